@@ -1,0 +1,44 @@
+"""Token-level objectives for fine-tuning language models on one reference answer per prompt."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from profit_sft.loss import SelectiveLoss, selective_linear_cross_entropy
+from profit_sft.objectives import NLL, Objective, ProFit, make_objective
+
+if TYPE_CHECKING:
+    from profit_sft.head import apply_profit, remove_profit
+    from profit_sft.trainer import ProFitConfig, ProFitTrainer
+
+__version__ = "0.1.0"
+
+# Loaded on first use: importing the loss must not pull in transformers or TRL.
+_LAZY = {
+    "ProFitConfig": "profit_sft.trainer",
+    "ProFitTrainer": "profit_sft.trainer",
+    "apply_profit": "profit_sft.head",
+    "remove_profit": "profit_sft.head",
+}
+
+__all__ = [
+    "NLL",
+    "Objective",
+    "ProFit",
+    "ProFitConfig",
+    "ProFitTrainer",
+    "SelectiveLoss",
+    "apply_profit",
+    "make_objective",
+    "remove_profit",
+    "selective_linear_cross_entropy",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'profit_sft' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -1,0 +1,212 @@
+"""The public loss: checks its inputs, picks a backend, and returns a loss with what was measured on the way."""
+
+import warnings
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from profit_sft.loss.chunked import HeadOptions, chunked_selective_loss
+from profit_sft.objectives import Objective
+
+Backend = Literal["auto", "chunked"]
+Normalize = Literal["all", "kept"]
+Statistics = Literal["objective", "all"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SelectiveLoss:
+    """Result of `selective_linear_cross_entropy`. Everything but `loss` is detached.
+
+    A per-token value that was not computed is NaN (fp32) rather than a guess; ignored positions hold 0.
+
+    Attributes:
+        loss: 0-d, fp32 (float64 for float64 inputs), nats.
+        log_probs: `(N,)`, fp32. `log p` of the label, nats.
+        weights: `(N,)`, fp32. The objective's token weights; 0 where masked or ignored.
+        entropy: `(N,)`, fp32, nats, or None where neither the objective nor the caller asked for it.
+        is_top1: `(N,)`, bool. The label is the likeliest token; False where it was not computed. None as above.
+        label_mask: `(N,)`, bool. True where the position carries a label.
+        num_labels: 0-d int64. Positions with a label.
+        num_kept: 0-d int64. Positions of non-zero weight.
+    """
+
+    loss: Tensor
+    log_probs: Tensor
+    weights: Tensor
+    entropy: Tensor | None
+    is_top1: Tensor | None
+    label_mask: Tensor
+    num_labels: Tensor
+    num_kept: Tensor
+
+
+@torch.compiler.disable
+def selective_linear_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    *,
+    objective: Objective,
+    bias: Tensor | None = None,
+    num_items: int | Tensor | None = None,
+    normalize: Normalize = "all",
+    ignore_index: int = -100,
+    logit_scale: float = 1.0,
+    logit_softcap: float | None = None,
+    reference_log_probs: Tensor | None = None,
+    weights: Tensor | None = None,
+    statistics: Statistics = "objective",
+    gradient_budget: float = 0.0,
+    chunk_size: int | None = None,
+    backend: Backend = "auto",
+) -> SelectiveLoss:
+    """Weighted next-token loss from hidden states, without ever holding `(N, V)` logits.
+
+    Computes `-sum_t w_t * log p_t / normalizer` with `p_t = softmax(cap(logit_scale * (W h_t + b)))[y_t]`. The token
+    weights `w_t` are detached. Logits, softmax and the mask are fp32 whatever the inputs are; under autocast hidden
+    and weight are first rounded to its dtype, as `torch.nn.Linear` would. Gradients are formed during the forward
+    pass, while the logits of a chunk are there, and only for tokens of non-zero weight.
+
+    Args:
+        hidden: `(N, D)` or `(B, S, D)`, floating point, already shifted to line up with `labels`.
+        weight: `(V, D)`, the language-model head. Gets no gradient, and costs none, where it is frozen.
+        labels: `(N,)` or `(B, S)`, int64 in `[0, V)` or `ignore_index`.
+        objective: Maps per-token statistics to weights, such as `ProFit(threshold=0.1)`.
+        bias: `(V,)`, added to the logits, or None.
+        num_items: Label tokens of the whole optimizer step over all ranks. None: those of this call.
+        normalize: `"all"` divides by the label tokens, `"kept"` by the tokens of non-zero weight of this call.
+        ignore_index: Label of positions without a target.
+        logit_scale: Factor on the logits (Cohere; `1 / logits_scaling` in Granite).
+        logit_softcap: `c` in `c * tanh(logits / c)`, applied after the scale (Gemma 2), or None.
+        reference_log_probs: Shape of `labels`. `log p_t` under a reference, for objectives that need it.
+        weights: Shape of `labels`. Known token weights; replaces the objective, and tokens of weight zero are not
+            projected at all.
+        statistics: `"objective"` computes what the objective reads. `"all"` computes log-probability, entropy and
+            top-1 of every label token.
+        gradient_budget: Share of the gradient mass that may be left out. Only 0, exact, is implemented.
+        chunk_size: Tokens whose logits are held at once; memory is `chunk_size * V * 4` bytes. None: chosen.
+        backend: `"chunked"` is plain torch on any device; `"auto"` picks.
+
+    Returns:
+        The loss, differentiable in `hidden`, `weight` and `bias`, and per-token values in the shape of `labels`.
+
+    Raises:
+        ValueError: A shape, label or option is out of range; names the argument and the first bad index.
+        TypeError: `labels` are not integers.
+        RuntimeError: From `backward`, when asked for a second derivative or called twice.
+
+    Host syncs: one to find the labels, one per chunk to find the kept tokens.
+
+    Source: Liu et al. 2026, arXiv:2601.09195, for the objective; gradients inside the forward pass as in Liger Kernel
+    (Hsu et al. 2024, arXiv:2410.10989).
+
+    Example:
+        >>> from profit_sft.objectives import ProFit
+        >>> _ = torch.manual_seed(0)
+        >>> hidden, weight = torch.randn(4, 8, requires_grad=True), torch.randn(16, 8)
+        >>> out = selective_linear_cross_entropy(
+        ...     hidden, weight, torch.tensor([1, 5, -100, 2]), objective=ProFit(threshold=0.01))
+        >>> out.loss.backward()
+        >>> int(out.num_labels), hidden.grad[2].abs().sum().item()
+        (3, 0.0)
+    """
+    if gradient_budget != 0.0:
+        raise ValueError(f"gradient_budget must be 0 (exact) in this version, got {gradient_budget}.")
+    shape = labels.shape
+    per_token = {"reference_log_probs": reference_log_probs, "weights": weights}
+    _check(hidden, weight, labels, bias, per_token, ignore_index=ignore_index)
+    if normalize not in ("all", "kept"):
+        raise ValueError(f"normalize must be 'all' or 'kept', got {normalize!r}.")
+    if normalize == "kept" and num_items is not None:
+        raise ValueError("normalize='kept' counts the kept tokens of this call itself; leave num_items out.")
+    if statistics not in ("objective", "all"):
+        raise ValueError(f"statistics must be 'objective' or 'all', got {statistics!r}.")
+    if backend not in ("auto", "chunked"):
+        raise ValueError(f"backend must be 'auto' or 'chunked', got {backend!r}.")
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"chunk_size must be at least 1 token, got {chunk_size}.")
+    if torch.is_autocast_enabled(hidden.device.type):
+        dtype = torch.get_autocast_dtype(hidden.device.type)
+        hidden, weight = hidden.to(dtype), weight.to(dtype)
+        bias = None if bias is None else bias.to(dtype)
+    options = HeadOptions(
+        objective=objective,
+        normalize=normalize,
+        ignore_index=ignore_index,
+        logit_scale=float(logit_scale),
+        logit_softcap=logit_softcap,
+        all_statistics=statistics == "all",
+        chunk_size=chunk_size,
+    )
+    with torch.autocast(hidden.device.type, enabled=False):
+        loss, found = chunked_selective_loss(
+            hidden.reshape(-1, hidden.shape[-1]),
+            weight,
+            labels.reshape(-1),
+            bias,
+            num_items,
+            {name: None if value is None else value.reshape(-1) for name, value in per_token.items()},
+            options,
+        )
+    if found.nothing_kept:
+        _warn_nothing_kept(objective, weights, found.log_probs[found.label_mask])
+    return SelectiveLoss(
+        loss=loss,
+        log_probs=found.log_probs.view(shape),
+        weights=found.weights.view(shape),
+        entropy=None if found.entropy is None else found.entropy.view(shape),
+        is_top1=None if found.is_top1 is None else found.is_top1.view(shape),
+        label_mask=found.label_mask.view(shape),
+        num_labels=found.label_mask.sum(),
+        num_kept=(found.weights != 0).sum(),
+    )
+
+
+def _check(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    bias: Tensor | None,
+    per_token: dict[str, Tensor | None],
+    *,
+    ignore_index: int,
+) -> None:
+    if labels.dtype != torch.int64:
+        raise TypeError(f"labels must be int64, got {labels.dtype}. Call labels.long().")
+    if hidden.shape[:-1] != labels.shape:
+        raise ValueError(
+            f"hidden {tuple(hidden.shape)} and labels {tuple(labels.shape)} do not line up: labels must have the "
+            "shape of hidden without its last dimension."
+        )
+    if weight.dim() != 2 or weight.shape[1] != hidden.shape[-1]:
+        raise ValueError(f"weight must be (V, {hidden.shape[-1]}) to match hidden, got {tuple(weight.shape)}.")
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"bias must be ({weight.shape[0]},), one per row of weight, got {tuple(bias.shape)}.")
+    for name, value in per_token.items():
+        if value is not None and value.shape != labels.shape:
+            raise ValueError(f"{name} must have the shape of labels {tuple(labels.shape)}, got {tuple(value.shape)}.")
+    bad = (labels != ignore_index) & ((labels < 0) | (labels >= weight.shape[0]))
+    if bad.any():
+        index = tuple(bad.nonzero()[0].tolist())
+        where = index[0] if len(index) == 1 else index
+        raise ValueError(
+            f"labels[{where}] is {labels[index].item()}, outside the vocabulary [0, {weight.shape[0]}). "
+            f"Positions without a target carry ignore_index ({ignore_index})."
+        )
+
+
+def _warn_nothing_kept(objective: Objective, weights: Tensor | None, log_probs: Tensor) -> None:
+    """Say why a batch teaches nothing, with the number that decides it."""
+    if weights is not None:
+        return  # the caller chose these weights
+    if log_probs.isnan().any():
+        largest = "the largest p was not computed"
+    else:
+        largest = f"the largest p seen is {log_probs.max().exp().item():.3g}"
+    warnings.warn(
+        f"{objective} gave all {log_probs.numel()} label tokens of this batch weight 0, so it teaches nothing; "
+        f"{largest}. Lower the threshold, or look at the data under this model.",
+        stacklevel=4,
+    )
