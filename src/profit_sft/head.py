@@ -176,7 +176,6 @@ def _causal_lm(model: nn.Module) -> Any:
     return model
 
 
-@functools.cache
 def _selective_forward(model_class: type) -> Callable[..., Any]:
     """Return the forward to install on an instance of `model_class`; its signature is the model's own."""
     own_forward = model_class.forward  # type: ignore[attr-defined]  # every torch module class has one
@@ -284,7 +283,8 @@ def _head_parameters(model: Any) -> tuple[Tensor, Tensor | None]:
     if hasattr(head, "modules_to_save"):  # PEFT trains a full copy of the head
         head = head.modules_to_save[head.active_adapter]
     if isinstance(head, nn.Linear) and type(head).forward is nn.Linear.forward and head.weight.is_floating_point():
-        lm_head_weight, bias = head.weight, head.bias
+        lm_head_weight: Any = head.weight
+        bias: Any = head.bias
         if hasattr(lm_head_weight, "ds_id") and lm_head_weight.numel() == 0:
             raise UnsupportedModelError(
                 "the language-model head is partitioned by DeepSpeed ZeRO-3, where the selective loss cannot read it. "
@@ -343,7 +343,7 @@ def _tail_of(model: Any) -> tuple[float, float | None]:
 
 
 def _probe_tail(model: Any) -> tuple[Tensor, Tensor]:
-    """Run the model's forward on random hidden states `(1, 3, D)`, skipping its backbone; return them and the logits."""
+    """Run the model's forward on random hidden states `(1, 3, D)` without its backbone; return them and the logits."""
     lm_head_weight, _ = _head_parameters(model)
     generator = torch.Generator().manual_seed(0)
     # Large enough that a soft cap bends the logits.

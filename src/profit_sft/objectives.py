@@ -116,7 +116,7 @@ class NLL:
         return torch.ones(stats.labels.shape, dtype=torch.float32, device=stats.labels.device)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
 class ProFit:
     """Keep the reference tokens the model already finds likely: `w = 1[p >= threshold]`.
 
@@ -164,6 +164,14 @@ class ProFit:
             raise ValueError(f"upper_threshold must exceed threshold, got {self.upper_threshold} <= {self.threshold}.")
         if self.direction == "random" and self.mask_source == "reference":
             raise ValueError("direction 'random' reads no probability; leave mask_source at 'online'.")
+
+    def __repr__(self) -> str:
+        shown = [
+            f"{entry.name}={getattr(self, entry.name)!r}"
+            for entry in dataclasses.fields(self)
+            if entry.repr and (getattr(self, entry.name) != entry.default or entry.name == "threshold")
+        ]
+        return f"ProFit({', '.join(shown)})"
 
     @property
     def needs(self) -> frozenset[str]:

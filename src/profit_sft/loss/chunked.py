@@ -79,7 +79,7 @@ def chunked_selective_loss(
     run = _Run(hidden.detach(), weight.detach(), labels, None if bias is None else bias.detach(), options, wanted)
     with torch.no_grad():
         run.all_tokens(num_items, per_token)
-    loss: Tensor = _AttachGradients.apply(hidden, weight, bias, run)
+    loss: Tensor = _AttachGradients.apply(hidden, weight, bias, run)  # type: ignore[no-untyped-call]
     return loss, run.values
 
 
@@ -244,16 +244,18 @@ class _Run:
             self._gradients(rows, hidden, targets, logits, slope, token_weights, total)
 
     def _logits(self, hidden: Tensor) -> Tensor:
-        if self.native:
-            # bf16 or fp16 operands, fp32 accumulation and output
-            logits = torch.mm(hidden, self.weight.T, out_dtype=torch.float32)
-        else:
-            logits = hidden.to(self.dtype) @ self.weight.T
+        logits = self._product(hidden, self.weight.T)
         if self.bias is not None:
             logits += self.bias
         if self.options.logit_scale != 1.0:
             logits *= self.options.logit_scale
         return logits
+
+    def _product(self, left: Tensor, right: Tensor) -> Tensor:
+        """Matrix product with fp32 accumulation and output, from bf16 or fp16 operands where the device has that."""
+        if self.native:
+            return torch.mm(left, right, out_dtype=torch.float32)
+        return left.to(self.dtype) @ right
 
     def _softcap(self, logits: Tensor) -> Tensor | None:
         """Cap `logits` in place; return the derivative of the cap, a second `(C, V)` buffer."""
@@ -329,14 +331,11 @@ class _Run:
             self.d_bias += gradient.sum(dim=0) * inverse
         operand = gradient.to(self.weight.dtype)
         if self.d_hidden is not None:
-            if self.native:
-                product = torch.mm(operand, self.weight, out_dtype=torch.float32)
-            else:
-                product = operand @ self.weight
+            product = self._product(operand, self.weight)  # (K, D) fp32
             self.d_hidden[rows] = (product * inverse).to(self.d_hidden.dtype)
         if self.d_weight is not None:
             if self.native:
-                self.d_weight += torch.mm(operand.T, hidden, out_dtype=torch.float32) * inverse
+                self.d_weight += self._product(operand.T, hidden) * inverse
             else:
                 self.d_weight.addmm_(operand.T, hidden.to(self.dtype) * inverse)
 

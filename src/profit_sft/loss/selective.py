@@ -42,7 +42,7 @@ class SelectiveLoss:
     num_kept: Tensor
 
 
-@torch.compiler.disable
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # its shapes follow the data: nothing to compile
 def selective_linear_cross_entropy(
     hidden: Tensor,
     weight: Tensor,

@@ -1,0 +1,66 @@
+"""Fixtures every test may use: the real 135M model and tokenizer, and where the data lies.
+
+The environment is set before anything imports transformers, which reads it once.
+"""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@pytest.fixture(scope="session")
+def repo_root() -> Path:
+    return Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def shared_data(repo_root: Path) -> Path:
+    folder = repo_root.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"no benchmark data: {folder} does not exist")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def smollm2_folder() -> Path:
+    """Skips where the model cannot be fetched; any other failure is a failure."""
+    from profit_sft.embedded_model import embedded_model_folder
+    from profit_sft.errors import DownloadError
+
+    try:
+        return embedded_model_folder()
+    except DownloadError as error:
+        pytest.skip(f"the embedded model cannot be fetched: {error}")
+
+
+@pytest.fixture(scope="session")
+def smollm2_tokenizer(smollm2_folder: Path) -> "PreTrainedTokenizerBase":
+    """Shared by the session: a test that changes it works on a copy."""
+    from transformers import AutoTokenizer
+
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(smollm2_folder)
+    return tokenizer
+
+
+@pytest.fixture(scope="session")
+def smollm2_model(smollm2_folder: Path) -> "Callable[[], PreTrainedModel]":
+    """Call it for a fresh fp32 model (540 MB, about a second), so that tests may train or patch theirs."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    def load() -> "PreTrainedModel":
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(smollm2_folder, dtype=torch.float32)
+        return model.eval()
+
+    return load

@@ -1,0 +1,56 @@
+"""One step over k micro-batches on r ranks gives the gradient of one big batch, for both normalizers."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+SCRIPT = Path(__file__).with_name("one_step.py")
+
+
+def run(out: Path, ranks: int) -> Path:
+    out.mkdir()
+    command = [sys.executable]
+    if ranks > 1:
+        command += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run(
+        [*command, str(SCRIPT), str(out)], env=environment, capture_output=True, text=True, timeout=600, check=False
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return out
+
+
+@pytest.fixture(scope="module")
+def gradients(tmp_path_factory):
+    """{(normalize, k, r): gradients and logged figures}, from real processes."""
+    root = tmp_path_factory.mktemp("exactness")
+    found = {}
+    for ranks in (1, 2):
+        for file in run(root / str(ranks), ranks).glob("*.pt"):
+            normalize, steps = file.stem.split("-")
+            found[normalize, int(steps), ranks] = torch.load(file)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("normalize", ["all", "kept"])
+@pytest.mark.parametrize(("steps", "ranks"), [(2, 1), (4, 1), (1, 2), (2, 2), (4, 2)])
+def test_gradient_and_figures_equal_those_of_one_big_batch(gradients, normalize, steps, ranks):
+    whole, split = gradients[normalize, 1, 1], gradients[normalize, steps, ranks]
+    for name, expected in whole.items():
+        assert (split[name] - expected).norm() <= 1e-5 * expected.norm(), name
+
+
+@pytest.mark.slow
+def test_the_normalizers_differ_by_exactly_the_kept_share(gradients):
+    all_labels, kept_only = gradients["all", 2, 2], gradients["kept", 2, 2]
+    kept_share = all_labels["log/kept_share"]
+    assert 0.05 < kept_share < 0.95
+    for name, gradient in all_labels.items():
+        if not name.startswith("log/"):
+            assert (kept_only[name] * kept_share - gradient).norm() <= 1e-5 * gradient.norm(), name
+    assert kept_only["log/loss"] * kept_share == pytest.approx(all_labels["log/loss"].item(), rel=1e-5)
