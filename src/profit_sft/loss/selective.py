@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from profit_sft.loss.chunked import HeadOptions, chunked_selective_loss
+from profit_sft.loss.chunked import HeadOptions, TokenValues, chunked_selective_loss
 from profit_sft.objectives import Objective
 
 Backend = Literal["auto", "chunked"]
@@ -30,6 +30,7 @@ class SelectiveLoss:
         label_mask: `(N,)`, bool. True where the position carries a label.
         num_labels: 0-d int64. Positions with a label.
         num_kept: 0-d int64. Positions of non-zero weight.
+        dropped_share: 0-d fp32, at most `gradient_budget`: the share of `sum |d loss / d logits|` that was left out.
     """
 
     loss: Tensor
@@ -40,6 +41,7 @@ class SelectiveLoss:
     label_mask: Tensor
     num_labels: Tensor
     num_kept: Tensor
+    dropped_share: Tensor
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]  # its shapes follow the data: nothing to compile
@@ -85,7 +87,8 @@ def selective_linear_cross_entropy(
             projected at all.
         statistics: `"objective"` computes what the objective reads. `"all"` computes log-probability, entropy and
             top-1 of every label token.
-        gradient_budget: Share of the gradient mass that may be left out. Only 0, exact, is implemented.
+        gradient_budget: Share of `sum |d loss / d logits|` that may be left out of the two backward products, in
+            [0, 1). 0 is exact; 0.003 leaves most columns of a large vocabulary out.
         chunk_size: Tokens whose logits are held at once; memory is `chunk_size * V * 4` bytes. None: chosen.
         backend: `"chunked"` is plain torch on any device; `"auto"` picks.
 
@@ -97,7 +100,7 @@ def selective_linear_cross_entropy(
         TypeError: `labels` are not integers.
         RuntimeError: From `backward`, when asked for a second derivative or called twice.
 
-    Host syncs: one to find the labels, one per chunk to find the kept tokens.
+    Host syncs: one to find the labels, two or three a chunk to find survivors and kept tokens.
 
     Source: Liu et al. 2026, arXiv:2601.09195, for the objective; gradients inside the forward pass as in Liger Kernel
     (Hsu et al. 2024, arXiv:2410.10989).
@@ -112,8 +115,8 @@ def selective_linear_cross_entropy(
         >>> int(out.num_labels), hidden.grad[2].abs().sum().item()
         (3, 0.0)
     """
-    if gradient_budget != 0.0:
-        raise ValueError(f"gradient_budget must be 0 (exact) in this version, got {gradient_budget}.")
+    if not 0.0 <= gradient_budget < 1.0:
+        raise ValueError(f"gradient_budget must be a share in [0, 1), got {gradient_budget}. Write 0.3% as 0.003.")
     shape = labels.shape
     per_token = {"reference_log_probs": reference_log_probs, "weights": weights}
     _check(hidden, weight, labels, bias, per_token, ignore_index=ignore_index)
@@ -138,6 +141,7 @@ def selective_linear_cross_entropy(
         logit_scale=float(logit_scale),
         logit_softcap=logit_softcap,
         all_statistics=statistics == "all",
+        gradient_budget=float(gradient_budget),
         chunk_size=chunk_size,
     )
     with torch.autocast(hidden.device.type, enabled=False):
@@ -151,7 +155,7 @@ def selective_linear_cross_entropy(
             options,
         )
     if found.nothing_kept:
-        _warn_nothing_kept(objective, weights, found.log_probs[found.label_mask])
+        _warn_nothing_kept(objective, weights, found)
     return SelectiveLoss(
         loss=loss,
         log_probs=found.log_probs.view(shape),
@@ -161,6 +165,7 @@ def selective_linear_cross_entropy(
         label_mask=found.label_mask.view(shape),
         num_labels=found.label_mask.sum(),
         num_kept=(found.weights != 0).sum(),
+        dropped_share=found.dropped_share,
     )
 
 
@@ -197,16 +202,18 @@ def _check(
         )
 
 
-def _warn_nothing_kept(objective: Objective, weights: Tensor | None, log_probs: Tensor) -> None:
+def _warn_nothing_kept(objective: Objective, weights: Tensor | None, found: TokenValues) -> None:
     """Say why a batch teaches nothing, with the number that decides it."""
     if weights is not None:
         return  # the caller chose these weights
-    if log_probs.isnan().any():
-        largest = "the largest p was not computed"
+    largest = found.largest_log_prob.exp().item()
+    screened = bool(found.log_probs.isnan().any())
+    if largest > 0:
+        reason = f"the largest p seen is {'at most ' if screened else ''}{largest:.3g}"
     else:
-        largest = f"the largest p seen is {log_probs.max().exp().item():.3g}"
+        reason = "no p was computed, since its weights do not depend on p"
     warnings.warn(
-        f"{objective} gave all {log_probs.numel()} label tokens of this batch weight 0, so it teaches nothing; "
-        f"{largest}. Lower the threshold, or look at the data under this model.",
+        f"{objective} gave all {int(found.label_mask.sum())} label tokens of this batch weight 0, so it teaches "
+        f"nothing; {reason}. Lower the threshold, or look at the data under this model.",
         stacklevel=4,
     )
