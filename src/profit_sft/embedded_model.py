@@ -54,8 +54,8 @@ def embedded_model_folder(*, cache_dir: Path | None = None, progress: Callable[[
     """Return a folder with SmolLM2-135M-Instruct and its tokenizer; fetch and convert it on first use.
 
     The first use downloads 93 MB and takes about half a minute on two cores. Processes that start together wait for
-    the one that converts. Weights are stored in fp32 (540 MB): of the dequantized values fp16 would round a third and bf16
-    three quarters.
+    the one that converts. Weights are stored in fp32 (540 MB), exactly as dequantized: fp16 would round a third of
+    them, bf16 three quarters.
 
     Args:
         cache_dir: Where converted models live. None: `$PROFIT_CACHE`, else `$XDG_CACHE_HOME/profit-sft`, else

@@ -17,6 +17,7 @@ from torch import Tensor
 
 ENTROPY_TOP_K = 20  # EAFT measures the entropy of the 20 likeliest tokens, renormalized
 ENTRY_POINT_GROUP = "profit_sft.objectives"
+_ASFT_LEAST_REST = 0.01
 
 Direction = Literal["higher", "lower", "middle", "random"]
 MaskSource = Literal["online", "reference"]
@@ -313,7 +314,8 @@ class ASFT:
     or any other token". That is a lower bound of the KL over the whole vocabulary (data-processing inequality) and has
     the same gradient on the label's own logit, `p - r`; over the other tokens it spreads in proportion to the model's
     probabilities, where the full term would pull each one to its own reference value. So it needs one stored number
-    per token in place of a second model in memory.
+    per token in place of a second model in memory. `1 - p` is taken as at least 0.01: below that, fp32's rounding of p
+    would reach the weight. On surer tokens the anchor pulls less than the formula says.
 
     Attributes:
         kl_coef: Weight of the anchor, positive. Default 0.1.
@@ -333,9 +335,7 @@ class ASFT:
         """Return the weights, `(N,)` fp32; negative where the model is surer than the reference by enough."""
         log_probs, reference = stats.require("log_probs"), stats.require("reference_log_probs")
         probs, rest = log_probs.exp(), -torch.expm1(log_probs)
-        # At p = 1 in fp32 the softmax gradient is zero whatever the weight; keep the weight finite there.
-        anchor = torch.where(rest > 1e-6, (probs - reference.exp()) / rest.clamp(min=1e-6), 0.0)
-        return probs - self.kl_coef * anchor
+        return probs - self.kl_coef * (probs - reference.exp()) / rest.clamp(min=_ASFT_LEAST_REST)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -5,25 +5,24 @@ Tokens pass three stages, and most of the work of a masked token is saved by the
 1. Prescreen. `log p = z_y - logsumexp(z) <= z_y - logsumexp(z over a prefix of the vocabulary)`. A token whose bound
    lies under the objective's probability floor is masked, and is not projected any further. Byte-pair vocabularies
    are sorted by frequency, so a short prefix (a slice, no gather) settles nearly every token that will be masked.
-2. Sweep. The survivors' logits, a chunk at a time, in fp32. A few rows at a time, while they are in cache, logits
-   become statistics, statistics become weights, and rows of non-zero weight become gradients, moved to the front:
-
-       G = w * softmax(z) * dz/draw, and -w * dz/draw more at the label      (K, V)
-
-3. Products. `dH = G @ W`, `dW = G.T @ H`, `db = G.sum(0)`, formed while G is there, so nothing is projected twice.
+2. Sweep. The survivors' logits, a chunk at a time, in fp32, become `exp(z - max)` in place, a few rows at a time so
+   that they stay in cache, and give the statistics. The objective turns those into weights; rows of weight zero leave.
+3. Products. `G = diag(w / sum exp) (exp(z - max) - sum exp * onehot(y)) dz/draw`, `dH = G @ W`, `dW = G.T @ H`,
+   `db = G.sum(0)`, formed while the exponentials are there, so nothing is projected twice.
    With a gradient budget both run on the columns that carry all but that share of `sum |G|`.
 
 `backward` only scales what is stored. Bytes moved by the sweep: `(C, V)` fp32 read once and written once.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from profit_sft.loss.row_blocks import in_blocks
 from profit_sft.objectives import ENTROPY_TOP_K, Objective, TokenStats
 
 # fp32 logits held at once. Larger chunks feed the products better, smaller ones touch less fresh memory; between 64
@@ -98,6 +97,28 @@ def chunked_selective_loss(
         run.all_tokens(num_items, per_token)
     loss: Tensor = AttachGradients.apply(hidden, weight, bias, run)  # type: ignore[no-untyped-call]
     return loss, run.values
+
+
+@dataclass(kw_only=True, slots=True)
+class Swept:
+    """What one sweep read off a chunk, each `(C,)`."""
+
+    largest: Tensor
+    totals: Tensor
+    log_probs: Tensor
+    label_entries: Tensor
+    entropy: Tensor | None
+    topk_entropy: Tensor | None
+
+    def stats(self, targets: Tensor, token_reference: Tensor | None) -> TokenStats:
+        """Return what the objective may look at."""
+        return TokenStats(
+            labels=targets,
+            log_probs=self.log_probs,
+            entropy=self.entropy,
+            topk_entropy=self.topk_entropy,
+            reference_log_probs=token_reference,
+        )
 
 
 class AttachGradients(torch.autograd.Function):
@@ -207,21 +228,18 @@ class ChunkedRun:
 
     def _weights_of_whole_batch(self, token_reference: Tensor | None) -> Tensor:
         """Statistics of every token first, then the weights of all, `(M,)`."""
-        found: list[TokenStats] = []
-        for tokens in self._chunks(torch.arange(self.rows.numel(), device=self.hidden.device)):
-            logits = self._logits(tokens)
-            for part in self._blocks(tokens.numel()):
-                block, _, stats = self._statistics(tokens[part], logits[part], None)
-                found.append(stats)
-                del block
+        found = [
+            self._sweep(tokens, self._logits(tokens))
+            for tokens in self._chunks(torch.arange(self.rows.numel(), device=self.hidden.device))
+        ]
 
         def joined(name: str) -> Tensor | None:
-            parts = [getattr(stats, name) for stats in found]
-            return None if not parts or parts[0] is None else torch.cat(parts)
+            parts = [getattr(swept, name) for swept in found]
+            return self.hidden.new_zeros(0) if not parts else None if parts[0] is None else torch.cat(parts)
 
         stats = TokenStats(
             labels=self.targets,
-            log_probs=joined("log_probs") if found else self.hidden.new_zeros(0),
+            log_probs=joined("log_probs"),
             entropy=joined("entropy"),
             topk_entropy=joined("topk_entropy"),
             reference_log_probs=token_reference,
@@ -247,12 +265,6 @@ class ChunkedRun:
         """Split `tokens` into chunks of nearly equal size, none above the chunk size."""
         count = -(-tokens.numel() // self._chunk_size())
         yield from tokens.tensor_split(count) if count else ()
-
-    def _blocks(self, count: int) -> Iterator[slice]:
-        """Slices of the rows that are worked on at once."""
-        step = count if self.hidden.is_cuda else max(1, _BLOCK_BYTES // (4 * self.weight.shape[0]))
-        for start in range(0, count, max(step, 1)):
-            yield slice(start, start + step)
 
     # -- stage 1: prescreen -------------------------------------------------------------------------------------
 
@@ -302,7 +314,8 @@ class ChunkedRun:
     def _may_be_kept(self, tokens: Tensor, prefix: Tensor, target_logits: Tensor) -> Tensor:
         """Return the mask `(G,)`, False where the prefix alone proves p below the floor."""
         largest = prefix.amax(dim=-1)  # (G,)
-        prefix_lse = torch.cat([torch.logsumexp(prefix[part], dim=-1) for part in self._blocks(prefix.shape[0])])
+        prefix_lse = torch.empty_like(largest)
+        self._in_blocks(lambda part: torch.logsumexp(prefix[part], dim=-1, out=prefix_lse[part]), prefix.shape[0])
         own = target_logits[tokens]
         # The label's own term belongs to the sum whether or not the prefix holds it.
         outside = self.targets[tokens] >= prefix.shape[1]
@@ -348,181 +361,165 @@ class ChunkedRun:
         self, tokens: Tensor, logits: Tensor, token_weights: Tensor | None, token_reference: Tensor | None
     ) -> None:
         """Sweep one chunk's logits `(C, V)`, which are overwritten, and form its products."""
-        front = 0
-        kept_tokens, kept_weights = [], []
-        label_entries = []
-        for part in self._blocks(tokens.numel()):
-            block_tokens = tokens[part]
-            targets = self.targets[block_tokens][:, None]
-            reference = None if token_reference is None else token_reference[block_tokens]
-            label_slope = self._label_slope(logits[part].gather(-1, targets))
-            slope = self._slope(logits[part])
-            block, total, stats = self._statistics(block_tokens, logits[part], reference)
-            weights = (
-                self.options.objective.token_weights(stats).to(self.dtype)
-                if token_weights is None
-                else token_weights[part]
-            )
-            assert stats.log_probs is not None
-            self.values.weights[self.rows[block_tokens]] = weights.float()
-            # A masked token may have log p = -inf; zero times that must stay zero.
-            self.loss_sum -= torch.where(weights != 0, weights * stats.log_probs, 0.0).sum(dtype=torch.float64)
-            if not self.wants_gradients:
-                continue
-            scaled = weights * self.options.logit_scale
-            kept = weights.nonzero().squeeze(1)  # syncs with the host
-            count = kept.numel()
-            in_place = count == block.shape[0] and front == part.start
-            gradient = block if in_place else block[kept]  # (K, V) or a view
-            gradient.mul_((scaled / total.squeeze(1))[kept][:, None])
-            if slope is not None:
-                gradient.mul_(slope[kept])
-            if not in_place:
-                logits[front : front + count] = gradient
-            front += count
-            kept_tokens.append(block_tokens[kept])
-            kept_weights.append(weights[kept])
-            label_entries.append((scaled * label_slope)[kept])
-        if front:
-            self._products(
-                logits[:front], torch.cat(kept_tokens), torch.cat(kept_weights), torch.cat(label_entries)
-            )
+        swept = self._sweep(tokens, logits)
+        if token_weights is None:
+            reference = None if token_reference is None else token_reference[tokens]
+            token_weights = self.options.objective.token_weights(swept.stats(self.targets[tokens], reference))
+            token_weights = token_weights.to(self.dtype)
+        self.values.weights[self.rows[tokens]] = token_weights.float()
+        # A masked token may have log p = -inf; zero times that must stay zero.
+        terms = torch.where(token_weights != 0, token_weights * swept.log_probs, 0.0)
+        self.loss_sum -= terms.sum(dtype=torch.float64)
+        if not self.wants_gradients:
+            return
+        kept = token_weights.nonzero().squeeze(1)  # (K,) syncs with the host
+        if kept.numel():
+            order = _move_to_front(logits, kept)
+            factors = (token_weights * self.options.logit_scale / swept.totals)[order]  # (K,)
+            self._products(logits[: kept.numel()], tokens[order], factors, swept.label_entries[order])
 
-    def _slope(self, logits: Tensor) -> Tensor | None:
-        """Derivative of the soft cap at every logit of a block, `(b, V)`, or None without one."""
-        cap = self.options.logit_softcap
-        return None if cap is None else 1.0 - (logits / cap).square_()
-
-    def _label_slope(self, target_logits: Tensor) -> Tensor:
-        """Derivative of the soft cap at the label's logit, `(b,)`; 1 without one."""
-        cap = self.options.logit_softcap
-        if cap is None:
-            return torch.ones_like(target_logits).squeeze(1)
-        return (1.0 - (target_logits / cap).square_()).squeeze(1)
-
-    def _statistics(
-        self, tokens: Tensor, logits: Tensor, token_reference: Tensor | None
-    ) -> tuple[Tensor, Tensor, TokenStats]:
-        """Read the statistics off a block of logits `(b, V)`.
-
-        Returns:
-            The block turned into `exp(logits - max)` in place, its row sums `(b, 1)`, and the statistics.
-        """
-        values, rows, targets = self.values, self.rows[tokens], self.targets[tokens][:, None]
-        largest = logits.amax(dim=-1, keepdim=True)  # (b, 1)
-        target_logits = logits.gather(-1, targets)  # (b, 1)
-        topk_entropy = _topk_entropy(logits) if "topk_entropy" in self.options.objective.needs else None
-        logits.sub_(largest)
-        shifted = logits.clone() if values.entropy is not None else None
-        exps = logits.exp_()
-        total = exps.sum(dim=-1, keepdim=True)  # (b, 1)
-        log_probs = (target_logits - largest - total.log()).squeeze(1)
-        values.log_probs[rows] = log_probs.float()
-        values.largest_log_prob = torch.maximum(values.largest_log_prob, log_probs.amax())
-        entropy = None
-        if values.entropy is not None:
-            assert shifted is not None
-            entropy = total.log().squeeze(1) - torch.linalg.vecdot(exps, shifted) / total.squeeze(1)
-            values.entropy[rows] = entropy.float()
-        if values.is_top1 is not None:
-            values.is_top1[rows] = (target_logits >= largest).squeeze(1)
-        stats = TokenStats(
-            labels=self.targets[tokens],
-            log_probs=log_probs,
-            entropy=entropy,
-            topk_entropy=topk_entropy,
-            reference_log_probs=token_reference,
+    def _sweep(self, tokens: Tensor, logits: Tensor) -> "Swept":
+        """Turn logits `(C, V)` into `exp(logits - max)`, times the cap's slope, in place, and read off the statistics."""
+        values, rows, targets = self.values, self.rows[tokens], self.targets[tokens]
+        wants_topk = "topk_entropy" in self.options.objective.needs
+        swept = Swept(
+            largest=logits.new_empty(tokens.numel()),
+            totals=logits.new_empty(tokens.numel()),
+            log_probs=logits.new_empty(tokens.numel()),
+            label_entries=logits.new_empty(tokens.numel()),
+            entropy=None if values.entropy is None else logits.new_empty(tokens.numel()),
+            topk_entropy=logits.new_empty(tokens.numel()) if wants_topk else None,
         )
-        return exps, total, stats
+        target_logits = logits.gather(-1, targets[:, None]).squeeze(1)  # (C,)
+        self._in_blocks(lambda part: self._sweep_block(logits[part], part, swept), tokens.numel())
+        swept.log_probs = target_logits - swept.largest - swept.totals.log()
+        cap = self.options.logit_softcap
+        # The label's share of the gradient, in units of exp(logits - max): minus the row's sum, times the slope.
+        swept.label_entries = -swept.totals
+        if cap is not None:
+            swept.label_entries *= 1.0 - (target_logits / cap).square()
+        values.log_probs[rows] = swept.log_probs.float()
+        values.largest_log_prob = torch.maximum(values.largest_log_prob, swept.log_probs.amax())
+        if values.entropy is not None:
+            assert swept.entropy is not None
+            values.entropy[rows] = swept.entropy.float()
+        if values.is_top1 is not None:
+            values.is_top1[rows] = target_logits >= swept.largest
+        return swept
+
+    def _sweep_block(self, logits: Tensor, part: slice, swept: "Swept") -> None:
+        """Sweep a few rows `(b, V)`, small enough to stay in cache from the first operation to the last."""
+        cap = self.options.logit_softcap
+        slope = None if cap is None or not self.wants_gradients else 1.0 - (logits / cap).square_()
+        if swept.topk_entropy is not None:
+            swept.topk_entropy[part] = _topk_entropy(logits)
+        torch.amax(logits, dim=-1, out=swept.largest[part])
+        logits.sub_(swept.largest[part][:, None])
+        shifted = None if swept.entropy is None else logits.clone()
+        exps = logits.exp_()
+        torch.sum(exps, dim=-1, out=swept.totals[part])
+        if shifted is not None:
+            assert swept.entropy is not None
+            totals = swept.totals[part]
+            # Where exp underflows the product is 0 * -large, which is what p log p tends to.
+            swept.entropy[part] = totals.log() - torch.linalg.vecdot(exps, shifted) / totals
+        if slope is not None:
+            exps.mul_(slope)
+
+    def _in_blocks(self, work: Callable[[slice], object], count: int) -> None:
+        """Call `work` on slices of `count` rows: all at once on a GPU, a few at a time on the CPU's threads."""
+        if self.hidden.is_cuda:
+            work(slice(0, count))
+        else:
+            in_blocks(work, count, rows_per_block=max(1, _BLOCK_BYTES // (4 * self.weight.shape[0])))
 
     # -- stage 3: products --------------------------------------------------------------------------------------
 
-    def _products(self, softmax_part: Tensor, tokens: Tensor, token_weights: Tensor, label_entries: Tensor) -> None:
-        """Add one chunk's gradients.
+    def _products(self, exps: Tensor, tokens: Tensor, factors: Tensor, label_entries: Tensor) -> None:
+        """Add one chunk's gradients. The gradient of the raw logits is `factors[:, None] * exps`, labels included.
+
+        The factors go into the small operands and results, which saves a pass over `exps`.
 
         Args:
-            softmax_part: `(K, V)`, `w * scale * slope * softmax`; becomes the gradient of the raw logits.
+            exps: `(K, V)`, `exp(logits - max) * slope`; the label's entry is completed here, in place.
             tokens: `(K,)`, the kept tokens.
-            token_weights: `(K,)`.
-            label_entries: `(K,)`, `w * scale * slope` at the label, still to be subtracted there.
+            factors: `(K,)`, `w * scale / sum(exp)`.
+            label_entries: `(K,)`, what the label's entry is still to be given.
         """
         targets = self.targets[tokens]
-        mass = self._column_mass(softmax_part, token_weights, targets, label_entries)
-        gradient = softmax_part.scatter_add_(-1, targets[:, None], -label_entries[:, None])
+        exps.scatter_add_(-1, targets[:, None], label_entries[:, None])
+        if self.native:
+            # 16-bit operands: bring every row to the scale of probabilities first, or fp16 would overflow.
+            exps.mul_(factors[:, None])
+            factors = torch.ones_like(factors)
         inverse: Tensor | float = 1.0 if self.inverse is None else self.inverse
         hidden, columns = self.hidden[tokens], None
         if self.d_bias is not None:
-            self.d_bias += gradient.sum(dim=0) * inverse
-        if mass is not None:
-            gradient, tokens, hidden, columns = self._within_budget(gradient, tokens, hidden, mass)
-        operand = gradient.to(self.weight.dtype)
+            self.d_bias += torch.mv(exps.T, factors * inverse)
+        if self.options.gradient_budget > 0.0:
+            exps, tokens, hidden, factors, columns = self._within_budget(exps, tokens, hidden, factors)
+        operand = exps.to(self.weight.dtype)
         if self.d_hidden is not None:
             head = self.weight if columns is None else self.weight[columns]
-            self.d_hidden[self.rows[tokens]] = self._product(operand, head) * inverse
+            self.d_hidden[self.rows[tokens]] = self._product(operand, head) * (factors * inverse)[:, None]
         if self.wants_weight:
-            self._add_to_d_weight(operand, hidden, columns, inverse)
-
-    def _add_to_d_weight(
-        self, gradient: Tensor, hidden: Tensor, columns: Tensor | None, inverse: Tensor | float
-    ) -> None:
-        if columns is None and not self.native:
-            scaled = hidden * inverse
-            if self.d_weight is None:
-                self.d_weight = torch.mm(gradient.T, scaled)
+            if self.native:
+                self._add_to_d_weight(self._product(operand.T, hidden) * inverse, columns)
             else:
-                self.d_weight.addmm_(gradient.T, scaled)
-            return
-        product = self._product(gradient.T, hidden) * inverse  # (V or U, D) fp32
-        if columns is None and self.d_weight is None:
-            self.d_weight = product
-            return
-        if self.d_weight is None:
-            self.d_weight = torch.zeros(self.weight.shape, dtype=self.dtype, device=self.weight.device)
-        if columns is None:
-            self.d_weight += product
-        else:
-            self.d_weight.index_add_(0, columns, product)
+                self._add_product_to_d_weight(operand, hidden * (factors * inverse)[:, None], columns)
 
-    def _column_mass(
-        self, softmax_part: Tensor, token_weights: Tensor, targets: Tensor, label_entries: Tensor
-    ) -> Tensor | None:
-        """Return `sum_k |G_kv|`, `(V,)`, from one pass over the softmax part; None without a budget."""
-        if self.options.gradient_budget == 0.0:
-            return None
-        mass = torch.mv(softmax_part.T, token_weights.sign())
-        own = softmax_part.gather(-1, targets[:, None]).squeeze(1)  # counted above as |w| p, but the entry is |w| (1-p)
-        mass.index_add_(0, targets, (own - label_entries).abs() - own.abs())
-        return mass
+    def _add_product_to_d_weight(self, left: Tensor, right: Tensor, columns: Tensor | None) -> None:
+        """Add `left.T @ right` without a buffer for the product where all columns take part."""
+        if columns is None and self.d_weight is not None:
+            self.d_weight.addmm_(left.T, right)
+        else:
+            self._add_to_d_weight(torch.mm(left.T, right), columns)
+
+    def _add_to_d_weight(self, product: Tensor, columns: Tensor | None) -> None:
+        if columns is not None:
+            if self.d_weight is None:
+                self.d_weight = torch.zeros(self.weight.shape, dtype=self.dtype, device=self.weight.device)
+            self.d_weight.index_add_(0, columns, product)
+        elif self.d_weight is None:
+            self.d_weight = product
+        else:
+            self.d_weight += product
 
     def _within_budget(
-        self, gradient: Tensor, tokens: Tensor, hidden: Tensor, mass: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        self, exps: Tensor, tokens: Tensor, hidden: Tensor, factors: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Leave out whole tokens, then columns, that carry at most the budget of the chunk's absolute gradient.
 
         Returns:
-            The gradient of what is left `(K', U)`, its tokens, their hidden states, and the columns.
+            What is left: exps `(K', U)`, tokens, hidden states, factors, and the columns `(U,)`.
         """
+        label = exps.gather(-1, self.targets[tokens][:, None]).squeeze(1)  # (K,), not positive
+        # Every other entry is positive, so that one pass gives the column sums of absolute values.
+        mass = torch.mv(exps.T, factors.abs())  # (V,)
+        mass.index_add_(0, self.targets[tokens], -2.0 * label * factors.abs())
+        mass.clamp_(min=0.0)
         total = mass.sum(dtype=torch.float64)
         allowed = self.options.gradient_budget * total
-        # A row sums to zero but for the soft cap's slope, so its mass is about twice what the label's entry holds.
-        label = gradient.gather(-1, self.targets[tokens][:, None]).squeeze(1)
-        row_mass = 2.0 * label.abs()
-        if self.options.logit_softcap is not None:
-            row_mass = torch.linalg.vector_norm(gradient, ord=1, dim=-1)
-        ordered, order = row_mass.sort()
-        row_sums = ordered.cumsum(0, dtype=torch.float64)
+        # A row sums to zero (nearly so under a soft cap), so the label's entry is half of its mass.
+        if self.options.logit_softcap is None:
+            row_mass = 2.0 * (label * factors).abs()
+        else:
+            row_mass = torch.linalg.vector_norm(exps, ord=1, dim=-1) * factors.abs()
+        smallest, row_order = row_mass.sort()
+        row_sums = smallest.cumsum(0, dtype=torch.float64)
         rows_out = int(torch.searchsorted(row_sums, allowed / 2))  # syncs with the host
         left_out = row_sums[rows_out - 1] if rows_out else torch.zeros_like(total)
-        ordered, order_columns = mass.sort(descending=True)
-        column_sums = ordered.cumsum(0, dtype=torch.float64)
-        wanted = int(torch.searchsorted(column_sums, total - (allowed - left_out))) + 1  # syncs with the host
-        columns = order_columns[:wanted].sort().values
-        self.values.dropped_share += left_out + (total - column_sums[min(wanted, len(column_sums)) - 1])
+        largest, column_order = mass.sort(descending=True)
+        column_sums = largest.cumsum(0, dtype=torch.float64)
+        needed = int(torch.searchsorted(column_sums, total - (allowed - left_out))) + 1  # syncs with the host
+        needed = min(needed, mass.numel())
+        columns = column_order[:needed].sort().values
+        self.values.dropped_share += left_out + (total - column_sums[needed - 1]).clamp(min=0.0)
         self.total_mass += total
         if rows_out:
-            kept = order[rows_out:].sort().values
-            gradient, tokens, hidden = gradient[kept], tokens[kept], hidden[kept]
-        return gradient.index_select(1, columns), tokens, hidden, columns
+            kept = row_order[rows_out:].sort().values
+            exps, tokens, hidden, factors = exps[kept], tokens[kept], hidden[kept], factors[kept]
+        return exps.index_select(1, columns), tokens, hidden, factors, columns
 
     def gradients(self, grad_output: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Return d hidden, d weight, d bias, times `grad_output`, in the dtypes of the inputs."""
@@ -545,6 +542,22 @@ class ChunkedRun:
 
 def _blank(label_mask: Tensor) -> Tensor:
     return torch.where(label_mask, math.nan, 0.0).to(torch.float32)  # (N,)
+
+
+def _move_to_front(rows: Tensor, kept: Tensor) -> Tensor:
+    """Move the kept rows to the front, in place, and return which row now lies where, `(K,)`.
+
+    Only the rows beyond the front move, into the places of rows that are not kept, so little is copied.
+    """
+    order = torch.arange(kept.numel(), device=kept.device)
+    beyond = kept[kept >= kept.numel()]
+    if beyond.numel():
+        is_kept = torch.zeros(rows.shape[0], dtype=torch.bool, device=kept.device)
+        is_kept[kept] = True
+        free = (~is_kept[: kept.numel()]).nonzero().squeeze(1)
+        rows[free] = rows[beyond]
+        order[free] = beyond
+    return order
 
 
 def _topk_entropy(logits: Tensor) -> Tensor:

@@ -1,0 +1,306 @@
+"""The selective loss against its peers: forward and backward, one run, same inputs, interleaved rounds.
+
+    python benchmarks/loss.py                             planted inputs
+    python benchmarks/loss.py --data gsm8k_train.jsonl    real hidden states of SmolLM2-135M-Instruct
+    python benchmarks/loss.py --growth                    planted inputs, growing N and V
+
+The unit is ONE dense forward product `H @ W.T`. Errors are against float64; a variant outside its bound prints the
+error and no speed. Peak memory is measured in a process of its own for each variant.
+"""
+
+import argparse
+import json
+import math
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from profit_sft import ProFit, selective_linear_cross_entropy
+
+Variant = Callable[[Tensor, Tensor, Tensor, float], Tensor]
+
+
+def ours(gradient_budget: float) -> Variant:
+    def loss(hidden: Tensor, weight: Tensor, labels: Tensor, threshold: float) -> Tensor:
+        objective = ProFit(threshold=threshold)
+        result = selective_linear_cross_entropy(
+            hidden, weight, labels, objective=objective, gradient_budget=gradient_budget
+        )
+        return result.loss
+
+    return loss
+
+
+def masked_mean(log_probs: Tensor, threshold: float) -> Tensor:
+    mask = (log_probs.detach() >= math.log(threshold)).to(log_probs.dtype)
+    return -(mask * log_probs).sum() / log_probs.numel()
+
+
+def full_logits(hidden: Tensor, weight: Tensor, labels: Tensor, threshold: float) -> Tensor:
+    """The official code's formula: softmax of all logits, gather, mask."""
+    logits = (hidden @ weight.T).float()
+    return masked_mean(logits.log_softmax(-1).gather(-1, labels[:, None]).squeeze(-1), threshold)
+
+
+def trl_head(hidden: Tensor, weight: Tensor, labels: Tensor, threshold: float) -> Tensor:
+    """TRL's fused head, the mask applied to its log-probabilities."""
+    from trl.trainer.utils import _CHUNKED_LOGPROB_CHUNK_SIZE, _ChunkedLogProbFunction
+
+    found = _ChunkedLogProbFunction.apply(
+        hidden, weight, None, labels, 1.0, _CHUNKED_LOGPROB_CHUNK_SIZE, None, 1.0, ("log_probs",)
+    )
+    return masked_mean(found[0], threshold)
+
+
+def liger(hidden: Tensor, weight: Tensor, labels: Tensor, threshold: float) -> Tensor:
+    """Liger's fused linear cross-entropy: plain NLL, it has no mask by probability."""
+    from liger_kernel.transformers.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyLoss
+
+    return LigerFusedLinearCrossEntropyLoss()(weight, hidden, labels)
+
+
+def cut_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, threshold: float) -> Tensor:
+    """Apple's cut cross-entropy, the mask applied to its per-token losses."""
+    from cut_cross_entropy import linear_cross_entropy
+
+    return masked_mean(-linear_cross_entropy(hidden, weight, labels, reduction="none"), threshold)
+
+
+# name: (function, bound on the relative error of dH; None: not comparable, it computes another loss)
+VARIANTS: dict[str, tuple[Variant, float | None]] = {
+    "ours exact": (ours(0.0), 1e-4),
+    "ours delta 0.3%": (ours(0.003), 1e-2),
+    "ours delta 1%": (ours(0.01), 3e-2),
+    "trl fused head": (trl_head, 0.5),
+    "official formula, full logits": (full_logits, 0.5),
+    "liger, plain nll": (liger, None),
+    "cut-cross-entropy": (cut_cross_entropy, 0.5),
+}
+
+
+def planted(tokens: int, vocab_size: int, width: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """Inputs with likely labels: hidden states lean toward their label's row, by different amounts.
+
+    Random inputs would give every label a tiny p, mask everything, and flatter us.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(vocab_size, width, generator=generator) / math.sqrt(width)
+    # Byte-pair vocabularies are sorted by frequency; draw labels so.
+    labels = (vocab_size ** torch.rand(tokens, generator=generator) - 1).long().clamp(0, vocab_size - 1)
+    lean = 40 * torch.rand(tokens, 1, generator=generator)
+    return torch.randn(tokens, width, generator=generator) + lean * weight[labels], weight, labels
+
+
+def real(data_file: Path, tokens: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Hidden states of SmolLM2 at the answers of question/answer rows, in its chat template."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from profit_sft.embedded_model import embedded_model_folder
+
+    folder = embedded_model_folder()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    states, labels, found = [], [], 0
+    with data_file.open(encoding="utf-8") as lines, torch.no_grad():
+        for line in lines:
+            row = json.loads(line)
+            prompt = tokenizer.apply_chat_template(
+                [{"role": "user", "content": row["question"]}], add_generation_prompt=True, tokenize=False
+            )
+            prompt_ids = tokenizer(prompt, add_special_tokens=False).input_ids
+            answer_ids = tokenizer(row["answer"] + tokenizer.eos_token, add_special_tokens=False).input_ids
+            hidden = model.model(input_ids=torch.tensor([prompt_ids + answer_ids])).last_hidden_state[0]
+            states.append(hidden[len(prompt_ids) - 1 : -1])
+            labels.append(torch.tensor(answer_ids))
+            found += len(answer_ids)
+            if found >= tokens:
+                break
+    return torch.cat(states)[:tokens], model.lm_head.weight.detach().clone(), torch.cat(labels)[:tokens]
+
+
+def oracle(hidden: Tensor, weight: Tensor, labels: Tensor, threshold: float) -> tuple[float, Tensor, Tensor, float]:
+    """Loss, dH and dW in float64, a chunk at a time, and the kept share."""
+    tokens = hidden.shape[0]
+    weight = weight.double()
+    loss, kept = 0.0, 0
+    d_hidden, d_weight = torch.zeros(hidden.shape, dtype=torch.float64), torch.zeros_like(weight)
+    for start in range(0, tokens, 256):
+        rows = slice(start, start + 256)
+        chunk = hidden[rows].double()
+        log_probs = (chunk @ weight.T).log_softmax(-1)
+        own = log_probs.gather(-1, labels[rows, None])
+        mask = (own >= math.log(threshold)).double()
+        loss -= float((mask * own).sum()) / tokens
+        kept += int(mask.sum())
+        gradient = log_probs.exp().scatter_add_(-1, labels[rows, None], -torch.ones_like(own)) * mask / tokens
+        d_hidden[rows] = gradient @ weight
+        d_weight += gradient.T @ chunk
+    return loss, d_hidden, d_weight, kept / tokens
+
+
+def once(function: Variant, inputs: tuple[Tensor, Tensor, Tensor], threshold: float) -> tuple[float, Tensor, Tensor]:
+    hidden, weight, labels = inputs
+    hidden, weight = hidden.requires_grad_(), weight.requires_grad_()
+    hidden.grad = weight.grad = None
+    loss = function(hidden, weight, labels, threshold)
+    loss.backward()
+    return loss.item(), hidden.grad, weight.grad
+
+
+def peak_memory_mib(inputs_file: str, name: str, threshold: float) -> float | None:
+    """Growth of the resident set's peak while the variant runs once, in a process of its own."""
+    command = [sys.executable, __file__, "--memory_of", name, "--inputs", inputs_file, "--thresholds", str(threshold)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return float(done.stdout.strip().splitlines()[-1]) if done.returncode == 0 else None
+
+
+def measure_memory(inputs_file: str, name: str, threshold: float) -> None:
+    import resource
+
+    inputs = tuple(torch.load(inputs_file))
+    warm = planted(16, 4096, 32)
+    once(VARIANTS[name][0], warm, threshold)  # imports and thread pools
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    once(VARIANTS[name][0], inputs, threshold)
+    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+
+
+def compare(
+    inputs: tuple[Tensor, Tensor, Tensor], threshold: float, rounds: int, names: list[str], *, memory: bool
+) -> list[dict[str, object]]:
+    """Check every variant against float64, then time those that pass, interleaved."""
+    loss, d_hidden, d_weight, kept_share = oracle(*(tensor.detach() for tensor in inputs), threshold)
+    rows: list[dict[str, object]] = []
+    running: dict[str, Callable[[], object]] = {}
+    for name in names:
+        function, bound = VARIANTS[name]
+        row: dict[str, object] = {"variant": name, "threshold": threshold, "kept_share": round(kept_share, 3)}
+        rows.append(row)
+        try:
+            found = once(function, inputs, threshold)
+        except (ImportError, RuntimeError, ValueError, AssertionError) as error:
+            row["not_run"] = f"{type(error).__name__}: {str(error).splitlines()[0][:80] if str(error) else ''}"
+            continue
+        if bound is not None:
+            row["rel_err_loss"] = abs(found[0] - loss) / abs(loss)
+            row["rel_err_dH"] = float((found[1].double() - d_hidden).norm() / d_hidden.norm())
+            row["rel_err_dW"] = float((found[2].double() - d_weight).norm() / d_weight.norm())
+            if row["rel_err_dH"] > bound:
+                row["not_run"] = f"dH error above {bound}"
+                continue
+        running[name] = lambda function=function: once(function, inputs, threshold)
+    hidden, weight = (tensor.detach() for tensor in inputs[:2])
+    running["unit"] = lambda: hidden @ weight.T
+    times: dict[str, list[float]] = {name: [] for name in running}
+    for _ in range(rounds):
+        for name, function in running.items():
+            start = time.perf_counter()
+            function()
+            times[name].append(1000 * (time.perf_counter() - start))
+    unit = statistics.median(times["unit"])
+    with tempfile.TemporaryDirectory() as folder:
+        inputs_file = os.path.join(folder, "inputs.pt")
+        if memory:
+            torch.save([tensor.detach() for tensor in inputs], inputs_file)
+        for row in rows:
+            name = str(row["variant"])
+            if name in times:
+                quartiles = statistics.quantiles(times[name], n=4)
+                row["median_ms"] = round(statistics.median(times[name]), 1)
+                row["iqr_ms"] = round(quartiles[2] - quartiles[0], 1)
+                row["ratio_to_dense_gemm"] = round(statistics.median(times[name]) / unit, 2)
+                if "trl fused head" in times:
+                    row["ratio_to_trl"] = round(
+                        statistics.median(times[name]) / statistics.median(times["trl fused head"]), 2
+                    )
+                row["peak_memory_mib"] = peak_memory_mib(inputs_file, name, threshold) if memory else None
+    rows.append({"variant": "unit: H @ W.T", "median_ms": round(unit, 1), "ratio_to_dense_gemm": 1.0})
+    return rows
+
+
+COLUMNS = (
+    "variant",
+    "kept_share",
+    "median_ms",
+    "iqr_ms",
+    "ratio_to_trl",
+    "ratio_to_dense_gemm",
+    "peak_memory_mib",
+    "rel_err_loss",
+    "rel_err_dH",
+    "rel_err_dW",
+)
+
+
+def render(title: str, rows: list[dict[str, object]]) -> None:
+    print(f"\n### {title}\n\n| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
+    for row in rows:
+        cells = []
+        for name in COLUMNS:
+            value = row.get(name, "")
+            cells.append(f"{value:.1e}" if name.startswith("rel_err") and isinstance(value, float) else str(value))
+        if "not_run" in row:
+            cells[2] = f"not run ({row['not_run']})"
+        print(f"| {' | '.join(cells)} |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="question/answer rows (jsonl) to take real hidden states from")
+    parser.add_argument("--tokens", type=int, nargs="+", default=[2048])
+    parser.add_argument("--thresholds", type=float, nargs="+", default=[0.5, 0.1])
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--only", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
+    parser.add_argument("--growth", action="store_true", help="planted inputs, growing N and V")
+    parser.add_argument("--no_memory", action="store_true")
+    parser.add_argument("--json", type=Path, help="write every figure here")
+    parser.add_argument("--memory_of", help=argparse.SUPPRESS)
+    parser.add_argument("--inputs", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.memory_of:
+        measure_memory(args.inputs, args.memory_of, args.thresholds[0])
+        return
+    problems: list[tuple[str, tuple[Tensor, Tensor, Tensor]]] = []
+    if args.growth:
+        problems += [(f"planted N={n} V={v} D=576", planted(n, v, 576)) for n, v in GROWTH]
+    elif args.data is not None:
+        hidden, weight, labels = real(args.data, max(args.tokens))
+        problems += [(f"real N={n} V={weight.shape[0]} D=576", (hidden[:n], weight, labels[:n])) for n in args.tokens]
+    else:
+        problems += [(f"planted N={n} V=49152 D=576", planted(n, 49152, 576)) for n in args.tokens]
+    results = []
+    for title, inputs in problems:
+        for threshold in args.thresholds:
+            rows = compare(inputs, threshold, args.rounds, args.only, memory=not args.no_memory)
+            render(f"{title}, threshold {threshold}, fp32", rows)
+            results.append({"problem": title, "threshold": threshold, "rows": rows})
+    if args.json is not None:
+        args.json.write_text(json.dumps({"environment": environment(), "results": results}, indent=2) + "\n")
+
+
+GROWTH = ((512, 49152), (1024, 49152), (4096, 49152), (1024, 12288), (1024, 151936))
+
+
+def environment() -> dict[str, object]:
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    return {
+        "command": " ".join(sys.argv),
+        "commit": commit,
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "processor": platform.processor() or platform.machine(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+    }
+
+
+if __name__ == "__main__":
+    main()

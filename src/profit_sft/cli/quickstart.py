@@ -1,0 +1,66 @@
+"""`profit quickstart`: the main job on the embedded model, with figures before and after."""
+
+import json
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from profit_sft.cli.progress import ProgressBar, quiet_libraries
+from profit_sft.cli.train import print_result
+from profit_sft.errors import ConfigurationError
+from profit_sft.quickstart import QuickstartReport, as_dict, run_quickstart
+
+
+def quickstart_command(
+    output_dir: Path, *, objective: str, threshold: float | None, overwrite: bool, as_json: bool
+) -> int:
+    """Run the quickstart, print its table, and return the exit status."""
+    quiet_libraries()
+    messages = Console(stderr=True, highlight=False)
+    try:
+        found = run_quickstart(
+            output_dir,
+            objective=objective,
+            threshold=threshold,
+            overwrite=overwrite,
+            callbacks=[ProgressBar()],
+            report=messages.print,
+        )
+    except (ValueError, TypeError) as error:
+        raise ConfigurationError(str(error)) from None
+    if found.after is None:
+        return print_result(found.run, as_json=as_json)
+    if as_json:
+        sys.stdout.write(json.dumps(as_dict(found)) + "\n")
+    else:
+        _print_table(found)
+    return 0
+
+
+def _print_table(found: QuickstartReport) -> None:
+    assert found.after is not None
+    before, after = found.before, found.after
+    table = Table(title=f"SmolLM2-135M-Instruct, {found.objective}, {found.run.global_step} steps")
+    table.add_column("on held-out problems")
+    table.add_column("before", justify="right")
+    table.add_column("after", justify="right")
+    for label, name in (
+        ("right answers", "accuracy"),
+        ("kept share of core tokens (numbers, operators)", "kept_share_core"),
+        ("kept share of style tokens (wording)", "kept_share_style"),
+        ("kept share of all tokens", "kept_share"),
+    ):
+        table.add_row(label, f"{getattr(before, name):.0%}", f"{getattr(after, name):.0%}")
+    table.add_row("plain NLL, nats a token", f"{before.nll:.2f}", f"{after.nll:.2f}")
+    out = Console(highlight=False)
+    out.print(table)
+    out.print(f"An answer before: {before.examples[0]!r}", markup=False)
+    out.print(f"An answer after:  {after.examples[0]!r}", markup=False)
+    out.print(
+        "One seed and one small model: a look at how it works, not evidence that one objective is better.\n"
+        f"Model, log and model card: {found.run.output_dir}   data: {found.train_file}   figures: {found.report_file}",
+        markup=False,
+        soft_wrap=True,
+    )

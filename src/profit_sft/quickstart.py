@@ -1,0 +1,256 @@
+"""The main job on parts that need no hub: SmolLM2-135M-Instruct on generated problems, before and after.
+
+Trains on problems whose every token is known to be core (equations, final number) or style (wording), and reports
+held-out accuracy, plain NLL, and which of the two kinds the objective keeps.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from trl import ModelConfig
+
+from profit_sft.atomic_write import write_text
+from profit_sft.data import TOKEN_KINDS, DataSettings, prepare_dataset
+from profit_sft.data.generated import GeneratedProblem, generate_problems, is_correct, to_row, write_jsonl
+from profit_sft.embedded_model import embedded_model_folder
+from profit_sft.head import apply_profit, remove_profit, selective_head
+from profit_sft.objectives import Objective
+from profit_sft.run import RunArguments, RunResult, run_training
+from profit_sft.trainer import ProFitConfig
+
+TRAIN_ROWS = 320
+HELD_OUT_ROWS = 48
+STEPS_PER_PROBLEM = 1
+LARGEST_NUMBER = 50
+SYSTEM_PROMPT = "Solve."  # without one SmolLM2's template adds its own, four times as long
+LEARNING_RATE = 3e-5
+BATCH_SIZE = 8
+MAX_NEW_TOKENS = 48
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Standing:
+    """How a model stands on the held-out problems. Shares are in [0, 1].
+
+    Attributes:
+        accuracy: Share of problems with the right final number, greedy decoding.
+        nll: Plain NLL of the reference solutions, nats a token.
+        kept_share: Share of label tokens of non-zero weight under the run's objective.
+        kept_share_core: That of core tokens.
+        kept_share_style: That of style tokens.
+        examples: The first few answers, as generated.
+    """
+
+    accuracy: float
+    nll: float
+    kept_share: float
+    kept_share_core: float
+    kept_share_style: float
+    examples: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QuickstartReport:
+    """What the quickstart measured and where it lies."""
+
+    objective: str
+    before: Standing
+    after: Standing | None
+    run: RunResult
+    train_file: Path
+    test_file: Path
+    report_file: Path
+
+
+def run_quickstart(
+    output_dir: Path,
+    *,
+    objective: str = "profit",
+    threshold: float | None = None,
+    overwrite: bool = False,
+    callbacks: Sequence[TrainerCallback] = (),
+    report: Callable[[str], None] = lambda text: None,
+    train_rows: int = TRAIN_ROWS,
+    held_out_rows: int = HELD_OUT_ROWS,
+) -> QuickstartReport:
+    """Generate data, look at the mask, train, and look again.
+
+    Args:
+        output_dir: The run folder; data goes to its subfolder `data`.
+        objective: Name of the objective.
+        threshold: Its threshold, where it has one.
+        overwrite: Replace an earlier run.
+        callbacks: For the trainer, such as a progress display.
+        report: Called with one line of text before each slow step.
+        train_rows: Training problems.
+        held_out_rows: Held-out problems.
+
+    Raises:
+        ConfigurationError: The output folder is taken, or a setting is wrong.
+        DownloadError: The model cannot be fetched.
+    """
+    folder = embedded_model_folder(progress=report)
+    train_file, test_file = output_dir / "data" / "train.jsonl", output_dir / "data" / "test.jsonl"
+    config = _config(output_dir, objective, threshold)
+    problems = {"steps": STEPS_PER_PROBLEM, "largest": LARGEST_NUMBER}
+    held_out = generate_problems(held_out_rows, seed=1, split="test", **problems)  # type: ignore[arg-type]
+    train = generate_problems(train_rows, seed=0, split="train", **problems)  # type: ignore[arg-type]
+    write_jsonl(train, train_file, system_prompt=SYSTEM_PROMPT)
+    write_jsonl(held_out, test_file, system_prompt=SYSTEM_PROMPT)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    report("measuring the untrained model on held-out problems")
+    before = measure(str(folder), tokenizer, held_out, test_file, config.make_objective())
+    report(f"training on {train_rows} problems")
+    run = run_training(
+        RunArguments(dataset_name=str(train_file), overwrite_output_dir=overwrite),
+        config,
+        ModelConfig(model_name_or_path=str(folder)),
+        callbacks=list(callbacks),
+        progress=False,
+    )
+    after = None
+    if run.stopped_by is None:
+        report("measuring the trained model")
+        after = measure(str(output_dir), tokenizer, held_out, test_file, config.make_objective())
+    found = QuickstartReport(
+        objective=str(config.make_objective()),
+        before=before,
+        after=after,
+        run=run,
+        train_file=train_file,
+        test_file=test_file,
+        report_file=output_dir / "quickstart.json",
+    )
+    write_text(found.report_file, json.dumps(as_dict(found), indent=2) + "\n")
+    return found
+
+
+def as_dict(report: QuickstartReport) -> dict[str, Any]:
+    """Return the figures of a report as plain values for JSON."""
+    from dataclasses import asdict
+
+    return {
+        "objective": report.objective,
+        "before": asdict(report.before),
+        "after": None if report.after is None else asdict(report.after),
+        "train_runtime_seconds": report.run.train_runtime_seconds,
+        "steps": report.run.global_step,
+        "output_dir": str(report.run.output_dir),
+    }
+
+
+def _config(output_dir: Path, objective: str, threshold: float | None) -> ProFitConfig:
+    return ProFitConfig(
+        output_dir=str(output_dir),
+        objective=objective,
+        threshold=threshold,
+        learning_rate=LEARNING_RATE,
+        lr_scheduler_type="cosine",
+        warmup_steps=0.1,
+        num_train_epochs=1,
+        per_device_train_batch_size=BATCH_SIZE,
+        max_length=256,
+        gradient_checkpointing=False,
+        bf16=torch.cuda.is_available(),
+        logging_steps=2,
+        save_strategy="epoch",
+        save_only_model=True,
+        save_total_limit=1,
+        report_to=[],
+        disable_tqdm=True,
+        seed=0,
+    )
+
+
+def measure(
+    model_name: str,
+    tokenizer: PreTrainedTokenizerBase,
+    problems: Sequence[GeneratedProblem],
+    data_file: Path,
+    objective: Objective,
+) -> Standing:
+    """Measure a checkpoint on held-out problems.
+
+    Args:
+        model_name: Folder of the checkpoint.
+        tokenizer: Its tokenizer.
+        problems: The problems.
+        data_file: The same problems as `write_jsonl` wrote them.
+        objective: Whose mask is looked at; online, under this checkpoint.
+    """
+    model = AutoModelForCausalLM.from_pretrained(model_name, dtype="float32")
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    answers = generate_answers(model, tokenizer, problems)
+    kinds = mask_by_kind(model, tokenizer, data_file, objective)
+    right = [is_correct(answer, problem.final_answer) for answer, problem in zip(answers, problems, strict=True)]
+    return Standing(accuracy=sum(right) / len(right), examples=tuple(answers[:3]), **kinds)
+
+
+def generate_answers(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, problems: Sequence[GeneratedProblem]
+) -> list[str]:
+    """Answer every problem greedily, in batches, shortest prompts first so that little is padding."""
+    model.eval()
+    prompts = [
+        tokenizer.apply_chat_template(
+            to_row(problem, system_prompt=SYSTEM_PROMPT)["messages"][:-1], tokenize=False, add_generation_prompt=True
+        )
+        for problem in problems
+    ]
+    answers = [""] * len(prompts)
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+    for start in range(0, len(order), 16):
+        chosen = order[start : start + 16]
+        batch = tokenizer(
+            [prompts[index] for index in chosen],
+            return_tensors="pt",
+            padding=True,
+            padding_side="left",
+            add_special_tokens=False,
+        ).to(model.device)
+        with torch.no_grad():
+            generated: Any = model.generate(  # type: ignore[operator]  # transformers types it as Tensor | Module
+                **batch, max_new_tokens=MAX_NEW_TOKENS, do_sample=False, pad_token_id=tokenizer.pad_token_id
+            )
+        texts = tokenizer.batch_decode(generated[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+        for index, text in zip(chosen, texts, strict=True):
+            answers[index] = text.strip()
+    return answers
+
+
+def mask_by_kind(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data_file: Path, objective: Objective
+) -> dict[str, float]:
+    """Return plain NLL, and the kept share of all, core and style tokens under `objective`."""
+    data = prepare_dataset(DataSettings(dataset_name=str(data_file), max_length=None), tokenizer, False).dataset
+    apply_profit(model, objective)
+    selective_head(model).statistics = "all"
+    model.train()  # the selective head is for training; dropout is zero in this family
+    counts = {"labels": 0.0, "nll": 0.0, "kept": 0.0, "core": 0.0, "core_kept": 0.0, "style": 0.0, "style_kept": 0.0}
+    with torch.no_grad():
+        for row in data:
+            found = model(
+                input_ids=torch.tensor([row["input_ids"]], device=model.device),
+                labels=torch.tensor([row["labels"]], device=model.device),
+            )["selective"]
+            kept = (found.weights[0, :-1] != 0).cpu()  # position t predicts token t + 1
+            kinds = torch.tensor(row["token_kinds"])[1:]
+            counts["labels"] += float(found.num_labels)
+            counts["nll"] -= float(found.log_probs.sum())
+            counts["kept"] += float(found.num_kept)
+            for kind in ("core", "style"):
+                of_kind = kinds == TOKEN_KINDS[kind]
+                counts[kind] += float(of_kind.sum())
+                counts[f"{kind}_kept"] += float((of_kind & kept).sum())
+    remove_profit(model)
+    return {
+        "nll": counts["nll"] / counts["labels"],
+        "kept_share": counts["kept"] / counts["labels"],
+        "kept_share_core": counts["core_kept"] / counts["core"],
+        "kept_share_style": counts["style_kept"] / counts["style"],
+    }
