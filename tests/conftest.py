@@ -61,6 +61,7 @@ def smollm2_model(smollm2_folder: Path) -> "Callable[[], PreTrainedModel]":
 
     def load() -> "PreTrainedModel":
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(smollm2_folder, dtype=torch.float32)
-        return model.eval()
+        model.eval()
+        return model
 
     return load

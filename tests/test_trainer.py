@@ -111,9 +111,7 @@ def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tmp_path, normaliz
     whole.train()
     interrupted = trainer(tmp_path / "interrupted", **settings)
     interrupted.train(resume_from_checkpoint=str(tmp_path / "whole" / "run" / "checkpoint-4"))
-    for (name, expected), found in zip(
-        whole.model.named_parameters(), interrupted.model.parameters(), strict=True
-    ):
+    for (name, expected), found in zip(whole.model.named_parameters(), interrupted.model.parameters(), strict=True):
         assert torch.equal(found, expected), name
     last = [log[-2] for log in (whole.state.log_history, interrupted.state.log_history)]
     for name in ("loss", "nll", "kept_share"):

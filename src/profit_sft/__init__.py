@@ -3,21 +3,26 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from profit_sft.loss import SelectiveLoss, selective_linear_cross_entropy
-from profit_sft.objectives import NLL, Objective, ProFit, make_objective
-
 if TYPE_CHECKING:
     from profit_sft.head import apply_profit, remove_profit
+    from profit_sft.loss import SelectiveLoss, selective_linear_cross_entropy
+    from profit_sft.objectives import NLL, Objective, ProFit, make_objective
     from profit_sft.trainer import ProFitConfig, ProFitTrainer
 
 __version__ = "0.1.0"
 
-# Loaded on first use: importing the loss must not pull in transformers or TRL.
+# Loaded on first use: the loss must not pull in transformers or TRL, nor `profit --help` torch.
 _LAZY = {
+    "NLL": "profit_sft.objectives",
+    "Objective": "profit_sft.objectives",
+    "ProFit": "profit_sft.objectives",
     "ProFitConfig": "profit_sft.trainer",
     "ProFitTrainer": "profit_sft.trainer",
+    "SelectiveLoss": "profit_sft.loss",
     "apply_profit": "profit_sft.head",
+    "make_objective": "profit_sft.objectives",
     "remove_profit": "profit_sft.head",
+    "selective_linear_cross_entropy": "profit_sft.loss",
 }
 
 __all__ = [

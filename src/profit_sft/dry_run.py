@@ -11,6 +11,7 @@ from trl import ModelConfig
 
 from profit_sft.data import PreparedData
 from profit_sft.head import selective_head
+from profit_sft.loss.chunked import CPU_CHUNK_BYTES, GPU_CHUNK_TOKENS
 from profit_sft.run import RunArguments, build_trainer, load_data, load_tokenizer, resolved_config
 from profit_sft.trainer import ProFitConfig, ProFitTrainer
 
@@ -120,6 +121,8 @@ def estimate_memory_gib(trainer: ProFitTrainer, *, longest: int) -> dict[str, fl
     width = 2 if args.bf16 or args.fp16 else 4
     tokens = args.per_device_train_batch_size * min(longest, args.max_length or longest)
     layer = 17 * width * tokens * hidden_size
+    on_gpu = trainer.accelerator.device.type == "cuda"
+    chunk = min(tokens, GPU_CHUNK_TOKENS if on_gpu else CPU_CHUNK_BYTES // (4 * vocab_size))
     activations = layers * layer
     if args.gradient_checkpointing:
         activations = layer + layers * width * tokens * hidden_size
@@ -130,7 +133,7 @@ def estimate_memory_gib(trainer: ProFitTrainer, *, longest: int) -> dict[str, fl
         "weights": sum(parameter.numel() * parameter.element_size() for parameter in parameters),
         "gradients": sum(parameter.numel() * parameter.element_size() for parameter in trainable),
         "adam": sum(8 * parameter.numel() for parameter in trainable),
-        "loss": min(tokens, 4096) * vocab_size * 4 + (vocab_size * hidden_size * 4 if head_is_trained else 0),
+        "loss": chunk * vocab_size * 4 + (vocab_size * hidden_size * 4 if head_is_trained else 0),
         "activations": activations,
     }
     return {name: size / 2**30 for name, size in parts.items()}

@@ -16,21 +16,26 @@ from trl import ModelConfig
 
 from profit_sft.atomic_write import write_text
 from profit_sft.data import TOKEN_KINDS, DataSettings, prepare_dataset
-from profit_sft.data.generated import GeneratedProblem, generate_problems, is_correct, to_row, write_jsonl
+from profit_sft.data.generated import (
+    SYSTEM_PROMPT,
+    GeneratedProblem,
+    generate_problems,
+    is_correct,
+    to_row,
+    write_jsonl,
+)
 from profit_sft.embedded_model import embedded_model_folder
 from profit_sft.head import apply_profit, remove_profit, selective_head
 from profit_sft.objectives import Objective
 from profit_sft.run import RunArguments, RunResult, run_training
 from profit_sft.trainer import ProFitConfig
 
-TRAIN_ROWS = 320
+# About two minutes of training on two cores; what it reaches is measured in data/generated.py.
+TRAIN_ROWS = 240
 HELD_OUT_ROWS = 48
-STEPS_PER_PROBLEM = 1
-LARGEST_NUMBER = 50
-SYSTEM_PROMPT = "Solve."  # without one SmolLM2's template adds its own, four times as long
-LEARNING_RATE = 3e-5
+LEARNING_RATE = 5e-5
 BATCH_SIZE = 8
-MAX_NEW_TOKENS = 48
+MAX_NEW_TOKENS = 40  # the longest reference solution has 33
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,9 +102,8 @@ def run_quickstart(
     folder = embedded_model_folder(progress=report)
     train_file, test_file = output_dir / "data" / "train.jsonl", output_dir / "data" / "test.jsonl"
     config = _config(output_dir, objective, threshold)
-    problems = {"steps": STEPS_PER_PROBLEM, "largest": LARGEST_NUMBER}
-    held_out = generate_problems(held_out_rows, seed=1, split="test", **problems)  # type: ignore[arg-type]
-    train = generate_problems(train_rows, seed=0, split="train", **problems)  # type: ignore[arg-type]
+    held_out = generate_problems(held_out_rows, seed=1, split="test")
+    train = generate_problems(train_rows, seed=0, split="train")
     write_jsonl(train, train_file, system_prompt=SYSTEM_PROMPT)
     write_jsonl(held_out, test_file, system_prompt=SYSTEM_PROMPT)
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -184,7 +188,7 @@ def measure(
         objective: Whose mask is looked at; online, under this checkpoint.
     """
     model = AutoModelForCausalLM.from_pretrained(model_name, dtype="float32")
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    model.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]  # transformers wraps it
     answers = generate_answers(model, tokenizer, problems)
     kinds = mask_by_kind(model, tokenizer, data_file, objective)
     right = [is_correct(answer, problem.final_answer) for answer, problem in zip(answers, problems, strict=True)]
@@ -194,7 +198,7 @@ def measure(
 def generate_answers(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, problems: Sequence[GeneratedProblem]
 ) -> list[str]:
-    """Answer every problem greedily, in batches, shortest prompts first so that little is padding."""
+    """Answer every problem greedily, all in one batch."""
     model.eval()
     prompts = [
         tokenizer.apply_chat_template(
@@ -202,25 +206,15 @@ def generate_answers(
         )
         for problem in problems
     ]
-    answers = [""] * len(prompts)
-    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
-    for start in range(0, len(order), 16):
-        chosen = order[start : start + 16]
-        batch = tokenizer(
-            [prompts[index] for index in chosen],
-            return_tensors="pt",
-            padding=True,
-            padding_side="left",
-            add_special_tokens=False,
-        ).to(model.device)
-        with torch.no_grad():
-            generated: Any = model.generate(  # type: ignore[operator]  # transformers types it as Tensor | Module
-                **batch, max_new_tokens=MAX_NEW_TOKENS, do_sample=False, pad_token_id=tokenizer.pad_token_id
-            )
-        texts = tokenizer.batch_decode(generated[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
-        for index, text in zip(chosen, texts, strict=True):
-            answers[index] = text.strip()
-    return answers
+    batch = tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False).to(
+        model.device
+    )
+    with torch.no_grad():
+        generated: Any = model.generate(  # type: ignore[operator]  # transformers types it as Tensor | Module
+            **batch, max_new_tokens=MAX_NEW_TOKENS, do_sample=False, pad_token_id=tokenizer.pad_token_id
+        )
+    new_tokens = generated[:, batch["input_ids"].shape[1] :]
+    return [text.strip() for text in tokenizer.batch_decode(new_tokens, skip_special_tokens=True)]
 
 
 def mask_by_kind(

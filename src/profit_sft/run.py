@@ -12,6 +12,7 @@ output_dir/
 
 import dataclasses
 import json
+import logging
 import platform
 import shutil
 import sys
@@ -32,6 +33,8 @@ from profit_sft.data import DataSettings, PreparedData, prepare_dataset
 from profit_sft.embedded_model import embedded_model_folder
 from profit_sft.errors import ConfigurationError
 from profit_sft.trainer import ProFitConfig, ProFitTrainer
+
+logger = logging.getLogger(__name__)
 
 EMBEDDED = "embedded"
 
@@ -168,7 +171,7 @@ def prepare_output_dir(run: RunArguments, config: ProFitConfig) -> str | None:
 def model_path(model_config: ModelConfig) -> str:
     """Return the model to load: a hub name, a folder, or the embedded model's folder, fetched on first use."""
     name = model_config.model_name_or_path
-    return str(embedded_model_folder()) if name in (None, EMBEDDED) else str(name)
+    return str(embedded_model_folder(progress=logger.warning)) if name in (None, EMBEDDED) else str(name)
 
 
 def load_tokenizer(model_config: ModelConfig, config: ProFitConfig) -> PreTrainedTokenizerBase:
@@ -186,7 +189,23 @@ def load_tokenizer(model_config: ModelConfig, config: ProFitConfig) -> PreTraine
         ) from None
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if config.chat_template_path is not None:
+        tokenizer.chat_template = _chat_template(config.chat_template_path)
+        config.chat_template_path = None  # or the trainer would look for it again
     return tokenizer
+
+
+def _chat_template(source: str) -> str:
+    """Read a Jinja file, or take the template of another model's tokenizer."""
+    if source.endswith((".jinja", ".j2")):
+        try:
+            return Path(source).read_text(encoding="utf-8")
+        except OSError as error:
+            raise ConfigurationError(f"chat_template_path: '{source}' cannot be read ({error.strerror}).") from None
+    template = AutoTokenizer.from_pretrained(source).chat_template
+    if not isinstance(template, str):
+        raise ConfigurationError(f"chat_template_path: the tokenizer of '{source}' has no chat template.")
+    return template
 
 
 def load_data(
@@ -286,19 +305,18 @@ def _version(package: str) -> str | None:
 
 def resolved_config(run: RunArguments, config: ProFitConfig, model_config: ModelConfig) -> str:
     """Return every setting that differs from its default, and all of the run's, as YAML that `--config` reads back."""
-    settings: dict[str, Any] = {"model_name_or_path": model_config.model_name_or_path or EMBEDDED}
-    for source, defaults in (
-        (run, RunArguments()),
-        (config, ProFitConfig(output_dir=str(config.output_dir))),
-        (model_config, ModelConfig()),
-    ):
+    settings: dict[str, Any] = {}
+    for source in (run, config, model_config):
         for entry in dataclasses.fields(source):
             if not entry.init or entry.name in _NOT_WRITTEN:
                 continue
             value = _plain(getattr(source, entry.name))
-            if source is run or value != _plain(getattr(defaults, entry.name)):
+            # From the field, not from an instance: making a second TrainingArguments resets accelerate's state.
+            default = entry.default if entry.default_factory is dataclasses.MISSING else entry.default_factory()
+            if source is run or value != _plain(default):
                 settings[entry.name] = value
     settings.update({name: _plain(getattr(config, name)) for name in _ALWAYS_WRITTEN})
+    settings["model_name_or_path"] = model_config.model_name_or_path or EMBEDDED
     return yaml.safe_dump({name: value for name, value in settings.items() if value is not None}, sort_keys=True)
 
 

@@ -1,7 +1,7 @@
 """The gradient of one optimizer step, as the optimizer sees it. Run by test_exactness.py.
 
-    python one_step.py OUT_FOLDER            one process
-    torchrun --nproc_per_node 2 one_step.py OUT_FOLDER
+python one_step.py OUT_FOLDER            one process
+torchrun --nproc_per_node 2 one_step.py OUT_FOLDER
 """
 
 import os

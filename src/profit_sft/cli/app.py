@@ -1,10 +1,9 @@
 """The typer application: one function a command, and what becomes of their errors."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import click
 import typer
 from rich.console import Console
 
@@ -57,9 +56,13 @@ Takes every flag of TRL's `trl sft`, spelled the same, and these:
 )
 def train(context: typer.Context) -> None:
     """Hand the arguments to TRL's parser, which knows every flag."""
-    from profit_sft.cli.train import train_command
 
-    raise typer.Exit(train_command(list(context.args)))
+    def run() -> int:
+        from profit_sft.cli.train import train_command
+
+        return train_command(list(context.args))
+
+    raise typer.Exit(_guarded(run))
 
 
 @app.command(
@@ -74,11 +77,15 @@ def quickstart(
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
     """Train the embedded SmolLM2-135M-Instruct on generated problems: about five minutes on two cores, no hub."""
-    from profit_sft.cli.quickstart import quickstart_command
 
-    raise typer.Exit(
-        quickstart_command(output_dir, objective=objective, threshold=threshold, overwrite=overwrite, as_json=as_json)
-    )
+    def run() -> int:
+        from profit_sft.cli.quickstart import quickstart_command
+
+        return quickstart_command(
+            output_dir, objective=objective, threshold=threshold, overwrite=overwrite, as_json=as_json
+        )
+
+    raise typer.Exit(_guarded(run))
 
 
 def _version_callback(wanted: bool) -> None:
@@ -96,15 +103,8 @@ def _root(
     pass
 
 
-def run_app(arguments: Sequence[str]) -> int:
-    """Run `profit` with these arguments and return its exit status; a user's mistake prints one message.
-
-    Args:
-        arguments: The command line after the program's name.
-
-    Returns:
-        0 done, 1 failed, 2 usage, 130 interrupted.
-    """
+def _guarded(command: Callable[[], int]) -> int:
+    """Run a command; turn what a user can mend into one message and an exit status."""
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
     def report(message: object) -> None:
@@ -112,14 +112,8 @@ def run_app(arguments: Sequence[str]) -> int:
         errors.print(str(message), markup=False)
 
     try:
-        result: Any = app(args=list(arguments), prog_name="profit", standalone_mode=False)
-        return result if isinstance(result, int) else 0
-    except click.UsageError as error:
-        error.show()
-        return 2
-    except click.exceptions.Exit as error:
-        return error.exit_code
-    except (click.Abort, KeyboardInterrupt):
+        return command()
+    except KeyboardInterrupt:
         report("interrupted")
         return 130
     except ConfigurationError as error:
@@ -128,3 +122,19 @@ def run_app(arguments: Sequence[str]) -> int:
     except ProFitError as error:
         report(error)
         return 1
+
+
+def run_app(arguments: Sequence[str]) -> int:
+    """Run `profit` with these arguments and return its exit status.
+
+    Args:
+        arguments: The command line after the program's name.
+
+    Returns:
+        0 done, 1 failed, 2 usage, 130 interrupted.
+    """
+    try:
+        app(args=list(arguments), prog_name="profit")
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 0
+    return 0

@@ -19,9 +19,13 @@ def quiet_libraries() -> None:
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
     import datasets
+    import huggingface_hub
 
+    huggingface_hub.logging.set_verbosity_error()
     datasets.disable_progress_bars()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    # TRL sets a default under the name that transformers deprecates.
+    warnings.filterwarnings("ignore", message="`(is_)?gradient_checkpointing` is deprecated", category=FutureWarning)
     # DataLoader's advice about pinned memory, on machines that have no accelerator to pin it for.
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
 

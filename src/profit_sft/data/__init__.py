@@ -1,0 +1,32 @@
+"""Formats in, tokenized and labelled examples out; and the generated data set."""
+
+from profit_sft.data.formats import FORMATS, Conversation, detect_format, to_conversation
+from profit_sft.data.prepare import (
+    DataReport,
+    DataSettings,
+    PreparedData,
+    SkippedRow,
+    prepare_dataset,
+    tokenizer_fingerprint,
+)
+from profit_sft.data.rows import Row, read_rows
+from profit_sft.data.tokenize import IGNORE_INDEX, TOKEN_KINDS, Tokenized, tokenize_conversation
+
+__all__ = [
+    "FORMATS",
+    "IGNORE_INDEX",
+    "TOKEN_KINDS",
+    "Conversation",
+    "DataReport",
+    "DataSettings",
+    "PreparedData",
+    "Row",
+    "SkippedRow",
+    "Tokenized",
+    "detect_format",
+    "prepare_dataset",
+    "read_rows",
+    "to_conversation",
+    "tokenize_conversation",
+    "tokenizer_fingerprint",
+]

@@ -27,8 +27,8 @@ from profit_sft.objectives import ENTROPY_TOP_K, Objective, TokenStats
 
 # fp32 logits held at once. Larger chunks feed the products better, smaller ones touch less fresh memory; between 64
 # and 256 MiB the difference was under 5% (two cores, V = 49,152, D = 576, N = 2,048).
-_CHUNK_BYTES = 128 * 2**20
-_GPU_CHUNK_TOKENS = 4096
+CPU_CHUNK_BYTES = 128 * 2**20
+GPU_CHUNK_TOKENS = 4096
 # Rows of the sweep that are worked on at once, so that they stay in a core's cache.
 _BLOCK_BYTES = 2 * 2**20
 
@@ -258,8 +258,8 @@ class ChunkedRun:
         if self.options.chunk_size is not None:
             return self.options.chunk_size
         if self.hidden.is_cuda:
-            return _GPU_CHUNK_TOKENS
-        return max(64, _CHUNK_BYTES // (4 * self.weight.shape[0]))
+            return GPU_CHUNK_TOKENS
+        return max(64, CPU_CHUNK_BYTES // (4 * self.weight.shape[0]))
 
     def _chunks(self, tokens: Tensor) -> Iterator[Tensor]:
         """Split `tokens` into chunks of nearly equal size, none above the chunk size."""
@@ -379,7 +379,7 @@ class ChunkedRun:
             self._products(logits[: kept.numel()], tokens[order], factors, swept.label_entries[order])
 
     def _sweep(self, tokens: Tensor, logits: Tensor) -> "Swept":
-        """Turn logits `(C, V)` into `exp(logits - max)`, times the cap's slope, in place, and read off the statistics."""
+        """Turn logits `(C, V)` into `exp(logits - max)`, times the cap's slope, in place; read off the statistics."""
         values, rows, targets = self.values, self.rows[tokens], self.targets[tokens]
         wants_topk = "topk_entropy" in self.options.objective.needs
         swept = Swept(

@@ -1,0 +1,258 @@
+"""From a data source to a tokenized data set, with a report of what became of every row."""
+
+import hashlib
+import json
+import sys
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from datasets import Dataset
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from transformers import PreTrainedTokenizerBase
+
+from profit_sft.data.formats import FORMATS, Conversation, detect_format, to_conversation
+from profit_sft.data.rows import Row, read_rows
+from profit_sft.data.tokenize import IGNORE_INDEX, Tokenized, TrainOn, tokenize_conversation
+from profit_sft.errors import DataError
+
+_LISTED_ROWS = 100  # bad rows named in a report; the count is always complete
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataSettings:
+    """What to read and how; the names are flags of `profit train`.
+
+    Attributes:
+        dataset_name: File, folder or hub name.
+        dataset_config: Configuration of a hub data set.
+        dataset_split: Split of a hub data set.
+        dataset_format: One of `FORMATS`, or `auto`.
+        prompt_column: Column of the question.
+        response_column: Column of the answer.
+        system_prompt: Put in front of chats without a system message.
+        max_length: Tokens a row may have; longer ones lose their end. None: no limit.
+        truncation_mode: Only `keep_start`.
+        train_on: Assistant turns that carry labels: `all` or `last`.
+        skip_bad_rows: Leave out and list rows that cannot be used, instead of stopping at the first.
+        max_samples: Rows to read. None: all.
+
+    Raises:
+        ValueError: A value is out of range.
+    """
+
+    dataset_name: str
+    dataset_config: str | None = None
+    dataset_split: str = "train"
+    dataset_format: str = "auto"
+    prompt_column: str | None = None
+    response_column: str | None = None
+    system_prompt: str | None = None
+    max_length: int | None = 1024
+    truncation_mode: str = "keep_start"
+    train_on: str = "all"
+    skip_bad_rows: bool = False
+    max_samples: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, choices in (
+            ("dataset_format", ("auto", *FORMATS)),
+            ("train_on", ("all", "last")),
+            ("truncation_mode", ("keep_start",)),
+        ):
+            value = getattr(self, name)
+            if value not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}.")
+        for name in ("max_length", "max_samples"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SkippedRow:
+    """A row that was left out, and why."""
+
+    file: str
+    row: int
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataReport:
+    """What became of the rows.
+
+    Attributes:
+        dataset_name: As given.
+        dataset_format: Format of the first row that could be used.
+        rows_read: Rows looked at.
+        rows_used: Rows in the data set.
+        rows_skipped: Bad rows left out.
+        skipped: The first of them.
+        rows_truncated: Rows that lost their end to `max_length`.
+        total_tokens: Tokens of all rows used.
+        label_tokens: Those that carry a label.
+        longest: Tokens of the longest row, after truncation.
+        fingerprint: SHA-256 of all input_ids and labels in order.
+        tokenizer_fingerprint: SHA-256 of vocabulary and chat template.
+    """
+
+    dataset_name: str
+    dataset_format: str
+    rows_read: int
+    rows_used: int
+    rows_skipped: int
+    skipped: tuple[SkippedRow, ...]
+    rows_truncated: int
+    total_tokens: int
+    label_tokens: int
+    longest: int
+    fingerprint: str
+    tokenizer_fingerprint: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PreparedData:
+    """A data set with `input_ids`, `labels`, `row` (1-based, in the source) and, if rows have spans, `token_kinds`."""
+
+    dataset: Dataset
+    report: DataReport
+
+
+def prepare_dataset(settings: DataSettings, tokenizer: PreTrainedTokenizerBase, progress: bool = False) -> PreparedData:
+    """Read, convert, tokenize and label every row.
+
+    Args:
+        settings: What to read.
+        tokenizer: A fast tokenizer.
+        progress: Show a counter on stderr, if that is a terminal.
+
+    Returns:
+        The data set and its report.
+
+    Raises:
+        DataError: The source or a row cannot be used; names file, row, field and the fix.
+    """
+    if not tokenizer.is_fast:
+        raise DataError(f"the tokenizer of '{tokenizer.name_or_path}' is a slow one; labels need a fast tokenizer.")
+    collected = _Collected()
+    rows = read_rows(
+        settings.dataset_name,
+        name=settings.dataset_config,
+        split=settings.dataset_split,
+        limit=settings.max_samples,
+    )
+    for row in _shown(rows) if progress and sys.stderr.isatty() else rows:
+        collected.read += 1
+        try:
+            conversation, example = _prepare_row(row, settings, tokenizer)
+        except DataError as error:
+            if not settings.skip_bad_rows:
+                raise
+            collected.skip(row, str(error))
+            continue
+        collected.add(row, conversation, example, settings)
+    if not collected.input_ids:
+        raise DataError(
+            f"'{settings.dataset_name}': none of its {collected.read} rows can be used. The first: "
+            f"{collected.skipped[0].reason}"
+        )
+    return collected.finish(settings, tokenizer)
+
+
+def _prepare_row(
+    row: Row, settings: DataSettings, tokenizer: PreTrainedTokenizerBase
+) -> tuple[Conversation, Tokenized]:
+    conversation = to_conversation(
+        row,
+        settings.dataset_format,
+        prompt_column=settings.prompt_column,
+        response_column=settings.response_column,
+        system_prompt=settings.system_prompt,
+    )
+    train_on: TrainOn = "last" if settings.train_on == "last" else "all"
+    example = tokenize_conversation(conversation, tokenizer, row, train_on=train_on)
+    # The first token is never predicted, so a label there does not count.
+    labels = example.labels[1 : settings.max_length]
+    if all(label == IGNORE_INDEX for label in labels):
+        first = next((index for index, label in enumerate(example.labels) if label != IGNORE_INDEX), 0)
+        raise row.error(
+            f"its {len(example.input_ids)} tokens are cut to max_length={settings.max_length}, before the first answer "
+            f"token (number {first + 1}), so nothing is left to train on. Raise --max_length or drop the row."
+        )
+    return conversation, example
+
+
+class _Collected:
+    """What has been prepared so far."""
+
+    def __init__(self) -> None:
+        self.read = 0
+        self.truncated = 0
+        self.skipped_count = 0
+        self.skipped: list[SkippedRow] = []
+        self.input_ids: list[list[int]] = []
+        self.labels: list[list[int]] = []
+        self.kinds: list[list[int] | None] = []
+        self.rows: list[int] = []
+        self.format = ""
+
+    def skip(self, row: Row, reason: str) -> None:
+        self.skipped_count += 1
+        if len(self.skipped) < _LISTED_ROWS:
+            self.skipped.append(SkippedRow(file=row.file, row=row.number, reason=reason))
+
+    def add(self, row: Row, conversation: Conversation, example: Tokenized, settings: DataSettings) -> None:
+        if not self.format:
+            detected = detect_format(
+                row.values, prompt_column=settings.prompt_column, response_column=settings.response_column
+            )
+            self.format = settings.dataset_format if settings.dataset_format != "auto" else str(detected)
+        limit = settings.max_length
+        self.truncated += limit is not None and len(example.input_ids) > limit
+        self.input_ids.append(example.input_ids[:limit])
+        self.labels.append(example.labels[:limit])
+        self.kinds.append(None if example.token_kinds is None else example.token_kinds[:limit])
+        self.rows.append(row.number)
+
+    def finish(self, settings: DataSettings, tokenizer: PreTrainedTokenizerBase) -> PreparedData:
+        columns: dict[str, object] = {"input_ids": self.input_ids, "labels": self.labels, "row": self.rows}
+        if any(kinds is not None for kinds in self.kinds):
+            columns["token_kinds"] = [
+                [0] * len(ids) if kinds is None else kinds
+                for ids, kinds in zip(self.input_ids, self.kinds, strict=True)
+            ]
+        digest = hashlib.sha256()
+        for ids, labels in zip(self.input_ids, self.labels, strict=True):
+            digest.update(array("q", [len(ids), *ids, *labels]).tobytes())
+        report = DataReport(
+            dataset_name=settings.dataset_name,
+            dataset_format=self.format,
+            rows_read=self.read,
+            rows_used=len(self.input_ids),
+            rows_skipped=self.skipped_count,
+            skipped=tuple(self.skipped),
+            rows_truncated=self.truncated,
+            total_tokens=sum(map(len, self.input_ids)),
+            label_tokens=sum(label != IGNORE_INDEX for labels in self.labels for label in labels[1:]),
+            longest=max(map(len, self.input_ids)),
+            fingerprint=digest.hexdigest(),
+            tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
+        )
+        return PreparedData(dataset=Dataset.from_dict(columns), report=report)
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return a SHA-256 of what decides about token ids: vocabulary and chat template."""
+    content = {"vocabulary": tokenizer.get_vocab(), "chat_template": tokenizer.chat_template}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _shown(rows: Iterator[Row]) -> Iterator[Row]:
+    columns = (SpinnerColumn(), TextColumn("tokenizing, row {task.completed}"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("tokenize", total=None)
+        for row in rows:
+            yield row
+            bar.advance(task)
