@@ -5,9 +5,10 @@ import math
 
 import pytest
 import torch
-from tiny import tiny_dataset, tiny_model, tiny_tokenizer
+from trl import SFTConfig
 
 from profit_sft.trainer import ProFitConfig, ProFitTrainer
+from tiny import tiny_dataset, tiny_model, tiny_tokenizer
 
 
 def config(tmp_path, **overrides):
@@ -218,12 +219,11 @@ def test_arguments_the_trainer_cannot_honor_are_refused(tmp_path):
             processing_class=tiny_tokenizer(),
             compute_loss_func=lambda *args, **kwargs: None,
         )
+    plain = SFTConfig(str(tmp_path), use_cpu=True, bf16=False, report_to=[])
     with pytest.raises(TypeError, match="args must be a ProFitConfig, got SFTConfig"):
-        from trl import SFTConfig
-
         ProFitTrainer(
             tiny_model(),
-            SFTConfig(str(tmp_path), use_cpu=True, bf16=False, report_to=[]),
+            plain,
             train_dataset=tiny_dataset(),
             processing_class=tiny_tokenizer(),
         )

@@ -1,11 +1,21 @@
-"""A tiny random Llama, a word-level tokenizer and a few rows, for tests where a real model adds nothing."""
+"""Tiny random models, tokenizers and rows, for tests where a real model adds nothing."""
 
 import torch
 from datasets import Dataset
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 VOCAB_SIZE = 64
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+# As reasoning models' templates do: what the assistant thought is dropped from all turns but the last.
+FORGETFUL = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n"
+    "{{ message.content if loop.last else message.content.split('</think>')[-1] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 
 
 def tiny_tokenizer():
@@ -14,10 +24,10 @@ def tiny_tokenizer():
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="w0", eos_token="w1")
 
 
-def tiny_model(seed: int = 0) -> LlamaForCausalLM:
+def tiny_model(seed: int = 0, *, vocab_size: int = VOCAB_SIZE) -> LlamaForCausalLM:
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=VOCAB_SIZE,
+        vocab_size=vocab_size,
         hidden_size=16,
         intermediate_size=32,
         num_hidden_layers=2,
@@ -39,3 +49,28 @@ def tiny_dataset(rows: int = 8, *, seed: int = 1) -> Dataset:
         input_ids = torch.randint(2, VOCAB_SIZE, (length,), generator=generator).tolist()
         examples.append({"input_ids": input_ids, "labels": [-100, -100, *input_ids[2:]]})
     return Dataset.from_list(examples)
+
+
+def chat_tokenizer():
+    """A byte-level tokenizer, fast as real ones are, with a ChatML template."""
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320,
+        special_tokens=["<|im_start|>", "<|im_end|>", "<pad>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(["What is two plus two? It is four.", "user assistant system"], trainer)
+    made = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<pad>")
+    made.chat_template = CHATML
+    return made
+
+
+def save_tiny_chat_model(folder) -> str:
+    """Write a tiny chat model and its tokenizer, as a user's checkpoint would lie there."""
+    tokenizer = chat_tokenizer()
+    tiny_model(vocab_size=len(tokenizer)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)

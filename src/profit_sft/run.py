@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 import yaml
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, TrainerCallback
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
@@ -229,6 +229,13 @@ def load_data(
 
 
 def _data_settings(run: RunArguments, config: ProFitConfig, name: str, split: str) -> DataSettings:
+    try:
+        return _checked_settings(run, config, name, split)
+    except ValueError as error:
+        raise ConfigurationError(str(error)) from None
+
+
+def _checked_settings(run: RunArguments, config: ProFitConfig, name: str, split: str) -> DataSettings:
     return DataSettings(
         dataset_name=name,
         dataset_config=run.dataset_config,
@@ -264,7 +271,7 @@ def build_trainer(
     if not config.packing:
         # The rows are tokenized and have labels; without this TRL would truncate and filter them once more.
         config.dataset_kwargs = {**(config.dataset_kwargs or {}), "skip_prepare_dataset": True}
-    return ProFitTrainer(
+    trainer = ProFitTrainer(
         model_path(model_config),
         config,
         train_dataset=train_data.dataset,
@@ -274,6 +281,9 @@ def build_trainer(
         quantization_config=get_quantization_config(model_config),
         peft_config=get_peft_config(model_config),
     )
+    if config.disable_tqdm:
+        trainer.remove_callback(PrinterCallback)  # the stand-in for the bar, which prints every log on stdout
+    return trainer
 
 
 def write_run_files(

@@ -14,9 +14,8 @@ import torch
 from transformers import TrainerCallback
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from tiny import tiny_dataset, tiny_model, tiny_tokenizer
-
 from profit_sft.trainer import ProFitConfig, ProFitTrainer
+from tiny import tiny_dataset, tiny_model, tiny_tokenizer
 
 ROWS = 8
 ACCUMULATION_STEPS = (1, 2, 4)

@@ -1,0 +1,32 @@
+"""`profit quickstart`, shortened: the same path with fewer problems."""
+
+import json
+
+import pytest
+
+from profit_sft.cli import quickstart as command
+from profit_sft.cli.app import run_app
+
+
+@pytest.mark.slow
+@pytest.mark.model
+@pytest.mark.filterwarnings("ignore:collapse:UserWarning")
+def test_quickstart_trains_measures_and_says_where_things_lie(smollm2_folder, tmp_path, capsys, monkeypatch):
+    whole = command.run_quickstart
+    monkeypatch.setattr(
+        command, "run_quickstart", lambda *args, **kwargs: whole(*args, **kwargs, train_rows=24, held_out_rows=4)
+    )
+    output_dir = tmp_path / "quickstart"
+    assert run_app(["quickstart", "--output_dir", str(output_dir), "--objective", "nll"]) == 0
+    out = capsys.readouterr().out
+    assert "kept share of style tokens" in out
+    assert str(output_dir).split("/")[-1] in out
+    figures = json.loads((output_dir / "quickstart.json").read_text())
+    before, after = figures["before"], figures["after"]
+    assert before["kept_share_core"] == before["kept_share_style"] == 1.0
+    assert after["nll"] < before["nll"] - 0.1
+    assert (output_dir / "model.safetensors").is_file()
+    assert (output_dir / "data" / "train.jsonl").read_text().count("\n") == 24
+    assert run_app(["quickstart", "--output_dir", str(output_dir)]) == 2
+    assert run_app(["quickstart", "--output_dir", str(output_dir / "x"), "--threshold", "7"]) == 2
+    assert "threshold must be a probability" in capsys.readouterr().err

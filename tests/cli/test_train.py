@@ -1,0 +1,233 @@
+"""`profit train` as a user calls it: flags, files, messages, exit codes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from profit_sft.cli.app import _TRAIN_HELP, run_app
+from tiny import save_tiny_chat_model
+
+RECIPES = sorted((Path(__file__).resolve().parents[2] / "recipes").glob("*.yaml"))
+# A tiny random model gives every token p near 1/320, under any threshold a person would set.
+pytestmark = pytest.mark.filterwarnings("ignore:.*so it teaches nothing:UserWarning")
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory):
+    return save_tiny_chat_model(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def rows(tmp_path):
+    path = tmp_path / "train.jsonl"
+    path.write_text(
+        "".join(json.dumps({"question": f"What is {n}+1?", "answer": f"{n + 1}."}) + "\n" for n in range(16))
+    )
+    return str(path)
+
+
+@pytest.fixture
+def arguments(tiny_folder, rows, tmp_path):
+    return [
+        "train",
+        *("--model_name_or_path", tiny_folder),
+        *("--dataset_name", rows),
+        *("--output_dir", str(tmp_path / "run")),
+        *("--threshold", "0.0034"),
+        *("--max_steps", "3"),
+        *("--logging_steps", "1"),
+        *("--use_cpu", "True"),
+    ]
+
+
+def test_a_run_leaves_what_the_folder_promises(arguments, tmp_path, capsys):
+    assert run_app(arguments) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["step"] == 3
+    assert "Trained 3 steps" in err
+    run = tmp_path / "run"
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert (config["threshold"], config["objective"], config["max_steps"]) == (0.0034, "profit", 3)
+    assert json.loads((run / "environment.json").read_text())["packages"]["trl"]
+    assert json.loads((run / "data.json").read_text())["rows_used"] == 16
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3]
+    assert "ProFit(threshold=0.0034)" in (run / "README.md").read_text()
+    assert (run / "checkpoint-3" / "model.safetensors").is_file()
+    AutoModelForCausalLM.from_pretrained(run)
+    AutoTokenizer.from_pretrained(run)
+
+
+def test_resolved_configuration_repeats_the_run(arguments, tmp_path, capsys):
+    assert run_app(arguments) == 0
+    again = ["train", "--config", str(tmp_path / "run" / "config.yaml"), "--output_dir", str(tmp_path / "again")]
+    assert run_app(again) == 0
+    first, second = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    assert first["loss"] == second["loss"]
+    assert first["nll"] == second["nll"]
+
+
+def test_flags_win_over_the_file_and_values_keep_their_dashes(tiny_folder, rows, tmp_path, capsys):
+    config = tmp_path / "recipe.yaml"
+    config.write_text(f"dataset_name: {rows}\nthreshold: 0.5\nobjective: profit\nlearning_rate: 1e-5\n")
+    arguments = ["--model-name-or-path", tiny_folder, "--threshold=0.25", "--output_dir", str(tmp_path / "a-b")]
+    assert run_app(["train", "--config", str(config), *arguments, "--dry-run", "--json", "--use_cpu", "True"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    resolved = yaml.safe_load(report["config"])
+    assert resolved["threshold"] == 0.25
+    assert resolved["learning_rate"] == 1e-5
+    assert resolved["output_dir"].endswith("a-b")
+
+
+def test_dry_run_measures_the_mask_and_writes_nothing(arguments, tmp_path, capsys):
+    before = set(tmp_path.rglob("*"))
+    assert run_app([*arguments, "--dry-run", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert 0 < report["kept_share"] < 1
+    assert report["sample_label_tokens"] == report["data"]["label_tokens"]
+    assert report["optimizer_steps"] == 3
+    assert set(tmp_path.rglob("*")) == before
+    assert run_app([*arguments, "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    assert "threshold: 0.0034" in shown
+    assert "kept share on the sample" in shown
+    assert "memory: sum, an estimate" in shown
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_dry_runs(recipe, tiny_folder, rows, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(recipe.parents[1])
+    flags = ["--model_name_or_path", tiny_folder, "--dataset_name", rows, "--output_dir", str(tmp_path / "run")]
+    assert run_app(["train", "--config", str(recipe), *flags, "--use_cpu", "True", "--dry-run", "--json"]) == 0
+    resolved = yaml.safe_load(json.loads(capsys.readouterr().out)["config"])
+    assert resolved["learning_rate"] == 1e-5
+    assert resolved["lr_scheduler_type"] == "cosine"
+    assert resolved["warmup_steps"] == 0.1
+    assert (resolved["per_device_train_batch_size"], resolved["gradient_accumulation_steps"]) == (1, 4)
+    assert resolved["max_length"] == 8192
+    objective = {"sft": "nll"}.get(recipe.stem.rsplit("-", 1)[1], recipe.stem.rsplit("-", 1)[1])
+    assert resolved["objective"] == objective
+    assert resolved.get("threshold") == (0.1 if objective == "profit" else None)
+
+
+def test_help_names_only_flags_that_exist(capsys):
+    from trl import ModelConfig
+
+    from profit_sft.cli.train import _Parser
+    from profit_sft.run import RunArguments
+    from profit_sft.trainer import ProFitConfig
+
+    known = {
+        option
+        for action in _Parser((RunArguments, ProFitConfig, ModelConfig))._actions
+        for option in action.option_strings
+    }
+    named = {
+        line.split("[/]")[0].removeprefix("[bold]") for line in _TRAIN_HELP.splitlines() if line.startswith("[bold]")
+    }
+    own = {"--config", "--dry-run", "--help-all"}
+    assert named - own <= known
+    assert run_app(["train", "--help-all"]) == 0
+    assert "--gradient_accumulation_steps" in capsys.readouterr().out
+
+
+def test_bad_rows_can_be_skipped_and_are_reported(arguments, rows, tmp_path, capsys):
+    with open(rows, "a") as lines:
+        lines.write('{"question": "no answer"}\n')
+    assert run_app(arguments) == 1
+    assert "row 17: has no field 'answer'" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    assert run_app([*arguments, "--skip-bad-rows"]) == 0
+    assert "1 bad rows were left out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "status", "message"),
+    [
+        (["--treshold", "0.2"], 2, "unknown setting --treshold. Did you mean --threshold?"),
+        (["--threshold", "2"], 2, "threshold must be a probability in [0, 1], got 2.0. Write 10% as 0.1."),
+        (["--threshold", "high"], 2, "argument --threshold: invalid float value: 'high'"),
+        (["--objective", "profitt"], 2, "no objective is named 'profitt'. Known: nll, profit"),
+        (["--dataset_name", "absent.jsonl"], 1, "'absent.jsonl' does not exist. Check the path"),
+        (["--config", "absent.yaml"], 2, "--config cannot be read"),
+        (["--config"], 2, "--config needs a file"),
+        (["--model_name_or_path", "./absent"], 2, "no tokenizer could be loaded from './absent'"),
+        (["--resume_from_checkpoint", "latest"], 2, "holds no checkpoint. Leave the flag out"),
+        (["--resume_from_checkpoint", "absent"], 2, "'absent' is no checkpoint (it has no trainer_state.json)"),
+        (["--eval_strategy", "epoch"], 2, "there is nothing to evaluate on. Name it with --eval_dataset_name"),
+        (["--chat_template_path", "absent.jinja"], 2, "chat_template_path: 'absent.jinja' cannot be read"),
+        (["--train_on", "some"], 2, "train_on must be one of all, last, got 'some'"),
+    ],
+)
+def test_a_mistake_gets_one_message_and_leaves_nothing(arguments, tmp_path, capsys, flags, status, message):
+    assert run_app([*arguments, *flags]) == status
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert message in err
+    assert "Traceback" not in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_earlier_run_is_not_overwritten_unasked(arguments, capsys):
+    assert run_app(arguments) == 0
+    assert run_app(arguments) == 2
+    assert "holds an earlier run. Go on with it by --resume_from_checkpoint latest" in capsys.readouterr().err
+    assert run_app([*arguments, "--overwrite_output_dir", "True"]) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=str)
+def test_a_signal_saves_a_checkpoint_and_the_command_it_prints_goes_on(arguments, tmp_path, capfd, number):
+    arguments[arguments.index("--max_steps") + 1] = "400"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([sys.executable, "-m", "profit_sft.cli", *arguments], env=environment)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (metrics.exists() and metrics.read_text().count("\n") > 2) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(number)
+    assert process.wait(timeout=60) == 130
+    err = capfd.readouterr().err
+    assert f"Stopped by {number.name} after step" in err
+    resume = err.split("profit train --config", 1)[1].split("\n")[0].split()
+    checkpoints = list((tmp_path / "run").glob("checkpoint-*"))
+    assert len(checkpoints) == 1
+    stopped_at = int(checkpoints[0].name.rsplit("-", 1)[1])
+    assert 2 < stopped_at < 400
+    done = ["train", "--config", *resume, "--max_steps", str(stopped_at + 2)]
+    assert run_app(done) == 0
+    steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines() if '"loss"' in line]
+    assert steps == list(range(1, stopped_at + 3))
+
+
+@pytest.mark.slow
+@pytest.mark.model
+def test_the_main_job_runs_on_real_rows_and_plain_transformers_loads_it(smollm2_folder, shared_data, tmp_path, capsys):
+    arguments = [
+        "train",
+        *("--dataset_name", str(shared_data / "gsm8k_train.jsonl")),
+        *("--max_samples", "8"),
+        *("--max_length", "256"),
+        *("--per_device_train_batch_size", "4"),
+        *("--num_train_epochs", "1"),
+        *("--gradient_checkpointing", "False"),
+        *("--logging_steps", "1"),
+        *("--save_only_model", "True"),
+        *("--output_dir", str(tmp_path / "run")),
+    ]
+    assert run_app(arguments) == 0
+    last = json.loads(capsys.readouterr().out)
+    assert 0.5 < last["kept_share"] < 0.95
+    assert 0 < last["loss"] < last["nll"]
+    trained = AutoModelForCausalLM.from_pretrained(tmp_path / "run")
+    before = AutoModelForCausalLM.from_pretrained(smollm2_folder)
+    assert trained.config.tie_word_embeddings
+    assert (trained.lm_head.weight - before.lm_head.weight).abs().max() > 0
