@@ -1,6 +1,7 @@
 """What a run would do, without doing it: settings, token counts, kept share on a sample, estimated memory."""
 
 import dataclasses
+import tempfile
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,6 +59,14 @@ def dry_run(
     """
     settings = resolved_config(run, config, model_config)
     config.report_to, config.push_to_hub = [], False
+    with tempfile.TemporaryDirectory() as folder:
+        config.output_dir = folder  # the trainer makes it
+        return _report(settings, run, config, model_config, progress=progress)
+
+
+def _report(
+    settings: str, run: RunArguments, config: ProFitConfig, model_config: ModelConfig, *, progress: bool
+) -> DryRunReport:
     tokenizer = load_tokenizer(model_config, config)
     train_data, eval_data = load_data(run, config, tokenizer, progress=progress)
     trainer = build_trainer(config, model_config, tokenizer, train_data, eval_data, [])

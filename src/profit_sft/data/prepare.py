@@ -146,7 +146,7 @@ def prepare_dataset(settings: DataSettings, tokenizer: PreTrainedTokenizerBase, 
     for row in _shown(rows) if progress and sys.stderr.isatty() else rows:
         collected.read += 1
         try:
-            conversation, example = _prepare_row(row, settings, tokenizer)
+            conversation, example = _prepare_row(row, settings, tokenizer, known_format=collected.format)
         except DataError as error:
             if not settings.skip_bad_rows:
                 raise
@@ -162,11 +162,14 @@ def prepare_dataset(settings: DataSettings, tokenizer: PreTrainedTokenizerBase, 
 
 
 def _prepare_row(
-    row: Row, settings: DataSettings, tokenizer: PreTrainedTokenizerBase
+    row: Row, settings: DataSettings, tokenizer: PreTrainedTokenizerBase, *, known_format: str
 ) -> tuple[Conversation, Tokenized]:
+    columns = {"prompt_column": settings.prompt_column, "response_column": settings.response_column}
+    # A row that fits no format is most likely one of the file's format with a field missing; the message should say so.
+    lost = settings.dataset_format == "auto" and known_format and detect_format(row.values, **columns) is None
     conversation = to_conversation(
         row,
-        settings.dataset_format,
+        known_format if lost else settings.dataset_format,
         prompt_column=settings.prompt_column,
         response_column=settings.response_column,
         system_prompt=settings.system_prompt,
