@@ -24,10 +24,16 @@ def quiet_libraries() -> None:
     huggingface_hub.logging.set_verbosity_error()
     datasets.disable_progress_bars()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    warnings.showwarning = _show_warning
     # TRL sets a default under the name that transformers deprecates.
     warnings.filterwarnings("ignore", message="`(is_)?gradient_checkpointing` is deprecated", category=FutureWarning)
     # DataLoader's advice about pinned memory, on machines that have no accelerator to pin it for.
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *place: object) -> None:
+    """Show a warning as a sentence; the line of our code that raised it helps nobody."""
+    Console(stderr=True, highlight=False, soft_wrap=True).print(f"warning: {message}", markup=False)
 
 
 class ProgressBar(TrainerCallback):

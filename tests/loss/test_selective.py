@@ -1,0 +1,439 @@
+"""Every objective, head and option of the loss against the float64 oracle, with gradients."""
+
+import pytest
+import torch
+from problems import BACKENDS, HEADS, OBJECTIVES, THRESHOLD, assert_close, both, planted_problem, tolerance
+from torch.nn import functional
+
+from profit_sft import NLL, ProFit, selective_linear_cross_entropy
+from profit_sft.objectives import DFT, Power, Rho
+
+pytestmark = pytest.mark.parametrize("backend", BACKENDS)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
+def test_loss_and_gradients_match_the_oracle(backend, objective, dtype):
+    problem = planted_problem(dtype)
+    (result, gradients), (loss, exact, values) = both(problem, objective, backend=backend, chunk_size=64)
+    assert_close(gradients, exact, tolerance(dtype, *problem[:2]))
+    assert result.loss.item() == pytest.approx(loss.item(), rel=1e-5)
+    label_mask = problem[2] != -100
+    assert torch.equal(result.label_mask, label_mask)
+    # relative to the weight's size; power and focal amplify the rounding of log p
+    assert (result.weights[label_mask].double() - values["weights"]).abs().max() <= 1e-4 * values["weights"].abs().max()
+    measured = ~result.log_probs[label_mask].isnan()
+    assert (result.log_probs[label_mask][measured].double() - values["log_probs"][measured]).abs().max() <= 2e-5
+    assert result.num_labels == label_mask.sum()
+    assert result.num_kept == (result.weights != 0).sum()
+    if values["weights"].unique().numel() <= 2:  # a mask
+        assert torch.equal(result.weights[label_mask].double(), values["weights"])
+    assert result.dropped_share == 0
+
+
+@pytest.mark.parametrize("objective", [ProFit(threshold=THRESHOLD), DFT()], ids=str)
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("chunk_size", [64, 257, 4096])
+def test_heads_and_chunk_sizes_match_the_oracle(backend, objective, head, chunk_size):
+    options = HEADS[head]
+    problem = planted_problem(**options)
+    (result, gradients), (loss, exact, _) = both(
+        problem, objective, head=options, backend=backend, chunk_size=chunk_size
+    )
+    assert_close(gradients, exact, tolerance(torch.float32, *problem[:2]))
+    assert result.loss.item() == pytest.approx(loss.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "options", [{"normalize": "kept"}, {"num_items": 1000}, {"num_items": torch.tensor(7.0)}], ids=str
+)
+@pytest.mark.parametrize("objective", [NLL(), ProFit(threshold=THRESHOLD), Power(k=0.5)], ids=str)
+def test_normalizers_match_the_oracle(backend, objective, options):
+    problem = planted_problem()
+    (result, gradients), (loss, exact, _) = both(problem, objective, backend=backend, **options)
+    assert_close(gradients, exact, tolerance(torch.float32, *problem[:2]))
+    assert result.loss.item() == pytest.approx(loss.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_all_statistics_match_the_oracle(backend, head):
+    options = HEADS[head]
+    problem = planted_problem(**options)
+    objective = ProFit(threshold=THRESHOLD)
+    (result, gradients), (_, exact, values) = both(
+        problem, objective, head=options, backend=backend, statistics="all", chunk_size=100
+    )
+    label_mask = problem[2] != -100
+    for name in ("log_probs", "entropy"):
+        found = getattr(result, name)
+        assert (found[label_mask].double() - values[name]).abs().max() <= 3e-5, name
+        assert (found[~label_mask] == 0).all()
+    inputs = [None if tensor is None else tensor.double() for tensor in (*problem[:2], problem[3])]
+    logits = inputs[0] @ inputs[1].T + (0 if inputs[2] is None else inputs[2])
+    assert torch.equal(result.is_top1, (logits.argmax(-1) == problem[2]) & label_mask)
+    assert_close(gradients, exact, tolerance(torch.float32, *problem[:2]))
+
+
+def test_batches_of_sequences_and_other_ignore_index(backend):
+    hidden, lm_head_weight, labels, _, reference = planted_problem()
+    labels = torch.where(labels == -100, -1, labels)[:256].view(4, 64)
+    problem = hidden[:256].view(4, 64, -1), lm_head_weight, labels, None, reference[:256]
+    (result, gradients), (_, exact, _) = both(problem, ProFit(threshold=THRESHOLD), backend=backend, ignore_index=-1)
+    assert result.log_probs.shape == labels.shape
+    assert gradients[0].shape == (4, 64, hidden.shape[1])
+    assert_close(gradients, exact, tolerance(torch.float32, hidden, lm_head_weight))
+
+
+@pytest.mark.parametrize("statistics", ["objective", "all"])
+def test_known_weights_replace_the_objective(backend, statistics):
+    problem = planted_problem()
+    weights = torch.rand(problem[2].shape, generator=torch.Generator().manual_seed(3))
+    weights[::3] = 0
+    (result, gradients), (loss, exact, _) = both(
+        problem, NLL(), backend=backend, weights=weights, statistics=statistics, chunk_size=50
+    )
+    assert result.loss.item() == pytest.approx(loss.item(), rel=1e-5)
+    assert_close(gradients, exact, tolerance(torch.float32, *problem[:2]))
+    unweighted = (problem[2] != -100) & (weights == 0)
+    assert bool(result.log_probs[unweighted].isnan().all()) == (statistics == "objective")
+
+
+def test_gradients_agree_with_finite_differences(backend):
+    # torch's gradcheck calls backward several times, which this loss refuses; so the differences are taken here.
+    generator = torch.Generator().manual_seed(0)
+    inputs = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in ((5, 6), (11, 6), (11,))]
+    # The weights are held fixed: differences would see through a detached weight such as DFT's.
+    options = {
+        "objective": NLL(),
+        "weights": torch.tensor([1.0, 0.0, 0.5, 1.0, 2.0]),
+        "logit_scale": 0.8,
+        "logit_softcap": 3.0,
+        "chunk_size": 2,
+        "backend": backend,
+    }
+
+    def loss():
+        labels = torch.tensor([0, 10, 3, -100, 7])
+        return selective_linear_cross_entropy(inputs[0], inputs[1], labels, bias=inputs[2], **options).loss
+
+    for tensor in inputs:
+        tensor.requires_grad_()
+    gradients = torch.autograd.grad(loss(), inputs)
+    step = 1e-6
+    with torch.no_grad():
+        for tensor, gradient in zip(inputs, gradients, strict=True):
+            flat = tensor.view(-1)
+            for index in range(flat.numel()):
+                value = flat[index].item()
+                flat[index] = value + step
+                above = loss().item()
+                flat[index] = value - step
+                below = loss().item()
+                flat[index] = value
+                assert gradient.view(-1)[index].item() == pytest.approx((above - below) / (2 * step), abs=1e-8)
+
+
+def test_token_weights_carry_no_gradient(backend):
+    problem = planted_problem()
+    (result, gradients), _ = both(problem, DFT(), backend=backend)
+    (_, fixed), _ = both(problem, NLL(), backend=backend, weights=result.weights)
+    assert not result.weights.requires_grad
+    for found, expected in zip(gradients, fixed, strict=True):
+        assert (found - expected).norm() <= 1e-5 * expected.norm()
+
+
+# -- edges ------------------------------------------------------------------------------------------------------
+
+
+def run(backend, hidden, lm_head_weight, labels, objective=None, **options):
+    hidden, lm_head_weight = hidden.detach().requires_grad_(), lm_head_weight.detach().requires_grad_()
+    result = selective_linear_cross_entropy(
+        hidden, lm_head_weight, labels, objective=objective or ProFit(threshold=THRESHOLD), backend=backend, **options
+    )
+    result.loss.backward()
+    return result, hidden.grad, lm_head_weight.grad
+
+
+@pytest.mark.parametrize("normalize", ["all", "kept"])
+@pytest.mark.parametrize("case", ["no tokens", "all ignored"])
+@pytest.mark.parametrize("statistics", ["objective", "all"])
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
+def test_nothing_to_train_is_an_attached_zero(backend, case, normalize, statistics, objective):
+    tokens = 0 if case == "no tokens" else 5
+    labels = torch.full((tokens,), -100)
+    options = {"normalize": normalize, "statistics": statistics, "reference_log_probs": torch.zeros(tokens)}
+    result, d_hidden, d_weight = run(
+        backend, torch.randn(tokens, 8), torch.randn(3000, 8), labels, objective, **options
+    )
+    assert result.loss.item() == 0.0
+    assert d_hidden.shape == (tokens, 8)
+    assert d_weight.shape == (3000, 8)
+    assert (d_hidden == 0).all()
+    assert (d_weight == 0).all()
+    assert result.num_labels == result.num_kept == 0
+
+
+@pytest.mark.parametrize("gradient_budget", [0.0, 0.01])
+@pytest.mark.parametrize("vocab_size", [50, 5000])  # below and above the size that is screened
+def test_all_masked_is_zero_with_a_warning_that_names_threshold_and_largest_p(backend, vocab_size, gradient_budget):
+    generator = torch.Generator().manual_seed(0)
+    hidden, lm_head_weight = torch.randn(9, 8, generator=generator), torch.randn(vocab_size, 8, generator=generator)
+    labels = torch.arange(9)
+    largest = (hidden @ lm_head_weight.T).softmax(-1)[torch.arange(9), labels].max().item()
+    with pytest.warns(
+        UserWarning, match=r"ProFit\(threshold=0.99\) gave all 9 label tokens .* largest p seen is"
+    ) as seen:
+        result, d_hidden, d_weight = run(
+            backend, hidden, lm_head_weight, labels, ProFit(threshold=0.99), gradient_budget=gradient_budget
+        )
+    named = float(
+        str(seen[0].message).split("largest p seen is ")[1].removeprefix("at most ").split(".  ")[0].split(". L")[0]
+    )
+    assert named >= largest * 0.99
+    assert result.loss.item() == 0.0
+    assert (d_hidden == 0).all()
+    assert (d_weight == 0).all()
+
+
+def test_masked_tokens_get_exactly_zero_gradient(backend):
+    hidden, lm_head_weight, labels, _, _ = planted_problem()
+    result, d_hidden, _ = run(backend, hidden, lm_head_weight, labels)
+    masked = result.weights == 0
+    assert 0.2 < masked.double().mean() < 0.8
+    assert (d_hidden[masked] == 0).all()
+    assert (d_hidden[~masked].abs().sum(-1) > 0).all()
+
+
+def test_none_masked_equals_plain_cross_entropy(backend):
+    hidden, lm_head_weight, labels, _, _ = planted_problem()
+    result, d_hidden, d_weight = run(backend, hidden, lm_head_weight, labels, ProFit(threshold=0.0))
+    inputs = hidden.double().requires_grad_(), lm_head_weight.double().requires_grad_()
+    loss = functional.cross_entropy(inputs[0] @ inputs[1].T, labels)
+    assert result.loss.item() == pytest.approx(loss.item(), rel=1e-6)
+    assert_close(
+        (d_hidden, d_weight), torch.autograd.grad(loss, inputs), tolerance(torch.float32, hidden, lm_head_weight)
+    )
+
+
+def test_one_token(backend):
+    hidden, lm_head_weight, labels, _, _ = planted_problem()
+    result, d_hidden, _ = run(backend, hidden[20:21], lm_head_weight, labels[20:21], NLL())
+    expected = functional.cross_entropy((hidden[20:21].double() @ lm_head_weight.double().T), labels[20:21])
+    assert result.loss.item() == pytest.approx(expected.item(), abs=5e-6)
+    assert d_hidden.abs().sum() > 0
+
+
+def test_probability_equal_to_the_threshold_is_kept(backend):
+    # Two tokens in the vocabulary with equal logits: p is 1/2 to the last bit.
+    result, _, _ = run(backend, torch.ones(1, 4), torch.ones(2, 4), torch.tensor([1]), ProFit(threshold=0.5))
+    assert result.num_kept == 1
+
+
+@pytest.mark.parametrize("layout", ["transposed", "expanded", "sliced"])
+def test_any_memory_layout_gives_the_same(backend, layout):
+    hidden, lm_head_weight, labels, _, _ = planted_problem()
+    if layout == "transposed":
+        other, expected = hidden.T.contiguous().T, hidden
+    elif layout == "expanded":
+        other = hidden[30].expand(len(hidden), -1)
+        expected = other.contiguous()
+    else:
+        other, expected = torch.stack([hidden, hidden], dim=1)[:, 1], hidden
+    found = run(backend, other, lm_head_weight.T.contiguous().T, labels, NLL())
+    wanted = run(backend, expected, lm_head_weight, labels, NLL())
+    assert found[0].loss.item() == pytest.approx(wanted[0].loss.item(), rel=1e-6)
+    assert (found[1] - wanted[1]).norm() <= 1e-6 * wanted[1].norm()
+    assert (found[2] - wanted[2]).norm() <= 1e-6 * wanted[2].norm()
+
+
+@pytest.mark.parametrize("frozen", ["hidden", "weight", "bias"])
+def test_what_is_frozen_gets_no_gradient(backend, frozen):
+    hidden, lm_head_weight, labels, bias, _ = planted_problem(bias=True)
+    inputs = {"hidden": hidden, "weight": lm_head_weight, "bias": bias}
+    for name, tensor in inputs.items():
+        tensor.requires_grad_(name != frozen)
+    options = {"objective": ProFit(threshold=THRESHOLD), "backend": backend}
+    selective_linear_cross_entropy(hidden, lm_head_weight, labels, bias=bias, **options).loss.backward()
+    assert [name for name, tensor in inputs.items() if tensor.grad is None] == [frozen]
+
+
+def test_tied_head_accumulates_both_gradients(backend):
+    _, lm_head_weight, labels, _, _ = planted_problem()
+    input_ids = labels.clamp(min=0).roll(1)
+    gradients = []
+    for selective in (True, False):
+        tied = lm_head_weight.double().requires_grad_()
+        hidden = 5 * functional.embedding(input_ids, tied)
+        if selective:
+            loss = selective_linear_cross_entropy(hidden, tied, labels, objective=NLL(), backend=backend).loss
+        else:
+            loss = functional.cross_entropy(hidden @ tied.T, labels)
+        gradients.append(torch.autograd.grad(loss, tied)[0])
+    assert (gradients[0] - gradients[1]).norm() <= 1e-9 * gradients[1].norm()
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_without_gradients_only_the_values_are_computed(backend, mode):
+    hidden, lm_head_weight, labels, _, _ = planted_problem()
+    with mode():
+        result = selective_linear_cross_entropy(
+            hidden.clone(), lm_head_weight.clone(), labels, objective=NLL(), backend=backend, statistics="all"
+        )
+    assert not result.loss.requires_grad
+    assert result.loss.item() == pytest.approx(
+        functional.cross_entropy(hidden @ lm_head_weight.T, labels).item(), rel=1e-5
+    )
+
+
+def test_autocast_rounds_the_operands_as_a_linear_layer_would(backend):
+    hidden, lm_head_weight, labels, _, _ = planted_problem()
+    rounded = planted_problem(torch.float32)
+    rounded = (hidden.bfloat16().float(), lm_head_weight.bfloat16().float(), *rounded[2:])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        result, d_hidden, d_weight = run(backend, hidden, lm_head_weight, labels, NLL())
+    _, (loss, exact, _) = both(rounded, NLL(), backend=backend)
+    assert result.loss.item() == pytest.approx(loss.item(), rel=1e-5)
+    assert d_hidden.dtype == torch.float32
+    assert_close((d_hidden, d_weight), exact, tolerance(torch.bfloat16, hidden, lm_head_weight))
+
+
+# dynamo looks at .grad of what it resumes with
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+def test_inside_a_compiled_function(backend):
+    hidden, lm_head_weight, labels, _, _ = planted_problem()
+
+    @torch.compile(backend="eager")
+    def step(states):
+        result = selective_linear_cross_entropy(
+            states * 1.0, lm_head_weight, labels, objective=ProFit(threshold=THRESHOLD), backend=backend
+        )
+        return result.loss * 3.0
+
+    states = hidden.clone().requires_grad_()
+    step(states).backward()
+    _, expected, _ = run(backend, hidden, lm_head_weight, labels)
+    assert (states.grad - 3.0 * expected).norm() <= 1e-6 * expected.norm()
+
+
+@pytest.mark.parametrize("normalize", ["all", "kept"])
+def test_upstream_gradient_is_applied(backend, normalize):
+    hidden, lm_head_weight, labels, _, _ = planted_problem()
+    _, once, _ = run(backend, hidden, lm_head_weight, labels, normalize=normalize)
+    states = hidden.clone().requires_grad_()
+    result = selective_linear_cross_entropy(
+        states, lm_head_weight, labels, objective=ProFit(threshold=THRESHOLD), normalize=normalize, backend=backend
+    )
+    (result.loss * -2.5).backward()
+    assert (states.grad + 2.5 * once).norm() <= 1e-6 * once.norm()
+
+
+def test_second_derivatives_are_refused_by_name(backend):
+    hidden, lm_head_weight, labels, _, _ = planted_problem()
+    hidden.requires_grad_()
+    result = selective_linear_cross_entropy(hidden, lm_head_weight, labels, objective=NLL(), backend=backend)
+    with pytest.raises(RuntimeError, match="has no second derivative"):
+        torch.autograd.grad(result.loss, hidden, create_graph=True)
+
+
+def test_a_second_backward_is_refused_by_name(backend):
+    hidden, lm_head_weight, labels, _, _ = planted_problem()
+    hidden.requires_grad_()
+    result = selective_linear_cross_entropy(hidden, lm_head_weight, labels, objective=NLL(), backend=backend)
+    result.loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="handed over in an earlier backward"):
+        result.loss.backward()
+
+
+def test_order_of_tokens_does_not_matter(backend):
+    hidden, lm_head_weight, labels, _, _ = planted_problem()
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+    found = run(backend, hidden[order], lm_head_weight, labels[order], chunk_size=50)
+    wanted = run(backend, hidden, lm_head_weight, labels, chunk_size=50)
+    assert torch.equal(found[0].weights, wanted[0].weights[order])
+    assert (found[1] - wanted[1][order]).norm() <= 1e-6 * wanted[1].norm()
+    assert (found[2] - wanted[2]).norm() <= 1e-6 * wanted[2].norm()
+
+
+def test_micro_batches_sum_to_the_whole_batch(backend):
+    hidden, lm_head_weight, labels, _, _ = planted_problem()
+    count = int((labels != -100).sum())
+    whole = run(backend, hidden, lm_head_weight, labels)
+    parts = [
+        run(backend, hidden[part], lm_head_weight, labels[part], num_items=count)
+        for part in (slice(0, 40), slice(40, 200), slice(200, None))
+    ]
+    assert sum(part[0].loss.item() for part in parts) == pytest.approx(whole[0].loss.item(), rel=1e-6)
+    assert (sum(part[2] for part in parts) - whole[2]).norm() <= 1e-6 * whole[2].norm()
+
+
+def test_no_buffer_of_all_logits_is_made(backend):
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    hidden, lm_head_weight, labels, _, _ = planted_problem()
+
+    class Largest(TorchDispatchMode):
+        elements = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            made = function(*args, **(kwargs or {}))
+            for tensor in made if isinstance(made, (tuple, list)) else [made]:
+                if isinstance(tensor, torch.Tensor):
+                    self.elements = max(self.elements, tensor.numel())
+            return made
+
+    hidden.requires_grad_()
+    lm_head_weight.requires_grad_()
+    with Largest() as largest:
+        for objective in OBJECTIVES:
+            selective_linear_cross_entropy(
+                hidden,
+                lm_head_weight,
+                labels,
+                objective=objective,
+                reference_log_probs=torch.zeros(labels.shape),
+                chunk_size=64,
+                statistics="all",
+                backend=backend,
+            ).loss.backward()
+    assert largest.elements == lm_head_weight.numel()  # dW, and less than half of N x V
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"labels": torch.zeros(4)}, TypeError, r"labels must be int64, got torch.float32. Call labels.long\(\)."),
+        ({"labels": torch.tensor([0, 9, 1, 99])}, ValueError, r"labels\[1\] is 9, outside the vocabulary \[0, 9\)"),
+        (
+            {"labels": torch.tensor([[0, 1], [-5, 1]]), "hidden": torch.zeros(2, 2, 3)},
+            ValueError,
+            r"labels\[\(1, 0\)\] is -5",
+        ),
+        ({"labels": torch.zeros(3, dtype=torch.long)}, ValueError, r"hidden \(4, 3\) and labels \(3,\) do not line up"),
+        ({"weight": torch.zeros(9, 2)}, ValueError, r"weight must be \(V, 3\) to match hidden, got \(9, 2\)"),
+        ({"bias": torch.zeros(3)}, ValueError, r"bias must be \(9,\), one per row of weight, got \(3,\)"),
+        ({"weights": torch.zeros(3)}, ValueError, r"weights must have the shape of labels \(4,\), got \(3,\)"),
+        ({"reference_log_probs": torch.zeros(3)}, ValueError, "reference_log_probs must have the shape of labels"),
+        ({"normalize": "mean"}, ValueError, "normalize must be 'all' or 'kept', got 'mean'"),
+        (
+            {"normalize": "kept", "num_items": 4},
+            ValueError,
+            "normalize='kept' counts the kept tokens of this call itself",
+        ),
+        ({"statistics": "some"}, ValueError, "statistics must be 'objective' or 'all', got 'some'"),
+        ({"backend": "cuda"}, ValueError, "backend must be .* got 'cuda'"),
+        ({"chunk_size": 0}, ValueError, "chunk_size must be at least 1 token, got 0"),
+        ({"gradient_budget": 1.0}, ValueError, r"gradient_budget must be a share in \[0, 1\), got 1.0"),
+        ({"objective": Rho()}, ValueError, "the objective needs 'reference_log_probs', which was not given"),
+    ],
+)
+def test_wrong_input_is_refused_with_the_value(backend, change, error, message):
+    arguments = {
+        "hidden": torch.zeros(4, 3),
+        "weight": torch.zeros(9, 3),
+        "labels": torch.tensor([0, 1, 2, 8]),
+        "objective": NLL(),
+        "backend": backend,
+        **change,
+    }
+    with pytest.raises(error, match=message):
+        selective_linear_cross_entropy(**arguments)

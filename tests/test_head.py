@@ -1,0 +1,336 @@
+"""The selective head on real architectures with tiny random weights."""
+
+import copy
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    DataCollatorForSeq2Seq,
+    LlamaForCausalLM,
+    Trainer,
+    TrainingArguments,
+)
+
+from profit_sft import NLL, ProFit, apply_profit, remove_profit
+from profit_sft.errors import UnsupportedModelError
+from profit_sft.head import selective_head
+from profit_sft.objectives import ASFT, DFT
+from tiny import tiny_dataset, tiny_model, tiny_tokenizer
+
+SIZES = {
+    "vocab_size": 211,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+FAMILIES = {
+    "llama": {},
+    "qwen2": {"tie_word_embeddings": True},
+    "qwen3": {},
+    "qwen3_moe": {**EXPERTS, "output_router_logits": True, "router_aux_loss_coef": 0.1},
+    "olmo2": {},
+    "gemma2": {"final_logit_softcapping": 3.0},
+    "gemma3_text": {"final_logit_softcapping": 3.0},
+    "granite": {"logits_scaling": 4.0},
+    "cohere": {"logit_scale": 0.3},
+    "phi3": {},
+    "mistral": {},
+    "gpt_neox": {},
+}
+
+
+def make(family, **overrides):
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(family, **{**SIZES, **FAMILIES[family], **overrides})
+    return AutoModelForCausalLM.from_config(config, attn_implementation="eager").train()
+
+
+def batch(rows=3, length=17):
+    generator = torch.Generator().manual_seed(1)
+    input_ids = torch.randint(3, SIZES["vocab_size"], (rows, length), generator=generator)
+    labels, attention_mask = input_ids.clone(), torch.ones_like(input_ids)
+    labels[:, :5] = -100
+    attention_mask[1, 12:] = 0
+    labels[1, 12:] = -100
+    return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+
+
+def loss_and_gradients(model, inputs):
+    model.zero_grad()
+    loss = model(**inputs).loss
+    loss.backward()
+    return loss.item(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_equal(found, expected, bound=5e-6):
+    assert found[0] == pytest.approx(expected[0], rel=1e-6)
+    assert found[1].keys() == expected[1].keys()
+    for name, gradient in expected[1].items():
+        assert (found[1][name] - gradient).norm() <= bound * gradient.norm() + 1e-9, name
+
+
+@pytest.mark.parametrize("num_items", [None, 40, torch.tensor(40)], ids=str)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_at_threshold_zero_loss_and_gradients_are_the_models_own(family, num_items):
+    model, inputs = make(family), batch()
+    if num_items is not None:
+        inputs["num_items_in_batch"] = num_items
+    expected = loss_and_gradients(model, inputs)
+    apply_profit(model, ProFit(threshold=0.0))
+    assert_equal(loss_and_gradients(model, inputs), expected)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_evaluation_generation_and_removal_leave_the_model_as_it_was(family):
+    model, inputs = make(family).eval(), batch()
+    with torch.no_grad():
+        before = model(**inputs)
+        prompt = {"input_ids": inputs["input_ids"][:, :4], "attention_mask": inputs["attention_mask"][:, :4]}
+        tokens = model.generate(**prompt, max_new_tokens=3, do_sample=False)
+        apply_profit(model, ProFit(threshold=0.5))
+        after = model(**inputs)
+        assert torch.equal(model.generate(**prompt, max_new_tokens=3, do_sample=False), tokens)
+    assert torch.equal(after.logits, before.logits)
+    assert after.loss == before.loss
+    remove_profit(model)
+    assert "forward" not in model.__dict__
+    model.train()
+    assert model(**inputs).logits is not None
+    assert remove_profit(model) is model
+
+
+def test_loss_is_the_masked_one():
+    model, inputs = make("llama"), batch()
+    with torch.no_grad():
+        log_probs = model(**inputs).logits[:, :-1].log_softmax(-1)
+    labels = inputs["labels"][:, 1:]
+    own = log_probs.gather(-1, labels.clamp(min=0)[..., None]).squeeze(-1)[labels != -100]
+    threshold = own.exp().median().item() * 1.0001
+    apply_profit(model, ProFit(threshold=threshold))
+    outputs = model(**inputs)
+    kept = own.exp() >= threshold
+    assert outputs.loss.item() == pytest.approx(-own[kept].sum().item() / len(own), rel=1e-5)
+    assert outputs.selective.num_kept == kept.sum()
+    assert outputs.logits is None
+
+
+def test_shifted_labels_are_taken_as_they_are():
+    model, inputs = make("llama"), batch()
+    apply_profit(model, NLL())
+    expected = loss_and_gradients(model, inputs)
+    labels = inputs.pop("labels")
+    inputs["shift_labels"] = nn.functional.pad(labels[:, 1:], (0, 1), value=-100)
+    assert_equal(loss_and_gradients(model, inputs), expected)
+
+
+def test_reference_log_probs_come_with_the_batch_in_the_layout_of_the_labels():
+    model, inputs = make("llama"), batch()
+    likely = torch.zeros(inputs["labels"].shape)
+    likely[:, 8:] = -9.0
+    apply_profit(model, ProFit(threshold=0.1, mask_source="reference"))
+    selective = model(**inputs, reference_log_probs=likely).selective
+    counted = inputs["labels"][:, 1:] != -100
+    assert torch.equal(selective.weights[:, :-1] != 0, counted & (likely[:, 1:] > -1))
+    apply_profit(model, ASFT())
+    with pytest.raises(ValueError, match="the objective needs 'reference_log_probs'"):
+        model(**inputs)
+    model.eval()
+    assert model(**inputs, reference_log_probs=likely).logits is not None
+
+
+def test_positional_labels_return_dict_and_logits_to_keep():
+    model, inputs = make("llama"), batch()
+    apply_profit(model, DFT())
+    expected = model(**inputs).loss
+    assert model(**inputs, return_dict=False)[0] == expected
+    positional = model(inputs["input_ids"], inputs["attention_mask"], None, None, None, inputs["labels"])
+    assert positional.loss == expected
+    with pytest.raises(ValueError, match="logits_to_keep as a tensor"):
+        model(**inputs, logits_to_keep=torch.tensor([1]))
+
+
+def test_kept_normalizer_divides_by_the_kept_tokens_of_the_call():
+    model, inputs = make("llama"), batch()
+    apply_profit(model, ProFit(threshold=1 / 211))
+    everything = model(**inputs)
+    apply_profit(model, ProFit(threshold=1 / 211), normalize="kept")
+    kept = model(**inputs)
+    share = kept.selective.num_kept / kept.selective.num_labels
+    assert 0.1 < share < 0.9
+    assert (kept.loss * share).item() == pytest.approx(everything.loss.item(), rel=1e-5)
+    # With num_items_in_batch each call has its part of the step, by its share of the labels.
+    half = model(**inputs, num_items_in_batch=2 * int(kept.selective.num_labels))
+    assert half.loss.item() == pytest.approx(kept.loss.item() / 2, rel=1e-5)
+
+
+def test_applying_again_replaces_the_objective_and_removal_still_restores():
+    model = make("gemma2")
+    apply_profit(model, ProFit(threshold=0.9))
+    apply_profit(model, NLL(), chunk_size=7)
+    head = selective_head(model)
+    assert (head.objective, head.chunk_size, head.logit_softcap) == (NLL(), 7, 3.0)
+    remove_profit(model)
+    with pytest.raises(ValueError, match="has no selective head; call apply_profit"):
+        selective_head(model)
+
+
+def test_a_forward_put_there_by_others_is_called_and_restored():
+    model, inputs = make("llama"), batch()
+    own, calls = model.forward, []
+
+    def counting(*args, **kwargs):
+        calls.append(1)
+        return own(*args, **kwargs)
+
+    model.forward = counting
+    apply_profit(model, NLL())
+    model.eval()
+    model(**inputs)
+    assert calls == [1]
+    remove_profit(model)
+    assert model.forward is counting
+
+
+def test_a_deep_copy_is_independent_and_a_saved_model_is_plain(tmp_path):
+    model, inputs = make("llama"), batch()
+    apply_profit(model, DFT())
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.zero_()
+    assert twin(**inputs).loss != model(**inputs).loss
+    remove_profit(twin)
+    assert twin(**inputs).logits is not None
+    assert model(**inputs).logits is None
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert "forward" not in loaded.__dict__
+
+
+# the name that transformers had before 5.23, which the oldest version we support has
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated:FutureWarning")
+def test_gradient_checkpointing_changes_nothing():
+    model, inputs = make("qwen3"), batch()
+    apply_profit(model, DFT())
+    expected = loss_and_gradients(model, inputs)
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    assert_equal(loss_and_gradients(model, inputs), expected)
+
+
+def test_autocast_gives_bf16_products_and_an_fp32_loss():
+    model, inputs = make("llama"), batch()
+    expected = loss_and_gradients(apply_profit(model, NLL()), inputs)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = model(**inputs).loss
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(expected[0], rel=1e-2)
+
+
+def test_moe_auxiliary_loss_is_added_once_a_call_and_can_be_left_out():
+    model, inputs = make("qwen3_moe"), batch()
+    apply_profit(model, ProFit(threshold=0.0))
+    outputs = model(**inputs)
+    plain = model(**inputs, output_router_logits=False)
+    assert plain.aux_loss is None
+    assert (outputs.loss - plain.loss).item() == pytest.approx(0.1 * outputs.aux_loss.item(), rel=1e-4)
+
+
+def test_lora_around_it_trains_and_costs_no_head_gradient():
+    torch.manual_seed(0)
+    inputs = batch()
+    model = get_peft_model(make("qwen2"), LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+    expected = loss_and_gradients(model, inputs)
+    apply_profit(model, ProFit(threshold=0.0))
+    assert_equal(loss_and_gradients(model, inputs), expected)
+    assert all("lora" in name for name in expected[1])
+    remove_profit(model)
+    assert model(**inputs).logits is not None
+
+
+def test_an_adapter_on_the_head_is_refused_and_a_trained_copy_is_taken():
+    adapter = get_peft_model(make("llama"), LoraConfig(r=2, target_modules=["q_proj", "lm_head"]))
+    with pytest.raises(UnsupportedModelError, match=r"carries an adapter .* modules_to_save=\['lm_head'\]"):
+        apply_profit(adapter)
+    inputs = batch()
+    copied = get_peft_model(make("llama"), LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["lm_head"]))
+    expected = loss_and_gradients(copied, inputs)
+    assert any("lm_head" in name for name in expected[1])
+    apply_profit(copied, ProFit(threshold=0.0))
+    assert_equal(loss_and_gradients(copied, inputs), expected)
+
+
+def test_an_unknown_tail_is_refused_by_name():
+    class Tempered(LlamaForCausalLM):
+        def forward(self, *args, **kwargs):
+            outputs = super().forward(*args, **kwargs)
+            outputs.logits = outputs.logits / 0.7
+            return outputs
+
+    model = Tempered(AutoConfig.for_model("llama", **SIZES))
+    with pytest.raises(UnsupportedModelError, match="logits of Tempered are not its head's product with scale 1.0"):
+        apply_profit(model)
+    assert "forward" not in model.__dict__
+    assert "forward" not in model.model.__dict__
+
+
+def test_what_is_no_causal_language_model_is_refused():
+    with pytest.raises(UnsupportedModelError, match="Linear is not a Hugging Face causal language model"):
+        apply_profit(nn.Linear(2, 2))
+    model = make("llama")
+    model.lm_head = nn.Sequential(nn.Linear(32, 211))
+    with pytest.raises(UnsupportedModelError, match="head is a torch.Sequential; the selective loss reads a plain"):
+        apply_profit(model)
+    with pytest.raises(TypeError, match="objective must be an Objective such as ProFit"):
+        apply_profit(make("llama"), "profit")
+    with pytest.raises(ValueError, match="normalize must be 'all' or 'kept', got 'some'"):
+        apply_profit(make("llama"), normalize="some")
+
+
+def test_the_random_state_is_left_alone():
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    model = make("llama")
+    torch.manual_seed(7)
+    apply_profit(model)
+    assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_plain_transformers_trainer_trains_with_it(tmp_path, steps):
+    tokenizer, dataset = tiny_tokenizer(), tiny_dataset(8)
+    parameters = []
+    for _ in range(2):
+        model = tiny_model()
+        if len(parameters) == 0:
+            apply_profit(model, ProFit(threshold=0.0))
+        args = TrainingArguments(
+            str(tmp_path / str(len(parameters))),
+            per_device_train_batch_size=4 // steps,
+            gradient_accumulation_steps=steps,
+            max_steps=3,
+            learning_rate=0.01,
+            use_cpu=True,
+            report_to=[],
+            save_strategy="no",
+            disable_tqdm=True,
+            logging_steps=1,
+        )
+        collator = DataCollatorForSeq2Seq(tokenizer)
+        trainer = Trainer(model=model, args=args, train_dataset=dataset, data_collator=collator)
+        trainer.train()
+        parameters.append(list(model.parameters()))
+    # At threshold 0 the selective run is the plain run.
+    for found, expected in zip(*parameters, strict=True):
+        assert (found - expected).norm() <= 1e-4 * expected.norm()

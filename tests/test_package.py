@@ -1,0 +1,101 @@
+"""The package's face: names, imports, errors, files, docs that are generated, code that the README shows."""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+import profit_sft
+from profit_sft import errors
+from profit_sft.atomic_write import atomic_path, write_text
+
+PUBLIC = [
+    "NLL",
+    "Objective",
+    "ProFit",
+    "ProFitConfig",
+    "ProFitTrainer",
+    "SelectiveLoss",
+    "apply_profit",
+    "make_objective",
+    "remove_profit",
+    "selective_linear_cross_entropy",
+]
+
+
+def test_public_names_are_pinned_sorted_and_there():
+    assert profit_sft.__all__ == PUBLIC == sorted(PUBLIC)
+    for name in PUBLIC:
+        assert getattr(profit_sft, name).__doc__
+    with pytest.raises(AttributeError, match="module 'profit_sft' has no attribute 'profit'"):
+        _ = profit_sft.profit
+
+
+@pytest.mark.parametrize(
+    ("statement", "absent"),
+    [
+        ("import profit_sft.loss, profit_sft.objectives", ["transformers", "trl", "datasets", "peft"]),
+        ("from profit_sft import ProFit, selective_linear_cross_entropy", ["transformers", "trl"]),
+        ("import profit_sft.cli.app", ["torch", "transformers"]),
+        ("import profit_sft.head", ["trl", "datasets", "profit_sft.trainer"]),
+        ("import profit_sft.trainer", ["profit_sft.cli", "profit_sft.run"]),
+    ],
+)
+def test_imports_point_downward_and_stay_light(statement, absent):
+    code = f"import sys; {statement}; print([name for name in {absent} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_every_error_a_user_meets_is_a_profit_error():
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and kind is not errors.ProFitError]
+    assert {kind.__name__ for kind in kinds} == {
+        "ConfigurationError",
+        "DataError",
+        "DownloadError",
+        "UnsupportedModelError",
+    }
+    for kind in kinds:
+        assert issubclass(kind, errors.ProFitError)
+        assert kind.__name__ in (errors.__doc__ or "")
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "folder" / "report.txt"
+    write_text(path, "old")
+    with pytest.raises(RuntimeError, match="half way"), atomic_path(path) as temporary:
+        temporary.write_text("new")
+        raise RuntimeError("half way")
+    assert path.read_text() == "old"
+    assert list(path.parent.iterdir()) == [path]
+    umask = os.umask(0)
+    os.umask(umask)
+    assert path.stat().st_mode & 0o777 == 0o666 & ~umask
+
+
+def test_generated_pages_are_up_to_date(repo_root):
+    script = repo_root / "docs" / "generate.py"
+    done = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_code_on_the_readme_runs(repo_root):
+    blocks = re.findall(r"```python\n(.*?)```", (repo_root / "README.md").read_text(), flags=re.DOTALL)
+    assert len(blocks) == 1
+    done = subprocess.run([sys.executable, "-W", "error", "-c", blocks[0]], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_readme_lists_every_module(repo_root):
+    readme = (repo_root / "README.md").read_text()
+    for path in (repo_root / "src" / "profit_sft").iterdir():
+        if (
+            path.suffix == ".py"
+            and not path.name.startswith("__")
+            and path.name not in ("errors.py", "atomic_write.py", "model_card.py")
+        ):
+            assert path.name in readme, path.name
+    for link in re.findall(r"\]\(([^)h][^)]*)\)", readme):
+        assert (repo_root / link).exists(), link
