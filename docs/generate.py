@@ -6,10 +6,11 @@ import inspect
 import sys
 from pathlib import Path
 
+from trl import SFTConfig
+
 from profit_sft import objectives
 from profit_sft.run import RunArguments
 from profit_sft.trainer import ProFitConfig
-from trl import SFTConfig
 
 PAGES = Path(__file__).parent / "reference"
 
@@ -31,7 +32,7 @@ def flags() -> str:
         "| flag | default | meaning |",
         "|---|---|---|",
         "| `--config` |  | YAML file with any of the flags; flags on the command line win. |",
-        "| `--dry-run` |  | Print settings, token counts, kept share on a sample and estimated memory; train nothing. |",
+        "| `--dry-run` |  | Print settings, token counts, kept share and estimated memory; train nothing. |",
         "| `--json` |  | Print the result as JSON on stdout. |",
         "| `--help-all` |  | Print every flag. |",
     ]

@@ -31,7 +31,9 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
 
 
-def _show_warning(message: Warning | str, category: type[Warning], *place: object) -> None:
+def _show_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: Any = None
+) -> None:
     """Show a warning as a sentence; the line of our code that raised it helps nobody."""
     Console(stderr=True, highlight=False, soft_wrap=True).print(f"warning: {message}", markup=False)
 
