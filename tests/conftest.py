@@ -5,9 +5,14 @@ The environment is set before anything imports transformers, which reads it once
 
 import os
 
+import torch
+
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# Without a GPU the kernels run in Triton's interpreter; it must be set before they are imported.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 from collections.abc import Callable
 from pathlib import Path

@@ -8,7 +8,7 @@ from profit_sft import selective_linear_cross_entropy
 from profit_sft.loss.reference import reference_log_probs_of, reference_loss
 from profit_sft.objectives import ASFT, DFT, EAFT, NLL, Focal, Power, ProFit, Rho
 
-BACKENDS = ["chunked"]
+BACKENDS = ["chunked"]  # "triton" has test_triton_kernels.py: the interpreter takes seconds for these sizes
 THRESHOLD = 0.1
 OBJECTIVES = [
     NLL(),
@@ -33,19 +33,21 @@ HEADS = {
 N, D, V = 257, 127, 5003
 
 
-def planted_problem(dtype=torch.float32, *, bias=False, tokens=N, seed=0, **head):
+def planted_problem(dtype=torch.float32, *, bias=False, sizes=(N, D, V), seed=0, **head):
     """Hidden states that lean toward their label's row; no p within rounding of a threshold under test.
 
     `randn` inputs would give every label p below 0.001, and a masked test is an empty one.
     """
     generator = torch.Generator().manual_seed(seed)
-    lm_head_weight = (0.15 * torch.randn(V, D, generator=generator)).to(dtype)
+    tokens, width, vocab_size = sizes
+    spread = 0.15 * (D / width) ** 0.5
+    lm_head_weight = (spread * torch.randn(vocab_size, width, generator=generator)).to(dtype)
     # Frequent tokens come first, as in byte-pair vocabularies.
-    labels = (V ** torch.rand(tokens, generator=generator) - 1).long().clamp(0, V - 1)
-    labels[:2] = torch.tensor([0, V - 1])
+    labels = (vocab_size ** torch.rand(tokens, generator=generator) - 1).long().clamp(0, vocab_size - 1)
+    labels[:2] = torch.tensor([0, vocab_size - 1])
     lean = 8 * torch.rand(tokens, 1, generator=generator)
-    hidden = (torch.randn(tokens, D, generator=generator) + lean * lm_head_weight[labels].float()).to(dtype)
-    vector = (0.5 * torch.randn(V, generator=generator)).to(dtype) if bias else None
+    hidden = (torch.randn(tokens, width, generator=generator) + lean * lm_head_weight[labels].float()).to(dtype)
+    vector = (0.5 * torch.randn(vocab_size, generator=generator)).to(dtype) if bias else None
     reference = -3.0 * torch.rand(tokens, generator=generator)
     scale = head.get("logit_scale", 1.0), head.get("logit_softcap")
     dense = reference_log_probs_of(

@@ -7,7 +7,15 @@ from typing import Any, Literal
 from profit_sft.data.rows import Row
 
 Format = Literal["messages", "prompt_completion", "sharegpt", "alpaca", "question_answer"]
-FORMATS: tuple[Format, ...] = ("messages", "prompt_completion", "sharegpt", "alpaca", "question_answer")
+# In the order in which they are looked for.
+REQUIRED_FIELDS: dict[Format, tuple[str, ...]] = {
+    "messages": ("messages",),
+    "sharegpt": ("conversations",),
+    "prompt_completion": ("prompt", "completion"),
+    "alpaca": ("instruction", "output"),
+    "question_answer": ("question", "answer"),
+}
+FORMATS = tuple(REQUIRED_FIELDS)
 ROLES = ("system", "user", "assistant", "tool")
 _SHAREGPT_ROLES = {
     "human": "user",
@@ -42,17 +50,7 @@ def detect_format(columns: Collection[str], *, prompt_column: str | None, respon
     """Return the format these columns have, or None. Named columns mean question and answer."""
     if prompt_column is not None or response_column is not None:
         return "question_answer"
-    if "messages" in columns:
-        return "messages"
-    if "conversations" in columns:
-        return "sharegpt"
-    if "prompt" in columns and "completion" in columns:
-        return "prompt_completion"
-    if "instruction" in columns and "output" in columns:
-        return "alpaca"
-    if "question" in columns and "answer" in columns:
-        return "question_answer"
-    return None
+    return next((name for name, fields in REQUIRED_FIELDS.items() if all(field in columns for field in fields)), None)
 
 
 def to_conversation(

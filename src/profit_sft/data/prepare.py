@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from transformers import PreTrainedTokenizerBase
 
-from profit_sft.data.formats import FORMATS, Conversation, detect_format, to_conversation
+from profit_sft.data.formats import FORMATS, REQUIRED_FIELDS, Conversation, Format, detect_format, to_conversation
 from profit_sft.data.rows import Row, read_rows
 from profit_sft.data.tokenize import IGNORE_INDEX, Tokenized, TrainOn, tokenize_conversation
 from profit_sft.errors import DataError
@@ -162,14 +162,21 @@ def prepare_dataset(settings: DataSettings, tokenizer: PreTrainedTokenizerBase, 
 
 
 def _prepare_row(
-    row: Row, settings: DataSettings, tokenizer: PreTrainedTokenizerBase, *, known_format: str
+    row: Row, settings: DataSettings, tokenizer: PreTrainedTokenizerBase, *, known_format: Format | None
 ) -> tuple[Conversation, Tokenized]:
     columns = {"prompt_column": settings.prompt_column, "response_column": settings.response_column}
-    # A row that fits no format is most likely one of the file's format with a field missing; the message should say so.
-    lost = settings.dataset_format == "auto" and known_format and detect_format(row.values, **columns) is None
+    dataset_format = settings.dataset_format
+    if (
+        dataset_format == "auto"
+        and known_format is not None
+        and detect_format(row.values, **columns) is None
+        and any(field in row.values for field in REQUIRED_FIELDS[known_format])
+    ):
+        # It has some fields of the file's format and lacks the others; the message should say so.
+        dataset_format = known_format
     conversation = to_conversation(
         row,
-        known_format if lost else settings.dataset_format,
+        dataset_format,
         prompt_column=settings.prompt_column,
         response_column=settings.response_column,
         system_prompt=settings.system_prompt,
@@ -199,7 +206,7 @@ class _Collected:
         self.labels: list[list[int]] = []
         self.kinds: list[list[int] | None] = []
         self.rows: list[int] = []
-        self.format = ""
+        self.format: Format | None = None
 
     def skip(self, row: Row, reason: str) -> None:
         self.skipped_count += 1
@@ -207,11 +214,10 @@ class _Collected:
             self.skipped.append(SkippedRow(file=row.file, row=row.number, reason=reason))
 
     def add(self, row: Row, conversation: Conversation, example: Tokenized, settings: DataSettings) -> None:
-        if not self.format:
-            detected = detect_format(
-                row.values, prompt_column=settings.prompt_column, response_column=settings.response_column
-            )
-            self.format = settings.dataset_format if settings.dataset_format != "auto" else str(detected)
+        if self.format is None:
+            columns = {"prompt_column": settings.prompt_column, "response_column": settings.response_column}
+            named = next((name for name in FORMATS if name == settings.dataset_format), None)
+            self.format = named or detect_format(row.values, **columns)
         limit = settings.max_length
         self.truncated += limit is not None and len(example.input_ids) > limit
         self.input_ids.append(example.input_ids[:limit])
@@ -231,7 +237,7 @@ class _Collected:
             digest.update(array("q", [len(ids), *ids, *labels]).tobytes())
         report = DataReport(
             dataset_name=settings.dataset_name,
-            dataset_format=self.format,
+            dataset_format=str(self.format),
             rows_read=self.read,
             rows_used=len(self.input_ids),
             rows_skipped=self.skipped_count,

@@ -77,6 +77,7 @@ def chunked_selective_loss(
     num_items: int | Tensor | None,
     per_token: dict[str, Tensor | None],
     options: HeadOptions,
+    run_class: "type[ChunkedRun] | None" = None,
 ) -> tuple[Tensor, TokenValues]:
     """Compute the loss and the per-token values.
 
@@ -88,11 +89,12 @@ def chunked_selective_loss(
         num_items: Normalizer, or None to count here.
         per_token: `reference_log_probs` and `weights`, each `(N,)` or None.
         options: The rest.
+        run_class: The backend; None is this module's.
 
     Returns:
         The 0-d loss, differentiable in hidden, weight and bias, and the values.
     """
-    run = ChunkedRun(hidden, weight, labels, bias, options)
+    run = (run_class or ChunkedRun)(hidden, weight, labels, bias, options)
     with torch.no_grad():
         run.all_tokens(num_items, per_token)
     loss: Tensor = AttachGradients.apply(hidden, weight, bias, run)  # type: ignore[no-untyped-call]
@@ -374,13 +376,19 @@ class ChunkedRun:
             return
         kept = token_weights.nonzero().squeeze(1)  # (K,) syncs with the host
         if kept.numel():
-            order = _move_to_front(logits, kept)
-            factors = (token_weights * self.options.logit_scale / swept.totals)[order]  # (K,)
-            self._products(logits[: kept.numel()], tokens[order], factors, swept.label_entries[order])
+            self._kept_gradients(tokens, logits, kept, token_weights, swept)
+
+    def _kept_gradients(
+        self, tokens: Tensor, logits: Tensor, kept: Tensor, token_weights: Tensor, swept: "Swept"
+    ) -> None:
+        """Form the gradients of the kept rows `(K,)` of a chunk that has been swept."""
+        order = _move_to_front(logits, kept)
+        factors = (token_weights * self.options.logit_scale / swept.totals)[order]  # (K,)
+        self._products(logits[: kept.numel()], tokens[order], factors, swept.label_entries[order])
 
     def _sweep(self, tokens: Tensor, logits: Tensor) -> "Swept":
         """Turn logits `(C, V)` into `exp(logits - max)`, times the cap's slope, in place; read off the statistics."""
-        values, rows, targets = self.values, self.rows[tokens], self.targets[tokens]
+        values, targets = self.values, self.targets[tokens]
         wants_topk = "topk_entropy" in self.options.objective.needs
         swept = Swept(
             largest=logits.new_empty(tokens.numel()),
@@ -392,27 +400,35 @@ class ChunkedRun:
         )
         target_logits = logits.gather(-1, targets[:, None]).squeeze(1)  # (C,)
         self._in_blocks(lambda part: self._sweep_block(logits[part], part, swept), tokens.numel())
+        self._read_off(tokens, target_logits, swept)
+        return swept
+
+    def _read_off(self, tokens: Tensor, target_logits: Tensor, swept: "Swept") -> None:
+        """Complete `swept` with what follows from sums and maxima, and note the statistics of these tokens."""
+        values, rows = self.values, self.rows[tokens]
         swept.log_probs = target_logits - swept.largest - swept.totals.log()
-        cap = self.options.logit_softcap
         # The label's share of the gradient, in units of exp(logits - max): minus the row's sum, times the slope.
-        swept.label_entries = -swept.totals
-        if cap is not None:
-            swept.label_entries *= 1.0 - (target_logits / cap).square()
+        swept.label_entries = -swept.totals * self._slope(target_logits)
         values.log_probs[rows] = swept.log_probs.float()
-        values.largest_log_prob = torch.maximum(values.largest_log_prob, swept.log_probs.amax())
+        if tokens.numel():
+            values.largest_log_prob = torch.maximum(values.largest_log_prob, swept.log_probs.amax())
         if values.entropy is not None:
             assert swept.entropy is not None
             values.entropy[rows] = swept.entropy.float()
         if values.is_top1 is not None:
             values.is_top1[rows] = target_logits >= swept.largest
-        return swept
+
+    def _slope(self, logits: Tensor) -> Tensor:
+        """Derivative of the soft cap at capped logits of any shape; ones without a cap."""
+        cap = self.options.logit_softcap
+        return torch.ones_like(logits) if cap is None else 1.0 - (logits / cap).square_()
 
     def _sweep_block(self, logits: Tensor, part: slice, swept: "Swept") -> None:
         """Sweep a few rows `(b, V)`, small enough to stay in cache from the first operation to the last."""
         cap = self.options.logit_softcap
-        slope = None if cap is None or not self.wants_gradients else 1.0 - (logits / cap).square_()
+        slope = None if cap is None or not self.wants_gradients else self._slope(logits)
         if swept.topk_entropy is not None:
-            swept.topk_entropy[part] = _topk_entropy(logits)
+            swept.topk_entropy[part] = topk_entropy(logits)
         torch.amax(logits, dim=-1, out=swept.largest[part])
         logits.sub_(swept.largest[part][:, None])
         shifted = None if swept.entropy is None else logits.clone()
@@ -452,21 +468,29 @@ class ChunkedRun:
             # 16-bit operands: bring every row to the scale of probabilities first, or fp16 would overflow.
             exps.mul_(factors[:, None])
             factors = torch.ones_like(factors)
-        inverse: Tensor | float = 1.0 if self.inverse is None else self.inverse
-        hidden, columns = self.hidden[tokens], None
+        inverse = self._inverse()
         if self.d_bias is not None:
             self.d_bias += torch.mv(exps.T, factors * inverse)
+        columns = None
         if self.options.gradient_budget > 0.0:
-            exps, tokens, hidden, factors, columns = self._within_budget(exps, tokens, hidden, factors)
+            left, columns = self._within_budget(exps, targets, factors)
+            if left is not None:
+                exps, tokens, factors = exps[left], tokens[left], factors[left]
+            exps = exps.index_select(1, columns)
         operand = exps.to(self.weight.dtype)
         if self.d_hidden is not None:
             head = self.weight if columns is None else self.weight[columns]
             self.d_hidden[self.rows[tokens]] = self._product(operand, head) * (factors * inverse)[:, None]
         if self.wants_weight:
+            hidden = self.hidden[tokens]
             if self.native:
                 self._add_to_d_weight(self._product(operand.T, hidden) * inverse, columns)
             else:
                 self._add_product_to_d_weight(operand, hidden * (factors * inverse)[:, None], columns)
+
+    def _inverse(self) -> Tensor | float:
+        """Return one over the normalizer, or 1 if that is to be divided out later."""
+        return 1.0 if self.inverse is None else self.inverse
 
     def _add_product_to_d_weight(self, left: Tensor, right: Tensor, columns: Tensor | None) -> None:
         """Add `left.T @ right` without a buffer for the product where all columns take part."""
@@ -485,41 +509,43 @@ class ChunkedRun:
         else:
             self.d_weight += product
 
-    def _within_budget(
-        self, exps: Tensor, tokens: Tensor, hidden: Tensor, factors: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Leave out whole tokens, then columns, that carry at most the budget of the chunk's absolute gradient.
-
-        Returns:
-            What is left: exps `(K', U)`, tokens, hidden states, factors, and the columns `(U,)`.
-        """
-        label = exps.gather(-1, self.targets[tokens][:, None]).squeeze(1)  # (K,), not positive
+    def _within_budget(self, exps: Tensor, targets: Tensor, factors: Tensor) -> tuple[Tensor | None, Tensor]:
+        """Return what `_choose` leaves of a chunk's gradient, `factors[:, None] * exps`."""
+        label = exps.gather(-1, targets[:, None]).squeeze(1) * factors.abs()  # (K,), not positive
         # Every other entry is positive, so that one pass gives the column sums of absolute values.
         mass = torch.mv(exps.T, factors.abs())  # (V,)
-        mass.index_add_(0, self.targets[tokens], -2.0 * label * factors.abs())
-        mass.clamp_(min=0.0)
+        mass.index_add_(0, targets, -2.0 * label)
+        return self._choose(mass, label.abs())
+
+    def _choose(self, mass: Tensor, label_mass: Tensor) -> tuple[Tensor | None, Tensor]:
+        """Choose the tokens, then the columns, to leave out: at most the budget of `sum |G|`.
+
+        Args:
+            mass: `(V,)`, `sum_k |G_kv|`.
+            label_mass: `(K,)`, `|G|` at each token's label. Without a soft cap a row of G sums to zero, so this is half
+                of the row's mass; a soft cap's slope is smaller at the likely labels of kept tokens than elsewhere, so
+                there no token is left out as a whole.
+
+        Returns:
+            The rows to keep in order, or None for all, and the columns to keep, in order.
+        """
+        mass = mass.clamp(min=0.0)
         total = mass.sum(dtype=torch.float64)
         allowed = self.options.gradient_budget * total
-        # A row sums to zero (nearly so under a soft cap), so the label's entry is half of its mass.
+        rows, left_out = None, torch.zeros_like(total)
         if self.options.logit_softcap is None:
-            row_mass = 2.0 * (label * factors).abs()
-        else:
-            row_mass = torch.linalg.vector_norm(exps, ord=1, dim=-1) * factors.abs()
-        smallest, row_order = row_mass.sort()
-        row_sums = smallest.cumsum(0, dtype=torch.float64)
-        rows_out = int(torch.searchsorted(row_sums, allowed / 2))  # syncs with the host
-        left_out = row_sums[rows_out - 1] if rows_out else torch.zeros_like(total)
+            smallest, row_order = (2.0 * label_mass).sort()
+            row_sums = smallest.cumsum(0, dtype=torch.float64)
+            rows_out = int(torch.searchsorted(row_sums, allowed / 2))  # syncs with the host
+            if rows_out:
+                rows, left_out = row_order[rows_out:].sort().values, row_sums[rows_out - 1]
         largest, column_order = mass.sort(descending=True)
         column_sums = largest.cumsum(0, dtype=torch.float64)
         needed = int(torch.searchsorted(column_sums, total - (allowed - left_out))) + 1  # syncs with the host
         needed = min(needed, mass.numel())
-        columns = column_order[:needed].sort().values
         self.values.dropped_share += left_out + (total - column_sums[needed - 1]).clamp(min=0.0)
         self.total_mass += total
-        if rows_out:
-            kept = row_order[rows_out:].sort().values
-            exps, tokens, hidden, factors = exps[kept], tokens[kept], hidden[kept], factors[kept]
-        return exps.index_select(1, columns), tokens, hidden, factors, columns
+        return rows, column_order[:needed].sort().values
 
     def gradients(self, grad_output: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Return d hidden, d weight, d bias, times `grad_output`, in the dtypes of the inputs."""
@@ -560,7 +586,7 @@ def _move_to_front(rows: Tensor, kept: Tensor) -> Tensor:
     return order
 
 
-def _topk_entropy(logits: Tensor) -> Tensor:
+def topk_entropy(logits: Tensor) -> Tensor:
     """Entropy of the likeliest tokens, renormalized, `(b,)`, from logits `(b, V)`."""
     likeliest = logits.topk(min(ENTROPY_TOP_K, logits.shape[-1]), dim=-1).values.log_softmax(dim=-1)
     return -(likeliest.exp() * likeliest).sum(dim=-1)

@@ -2,15 +2,16 @@
 
 import warnings
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from profit_sft.loss.chunked import HeadOptions, TokenValues, chunked_selective_loss
+from profit_sft.loss.chunked import ChunkedRun, HeadOptions, TokenValues, chunked_selective_loss
 from profit_sft.objectives import Objective
 
-Backend = Literal["auto", "chunked"]
+Backend = Literal["auto", "chunked", "triton"]
 Normalize = Literal["all", "kept"]
 Statistics = Literal["objective", "all"]
 
@@ -90,7 +91,8 @@ def selective_linear_cross_entropy(
         gradient_budget: Share of `sum |d loss / d logits|` that may be left out of the two backward products, in
             [0, 1). 0 is exact; 0.003 leaves most columns of a large vocabulary out.
         chunk_size: Tokens whose logits are held at once; memory is `chunk_size * V * 4` bytes. None: chosen.
-        backend: `"chunked"` is plain torch on any device; `"auto"` picks.
+        backend: `"chunked"` is plain torch on any device, `"triton"` has kernels for CUDA. `"auto"` takes the kernels
+            on a CUDA device if Triton is installed.
 
     Returns:
         The loss, differentiable in `hidden`, `weight` and `bias`, and per-token values in the shape of `labels`.
@@ -126,8 +128,8 @@ def selective_linear_cross_entropy(
         raise ValueError("normalize='kept' counts the kept tokens of this call itself; leave num_items out.")
     if statistics not in ("objective", "all"):
         raise ValueError(f"statistics must be 'objective' or 'all', got {statistics!r}.")
-    if backend not in ("auto", "chunked"):
-        raise ValueError(f"backend must be 'auto' or 'chunked', got {backend!r}.")
+    if backend not in ("auto", "chunked", "triton"):
+        raise ValueError(f"backend must be 'auto', 'chunked' or 'triton', got {backend!r}.")
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1 token, got {chunk_size}.")
     if torch.is_autocast_enabled(hidden.device.type):
@@ -153,6 +155,7 @@ def selective_linear_cross_entropy(
             num_items,
             {name: None if value is None else value.reshape(-1) for name, value in per_token.items()},
             options,
+            _run_class(backend, hidden),
         )
     if found.nothing_kept:
         _warn_nothing_kept(objective, weights, found)
@@ -167,6 +170,22 @@ def selective_linear_cross_entropy(
         num_kept=(found.weights != 0).sum(),
         dropped_share=found.dropped_share,
     )
+
+
+def _run_class(backend: Backend, hidden: Tensor) -> type[ChunkedRun]:
+    """Return the backend's class. Triton is imported only where it will be used."""
+    if backend == "chunked" or (backend == "auto" and not (hidden.is_cuda and find_spec("triton"))):
+        return ChunkedRun
+    if find_spec("triton") is None:
+        raise ValueError("backend='triton' needs the package triton, which is not installed. Use backend='chunked'.")
+    from profit_sft.loss.triton_kernels import INTERPRETED, TritonRun
+
+    if not (hidden.is_cuda or INTERPRETED):
+        raise ValueError(
+            f"backend='triton' runs on CUDA devices, got {hidden.device}. Use backend='chunked', or set "
+            "TRITON_INTERPRET=1 before the first import to run the kernels slowly on the CPU."
+        )
+    return TritonRun
 
 
 def _check(
