@@ -296,6 +296,8 @@ def test_what_is_no_causal_language_model_is_refused():
         apply_profit(make("llama"), "profit")
     with pytest.raises(ValueError, match="normalize must be 'all' or 'kept', got 'some'"):
         apply_profit(make("llama"), normalize="some")
+    with pytest.raises(ValueError, match=r"gradient_budget must be a share in \[0, 1\), got 2"):
+        apply_profit(make("llama"), gradient_budget=2)
 
 
 def test_the_random_state_is_left_alone():

@@ -75,6 +75,16 @@ def test_logged_figures_are_those_of_the_batch(tmp_path):
     assert log["tokens_per_second"] > 0
 
 
+def test_gradient_budget_reaches_the_loss_and_what_it_drops_is_logged(tmp_path):
+    run = trainer(tmp_path, max_steps=2, gradient_budget=0.2)
+    run.train()
+    logs = [entry for entry in run.state.log_history if "loss" in entry]
+    assert all(0.05 < log["dropped_share"] <= 0.2 for log in logs)
+    exact = trainer(tmp_path / "exact", max_steps=2)
+    exact.train()
+    assert all("dropped_share" not in entry for entry in exact.state.log_history)
+
+
 def test_figures_are_absent_from_steps_that_are_not_logged(tmp_path):
     run = trainer(tmp_path, logging_steps=2)
     asked = []
@@ -197,6 +207,7 @@ def test_lora_trains_only_the_adapter(tmp_path):
         ({"normalize": "some"}, "normalize must be 'all' or 'kept', got 'some'"),
         ({"normalize": "kept", "average_tokens_across_devices": False}, "leave average_tokens_across_devices on"),
         ({"loss_type": "dft"}, "write objective='dft' instead"),
+        ({"gradient_budget": 1.0}, r"gradient_budget must be a share in \[0, 1\), got 1.0"),
         ({"label_smoothing_factor": 0.1}, "label_smoothing_factor changes the loss"),
     ],
 )

@@ -41,6 +41,7 @@ class SelectiveHead:
         statistics: `"objective"` or `"all"`, see `selective_linear_cross_entropy`.
         chunk_size: Tokens whose logits are held at once, or None.
         backend: Backend of the loss.
+        gradient_budget: Share of the gradient mass that may be left out.
         logit_scale: The model's factor on its logits.
         logit_softcap: The model's soft cap, or None.
     """
@@ -50,6 +51,7 @@ class SelectiveHead:
     statistics: Statistics = "objective"
     chunk_size: int | None = None
     backend: Backend = "auto"
+    gradient_budget: float = 0.0
     logit_scale: float = 1.0
     logit_softcap: float | None = None
 
@@ -74,6 +76,7 @@ def apply_profit(
     normalize: Normalize = "all",
     chunk_size: int | None = None,
     backend: Backend = "auto",
+    gradient_budget: float = 0.0,
 ) -> nn.Module:
     """Make `model(**batch).loss` the selective loss in training mode. Evaluation and generation stay untouched.
 
@@ -88,6 +91,7 @@ def apply_profit(
             which equals one big batch only for a single call; `ProFitTrainer` is exact for any number.
         chunk_size: Tokens whose logits are held at once. None: chosen.
         backend: Backend of the loss.
+        gradient_budget: Share of the gradient mass that may be left out, see `selective_linear_cross_entropy`.
 
     Returns:
         The same model.
@@ -109,11 +113,14 @@ def apply_profit(
         normalize=normalize,
         chunk_size=chunk_size,
         backend=backend,
+        gradient_budget=gradient_budget,
     )
     if not isinstance(head.objective, Objective):
         raise TypeError(f"objective must be an Objective such as ProFit(threshold=0.1), got {objective!r}.")
     if normalize not in ("all", "kept"):
         raise ValueError(f"normalize must be 'all' or 'kept', got {normalize!r}.")
+    if not 0.0 <= gradient_budget < 1.0:
+        raise ValueError(f"gradient_budget must be a share in [0, 1), got {gradient_budget}. Write 0.3% as 0.003.")
     _head_parameters(base)
     installed = getattr(base, _HEAD, None)
     if installed is not None:
@@ -233,6 +240,7 @@ def _training_forward(
         logit_softcap=head.logit_softcap,
         reference_log_probs=None if reference_log_probs is None else reference_log_probs.to(device),
         statistics=head.statistics,
+        gradient_budget=head.gradient_budget,
         chunk_size=head.chunk_size,
         backend=head.backend,
     )

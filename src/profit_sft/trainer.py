@@ -35,6 +35,7 @@ class ProFitConfig(SFTConfig):
         threshold_direction: Shorthand for ProFit's direction: higher, lower, middle or random.
         normalize: `"all"` divides by all label tokens of the optimizer step, `"kept"` by those of non-zero weight.
             Both are exact under gradient accumulation and data parallelism.
+        gradient_budget: Share of the loss's gradient mass that may be left out of its backward products, in [0, 1).
         loss_chunk_size: Tokens whose logits are held at once. None: chosen.
         trl_telemetry: Let TRL send its usage ping.
 
@@ -58,6 +59,10 @@ class ProFitConfig(SFTConfig):
     normalize: str = field(
         default="all",
         metadata={"help": "Divide by all label tokens of the optimizer step, or by the kept ones: all or kept."},
+    )
+    gradient_budget: float = field(
+        default=0.0,
+        metadata={"help": "Share of the loss's gradient mass that may be left out, in [0, 1); 0 is exact, 0.003 fast."},
     )
     loss_chunk_size: int | None = field(
         default=None, metadata={"help": "Tokens whose logits are held at once (default: chosen from the vocabulary)."}
@@ -83,6 +88,8 @@ class ProFitConfig(SFTConfig):
             raise ValueError(f"normalize must be 'all' or 'kept', got {self.normalize!r}.")
         if self.normalize == "kept" and not self.average_tokens_across_devices:
             raise ValueError("normalize='kept' counts over all ranks; leave average_tokens_across_devices on.")
+        if not 0.0 <= self.gradient_budget < 1.0:
+            raise ValueError(f"gradient_budget must be a share in [0, 1), got {self.gradient_budget}.")
         self.make_objective()  # refuse a wrong one now, not after the model has been loaded
 
     def make_objective(self) -> Objective:
@@ -100,7 +107,7 @@ class ProFitTrainer(SFTTrainer):
 
     Training logs, besides TRL's `entropy`, `mean_token_accuracy` and `num_tokens`: `kept_share`, `mean_p_kept`,
     `mean_p_masked` (probabilities), `nll` (plain NLL of the full reference in nats, whatever the objective) and
-    `tokens_per_second`. They are measured over all ranks on the optimizer step that is logged. Evaluation is plain
+    `tokens_per_second`, and with a gradient budget `dropped_share`. They are measured over all ranks on the optimizer step that is logged. Evaluation is plain
     NLL. `metrics.jsonl` in the output folder has one line a log.
 
     Raises:
@@ -121,7 +128,12 @@ class ProFitTrainer(SFTTrainer):
         if kwargs.get("compute_loss_func") is not None:
             raise ValueError("compute_loss_func would replace the objective; write an objective instead.")
         super().__init__(model=model, args=args, **kwargs)
-        apply_profit(self.model, args.make_objective(), chunk_size=args.loss_chunk_size)
+        apply_profit(
+            self.model,
+            args.make_objective(),
+            chunk_size=args.loss_chunk_size,
+            gradient_budget=args.gradient_budget,
+        )
         self._head = selective_head(self.model)
         self._kept_only = args.normalize == "kept"
         if self._kept_only and (self.is_deepspeed_enabled or self.aux_loss_enabled):
@@ -249,6 +261,8 @@ class _Measured:
         "nll",
         "entropy",
         "correct",
+        "dropped",
+        "calls",
         "tokens",
     )
 
@@ -276,7 +290,8 @@ class _Measured:
                 result.entropy.sum(),
                 result.is_top1.sum(),
             ]
-        sums = torch.stack([value.detach().double() for value in (labels, kept, *measured)])
+        dropped = result.dropped_share, torch.ones_like(zero)
+        sums = torch.stack([value.detach().double() for value in (labels, kept, *measured, *dropped)])
         self.sums = sums if self.sums is None else self.sums + sums
 
     def as_tensor(self, device: torch.device) -> Tensor:
@@ -299,5 +314,7 @@ class _Measured:
         ratio("nll", total["nll"], total["measured"])
         ratio("entropy", total["entropy"], total["measured"])
         ratio("mean_token_accuracy", total["correct"], total["measured"])
+        if total["dropped"] > 0:
+            ratio("dropped_share", total["dropped"], total["calls"])
         ratio("tokens_per_second", total["tokens"], time.perf_counter() - self.start)
         return found, round(total["tokens"])
