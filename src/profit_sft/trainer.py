@@ -106,9 +106,9 @@ class ProFitTrainer(SFTTrainer):
     """`trl.SFTTrainer` with a selective loss. Takes the same arguments; `args` is a `ProFitConfig`.
 
     Training logs, besides TRL's `entropy`, `mean_token_accuracy` and `num_tokens`: `kept_share`, `mean_p_kept`,
-    `mean_p_masked` (probabilities), `nll` (plain NLL of the full reference in nats, whatever the objective) and
-    `tokens_per_second`, and with a gradient budget `dropped_share`. They are measured over all ranks on the optimizer step that is logged. Evaluation is plain
-    NLL. `metrics.jsonl` in the output folder has one line a log.
+    `mean_p_masked` (probabilities), `nll` (plain NLL of the full reference in nats, whatever the objective),
+    `tokens_per_second`, and with a gradient budget `dropped_share`. They are measured over all ranks on the optimizer
+    step that is logged. Evaluation is plain NLL. `metrics.jsonl` in the output folder has one line a log.
 
     Raises:
         ValueError: `compute_loss_func` is given, or `normalize="kept"` meets DeepSpeed or an MoE auxiliary loss, where

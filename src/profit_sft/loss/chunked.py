@@ -34,7 +34,7 @@ _BLOCK_BYTES = 2 * 2**20
 
 # Prefixes of the vocabulary tried on the first tokens of a call, as shares; the cheapest is used for the others.
 _PREFIX_SHARES = (1 / 32, 1 / 16, 1 / 8, 1 / 4)
-_PILOT_TOKENS = 256
+_PILOT_TOKENS = 128
 _MIN_SCREENED_VOCABULARY = 2048
 # The bound must fail by more than rounding before a token is dropped: nats, and relative to the largest logit.
 _SCREEN_MARGIN = 1e-3
@@ -474,9 +474,9 @@ class ChunkedRun:
         columns = None
         if self.options.gradient_budget > 0.0:
             left, columns = self._within_budget(exps, targets, factors)
+            exps = exps.index_select(1, columns)
             if left is not None:
                 exps, tokens, factors = exps[left], tokens[left], factors[left]
-            exps = exps.index_select(1, columns)
         operand = exps.to(self.weight.dtype)
         if self.d_hidden is not None:
             head = self.weight if columns is None else self.weight[columns]
@@ -503,7 +503,10 @@ class ChunkedRun:
         if columns is not None:
             if self.d_weight is None:
                 self.d_weight = torch.zeros(self.weight.shape, dtype=self.dtype, device=self.weight.device)
-            self.d_weight.index_add_(0, columns, product)
+            else:
+                product += self.d_weight.index_select(0, columns)
+            # On the CPU index_add_ runs on one thread: 80 ms against 16 for these two, for 6,000 rows of 576.
+            self.d_weight.index_copy_(0, columns, product)
         elif self.d_weight is None:
             self.d_weight = product
         else:
@@ -534,18 +537,12 @@ class ChunkedRun:
         allowed = self.options.gradient_budget * total
         rows, left_out = None, torch.zeros_like(total)
         if self.options.logit_softcap is None:
-            smallest, row_order = (2.0 * label_mass).sort()
-            row_sums = smallest.cumsum(0, dtype=torch.float64)
-            rows_out = int(torch.searchsorted(row_sums, allowed / 2))  # syncs with the host
-            if rows_out:
-                rows, left_out = row_order[rows_out:].sort().values, row_sums[rows_out - 1]
-        largest, column_order = mass.sort(descending=True)
-        column_sums = largest.cumsum(0, dtype=torch.float64)
-        needed = int(torch.searchsorted(column_sums, total - (allowed - left_out))) + 1  # syncs with the host
-        needed = min(needed, mass.numel())
-        self.values.dropped_share += left_out + (total - column_sums[needed - 1]).clamp(min=0.0)
+            kept_rows, left_out = _largest(2.0 * label_mass, allowed / 2)
+            rows = kept_rows if kept_rows.numel() < label_mass.numel() else None
+        columns, left_out_columns = _largest(mass, allowed - left_out)
+        self.values.dropped_share += left_out + left_out_columns
         self.total_mass += total
-        return rows, column_order[:needed].sort().values
+        return rows, columns
 
     def gradients(self, grad_output: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Return d hidden, d weight, d bias, times `grad_output`, in the dtypes of the inputs."""
@@ -568,6 +565,25 @@ class ChunkedRun:
 
 def _blank(label_mask: Tensor) -> Tensor:
     return torch.where(label_mask, math.nan, 0.0).to(torch.float32)  # (N,)
+
+
+def _largest(values: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the places of the values to keep, in order, and the sum of the others, which is at most `allowed`.
+
+    Values are kept from the largest on. A bisection for the smallest one to keep takes 2 ms where a sort of 49k values
+    takes 28 (CPU); what it leaves undecided lies within 1e-6 of that value.
+
+    Args:
+        values: `(n,)`, not negative.
+        allowed: 0-d float64.
+    """
+    low, high = torch.zeros((), dtype=values.dtype, device=values.device), values.amax()
+    for _ in range(24):
+        middle = (low + high) / 2
+        fits = torch.where(values < middle, values, 0.0).sum(dtype=torch.float64) <= allowed
+        low, high = torch.where(fits, middle, low), torch.where(fits, high, middle)
+    dropped = values < low
+    return (~dropped).nonzero().squeeze(1), torch.where(dropped, values, 0.0).sum(dtype=torch.float64)  # syncs
 
 
 def _move_to_front(rows: Tensor, kept: Tensor) -> Tensor:
