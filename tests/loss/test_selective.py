@@ -1,5 +1,7 @@
 """Every objective, head and option of the loss against the float64 oracle, with gradients."""
 
+import math
+
 import pytest
 import torch
 from problems import BACKENDS, HEADS, OBJECTIVES, THRESHOLD, assert_close, both, planted_problem, tolerance
@@ -31,16 +33,17 @@ def test_loss_and_gradients_match_the_oracle(backend, objective, dtype):
     assert result.dropped_share == 0
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("objective", [ProFit(threshold=THRESHOLD), DFT()], ids=str)
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("chunk_size", [64, 257, 4096])
-def test_heads_and_chunk_sizes_match_the_oracle(backend, objective, head, chunk_size):
+def test_heads_and_chunk_sizes_match_the_oracle(backend, objective, head, chunk_size, dtype):
     options = HEADS[head]
-    problem = planted_problem(**options)
+    problem = planted_problem(dtype, **options)
     (result, gradients), (loss, exact, _) = both(
         problem, objective, head=options, backend=backend, chunk_size=chunk_size
     )
-    assert_close(gradients, exact, tolerance(torch.float32, *problem[:2]))
+    assert_close(gradients, exact, tolerance(dtype, *problem[:2]))
     assert result.loss.item() == pytest.approx(loss.item(), rel=1e-5)
 
 
@@ -74,12 +77,37 @@ def test_all_statistics_match_the_oracle(backend, head):
     assert_close(gradients, exact, tolerance(torch.float32, *problem[:2]))
 
 
-def test_batches_of_sequences_and_other_ignore_index(backend):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
+def test_asking_for_all_statistics_changes_nothing_else(backend, objective, dtype):
+    problem = planted_problem(dtype)
+    (result, gradients), (loss, exact, values) = both(
+        problem, objective, backend=backend, statistics="all", chunk_size=64
+    )
+    assert_close(gradients, exact, tolerance(dtype, *problem[:2]))
+    assert result.loss.item() == pytest.approx(loss.item(), rel=1e-5)
+    label_mask = problem[2] != -100
+    for name in ("log_probs", "entropy"):
+        assert (getattr(result, name)[label_mask].double() - values[name]).abs().max() <= 3e-5, name
+    top1 = (problem[0].double() @ problem[1].double().T).argmax(-1) == problem[2]
+    assert torch.equal(result.is_top1, top1 & label_mask)
+    assert 0.1 < result.is_top1.double().mean() < 0.9
+    assert torch.equal(result.weights != 0, both(problem, objective, backend=backend)[0][0].weights != 0)
+
+
+@pytest.mark.parametrize("ignore_index", [-1, 0])  # 0 is a token as well, such as a padding token
+@pytest.mark.parametrize(
+    "objective", [ProFit(threshold=THRESHOLD), ProFit(mask_source="reference"), Rho(keep_share=0.4)], ids=str
+)
+def test_batches_of_sequences_and_other_ignore_index(backend, objective, ignore_index):
     hidden, lm_head_weight, labels, _, reference = planted_problem()
-    labels = torch.where(labels == -100, -1, labels)[:256].view(4, 64)
+    labels = torch.where(labels == -100, ignore_index, labels)[:256].view(4, 64)
     problem = hidden[:256].view(4, 64, -1), lm_head_weight, labels, None, reference[:256]
-    (result, gradients), (_, exact, _) = both(problem, ProFit(threshold=THRESHOLD), backend=backend, ignore_index=-1)
-    assert result.log_probs.shape == labels.shape
+    (result, gradients), (loss, exact, values) = both(problem, objective, backend=backend, ignore_index=ignore_index)
+    assert result.loss.item() == pytest.approx(loss.item(), rel=1e-5)
+    for name in ("log_probs", "weights", "label_mask"):
+        assert getattr(result, name).shape == labels.shape, name
+    assert torch.equal(result.weights[labels != ignore_index].double(), values["weights"])
     assert gradients[0].shape == (4, 64, hidden.shape[1])
     assert_close(gradients, exact, tolerance(torch.float32, hidden, lm_head_weight))
 
@@ -253,8 +281,14 @@ def test_what_is_frozen_gets_no_gradient(backend, frozen):
     for name, tensor in inputs.items():
         tensor.requires_grad_(name != frozen)
     options = {"objective": ProFit(threshold=THRESHOLD), "backend": backend}
-    selective_linear_cross_entropy(hidden, lm_head_weight, labels, bias=bias, **options).loss.backward()
+    loss = selective_linear_cross_entropy(hidden, lm_head_weight, labels, bias=bias, **options).loss
+    loss.backward()
     assert [name for name, tensor in inputs.items() if tensor.grad is None] == [frozen]
+    (result, gradients), _ = both((hidden, lm_head_weight, labels, bias, torch.zeros(len(labels))), **options)
+    assert loss.item() == pytest.approx(result.loss.item(), rel=1e-6)
+    for (name, tensor), expected in zip(inputs.items(), gradients, strict=True):
+        if name != frozen:
+            assert (tensor.grad - expected).norm() <= 1e-6 * expected.norm(), name
 
 
 def test_tied_head_accumulates_both_gradients(backend):
@@ -285,16 +319,21 @@ def test_without_gradients_only_the_values_are_computed(backend, mode):
     )
 
 
-def test_autocast_rounds_the_operands_as_a_linear_layer_would(backend):
-    hidden, lm_head_weight, labels, _, _ = planted_problem()
-    rounded = planted_problem(torch.float32)
-    rounded = (hidden.bfloat16().float(), lm_head_weight.bfloat16().float(), *rounded[2:])
+@pytest.mark.parametrize("objective", [NLL(), ProFit(threshold=THRESHOLD)], ids=str)
+@pytest.mark.parametrize("head", ["plain", "all"])
+def test_autocast_rounds_the_operands_as_a_linear_layer_would(backend, head, objective):
+    problem = planted_problem(**HEADS[head])
+    hidden, lm_head_weight, labels, bias, reference = problem
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        result, d_hidden, d_weight = run(backend, hidden, lm_head_weight, labels, NLL())
-    _, (loss, exact, _) = both(rounded, NLL(), backend=backend)
+        (result, gradients), _ = both(problem, objective, head=HEADS[head], backend=backend)
+    rounded = [None if tensor is None else tensor.bfloat16().float() for tensor in (hidden, lm_head_weight, bias)]
+    _, (loss, exact, values) = both(
+        (*rounded[:2], labels, rounded[2], reference), objective, head=HEADS[head], backend=backend
+    )
+    assert (values["log_probs"] - math.log(THRESHOLD)).abs().min() > 1e-5  # rounding the inputs moved no p onto it
     assert result.loss.item() == pytest.approx(loss.item(), rel=1e-5)
-    assert d_hidden.dtype == torch.float32
-    assert_close((d_hidden, d_weight), exact, tolerance(torch.bfloat16, hidden, lm_head_weight))
+    assert all(gradient.dtype == torch.float32 for gradient in gradients)
+    assert_close(gradients, exact, tolerance(torch.bfloat16, hidden, lm_head_weight))
 
 
 # dynamo looks at .grad of what it resumes with
@@ -316,15 +355,18 @@ def test_inside_a_compiled_function(backend):
 
 
 @pytest.mark.parametrize("normalize", ["all", "kept"])
-def test_upstream_gradient_is_applied(backend, normalize):
-    hidden, lm_head_weight, labels, _, _ = planted_problem()
-    _, once, _ = run(backend, hidden, lm_head_weight, labels, normalize=normalize)
-    states = hidden.clone().requires_grad_()
-    result = selective_linear_cross_entropy(
-        states, lm_head_weight, labels, objective=ProFit(threshold=THRESHOLD), normalize=normalize, backend=backend
-    )
-    (result.loss * -2.5).backward()
-    assert (states.grad + 2.5 * once).norm() <= 1e-6 * once.norm()
+@pytest.mark.parametrize(
+    ("change", "factor"), [(lambda loss: -2.5 * loss, -2.5), (lambda loss: loss.expand(3).sum(), 3.0)]
+)
+def test_upstream_gradient_is_applied(backend, normalize, change, factor):
+    problem = planted_problem(bias=True)
+    options = {"objective": ProFit(threshold=THRESHOLD), "normalize": normalize, "backend": backend}
+    (_, once), _ = both(problem, **options)
+    inputs = [tensor.clone().requires_grad_() for tensor in (problem[0], problem[1], problem[3])]
+    result = selective_linear_cross_entropy(*inputs[:2], problem[2], bias=inputs[2], **options)
+    change(result.loss).backward()
+    for tensor, expected in zip(inputs, once, strict=True):
+        assert (tensor.grad - factor * expected).norm() <= 1e-6 * expected.norm()
 
 
 def test_second_derivatives_are_refused_by_name(backend):
@@ -344,14 +386,20 @@ def test_a_second_backward_is_refused_by_name(backend):
         result.loss.backward()
 
 
-def test_order_of_tokens_does_not_matter(backend):
-    hidden, lm_head_weight, labels, _, _ = planted_problem()
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
+def test_order_of_tokens_does_not_matter(backend, objective):
+    hidden, lm_head_weight, labels, _, reference = planted_problem()
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
-    found = run(backend, hidden[order], lm_head_weight, labels[order], chunk_size=50)
-    wanted = run(backend, hidden, lm_head_weight, labels, chunk_size=50)
-    assert torch.equal(found[0].weights, wanted[0].weights[order])
-    assert (found[1] - wanted[1][order]).norm() <= 1e-6 * wanted[1].norm()
-    assert (found[2] - wanted[2]).norm() <= 1e-6 * wanted[2].norm()
+    options = {"objective": objective, "chunk_size": 50}
+    found = run(
+        backend, hidden[order], lm_head_weight, labels[order], reference_log_probs=reference[order], **options
+    )
+    wanted = run(backend, hidden, lm_head_weight, labels, reference_log_probs=reference, **options)
+    change = (found[0].weights - wanted[0].weights[order]).abs().max()
+    assert change <= 1e-4 * wanted[0].weights.abs().max()  # exactly 0 for masks, as p is off their thresholds
+    bound = tolerance(torch.float32, hidden, lm_head_weight)
+    assert (found[1] - wanted[1][order]).norm() <= bound * wanted[1].norm()
+    assert (found[2] - wanted[2]).norm() <= bound * wanted[2].norm()
 
 
 def test_micro_batches_sum_to_the_whole_batch(backend):
@@ -364,6 +412,7 @@ def test_micro_batches_sum_to_the_whole_batch(backend):
     ]
     assert sum(part[0].loss.item() for part in parts) == pytest.approx(whole[0].loss.item(), rel=1e-6)
     assert (sum(part[2] for part in parts) - whole[2]).norm() <= 1e-6 * whole[2].norm()
+    assert (torch.cat([part[1] for part in parts]) - whole[1]).norm() <= 1e-6 * whole[1].norm()
 
 
 def test_no_buffer_of_all_logits_is_made(backend):
