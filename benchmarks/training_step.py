@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from loss import environment
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
+from loss import environment
 from profit_sft import ProFitConfig, ProFitTrainer
 from profit_sft.data import DataSettings, prepare_dataset
 from profit_sft.embedded_model import embedded_model_folder

@@ -1,6 +1,7 @@
 """The selective head on real architectures with tiny random weights."""
 
 import copy
+import inspect
 
 import pytest
 import torch
@@ -48,6 +49,7 @@ FAMILIES = {
     "phi3": {},
     "mistral": {},
     "gpt_neox": {},
+    "phi": {},  # its head has a bias
 }
 
 
@@ -94,7 +96,10 @@ def test_at_threshold_zero_loss_and_gradients_are_the_models_own(family, num_ite
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_evaluation_generation_and_removal_leave_the_model_as_it_was(family):
-    model, inputs = make(family).eval(), batch()
+    model, inputs = make(family), batch()
+    expected = loss_and_gradients(model, inputs)
+    attributes, signature = set(model.__dict__), inspect.signature(model.forward)
+    model.eval()
     with torch.no_grad():
         before = model(**inputs)
         prompt = {"input_ids": inputs["input_ids"][:, :4], "attention_mask": inputs["attention_mask"][:, :4]}
@@ -104,10 +109,12 @@ def test_evaluation_generation_and_removal_leave_the_model_as_it_was(family):
         assert torch.equal(model.generate(**prompt, max_new_tokens=3, do_sample=False), tokens)
     assert torch.equal(after.logits, before.logits)
     assert after.loss == before.loss
-    remove_profit(model)
-    assert "forward" not in model.__dict__
+    assert inspect.signature(model.forward) == signature  # Trainer and generate() read it
     model.train()
-    assert model(**inputs).logits is not None
+    assert model(**prompt).logits is not None  # no labels, nothing to select
+    remove_profit(model)
+    assert set(model.__dict__) == attributes
+    assert_equal(loss_and_gradients(model, inputs), expected, bound=0)
     assert remove_profit(model) is model
 
 
@@ -154,7 +161,12 @@ def test_positional_labels_return_dict_and_logits_to_keep():
     model, inputs = make("llama"), batch()
     apply_profit(model, DFT())
     expected = model(**inputs).loss
-    assert model(**inputs, return_dict=False)[0] == expected
+    plain = model(**inputs, return_dict=False)
+    assert isinstance(plain, tuple)
+    assert plain[0] == expected
+    assert model(**inputs, logits_to_keep=1).loss == expected
+    assert model(**inputs).past_key_values is None
+    assert len(model(**inputs, output_hidden_states=True).hidden_states) == SIZES["num_hidden_layers"] + 1
     positional = model(inputs["input_ids"], inputs["attention_mask"], None, None, None, inputs["labels"])
     assert positional.loss == expected
     with pytest.raises(ValueError, match="logits_to_keep as a tensor"):
@@ -217,6 +229,9 @@ def test_a_deep_copy_is_independent_and_a_saved_model_is_plain(tmp_path):
     model.save_pretrained(tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert "forward" not in loaded.__dict__
+    assert loaded.config.to_dict() == remove_profit(model).config.to_dict()
+    model.eval()
+    assert torch.equal(loaded(**inputs).logits, model(**inputs).logits)
 
 
 # the name that transformers had before 5.23, which the oldest version we support has
@@ -309,30 +324,98 @@ def test_the_random_state_is_left_alone():
     assert torch.equal(torch.rand(3), expected)
 
 
+def plain_trainer(model, folder, **options):
+    args = TrainingArguments(
+        str(folder),
+        max_steps=3,
+        learning_rate=0.01,
+        use_cpu=True,
+        report_to=[],
+        save_strategy="no",
+        disable_tqdm=True,
+        logging_steps=1,
+        **options,
+    )
+    collator = DataCollatorForSeq2Seq(tiny_tokenizer())
+    return Trainer(model=model, args=args, train_dataset=tiny_dataset(8), data_collator=collator)
+
+
 @pytest.mark.parametrize("steps", [1, 2])
 def test_plain_transformers_trainer_trains_with_it(tmp_path, steps):
-    tokenizer, dataset = tiny_tokenizer(), tiny_dataset(8)
     parameters = []
-    for _ in range(2):
+    for name in ("selective", "plain"):
         model = tiny_model()
-        if len(parameters) == 0:
+        if name == "selective":
             apply_profit(model, ProFit(threshold=0.0))
-        args = TrainingArguments(
-            str(tmp_path / str(len(parameters))),
-            per_device_train_batch_size=4 // steps,
-            gradient_accumulation_steps=steps,
-            max_steps=3,
-            learning_rate=0.01,
-            use_cpu=True,
-            report_to=[],
-            save_strategy="no",
-            disable_tqdm=True,
-            logging_steps=1,
-        )
-        collator = DataCollatorForSeq2Seq(tokenizer)
-        trainer = Trainer(model=model, args=args, train_dataset=dataset, data_collator=collator)
-        trainer.train()
+        sizes = {"per_device_train_batch_size": 4 // steps, "gradient_accumulation_steps": steps}
+        plain_trainer(model, tmp_path / name, **sizes).train()
         parameters.append(list(model.parameters()))
     # At threshold 0 the selective run is the plain run.
     for found, expected in zip(*parameters, strict=True):
         assert (found - expected).norm() <= 1e-4 * expected.norm()
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_first_loss_of_a_plain_trainer_is_the_masked_one_of_its_whole_step(tmp_path, steps):
+    model, total, labels, kept = tiny_model(), 0.0, 0, 0
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    threshold = 1 / model.config.vocab_size
+    for row in tiny_dataset(8):  # a step sees all eight, so that their order does not matter
+        with torch.no_grad():
+            log_probs = model(input_ids=torch.tensor([row["input_ids"]])).logits[0, :-1].double().log_softmax(-1)
+        targets = torch.tensor(row["labels"][1:])
+        own = log_probs[targets != -100].gather(-1, targets[targets != -100][:, None])
+        assert ((own.exp() / threshold - 1).abs() > 1e-5).all()
+        total -= own[own.exp() >= threshold].sum().item()
+        labels, kept = labels + len(own), kept + int((own.exp() >= threshold).sum())
+    assert 0.2 < kept / labels < 0.8
+    apply_profit(model, ProFit(threshold=threshold))
+    sizes = {"per_device_train_batch_size": 8 // steps, "gradient_accumulation_steps": steps}
+    trainer = plain_trainer(model, tmp_path, **sizes)
+    trainer.train()
+    logged = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert len(logged) == 3
+    assert logged[0] == pytest.approx(total / labels, rel=1e-4)
+    assert all((found != old).any() for found, old in zip(model.parameters(), before, strict=True))
+
+
+@pytest.fixture
+def one_process_group(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("one_process_group")
+def test_a_ddp_wrapper_is_seen_through():
+    inputs = batch()
+    expected = loss_and_gradients(apply_profit(make("llama"), DFT()), inputs)
+    model = make("llama")
+    wrapped = nn.parallel.DistributedDataParallel(model)
+    assert apply_profit(wrapped, DFT()) is wrapped
+    assert isinstance(selective_head(wrapped).objective, DFT)
+    found = loss_and_gradients(wrapped, inputs)
+    assert_equal((found[0], {name.removeprefix("module."): value for name, value in found[1].items()}), expected)
+    remove_profit(wrapped)
+    assert "forward" not in model.__dict__
+
+
+def test_a_compiled_wrapper_is_seen_through():
+    inputs = batch()
+    expected = loss_and_gradients(apply_profit(make("llama"), DFT()), inputs)
+    model = make("llama")
+    compiled = torch.compile(model, backend="eager")
+    apply_profit(compiled, DFT())
+    assert_equal(loss_and_gradients(model, inputs), expected)
+    assert remove_profit(compiled) is compiled
+    assert "forward" not in model.__dict__
+
+
+def test_a_model_in_bf16_gets_gradients_in_bf16_and_an_fp32_loss():
+    model, inputs = make("llama"), batch()
+    expected = loss_and_gradients(apply_profit(model, ProFit(threshold=0.0)), inputs)
+    found = loss_and_gradients(apply_profit(make("llama").bfloat16(), ProFit(threshold=0.0)), inputs)
+    assert found[0] == pytest.approx(expected[0], rel=1e-2)
+    for name, gradient in expected[1].items():
+        assert found[1][name].dtype == torch.bfloat16
+        assert (found[1][name].float() - gradient).norm() <= 0.1 * gradient.norm(), name

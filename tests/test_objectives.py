@@ -114,6 +114,61 @@ def test_what_an_objective_declares_is_true(objective):
             setattr(objective, entry.name, 0.5)
 
 
+@pytest.mark.parametrize("objective", EXAMPLES, ids=repr)
+def test_weights_below_the_floor_are_zero_wherever_p_lies(objective):
+    count = 5000
+    generator = torch.Generator().manual_seed(0)
+    log_probs = -12 * torch.rand(count, generator=generator)
+    floor = objective.probability_floor
+    if floor > 0:
+        log_probs[:100] = math.log(floor) - 1e-5 * torch.arange(1, 101)
+    many = TokenStats(
+        labels=torch.zeros(count, dtype=torch.long),
+        log_probs=log_probs,
+        topk_entropy=3 * torch.rand(count, generator=generator),
+        reference_log_probs=-5 * torch.rand(count, generator=generator),
+    )
+    weights = objective.token_weights(many)
+    assert weights.shape == (count,)
+    assert weights.dtype == torch.float32
+    assert weights.isfinite().all()
+    assert (weights[log_probs.exp() < floor * (1 - 1e-6)] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("objective", "expected"),
+    [
+        (ProFit(threshold=0.25), [0, 1, 1]),
+        (ProFit(threshold=0.25, direction="lower"), [1, 0, 0]),
+        (ProFit(threshold=0.125, upper_threshold=0.25, direction="middle"), [1, 0, 0]),
+        (ProFit(threshold=0.25, upper_threshold=0.5, direction="middle"), [0, 1, 0]),
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("mask_source", ["online", "reference"])
+def test_bounds_are_inclusive_below_and_exclusive_above(objective, expected, mask_source):
+    # The logarithms of these are the same number in fp32 whichever way they are rounded.
+    log_probs = torch.tensor([math.log(0.125), math.log(0.25), math.log(0.5)])
+    known = {"log_probs" if mask_source == "online" else "reference_log_probs": log_probs}
+    objective = dataclasses.replace(objective, mask_source=mask_source)
+    assert objective.token_weights(TokenStats(labels=torch.arange(3), **known)).tolist() == expected
+
+
+def test_eaft_weights_stay_in_the_unit_interval():
+    # fp32 puts the entropy of 20 equal tokens a rounding above ln 20, and that of a certain one below 0.
+    entropy = torch.tensor([-1e-7, math.log(20) * (1 + 1e-6)])
+    weights = EAFT(alpha=0.5).token_weights(TokenStats(labels=torch.arange(2), topk_entropy=entropy))
+    assert weights.tolist() == [0.0, 1.0]
+
+
+def test_equality_and_text_of_an_objective_leave_its_generator_out():
+    seeded = ProFit(direction="random", rate=0.5, generator=torch.Generator())
+    assert seeded == ProFit(direction="random", rate=0.5)
+    assert repr(seeded) == "ProFit(threshold=0.1, direction='random', rate=0.5)"
+    assert repr(ProFit()) == "ProFit(threshold=0.1)"
+    assert ProFit() != ProFit(threshold=0.2)
+
+
 def test_extreme_probabilities_give_finite_weights():
     extreme = TokenStats(
         labels=torch.arange(4),
@@ -147,6 +202,17 @@ def test_rho_keeps_ties_and_at_least_one():
     even = TokenStats(labels=torch.arange(4), log_probs=torch.zeros(4), reference_log_probs=torch.zeros(4))
     assert Rho(keep_share=0.25).token_weights(even).tolist() == [1, 1, 1, 1]
     assert Rho(keep_share=0.01).token_weights(stats()).sum() == 1
+    nothing = torch.zeros(0)
+    empty = TokenStats(labels=torch.zeros(0).long(), log_probs=nothing, reference_log_probs=nothing)
+    assert Rho().token_weights(empty).shape == (0,)
+
+
+@pytest.mark.parametrize(("keep_share", "kept"), [(0.1, 1), (0.4, 2), (0.5, 3), (0.74, 4), (0.76, 5), (1.0, 6)])
+def test_rho_keeps_the_nearest_count_of_tokens_with_the_largest_excess(keep_share, kept):
+    excess = torch.tensor([0.3, -2.0, 1.5, 0.0, 4.0, -0.1])
+    distinct = TokenStats(labels=torch.arange(6), log_probs=-excess - 5, reference_log_probs=torch.full((6,), -5.0))
+    weights = Rho(keep_share=keep_share).token_weights(distinct)
+    assert set(weights.nonzero().flatten().tolist()) == set(excess.topk(kept).indices.tolist())
 
 
 @pytest.mark.parametrize(
@@ -184,6 +250,8 @@ def test_wrong_values_are_refused_where_they_are_born(make, message):
     [
         ("nll", {}, NLL()),
         ("SFT", {}, NLL()),
+        ("ce", {}, NLL()),
+        ("chunked_nll", {}, NLL()),
         ("use_dft_loss", {}, DFT()),
         ("use_eaft_loss", {"eaft_alpha": 0.5}, EAFT(alpha=0.5)),
         ("use_asft_loss", {"asft_alpha": 0.2}, ASFT(kl_coef=0.2)),
@@ -193,7 +261,10 @@ def test_wrong_values_are_refused_where_they_are_born(make, message):
             {"prob_threshold": [0.1, 0.5], "threshold_direction": "middle"},
             ProFit(threshold=0.1, upper_threshold=0.5, direction="middle"),
         ),
+        ("use_profit_loss", {"threshold": 0.2}, ProFit(threshold=0.2)),
+        ("focal", {"focal_gamma": 1.0}, Focal(gamma=1.0)),
         ("rho-1", {"keep_share": 0.7}, Rho(keep_share=0.7)),
+        ("slm", {}, Rho()),
     ],
 )
 def test_lookup_by_name_understands_other_tools(name, arguments, expected):

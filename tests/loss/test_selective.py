@@ -243,6 +243,24 @@ def test_none_masked_equals_plain_cross_entropy(backend):
     )
 
 
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
+def test_nan_is_not_masked_away(backend, objective):
+    hidden, lm_head_weight, labels, _, _ = planted_problem()
+    hidden[100, 3] = float("nan")
+    labels[100] = 17
+    options = {"objective": objective, "backend": backend, "reference_log_probs": torch.zeros(labels.shape)}
+    result = selective_linear_cross_entropy(hidden, lm_head_weight, labels, **options)
+    assert result.loss.isnan()
+
+
+def test_a_step_without_labels_divides_zero_by_one(backend):
+    result, d_hidden, _ = run(
+        backend, torch.randn(3, 8), torch.randn(30, 8), torch.full((3,), -100), NLL(), num_items=torch.tensor(0)
+    )
+    assert result.loss.item() == 0.0
+    assert (d_hidden == 0).all()
+
+
 def test_one_token(backend):
     hidden, lm_head_weight, labels, _, _ = planted_problem()
     result, d_hidden, _ = run(backend, hidden[20:21], lm_head_weight, labels[20:21], NLL())
@@ -391,9 +409,7 @@ def test_order_of_tokens_does_not_matter(backend, objective):
     hidden, lm_head_weight, labels, _, reference = planted_problem()
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
     options = {"objective": objective, "chunk_size": 50}
-    found = run(
-        backend, hidden[order], lm_head_weight, labels[order], reference_log_probs=reference[order], **options
-    )
+    found = run(backend, hidden[order], lm_head_weight, labels[order], reference_log_probs=reference[order], **options)
     wanted = run(backend, hidden, lm_head_weight, labels, reference_log_probs=reference, **options)
     change = (found[0].weights - wanted[0].weights[order]).abs().max()
     assert change <= 1e-4 * wanted[0].weights.abs().max()  # exactly 0 for masks, as p is off their thresholds

@@ -16,14 +16,14 @@ Tokens pass three stages, and most of the work of a masked token is saved by the
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from profit_sft.loss.call import AttachGradients, HeadOptions, Swept, TokenValues
+from profit_sft.loss.gradient_budget import within_budget
 from profit_sft.loss.row_blocks import in_blocks
-from profit_sft.objectives import ENTROPY_TOP_K, Objective, TokenStats
+from profit_sft.objectives import ENTROPY_TOP_K, TokenStats
 
 # fp32 logits held at once. Larger chunks feed the products better, smaller ones touch less fresh memory; between 64
 # and 256 MiB the difference was under 5% (two cores, V = 49,152, D = 576, N = 2,048).
@@ -39,34 +39,6 @@ _MIN_SCREENED_VOCABULARY = 2048
 # The bound must fail by more than rounding before a token is dropped: nats, and relative to the largest logit.
 _SCREEN_MARGIN = 1e-3
 _SCREEN_RELATIVE_MARGIN = 1e-5
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class HeadOptions:
-    """What does not change from token to token; see `selective_linear_cross_entropy`."""
-
-    objective: Objective
-    normalize: Literal["all", "kept"]
-    ignore_index: int
-    logit_scale: float
-    logit_softcap: float | None
-    all_statistics: bool
-    gradient_budget: float
-    chunk_size: int | None
-
-
-@dataclass(kw_only=True, slots=True)
-class TokenValues:
-    """Per-token results of one call, each `(N,)`; NaN where not computed, 0 where ignored."""
-
-    label_mask: Tensor
-    log_probs: Tensor
-    weights: Tensor
-    entropy: Tensor | None
-    is_top1: Tensor | None
-    dropped_share: Tensor
-    largest_log_prob: Tensor
-    nothing_kept: bool = False
 
 
 def chunked_selective_loss(
@@ -99,55 +71,6 @@ def chunked_selective_loss(
         run.all_tokens(num_items, per_token)
     loss: Tensor = AttachGradients.apply(hidden, weight, bias, run)  # type: ignore[no-untyped-call]
     return loss, run.values
-
-
-@dataclass(kw_only=True, slots=True)
-class Swept:
-    """What one sweep read off a chunk, each `(C,)`."""
-
-    largest: Tensor
-    totals: Tensor
-    log_probs: Tensor
-    label_entries: Tensor
-    entropy: Tensor | None
-    topk_entropy: Tensor | None
-
-    def stats(self, targets: Tensor, token_reference: Tensor | None) -> TokenStats:
-        """Return what the objective may look at."""
-        return TokenStats(
-            labels=targets,
-            log_probs=self.log_probs,
-            entropy=self.entropy,
-            topk_entropy=self.topk_entropy,
-            reference_log_probs=token_reference,
-        )
-
-
-class AttachGradients(torch.autograd.Function):
-    """Give a loss whose gradients are known already its place in the graph."""
-
-    @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, run: "ChunkedRun") -> Tensor:
-        """Return the loss that `run` computed."""
-        ctx.run = run
-        return run.loss
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        """Hand over the gradients, once."""
-        if torch.is_grad_enabled():
-            raise RuntimeError(
-                "selective_linear_cross_entropy has no second derivative: its token weights are detached and its "
-                "gradients are formed in the forward pass. Call backward without create_graph=True."
-            )
-        if ctx.run is None:
-            raise RuntimeError(
-                "the gradients of selective_linear_cross_entropy were handed over in an earlier backward and are "
-                "not kept. Call the loss again instead of backward with retain_graph=True."
-            )
-        gradients = ctx.run.gradients(grad_outputs[0])
-        ctx.run = None
-        return (*gradients, None)
 
 
 class ChunkedRun:
@@ -201,7 +124,9 @@ class ChunkedRun:
             num_items = max(self.rows.numel(), 1)
         # A normalizer known beforehand is folded into the small (K, D) factors instead of the (V, D) result.
         if num_items is not None:
-            self.inverse = 1.0 / torch.as_tensor(num_items, dtype=self.dtype, device=self.hidden.device)
+            items = torch.as_tensor(num_items, dtype=self.dtype, device=self.hidden.device)
+            # A step without a label anywhere divides zero by one, not by zero.
+            self.inverse = 1.0 / torch.where(items == 0, torch.ones_like(items), items)
         reference, known = per_token["reference_log_probs"], per_token["weights"]
         token_reference = None if reference is None else reference[self.rows].to(self.dtype)
         objective = self.options.objective
@@ -246,7 +171,10 @@ class ChunkedRun:
             topk_entropy=joined("topk_entropy"),
             reference_log_probs=token_reference,
         )
-        return self.options.objective.token_weights(stats).to(self.dtype)
+        token_weights = self.options.objective.token_weights(stats).to(self.dtype)
+        # A ranking may mask NaN away; it must be seen.
+        assert stats.log_probs is not None
+        return torch.where(stats.log_probs.isnan(), math.nan, token_weights)
 
     def _finish(self) -> None:
         kept = self.values.weights != 0
@@ -323,7 +251,8 @@ class ChunkedRun:
         outside = self.targets[tokens] >= prefix.shape[1]
         bound = own - torch.where(outside, torch.logaddexp(prefix_lse, own), prefix_lse)
         margin = _SCREEN_MARGIN + _SCREEN_RELATIVE_MARGIN * torch.maximum(largest.abs(), own.abs())
-        survives = bound + margin >= math.log(self.options.objective.probability_floor)
+        # Written so that NaN survives, and is seen.
+        survives = ~(bound + margin < math.log(self.options.objective.probability_floor))
         # For the warning that nothing was kept: an upper bound of what was dropped here.
         dropped = torch.where(survives, -math.inf, bound + margin)
         self.values.largest_log_prob = torch.maximum(self.values.largest_log_prob, dropped.amax())
@@ -369,8 +298,9 @@ class ChunkedRun:
             token_weights = self.options.objective.token_weights(swept.stats(self.targets[tokens], reference))
             token_weights = token_weights.to(self.dtype)
         self.values.weights[self.rows[tokens]] = token_weights.float()
-        # A masked token may have log p = -inf; zero times that must stay zero.
-        terms = torch.where(token_weights != 0, token_weights * swept.log_probs, 0.0)
+        # A masked token may have log p = -inf, and zero times that must stay zero; but NaN must not be masked away.
+        counts = (token_weights != 0) | swept.log_probs.isnan()
+        terms = torch.where(counts, token_weights * swept.log_probs, 0.0)
         self.loss_sum -= terms.sum(dtype=torch.float64)
         if not self.wants_gradients:
             return
@@ -521,28 +451,13 @@ class ChunkedRun:
         return self._choose(mass, label.abs())
 
     def _choose(self, mass: Tensor, label_mass: Tensor) -> tuple[Tensor | None, Tensor]:
-        """Choose the tokens, then the columns, to leave out: at most the budget of `sum |G|`.
-
-        Args:
-            mass: `(V,)`, `sum_k |G_kv|`.
-            label_mass: `(K,)`, `|G|` at each token's label. Without a soft cap a row of G sums to zero, so this is half
-                of the row's mass; a soft cap's slope is smaller at the likely labels of kept tokens than elsewhere, so
-                there no token is left out as a whole.
-
-        Returns:
-            The rows to keep in order, or None for all, and the columns to keep, in order.
-        """
-        mass = mass.clamp(min=0.0)
-        total = mass.sum(dtype=torch.float64)
-        allowed = self.options.gradient_budget * total
-        rows, left_out = None, torch.zeros_like(total)
-        if self.options.logit_softcap is None:
-            kept_rows, left_out = _largest(2.0 * label_mass, allowed / 2)
-            rows = kept_rows if kept_rows.numel() < label_mass.numel() else None
-        columns, left_out_columns = _largest(mass, allowed - left_out)
-        self.values.dropped_share += left_out + left_out_columns
-        self.total_mass += total
-        return rows, columns
+        """Return the rows (None: all) and columns that the budget leaves, and note the share of the others."""
+        left = within_budget(
+            mass, label_mass, self.options.gradient_budget, whole_rows=self.options.logit_softcap is None
+        )
+        self.values.dropped_share += left.dropped_mass
+        self.total_mass += left.total_mass
+        return left.rows, left.columns
 
     def gradients(self, grad_output: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Return d hidden, d weight, d bias, times `grad_output`, in the dtypes of the inputs."""
@@ -565,25 +480,6 @@ class ChunkedRun:
 
 def _blank(label_mask: Tensor) -> Tensor:
     return torch.where(label_mask, math.nan, 0.0).to(torch.float32)  # (N,)
-
-
-def _largest(values: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the places of the values to keep, in order, and the sum of the others, which is at most `allowed`.
-
-    Values are kept from the largest on. A bisection for the smallest one to keep takes 2 ms where a sort of 49k values
-    takes 28 (CPU); what it leaves undecided lies within 1e-6 of that value.
-
-    Args:
-        values: `(n,)`, not negative.
-        allowed: 0-d float64.
-    """
-    low, high = torch.zeros((), dtype=values.dtype, device=values.device), values.amax()
-    for _ in range(24):
-        middle = (low + high) / 2
-        fits = torch.where(values < middle, values, 0.0).sum(dtype=torch.float64) <= allowed
-        low, high = torch.where(fits, middle, low), torch.where(fits, high, middle)
-    dropped = values < low
-    return (~dropped).nonzero().squeeze(1), torch.where(dropped, values, 0.0).sum(dtype=torch.float64)  # syncs
 
 
 def _move_to_front(rows: Tensor, kept: Tensor) -> Tensor:

@@ -8,7 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from profit_sft.loss.chunked import ChunkedRun, HeadOptions, TokenValues, chunked_selective_loss
+from profit_sft.loss.call import HeadOptions, TokenValues
+from profit_sft.loss.chunked import ChunkedRun, chunked_selective_loss
 from profit_sft.objectives import Objective
 
 Backend = Literal["auto", "chunked", "triton"]

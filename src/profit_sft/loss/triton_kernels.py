@@ -19,7 +19,8 @@ import triton.language as tl
 from torch import Tensor
 from triton.runtime.interpreter import InterpretedFunction
 
-from profit_sft.loss.chunked import ChunkedRun, Swept, topk_entropy
+from profit_sft.loss.call import Swept
+from profit_sft.loss.chunked import ChunkedRun, topk_entropy
 
 # Powers of two; a row of 152k logits is 38 steps of the sweep. Untuned: no GPU was at hand.
 _SWEEP_BLOCK_V = 4096

@@ -1,0 +1,96 @@
+"""What one call of the loss carries: its options, its per-token results, and its place in the autograd graph."""
+
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from profit_sft.objectives import Objective, TokenStats
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HeadOptions:
+    """What does not change from token to token; see `selective_linear_cross_entropy`."""
+
+    objective: Objective
+    normalize: Literal["all", "kept"]
+    ignore_index: int
+    logit_scale: float
+    logit_softcap: float | None
+    all_statistics: bool
+    gradient_budget: float
+    chunk_size: int | None
+
+
+@dataclass(kw_only=True, slots=True)
+class TokenValues:
+    """Per-token results of one call, each `(N,)`; NaN where not computed, 0 where ignored."""
+
+    label_mask: Tensor
+    log_probs: Tensor
+    weights: Tensor
+    entropy: Tensor | None
+    is_top1: Tensor | None
+    dropped_share: Tensor
+    largest_log_prob: Tensor
+    nothing_kept: bool = False
+
+
+@dataclass(kw_only=True, slots=True)
+class Swept:
+    """What one sweep read off a chunk, each `(C,)`."""
+
+    largest: Tensor
+    totals: Tensor
+    log_probs: Tensor
+    label_entries: Tensor
+    entropy: Tensor | None
+    topk_entropy: Tensor | None
+
+    def stats(self, targets: Tensor, token_reference: Tensor | None) -> TokenStats:
+        """Return what the objective may look at."""
+        return TokenStats(
+            labels=targets,
+            log_probs=self.log_probs,
+            entropy=self.entropy,
+            topk_entropy=self.topk_entropy,
+            reference_log_probs=token_reference,
+        )
+
+
+class Run(Protocol):
+    """A finished computation: the loss, and the gradients on request."""
+
+    loss: Tensor
+
+    def gradients(self, grad_output: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Return d hidden, d weight and d bias times `grad_output`; called at most once."""
+        ...
+
+
+class AttachGradients(torch.autograd.Function):
+    """Give a loss whose gradients are known already its place in the graph."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, run: "Run") -> Tensor:
+        """Return the loss that `run` computed."""
+        ctx.run = run
+        return run.loss
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        """Hand over the gradients, once."""
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "selective_linear_cross_entropy has no second derivative: its token weights are detached and its "
+                "gradients are formed in the forward pass. Call backward without create_graph=True."
+            )
+        if ctx.run is None:
+            raise RuntimeError(
+                "the gradients of selective_linear_cross_entropy were handed over in an earlier backward and are "
+                "not kept. Call the loss again instead of backward with retain_graph=True."
+            )
+        gradients = ctx.run.gradients(grad_outputs[0])
+        ctx.run = None
+        return (*gradients, None)

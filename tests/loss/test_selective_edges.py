@@ -1,0 +1,221 @@
+"""Edges of the loss: p at the threshold, first and last label, objectives of one's own, 16-bit and mixed inputs."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from problems import BACKENDS, HEADS, THRESHOLD, assert_close, both, planted_problem, tolerance
+from torch.nn import functional
+
+from profit_sft import NLL, Objective, ProFit, selective_linear_cross_entropy
+from profit_sft.objectives import DFT
+
+pytestmark = pytest.mark.parametrize("backend", BACKENDS)
+
+
+def test_fresh_buffers_hold_nan_in_these_tests(backend):
+    for made in (torch.empty(3), torch.empty_like(torch.zeros(3)), torch.zeros(3).new_empty(3)):
+        assert made.isnan().all()
+    assert torch.empty(3, dtype=torch.long).dtype == torch.long
+
+
+@pytest.mark.parametrize(
+    ("objective", "kept"),
+    [
+        (ProFit(threshold=0.5), 2),
+        (ProFit(threshold=0.5, direction="lower"), 0),
+        (ProFit(threshold=0.25, upper_threshold=0.5, direction="middle"), 0),
+        (ProFit(threshold=0.5, upper_threshold=0.75, direction="middle"), 2),
+    ],
+    ids=str,
+)
+@pytest.mark.filterwarnings("ignore:.*so it teaches nothing:UserWarning")
+def test_bounds_are_inclusive_below_and_exclusive_above(backend, objective, kept):
+    # Two tokens in the vocabulary with equal logits: p is 1/2 to the last bit.
+    result = selective_linear_cross_entropy(
+        torch.ones(2, 4), torch.ones(2, 4), torch.tensor([0, 1]), objective=objective, backend=backend
+    )
+    assert result.num_kept == kept
+
+
+@pytest.mark.parametrize("likely_tokens", [2, 64])
+@pytest.mark.parametrize("head", [{}, {"logit_scale": 0.5, "logit_softcap": 90.0}], ids=str)
+def test_probability_equal_to_the_threshold_survives_a_prescreen(backend, likely_tokens, head):
+    # The first rows of a large vocabulary share all the mass evenly; what is drawn from the rest is masked early.
+    lm_head_weight = torch.full((5003, 1), -400.0)
+    lm_head_weight[:likely_tokens] = 0.0
+    labels = torch.cat([torch.arange(likely_tokens), torch.full((3 * likely_tokens,), 3000)])
+    result = selective_linear_cross_entropy(
+        torch.ones(len(labels), 1),
+        lm_head_weight,
+        labels,
+        objective=ProFit(threshold=1 / likely_tokens),
+        backend=backend,
+        **head,
+    )
+    assert torch.equal(result.weights, (labels < likely_tokens).float())
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_mask_is_the_oracles_at_thresholds_on_both_sides_of_a_tokens_probability(backend, head):
+    options = HEADS[head]
+    problem = planted_problem(**options)
+    counted = problem[2] != -100
+    _, (_, _, values) = both(problem, NLL(), head=options, backend=backend)
+    ordered = values["log_probs"].sort().values
+    gap = 1e-3
+    hidden, lm_head_weight, labels, bias, _ = problem
+    head_options = {name: value for name, value in options.items() if name != "bias"}
+    lonely = ordered[1:-1][(ordered[1:-1] - ordered[:-2] > 2 * gap) & (ordered[2:] - ordered[1:-1] > 2 * gap)]
+    for log_prob in lonely[:: max(1, len(lonely) // 8)].tolist():
+        for side in (-gap, gap):
+            threshold = math.exp(log_prob + side)
+            result = selective_linear_cross_entropy(
+                hidden,
+                lm_head_weight,
+                labels,
+                objective=ProFit(threshold=threshold),
+                bias=bias,
+                backend=backend,
+                **head_options,
+            )
+            assert torch.equal(result.weights[counted] != 0, values["log_probs"] >= math.log(threshold))
+
+
+@pytest.mark.parametrize("likely", [True, False])
+@pytest.mark.parametrize("label", [0, 5002])
+def test_first_and_last_token_of_the_vocabulary_are_labels_like_any_other(backend, label, likely):
+    hidden, lm_head_weight, labels, _, reference = planted_problem()
+    if likely:
+        hidden[20:23] += 10 * lm_head_weight[label]
+    labels[20:23] = label
+    problem = hidden, lm_head_weight, labels, None, reference
+    (result, gradients), (loss, exact, values) = both(problem, ProFit(threshold=THRESHOLD), backend=backend)
+    assert (result.weights[20:23] == float(likely)).all()
+    assert torch.equal(result.weights[labels != -100].double(), values["weights"])
+    assert result.loss.item() == pytest.approx(loss.item(), rel=1e-5)
+    assert_close(gradients, exact, tolerance(torch.float32, hidden, lm_head_weight))
+    if not likely:  # the row of a label that is nearly certain is nearly zero, and 1 - p has few digits left
+        (_, gradients), (_, exact, _) = both(problem, NLL(), backend=backend)
+        assert_close((gradients[1][label],), (exact[1][label],), tolerance(torch.float32, hidden, lm_head_weight))
+
+
+@pytest.mark.parametrize("objective", [ProFit(threshold=THRESHOLD), DFT()], ids=str)
+def test_half_precision_gradients_are_right_once_scaled(backend, objective):
+    # fp16 loses gradients below 6e-8, hence the scale that mixed-precision training uses as well.
+    problem = planted_problem(torch.float16)
+    _, (_, exact, _) = both(problem, objective, backend=backend)
+    inputs = [tensor.clone().requires_grad_() for tensor in problem[:2]]
+    result = selective_linear_cross_entropy(*inputs, problem[2], objective=objective, backend=backend)
+    (result.loss * 1024).backward()
+    found = [tensor.grad.double() / 1024 for tensor in inputs]
+    assert_close(found, exact, tolerance(torch.float16, *problem[:2]))
+
+
+@pytest.mark.parametrize(
+    ("hidden_dtype", "weight_dtype"), [(torch.bfloat16, torch.float32), (torch.float32, torch.bfloat16)]
+)
+def test_operands_of_two_dtypes_keep_their_own(backend, hidden_dtype, weight_dtype):
+    hidden, lm_head_weight, *rest = planted_problem()
+    problem = hidden.to(hidden_dtype), lm_head_weight.to(weight_dtype), *rest
+    (result, gradients), (loss, exact, _) = both(problem, NLL(), backend=backend)
+    assert [gradient.dtype for gradient in gradients] == [hidden_dtype, weight_dtype]
+    assert result.loss.item() == pytest.approx(loss.item(), rel=1e-5)
+    for gradient, wanted in zip(gradients, exact, strict=True):
+        assert_close((gradient,), (wanted,), tolerance(gradient.dtype, *problem[:2]))
+
+
+def test_any_object_with_the_attributes_is_an_objective_and_gets_what_it_needs(backend):
+    problem = planted_problem()
+    seen = []
+
+    def token_weights(stats):
+        seen.append((stats.log_probs, stats.topk_entropy))
+        return stats.entropy / 10
+
+    unsure = SimpleNamespace(
+        needs=frozenset({"entropy"}), elementwise=True, probability_floor=0.0, token_weights=token_weights
+    )
+    assert isinstance(unsure, Objective)
+    (result, gradients), (_, exact, values) = both(problem, unsure, backend=backend, chunk_size=100)
+    label_mask = problem[2] != -100
+    assert (result.entropy[label_mask].double() - values["entropy"]).abs().max() <= 3e-5
+    assert (result.weights[label_mask].double() - values["weights"]).abs().max() <= 3e-6
+    assert result.is_top1 is None
+    assert_close(gradients, exact, tolerance(torch.float32, *problem[:2]))
+
+
+def test_a_random_mask_follows_its_generator_and_costs_nothing_for_what_it_drops(backend):
+    problem = planted_problem()
+    results = []
+    for _ in range(2):
+        objective = ProFit(direction="random", rate=0.4, generator=torch.Generator().manual_seed(3))
+        (result, gradients), _ = both(problem, objective, backend=backend)
+        results.append(result)
+    assert torch.equal(results[0].weights, results[1].weights)
+    assert 0.3 < results[0].num_kept / results[0].num_labels < 0.5
+    dropped = (problem[2] != -100) & (results[0].weights == 0)
+    assert results[0].log_probs[dropped].isnan().all()
+    assert (gradients[0][results[0].weights == 0] == 0).all()
+    # Given as known weights, the same mask gives the same gradients.
+    (_, expected), _ = both(problem, NLL(), backend=backend, weights=result.weights)
+    for found, wanted in zip(gradients, expected, strict=True):
+        assert (found - wanted).norm() <= 1e-6 * wanted.norm()
+
+
+def test_negative_weights_push_away(backend):
+    problem = planted_problem()
+    weights = torch.full(problem[2].shape, -0.5)
+    (result, gradients), (loss, exact, _) = both(problem, NLL(), backend=backend, weights=weights, chunk_size=100)
+    assert result.loss.item() == pytest.approx(loss.item(), rel=1e-5)
+    assert result.loss < 0
+    assert result.num_kept == result.num_labels
+    assert_close(gradients, exact, tolerance(torch.float32, *problem[:2]))
+
+
+def test_a_label_the_bias_rules_out_is_masked_without_harm(backend):
+    # Padded vocabularies carry a bias of -inf: log p of such a label is -inf, its weight 0, their product not NaN.
+    hidden, lm_head_weight = torch.eye(4), 4 * torch.eye(6)[:, :4]
+    bias = torch.zeros(6)
+    bias[5] = -math.inf
+    inputs = [tensor.requires_grad_() for tensor in (hidden, lm_head_weight)]
+    result = selective_linear_cross_entropy(
+        *inputs, torch.tensor([0, 1, 2, 5]), objective=ProFit(threshold=0.5), bias=bias, backend=backend
+    )
+    result.loss.backward()
+    kept = functional.cross_entropy((hidden @ lm_head_weight.T + bias)[:3], torch.arange(3), reduction="sum")
+    assert result.log_probs[3] == -math.inf
+    assert result.loss.item() == pytest.approx(kept.item() / 4, rel=1e-6)
+    assert all(tensor.grad.isfinite().all() for tensor in inputs)
+    assert (hidden.grad[3] == 0).all()
+
+
+def test_calls_add_up_in_grad_as_any_loss_does(backend):
+    hidden, lm_head_weight, labels, _, _ = planted_problem()
+    lm_head_weight.requires_grad_()
+    for _ in range(2):
+        selective_linear_cross_entropy(
+            hidden, lm_head_weight, labels, objective=ProFit(threshold=THRESHOLD), backend=backend
+        ).loss.backward()
+    twice, lm_head_weight.grad = lm_head_weight.grad, None
+    loss = selective_linear_cross_entropy(
+        hidden, lm_head_weight, labels, objective=ProFit(threshold=THRESHOLD), backend=backend
+    ).loss
+    (once,) = torch.autograd.grad(loss, lm_head_weight)
+    assert (twice - 2 * once).norm() <= 1e-6 * once.norm()
+
+
+def test_inputs_are_left_as_they_were(backend):
+    problem = planted_problem(bias=True)
+    before = [tensor.clone() for tensor in problem]
+    for objective in (ProFit(threshold=THRESHOLD), DFT()):
+        both(problem, objective, head=HEADS["all"], backend=backend)
+    for tensor, copy in zip(problem, before, strict=True):
+        assert torch.equal(tensor, copy)
+
+
+def test_nothing_requires_a_gradient_then_neither_does_the_loss(backend):
+    hidden, lm_head_weight, labels, _, _ = planted_problem()
+    result = selective_linear_cross_entropy(hidden, lm_head_weight, labels, objective=NLL(), backend=backend)
+    assert not result.loss.requires_grad
