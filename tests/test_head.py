@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -198,6 +199,28 @@ def test_applying_again_replaces_the_objective_and_removal_still_restores():
         selective_head(model)
 
 
+def test_settings_reach_the_loss():
+    model, inputs, sizes = make("llama"), batch(), []
+
+    def token_weights(stats):
+        sizes.append(len(stats.labels))
+        return stats.log_probs.exp()
+
+    objective = SimpleNamespace(
+        needs=frozenset({"log_probs"}), elementwise=True, probability_floor=0.0, token_weights=token_weights
+    )
+    expected = model(**inputs), apply_profit(model, DFT())(**inputs).selective
+    apply_profit(model, objective, chunk_size=7, gradient_budget=0.05)
+    selective_head(model).statistics = "all"
+    found = model(**inputs).selective
+    assert 1 < max(sizes) <= 7
+    assert sum(sizes) == found.num_labels == expected[1].num_labels
+    assert 0 < found.dropped_share <= 0.05
+    labels = nn.functional.pad(inputs["labels"][:, 1:], (0, 1), value=-100)
+    assert torch.equal(found.is_top1, expected[0].logits.argmax(-1) == labels)
+    assert expected[1].is_top1 is None
+
+
 def test_a_forward_put_there_by_others_is_called_and_restored():
     model, inputs = make("llama"), batch()
     own, calls = model.forward, []
@@ -227,9 +250,12 @@ def test_a_deep_copy_is_independent_and_a_saved_model_is_plain(tmp_path):
     assert twin(**inputs).logits is not None
     assert model(**inputs).logits is None
     model.save_pretrained(tmp_path)
-    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager")
     assert "forward" not in loaded.__dict__
-    assert loaded.config.to_dict() == remove_profit(model).config.to_dict()
+    remove_profit(model)
+    configs = [{**found.config.to_dict(), "_name_or_path": None} for found in (loaded, model)]
+    assert configs[0] == configs[1]
+    assert not [key for key in loaded.state_dict() if "profit" in key]
     model.eval()
     assert torch.equal(loaded(**inputs).logits, model(**inputs).logits)
 

@@ -75,6 +75,37 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     assert path.stat().st_mode & 0o777 == 0o666 & ~umask
 
 
+def test_an_interrupted_write_leaves_no_file_where_there_was_none(tmp_path):
+    path = tmp_path / "report.txt"
+    with pytest.raises(KeyboardInterrupt), atomic_path(path) as temporary:
+        assert temporary.parent == tmp_path  # on the same file system, or the rename would copy
+        temporary.write_text("half")
+        assert not path.exists()
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_text_is_written_whole_over_what_was_there_as_utf8(tmp_path):
+    path = tmp_path / "report.txt"
+    write_text(path, "a longer text that was there before")
+    write_text(str(path), "τ ≥ 0.1\n")
+    assert path.read_bytes() == "τ ≥ 0.1\n".encode()
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_permissions_are_those_that_open_would_have_given(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        write_text(tmp_path / "ours.txt", "x")
+        (tmp_path / "plain.txt").write_text("x")
+        assert os.umask(umask) == umask
+    finally:
+        os.umask(before)
+    modes = [(tmp_path / name).stat().st_mode & 0o777 for name in ("ours.txt", "plain.txt")]
+    assert modes[0] == modes[1] == 0o666 & ~umask
+
+
 def test_generated_pages_are_up_to_date(repo_root):
     script = repo_root / "docs" / "generate.py"
     done = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True, check=False)

@@ -216,8 +216,8 @@ class ChunkedRun:
             survives = self._may_be_kept(group, prefix, target_logits)
             survivors = survives.nonzero().squeeze(1)  # syncs with the host
             for part in self._chunks(survivors):
-                logits = self._logits(group[part], raw_prefix=prefix[part])
-                self._chunk(group[part], logits, None, token_reference)
+                # Not held in a name, or two chunks' logits would be there at a time.
+                self._chunk(group[part], self._logits(group[part], raw_prefix=prefix[part]), None, token_reference)
 
     def _target_logits(self) -> Tensor:
         raw = (self.hidden.to(self.dtype) * self.weight[self.targets].to(self.dtype)).sum(-1)  # (M,)
