@@ -84,6 +84,8 @@ def train_command(arguments: Sequence[str]) -> int:
         return 0
     callbacks: list[TrainerCallback] = [ProgressBar()]
     result = run_training(run, config, model_config, callbacks=callbacks)
+    if config.process_index != 0:  # one rank speaks for all
+        return 0 if result.stopped_by is None else 130
     return print_result(result, as_json=as_json)
 
 
