@@ -179,7 +179,7 @@ def test_extreme_probabilities_give_finite_weights():
     for objective in (DFT(), EAFT(), EAFT(alpha=0.1), Power(k=0.01), ASFT()):
         assert objective.token_weights(extreme).isfinite().all(), objective
     for gamma in (0.0, 0.5, 1.0, 2.0):
-        weights = Focal(gamma=gamma).token_weights(extreme)[1:]
+        weights = Focal(gamma=gamma).token_weights(extreme)
         assert weights.isfinite().all(), gamma
 
 
@@ -263,6 +263,7 @@ def test_wrong_values_are_refused_where_they_are_born(make, message):
         ),
         ("use_profit_loss", {"threshold": 0.2}, ProFit(threshold=0.2)),
         ("focal", {"focal_gamma": 1.0}, Focal(gamma=1.0)),
+        ("profit", {"threshold": (0.2, 0.5)}, ProFit(threshold=0.2, upper_threshold=0.5, direction="middle")),
         ("rho-1", {"keep_share": 0.7}, Rho(keep_share=0.7)),
         ("slm", {}, Rho()),
     ],

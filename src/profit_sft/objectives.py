@@ -302,8 +302,9 @@ class Focal:
         if self.gamma == 0.0:
             return torch.ones_like(log_probs)
         # (1 - p)^(gamma - 1) diverges at p = 1 for gamma < 1, where log p = 0 makes the product vanish.
-        slope = torch.where(rest > 0, rest ** (self.gamma - 1.0), 0.0) * log_probs.exp() * log_probs
-        return rest**self.gamma - self.gamma * slope
+        entropy_term = torch.special.entr(log_probs.exp())  # -p log p, 0 at p = 0
+        slope = torch.where(rest > 0, rest ** (self.gamma - 1.0), 0.0) * entropy_term
+        return rest**self.gamma + self.gamma * slope
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -460,4 +461,5 @@ def _canonical_keywords(name: str, factory: Any, kwargs: Mapping[str, Any]) -> d
         if len(threshold) != 2:
             raise ValueError(f"threshold takes one probability, or two for direction 'middle', got {threshold!r}.")
         arguments["threshold"], arguments["upper_threshold"] = threshold
+        arguments.setdefault("direction", "middle")
     return arguments

@@ -253,6 +253,17 @@ def test_nan_is_not_masked_away(backend, objective):
     assert result.loss.isnan()
 
 
+def test_a_padded_vocabulary_does_not_spoil_the_statistics(backend):
+    hidden, lm_head_weight, labels, bias, _ = planted_problem(bias=True)
+    bias[7:9] = -float("inf")
+    labels[(labels == 7) | (labels == 8)] = -100
+    result = selective_linear_cross_entropy(
+        hidden, lm_head_weight, labels, bias=bias, objective=NLL(), statistics="all", backend=backend
+    )
+    assert result.loss.isfinite()
+    assert result.entropy.isfinite().all()
+
+
 def test_a_step_without_labels_divides_zero_by_one(backend):
     result, d_hidden, _ = run(
         backend, torch.randn(3, 8), torch.randn(30, 8), torch.full((3,), -100), NLL(), num_items=torch.tensor(0)
@@ -486,6 +497,10 @@ def test_no_buffer_of_all_logits_is_made(backend):
         ),
         ({"statistics": "some"}, ValueError, "statistics must be 'objective' or 'all', got 'some'"),
         ({"backend": "cuda"}, ValueError, "backend must be .* got 'cuda'"),
+        ({"logit_softcap": 0.0}, ValueError, "logit_softcap must be positive, or None for no cap, got 0.0"),
+        ({"num_items": -3}, ValueError, "num_items must be the number of label tokens of the step, got -3"),
+        ({"objective": "profit"}, TypeError, "objective must be an Objective such as .*, got 'profit'"),
+        ({"hidden": torch.zeros(4, 3, dtype=torch.long)}, TypeError, "hidden must be floating point, got torch.int64"),
         ({"chunk_size": 0}, ValueError, "chunk_size must be at least 1 token, got 0"),
         ({"gradient_budget": 1.0}, ValueError, r"gradient_budget must be a share in \[0, 1\), got 1.0"),
         ({"objective": Rho()}, ValueError, "the objective needs 'reference_log_probs', which was not given"),

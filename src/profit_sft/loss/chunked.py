@@ -361,13 +361,13 @@ class ChunkedRun:
             swept.topk_entropy[part] = topk_entropy(logits)
         torch.amax(logits, dim=-1, out=swept.largest[part])
         logits.sub_(swept.largest[part][:, None])
-        shifted = None if swept.entropy is None else logits.clone()
+        # A logit of -inf (a padded vocabulary) has p = 0; clamped, so that p times it is 0 and not NaN.
+        shifted = None if swept.entropy is None else logits.clamp(min=-1e4)
         exps = logits.exp_()
         torch.sum(exps, dim=-1, out=swept.totals[part])
         if shifted is not None:
             assert swept.entropy is not None
             totals = swept.totals[part]
-            # Where exp underflows the product is 0 * -large, which is what p log p tends to.
             swept.entropy[part] = totals.log() - torch.linalg.vecdot(exps, shifted) / totals
         if slope is not None:
             exps.mul_(slope)

@@ -131,6 +131,13 @@ def selective_linear_cross_entropy(
         raise ValueError(f"statistics must be 'objective' or 'all', got {statistics!r}.")
     if backend not in ("auto", "chunked", "triton"):
         raise ValueError(f"backend must be 'auto', 'chunked' or 'triton', got {backend!r}.")
+    if not isinstance(objective, Objective):
+        raise TypeError(f"objective must be an Objective such as ProFit(threshold=0.1), got {objective!r}.")
+    if logit_softcap is not None and not logit_softcap > 0:
+        raise ValueError(f"logit_softcap must be positive, or None for no cap, got {logit_softcap}.")
+    # On a GPU a tensor is taken as it is: looking at it would wait for the device.
+    if num_items is not None and not (isinstance(num_items, Tensor) and num_items.is_cuda) and num_items < 0:
+        raise ValueError(f"num_items must be the number of label tokens of the step, got {num_items}.")
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1 token, got {chunk_size}.")
     if torch.is_autocast_enabled(hidden.device.type):
@@ -198,6 +205,8 @@ def _check(
     *,
     ignore_index: int,
 ) -> None:
+    if not hidden.is_floating_point():
+        raise TypeError(f"hidden must be floating point, got {hidden.dtype}.")
     if labels.dtype != torch.int64:
         raise TypeError(f"labels must be int64, got {labels.dtype}. Call labels.long().")
     if hidden.shape[:-1] != labels.shape:

@@ -55,7 +55,7 @@ def _sweep_fwd_kernel(
         if HAS_ENTROPY:
             # Before the first block there is nothing to shift, and the shift would be -inf.
             shift = tl.where(total > 0.0, largest - new_largest, 0.0)
-            shifted = tl.where(inside, z - new_largest, 0.0)
+            shifted = tl.maximum(z - new_largest, -1e4)  # -inf has p = 0: 0 * -1e4, not 0 * -inf
             weighted = rescale * (weighted + total * shift) + tl.sum(exps * shifted, axis=0)
         total = total * rescale + tl.sum(exps, axis=0)
         largest = new_largest
