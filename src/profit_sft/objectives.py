@@ -302,7 +302,7 @@ class Focal:
         if self.gamma == 0.0:
             return torch.ones_like(log_probs)
         # (1 - p)^(gamma - 1) diverges at p = 1 for gamma < 1, where log p = 0 makes the product vanish.
-        entropy_term = torch.special.entr(log_probs.exp())  # -p log p, 0 at p = 0
+        entropy_term: Tensor = torch.special.entr(log_probs.exp())  # -p log p, 0 at p = 0
         slope = torch.where(rest > 0, rest ** (self.gamma - 1.0), 0.0) * entropy_term
         return rest**self.gamma + self.gamma * slope
 
