@@ -1,7 +1,10 @@
-"""Tokenizers of the data tests."""
+"""Tokenizers and file writers of the data tests."""
+
+import json
 
 import pytest
 
+from profit_sft.data import IGNORE_INDEX, DataSettings, prepare_dataset
 from tiny import FORGETFUL, chat_tokenizer
 
 
@@ -14,3 +17,27 @@ def tokenizer():
 def forgetful_tokenizer(tokenizer):
     tokenizer.chat_template = FORGETFUL
     return tokenizer
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Write rows as a jsonl file, `train.jsonl` unless told otherwise, and return its path."""
+
+    def write_rows(*rows, name="train.jsonl"):
+        path = tmp_path / name
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return str(path)
+
+    return write_rows
+
+
+@pytest.fixture
+def prepare():
+    return lambda tokenizer, source, **settings: prepare_dataset(
+        DataSettings(dataset_name=str(source), **settings), tokenizer
+    )
+
+
+@pytest.fixture
+def trained_text():
+    return lambda tokenizer, labels: tokenizer.decode([label for label in labels if label != IGNORE_INDEX])

@@ -9,7 +9,7 @@ from profit_sft.data.prepare import (
     prepare_dataset,
     tokenizer_fingerprint,
 )
-from profit_sft.data.rows import Row, read_rows
+from profit_sft.data.rows import Row, RowSource, load_rows
 from profit_sft.data.tokenize import IGNORE_INDEX, TOKEN_KINDS, Tokenized, tokenize_conversation
 
 __all__ = [
@@ -21,11 +21,12 @@ __all__ = [
     "DataSettings",
     "PreparedData",
     "Row",
+    "RowSource",
     "SkippedRow",
     "Tokenized",
     "detect_format",
+    "load_rows",
     "prepare_dataset",
-    "read_rows",
     "to_conversation",
     "tokenize_conversation",
     "tokenizer_fingerprint",

@@ -27,6 +27,8 @@ _SHAREGPT_ROLES = {
     "system": "system",
     "tool": "tool",
 }
+# Parts of a message that would be lost, so a row that has them is refused rather than half trained on.
+_UNSUPPORTED_KEYS = ("tool_calls", "function_call", "reasoning_content", "thinking")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,9 @@ def to_conversation(
 ) -> Conversation:
     """Turn one row into a conversation.
 
+    All assistant turns may be trained; of `prompt` and `completion` only the completion. Messages after the last
+    assistant turn are kept: they carry no label and, as attention is causal, change none.
+
     Args:
         row: The row.
         dataset_format: One of `FORMATS`, or `"auto"` to go by the columns.
@@ -93,10 +98,19 @@ def to_conversation(
         question = _text(row, prompt_column or "question")
         answer = _text(row, response_column or "answer")
         conversation = _exchange(question, answer)
-    if system_prompt is not None and conversation.messages and conversation.messages[0]["role"] != "system":
-        messages = ({"role": "system", "content": system_prompt}, *conversation.messages)
-        return Conversation(messages=messages, trained_from=conversation.trained_from + 1)
-    return conversation
+    return conversation if system_prompt is None else _with_system_prompt(conversation, system_prompt, row)
+
+
+def _with_system_prompt(conversation: Conversation, system_prompt: str, row: Row) -> Conversation:
+    if conversation.prompt is not None:
+        raise row.error(
+            "'prompt' and 'completion' are plain text, which has no place for --system_prompt. Write it into 'prompt', "
+            "or leave the flag out."
+        )
+    if conversation.messages[0]["role"] == "system":
+        return conversation
+    messages = ({"role": "system", "content": system_prompt}, *conversation.messages)
+    return Conversation(messages=messages, trained_from=conversation.trained_from + 1)
 
 
 def _unknown_format(row: Row) -> Exception:
@@ -112,7 +126,8 @@ def _unknown_format(row: Row) -> Exception:
     )
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """Return a value as an error message quotes it: on one line, and shortened."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
@@ -120,11 +135,23 @@ def _shown(value: Any) -> str:
 def _text(row: Row, field: str) -> str:
     if field not in row.values:
         columns = ", ".join(map(repr, row.values)) or "none"
-        raise row.error(f"has no field '{field}'; its fields are {columns}.")
+        raise row.error(f"has no field '{field}'; its fields are {columns}. Add it, or name another column.")
     value = row.values[field]
     if not isinstance(value, str) or not value.strip():
-        raise row.error(f"'{field}' must be text that is not empty, got {_shown(value)}. Mend or drop the row.")
+        raise row.error(f"'{field}' must be text that is not empty, got {shown(value)}. Mend or drop the row.")
+    _check_encodable(row, f"'{field}'", value)
     return value
+
+
+def _check_encodable(row: Row, place: str, text: str) -> None:
+    r"""Refuse half of a UTF-16 pair, which JSON can spell (`\ud83d`) and no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise row.error(
+            f"{place} has a lone surrogate, {shown(text[error.start])}, at character {error.start + 1}, which is no "
+            "text. Mend or drop the row."
+        ) from None
 
 
 def _exchange(question: str, answer: str) -> Conversation:
@@ -137,8 +164,8 @@ def _alpaca(row: Row) -> Conversation:
     instruction, output = _text(row, "instruction"), _text(row, "output")
     extra = row.values.get("input")
     if extra is not None and not isinstance(extra, str):
-        raise row.error(f"'input' must be text or absent, got {_shown(extra)}.")
-    exchange = _exchange(f"{instruction}\n\n{extra}" if extra else instruction, output)
+        raise row.error(f"'input' must be text or absent, got {shown(extra)}. Mend or drop the row.")
+    exchange = _exchange(f"{instruction}\n\n{_text(row, 'input')}" if extra and extra.strip() else instruction, output)
     if not row.values.get("system"):
         return exchange
     system = {"role": "system", "content": _text(row, "system")}
@@ -148,8 +175,8 @@ def _alpaca(row: Row) -> Conversation:
 def _prompt_completion(row: Row) -> Conversation:
     prompt, completion = row.values.get("prompt"), row.values.get("completion")
     if isinstance(prompt, list) or isinstance(completion, list):
-        messages = (*_messages(row, "prompt"), *_messages(row, "completion"))
-        return _chat(row, "completion", messages, trained_from=len(_messages(row, "prompt")))
+        before, trained = _messages(row, "prompt"), _messages(row, "completion")
+        return _chat(row, "completion", (*before, *trained), trained_from=len(before))
     return Conversation(prompt=_text(row, "prompt"), completion=_text(row, "completion"))
 
 
@@ -157,28 +184,46 @@ def _messages(row: Row, field: str) -> tuple[dict[str, str], ...]:
     """Read a list of messages in OpenAI's or ShareGPT's spelling."""
     turns = row.values.get(field)
     if not isinstance(turns, (list, tuple)) or not turns:
-        raise row.error(f"'{field}' must be a list of messages that is not empty, got {_shown(turns)}.")
-    messages = []
-    for position, turn in enumerate(turns):
-        place = f"'{field}[{position}]'"
-        if not isinstance(turn, dict):
-            raise row.error(f"{place} must be an object with role and content, got {_shown(turn)}.")
-        role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
-        known = _SHAREGPT_ROLES.get(role) if isinstance(role, str) else None
-        if known is None:
-            raise row.error(f"{place} has role {_shown(role)}; known are {', '.join(ROLES)}, human and gpt.")
-        if not isinstance(content, str):
-            raise row.error(f"{place} must have text as content, got {_shown(content)}. Only text is trained on.")
-        if known == "assistant" and not content.strip():
-            raise row.error(f"{place} is an empty assistant turn, nothing to train on. Fill it in or drop the row.")
-        messages.append({"role": known, "content": content})
-    return tuple(messages)
+        raise row.error(
+            f"'{field}' must be a list of messages that is not empty, got {shown(turns)}. Mend or drop the row."
+        )
+    return tuple(_message(row, f"'{field}[{position}]'", turn) for position, turn in enumerate(turns))
+
+
+def _message(row: Row, place: str, turn: Any) -> dict[str, str]:
+    if not isinstance(turn, dict):
+        raise row.error(f"{place} must be an object with role and content, got {shown(turn)}. Mend or drop the row.")
+    role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
+    known = _SHAREGPT_ROLES.get(role) if isinstance(role, str) else None
+    if known is None:
+        raise row.error(
+            f"{place} has role {shown(role)}; known are {', '.join(ROLES)}, human and gpt. Rename it or drop the row."
+        )
+    lost = next((key for key in _UNSUPPORTED_KEYS if turn.get(key)), None)
+    if lost is not None:
+        raise row.error(
+            f"{place} has '{lost}', which would not be trained on. Write it into the content, as the chat template "
+            "would, or drop the row."
+        )
+    if not isinstance(content, str):
+        raise row.error(
+            f"{place} must have text as content, got {shown(content)}. Only text is trained on; mend or drop the row."
+        )
+    if known == "assistant" and not content.strip():
+        raise row.error(f"{place} is an empty assistant turn, nothing to train on. Fill it in or drop the row.")
+    _check_encodable(row, place, content)
+    return {"role": known, "content": content}
 
 
 def _chat(row: Row, field: str, messages: tuple[dict[str, str], ...], trained_from: int = 0) -> Conversation:
     if not any(message["role"] == "assistant" for message in messages[trained_from:]):
         raise row.error(
             f"'{field}' has no assistant turn, nothing to train on. Add one or drop the row (--skip-bad-rows)."
+        )
+    if messages[0]["role"] == "assistant":
+        first = "prompt" if trained_from else field
+        raise row.error(
+            f"'{first}' begins with an assistant turn, which answers nothing. Put a user message first or drop the row."
         )
     if any(message["role"] == "system" for message in messages[1:]):
         raise row.error(f"'{field}' has a system message that is not the first. Move it to the front.")

@@ -7,17 +7,27 @@ from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import pyarrow
 from datasets import Dataset
 from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from transformers import PreTrainedTokenizerBase
 
-from profit_sft.data.formats import FORMATS, REQUIRED_FIELDS, Conversation, Format, detect_format, to_conversation
-from profit_sft.data.rows import Row, read_rows
-from profit_sft.data.tokenize import IGNORE_INDEX, Tokenized, TrainOn, tokenize_conversation
+from profit_sft.data.formats import FORMATS, REQUIRED_FIELDS, Format, detect_format, to_conversation
+from profit_sft.data.rows import Row, RowSource, load_rows
+from profit_sft.data.tokenize import IGNORE_INDEX, TOKEN_KINDS, Tokenized, TrainOn, tokenize_conversation
 from profit_sft.errors import DataError
 
 _LISTED_ROWS = 100  # bad rows named in a report; the count is always complete
+_ROWS_A_TABLE = 2000  # Python's ints take several times the memory of Arrow's, so few rows are held in lists at a time
+_SCHEMA = pyarrow.schema(
+    {
+        "input_ids": pyarrow.list_(pyarrow.int64()),
+        "labels": pyarrow.list_(pyarrow.int64()),
+        "row": pyarrow.int64(),
+        "token_kinds": pyarrow.list_(pyarrow.int8()),
+    }
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,8 +76,18 @@ class DataSettings:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}.")
         for name in ("max_length", "max_samples"):
             value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+                raise ValueError(f"{name} must be a whole number or None, got {value!r}.")
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}.")
+        if not self.dataset_name:
+            raise ValueError("dataset_name is empty: name a jsonl, json, parquet or csv file, or a hub data set.")
+        for name in ("prompt_column", "response_column"):
+            if getattr(self, name) is not None and self.dataset_format not in ("auto", "question_answer"):
+                raise ValueError(
+                    f"{name} ({getattr(self, name)!r}) is for question_answer rows, but dataset_format is "
+                    f"{self.dataset_format!r}. Leave one of the two out."
+                )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -126,7 +146,7 @@ def prepare_dataset(settings: DataSettings, tokenizer: PreTrainedTokenizerBase, 
     Args:
         settings: What to read.
         tokenizer: A fast tokenizer.
-        progress: Show a counter on stderr, if that is a terminal.
+        progress: Show a bar on stderr, if that is a terminal.
 
     Returns:
         The data set and its report.
@@ -134,10 +154,9 @@ def prepare_dataset(settings: DataSettings, tokenizer: PreTrainedTokenizerBase, 
     Raises:
         DataError: The source or a row cannot be used; names file, row, field and the fix.
     """
-    if not tokenizer.is_fast:
-        raise DataError(f"the tokenizer of '{tokenizer.name_or_path}' is a slow one; labels need a fast tokenizer.")
+    _require_fast(tokenizer)
     collected = _Collected()
-    rows = read_rows(
+    rows = load_rows(
         settings.dataset_name,
         name=settings.dataset_config,
         split=settings.dataset_split,
@@ -146,14 +165,14 @@ def prepare_dataset(settings: DataSettings, tokenizer: PreTrainedTokenizerBase, 
     for row in _shown(rows) if progress and sys.stderr.isatty() else rows:
         collected.read += 1
         try:
-            conversation, example = _prepare_row(row, settings, tokenizer, known_format=collected.format)
+            example = _prepare_row(row, settings, tokenizer, known_format=collected.format)
         except DataError as error:
             if not settings.skip_bad_rows:
                 raise
             collected.skip(row, str(error))
             continue
-        collected.add(row, conversation, example, settings)
-    if not collected.input_ids:
+        collected.add(row, example, settings)
+    if collected.used == 0:
         raise DataError(
             f"'{settings.dataset_name}': none of its {collected.read} rows can be used. The first: "
             f"{collected.skipped[0].reason}"
@@ -163,7 +182,7 @@ def prepare_dataset(settings: DataSettings, tokenizer: PreTrainedTokenizerBase, 
 
 def _prepare_row(
     row: Row, settings: DataSettings, tokenizer: PreTrainedTokenizerBase, *, known_format: Format | None
-) -> tuple[Conversation, Tokenized]:
+) -> Tokenized:
     columns = {"prompt_column": settings.prompt_column, "response_column": settings.response_column}
     dataset_format = settings.dataset_format
     if (
@@ -184,84 +203,108 @@ def _prepare_row(
     train_on: TrainOn = "last" if settings.train_on == "last" else "all"
     example = tokenize_conversation(conversation, tokenizer, row, train_on=train_on)
     # The first token is never predicted, so a label there does not count.
-    labels = example.labels[1 : settings.max_length]
-    if all(label == IGNORE_INDEX for label in labels):
-        first = next((index for index, label in enumerate(example.labels) if label != IGNORE_INDEX), 0)
-        raise row.error(
-            f"its {len(example.input_ids)} tokens are cut to max_length={settings.max_length}, before the first answer "
-            f"token (number {first + 1}), so nothing is left to train on. Raise --max_length or drop the row."
-        )
-    return conversation, example
+    if not any(label != IGNORE_INDEX for label in example.labels[1 : settings.max_length]):
+        raise _without_labels(row, example, settings)
+    return example
+
+
+def _without_labels(row: Row, example: Tokenized, settings: DataSettings) -> DataError:
+    first = next((index for index, label in enumerate(example.labels) if label != IGNORE_INDEX and index > 0), None)
+    if first is None:
+        return row.error("its answer begins with its only token, so nothing is left to predict. Mend or drop the row.")
+    return row.error(
+        f"its {len(example.input_ids)} tokens are cut to max_length={settings.max_length}, before the first answer "
+        f"token (number {first + 1}), so nothing is left to train on. Raise --max_length or drop the row."
+    )
 
 
 class _Collected:
     """What has been prepared so far."""
 
     def __init__(self) -> None:
-        self.read = 0
-        self.truncated = 0
-        self.skipped_count = 0
-        self.skipped: list[SkippedRow] = []
-        self.input_ids: list[list[int]] = []
-        self.labels: list[list[int]] = []
-        self.kinds: list[list[int] | None] = []
-        self.rows: list[int] = []
         self.format: Format | None = None
+        self.read = self.used = self.truncated = self.skipped_count = 0
+        self.total_tokens = self.label_tokens = self.longest = 0
+        self.skipped: list[SkippedRow] = []
+        self.has_kinds = False
+        self._digest = hashlib.sha256()
+        self._pending: list[dict[str, object]] = []
+        self._tables: list[pyarrow.Table] = []
 
     def skip(self, row: Row, reason: str) -> None:
         self.skipped_count += 1
         if len(self.skipped) < _LISTED_ROWS:
             self.skipped.append(SkippedRow(file=row.file, row=row.number, reason=reason))
 
-    def add(self, row: Row, conversation: Conversation, example: Tokenized, settings: DataSettings) -> None:
+    def add(self, row: Row, example: Tokenized, settings: DataSettings) -> None:
         if self.format is None:
             columns = {"prompt_column": settings.prompt_column, "response_column": settings.response_column}
             named = next((name for name in FORMATS if name == settings.dataset_format), None)
             self.format = named or detect_format(row.values, **columns)
         limit = settings.max_length
-        self.truncated += limit is not None and len(example.input_ids) > limit
-        self.input_ids.append(example.input_ids[:limit])
-        self.labels.append(example.labels[:limit])
-        self.kinds.append(None if example.token_kinds is None else example.token_kinds[:limit])
-        self.rows.append(row.number)
+        input_ids, labels = example.input_ids[:limit], example.labels[:limit]
+        kinds = [TOKEN_KINDS["none"]] * len(input_ids) if example.token_kinds is None else example.token_kinds[:limit]
+        self.has_kinds |= example.token_kinds is not None
+        self.used += 1
+        self.truncated += len(example.input_ids) > len(input_ids)
+        self.total_tokens += len(input_ids)
+        self.label_tokens += sum(label != IGNORE_INDEX for label in labels[1:])
+        self.longest = max(self.longest, len(input_ids))
+        self._digest.update(array("q", [len(input_ids), *input_ids, *labels]).tobytes())
+        self._pending.append({"input_ids": input_ids, "labels": labels, "row": row.number, "token_kinds": kinds})
+        if len(self._pending) == _ROWS_A_TABLE:
+            self._flush()
+
+    def _flush(self) -> None:
+        self._tables.append(pyarrow.Table.from_pylist(self._pending, schema=_SCHEMA))
+        self._pending = []
 
     def finish(self, settings: DataSettings, tokenizer: PreTrainedTokenizerBase) -> PreparedData:
-        columns: dict[str, object] = {"input_ids": self.input_ids, "labels": self.labels, "row": self.rows}
-        if any(kinds is not None for kinds in self.kinds):
-            columns["token_kinds"] = [
-                [0] * len(ids) if kinds is None else kinds
-                for ids, kinds in zip(self.input_ids, self.kinds, strict=True)
-            ]
-        digest = hashlib.sha256()
-        for ids, labels in zip(self.input_ids, self.labels, strict=True):
-            digest.update(array("q", [len(ids), *ids, *labels]).tobytes())
+        self._flush()
+        table = pyarrow.concat_tables(self._tables)
         report = DataReport(
             dataset_name=settings.dataset_name,
             dataset_format=str(self.format),
             rows_read=self.read,
-            rows_used=len(self.input_ids),
+            rows_used=self.used,
             rows_skipped=self.skipped_count,
             skipped=tuple(self.skipped),
             rows_truncated=self.truncated,
-            total_tokens=sum(map(len, self.input_ids)),
-            label_tokens=sum(label != IGNORE_INDEX for labels in self.labels for label in labels[1:]),
-            longest=max(map(len, self.input_ids)),
-            fingerprint=digest.hexdigest(),
+            total_tokens=self.total_tokens,
+            label_tokens=self.label_tokens,
+            longest=self.longest,
+            fingerprint=self._digest.hexdigest(),
             tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
         )
-        return PreparedData(dataset=Dataset.from_dict(columns), report=report)
+        return PreparedData(dataset=Dataset(table if self.has_kinds else table.drop(["token_kinds"])), report=report)
+
+
+def _require_fast(tokenizer: PreTrainedTokenizerBase) -> None:
+    if not tokenizer.is_fast:
+        raise DataError(
+            f"the tokenizer of '{tokenizer.name_or_path}' is a slow one, which does not tell where its tokens stand in "
+            "the text. Use a model with a fast tokenizer (a tokenizer.json file)."
+        )
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return a SHA-256 of what decides about token ids: vocabulary and chat template."""
-    content = {"vocabulary": tokenizer.get_vocab(), "chat_template": tokenizer.chat_template}
+    """Return a SHA-256 of what decides about token ids: vocabulary, merges, normalizer and so on, and chat template.
+
+    Args:
+        tokenizer: A fast one.
+
+    Raises:
+        DataError: The tokenizer is a slow one.
+    """
+    _require_fast(tokenizer)
+    backend = json.loads(tokenizer.backend_tokenizer.to_str())
+    # Padding and truncation are set by the last call, and have no part in what a row's tokens are.
+    content = {name: value for name, value in backend.items() if name not in ("padding", "truncation")}
+    content["chat_template"] = tokenizer.chat_template
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _shown(rows: Iterator[Row]) -> Iterator[Row]:
-    columns = (SpinnerColumn(), TextColumn("tokenizing, row {task.completed}"), TimeElapsedColumn())
+def _shown(rows: RowSource) -> Iterator[Row]:
+    columns = (TextColumn("tokenizing rows"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("tokenize", total=None)
-        for row in rows:
-            yield row
-            bar.advance(task)
+        yield from bar.track(rows, total=len(rows))
