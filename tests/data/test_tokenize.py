@@ -117,7 +117,7 @@ def test_spaces_at_the_edges_of_an_answer_are_labelled_alike_where_offsets_are_t
     tokenizer.chat_template = "{% for m in messages %}{{ m.role }}:  {{ m.content }}{% endfor %}" + (
         "{% if add_generation_prompt %}assistant:  {% endif %}"
     )
-    rows = chat(USER, {**ASSISTANT, "content": content}, {**USER, "content": "  and?"}, ASSISTANT)
+    rows = chat(USER, {**ASSISTANT, "content": content}, {**USER, "content": "  and?"}, {**AGAIN, "content": "\nSo."})
     expected = tokenized(tokenizer, rows)
     tokenizer.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=True, add_prefix_space=False)
     assert tokenized(tokenizer, rows) == expected

@@ -82,10 +82,6 @@ def load_rows(source: str, *, name: str | None = None, split: str = "train", lim
 
     Raises:
         DataError: The source does not exist, is empty, or is of an unknown kind; the message says what to do.
-
-    Example:
-        >>> rows = load_rows("train.jsonl", limit=100)  # doctest: +SKIP
-        >>> [row.number for row in rows]  # doctest: +SKIP
     """
     path = Path(source).expanduser()
     if path.is_dir():

@@ -141,7 +141,7 @@ def _encode(
     for token, (start, end) in zip(input_ids, encoded["offset_mapping"], strict=True):
         counts = any(_lies_in(start, end, first, last) for first, last in trained)
         labels.append(token if counts else IGNORE_INDEX)
-        kinds.append(_kind(spans, start, end) if counts else TOKEN_KINDS["none"])
+        kinds.append(_kind(spans, start, end) if counts and spans else TOKEN_KINDS["none"])
     return Tokenized(input_ids, labels, kinds if spans else None)
 
 
