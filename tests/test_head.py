@@ -19,7 +19,7 @@ from transformers import (
 
 from profit_sft import NLL, ProFit, apply_profit, remove_profit
 from profit_sft.errors import UnsupportedModelError
-from profit_sft.head import selective_head
+from profit_sft.head import label_statistics, selective_head
 from profit_sft.objectives import ASFT, DFT
 from tiny import tiny_dataset, tiny_model, tiny_tokenizer
 
@@ -219,6 +219,34 @@ def test_settings_reach_the_loss():
     labels = nn.functional.pad(inputs["labels"][:, 1:], (0, 1), value=-100)
     assert torch.equal(found.is_top1, expected[0].logits.argmax(-1) == labels)
     assert expected[1].is_top1 is None
+
+
+@pytest.mark.parametrize("installed", [False, True])
+@pytest.mark.parametrize("family", ["gemma2", "cohere", "gpt_neox"])
+def test_label_statistics_are_those_of_the_logits_in_evaluation_mode(family, installed):
+    dropout = {"hidden_dropout": 0.5} if family == "gpt_neox" else {}
+    model, inputs = make(family, **dropout), batch()
+    model.base_model.layers[0].eval()  # a part with a mode of its own
+    model.config.attention_dropout = 0.5
+    labels = nn.functional.pad(inputs["labels"][:, 1:], (0, 1), value=-100)
+    if installed:
+        apply_profit(model, DFT())
+    found = label_statistics(model, **inputs, statistics="ranks", objective=ProFit(threshold=0.0047))
+    assert (model.training, model.base_model.layers[0].training, model.base_model.layers[1].training) == (
+        True,
+        False,
+        True,
+    )
+    logits = model.eval()(input_ids=inputs["input_ids"], attention_mask=inputs.get("attention_mask")).logits
+    log_probs = logits.float().log_softmax(-1)
+    counted = labels != -100
+    own = log_probs.gather(-1, labels.clamp(min=0)[..., None])
+    assert torch.equal(found.label_mask, counted)
+    torch.testing.assert_close(found.log_probs[counted], own[..., 0][counted], atol=2e-5, rtol=1e-5)
+    assert torch.equal(found.rank[counted], 1 + (log_probs > own).sum(-1)[counted])
+    assert torch.equal(found.top1[counted], log_probs.argmax(-1)[counted])
+    assert 0 < found.num_kept < found.num_labels
+    assert not found.loss.requires_grad
 
 
 def test_a_forward_put_there_by_others_is_called_and_restored():

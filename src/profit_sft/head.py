@@ -23,7 +23,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast, MoeModelOutput
 from profit_sft.errors import UnsupportedModelError
 from profit_sft.loss import SelectiveLoss, selective_linear_cross_entropy
 from profit_sft.loss.selective import Backend, Normalize, Statistics
-from profit_sft.objectives import Objective, ProFit
+from profit_sft.objectives import NLL, Objective, ProFit
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ class SelectiveHead:
     Attributes:
         objective: Gives the token weights.
         normalize: `"all"` or `"kept"`, see `apply_profit`.
-        statistics: `"objective"` or `"all"`, see `selective_linear_cross_entropy`.
+        statistics: `"objective"`, `"all"` or `"ranks"`, see `selective_linear_cross_entropy`.
         chunk_size: Tokens whose logits are held at once, or None.
         backend: Backend of the loss.
         gradient_budget: Share of the gradient mass that may be left out.
@@ -162,6 +162,70 @@ def selective_head(model: nn.Module) -> SelectiveHead:
         raise ValueError("the model has no selective head; call apply_profit(model) first.")
     assert isinstance(head, SelectiveHead)
     return head
+
+
+@torch.no_grad()
+def label_statistics(
+    model: nn.Module,
+    *,
+    input_ids: Tensor,
+    labels: Tensor,
+    objective: Objective | None = None,
+    statistics: Statistics = "all",
+    chunk_size: int | None = None,
+    backend: Backend = "auto",
+    **inputs: Any,
+) -> SelectiveLoss:
+    """Look at every label token without training: no gradient, no dropout, never `(N, V)` logits.
+
+    Args:
+        model: A causal language model, with or without a selective head. Its training mode is the same afterwards.
+        input_ids: `(B, S)`, int64.
+        labels: `(B, S)`, int64, unshifted; -100 where there is none.
+        objective: Whose token weights to report; None weighs every label 1.
+        statistics: As `selective_linear_cross_entropy` takes them.
+        chunk_size: Tokens whose logits are held at once. None: chosen.
+        backend: Backend of the loss.
+        **inputs: What else the backbone takes, such as `attention_mask`.
+
+    Returns:
+        Values `(B, S)`; those at position t are of token t + 1, so the last position never holds one.
+
+    Raises:
+        UnsupportedModelError: As `apply_profit`.
+    """
+    base = _causal_lm(model)
+    head = getattr(base, _HEAD, None)
+    logit_scale, logit_softcap = (head.logit_scale, head.logit_softcap) if head is not None else _tail_of(base)
+    with _in_evaluation_mode(base):
+        hidden_states = base.base_model(input_ids=input_ids, use_cache=False, **inputs).last_hidden_state
+    lm_head_weight, bias = _head_parameters(base)
+    device = lm_head_weight.device
+    return selective_linear_cross_entropy(
+        hidden_states.to(device),
+        lm_head_weight,
+        _shifted(labels, _IGNORE_INDEX).to(device),
+        objective=NLL() if objective is None else objective,
+        bias=bias,
+        ignore_index=_IGNORE_INDEX,
+        logit_scale=logit_scale,
+        logit_softcap=logit_softcap,
+        statistics=statistics,
+        chunk_size=chunk_size,
+        backend=backend,
+    )
+
+
+@contextmanager
+def _in_evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Put every module into evaluation mode, and each back into the mode it had: parts may differ."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def _causal_lm(model: nn.Module) -> Any:

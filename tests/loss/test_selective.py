@@ -64,7 +64,7 @@ def test_all_statistics_match_the_oracle(backend, head):
     problem = planted_problem(**options)
     objective = ProFit(threshold=THRESHOLD)
     (result, gradients), (_, exact, values) = both(
-        problem, objective, head=options, backend=backend, statistics="all", chunk_size=100
+        problem, objective, head=options, backend=backend, statistics="ranks", chunk_size=100
     )
     label_mask = problem[2] != -100
     for name in ("log_probs", "entropy"):
@@ -74,6 +74,10 @@ def test_all_statistics_match_the_oracle(backend, head):
     inputs = [None if tensor is None else tensor.double() for tensor in (*problem[:2], problem[3])]
     logits = inputs[0] @ inputs[1].T + (0 if inputs[2] is None else inputs[2])
     assert torch.equal(result.is_top1, (logits.argmax(-1) == problem[2]) & label_mask)
+    assert torch.equal(result.top1, torch.where(label_mask, logits.argmax(-1), 0))
+    own = logits.gather(-1, problem[2].clamp(min=0)[:, None])
+    assert torch.equal(result.rank, torch.where(label_mask, 1 + (logits > own).sum(-1), 0))
+    assert result.rank.max() > 100
     assert_close(gradients, exact, tolerance(torch.float32, *problem[:2]))
 
 

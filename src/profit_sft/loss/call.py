@@ -19,6 +19,7 @@ class HeadOptions:
     logit_scale: float
     logit_softcap: float | None
     all_statistics: bool
+    ranks: bool
     gradient_budget: float
     chunk_size: int | None
 
@@ -32,6 +33,8 @@ class TokenValues:
     weights: Tensor
     entropy: Tensor | None
     is_top1: Tensor | None
+    rank: Tensor | None
+    top1: Tensor | None
     dropped_share: Tensor
     largest_log_prob: Tensor
     nothing_kept: bool = False

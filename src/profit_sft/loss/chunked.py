@@ -99,6 +99,8 @@ class ChunkedRun:
             weights=torch.zeros(labels.shape, dtype=torch.float32, device=labels.device),
             entropy=_blank(label_mask) if options.all_statistics or "entropy" in options.objective.needs else None,
             is_top1=torch.zeros_like(label_mask) if options.all_statistics else None,
+            rank=torch.zeros_like(labels) if options.ranks else None,
+            top1=torch.zeros_like(labels) if options.ranks else None,
             dropped_share=torch.zeros((), dtype=torch.float64, device=hidden.device),
             largest_log_prob=torch.full((), -math.inf, dtype=self.dtype, device=hidden.device),
         )
@@ -292,6 +294,8 @@ class ChunkedRun:
         self, tokens: Tensor, logits: Tensor, token_weights: Tensor | None, token_reference: Tensor | None
     ) -> None:
         """Sweep one chunk's logits `(C, V)`, which are overwritten, and form its products."""
+        if self.options.ranks:
+            self._note_ranks(tokens, logits)
         swept = self._sweep(tokens, logits)
         if token_weights is None:
             reference = None if token_reference is None else token_reference[tokens]
@@ -347,6 +351,22 @@ class ChunkedRun:
             values.entropy[rows] = swept.entropy.float()
         if values.is_top1 is not None:
             values.is_top1[rows] = target_logits >= swept.largest
+
+    def _note_ranks(self, tokens: Tensor, logits: Tensor) -> None:
+        """Note the likeliest token, and how many are likelier than the label, before the sweep overwrites the logits."""
+        rank, top1 = self.values.rank, self.values.top1
+        assert rank is not None
+        assert top1 is not None
+        target_logits = logits.gather(-1, self.targets[tokens][:, None])  # (C, 1)
+        likelier, likeliest = torch.zeros_like(tokens), torch.zeros_like(tokens)
+
+        def note(part: slice) -> None:
+            likelier[part] = (logits[part] > target_logits[part]).sum(dim=-1)
+            likeliest[part] = logits[part].argmax(dim=-1)
+
+        self._in_blocks(note, tokens.numel())
+        rank[self.rows[tokens]] = likelier + 1
+        top1[self.rows[tokens]] = likeliest
 
     def _slope(self, logits: Tensor) -> Tensor:
         """Derivative of the soft cap at capped logits of any shape; ones without a cap."""

@@ -14,7 +14,7 @@ from profit_sft.objectives import Objective
 
 Backend = Literal["auto", "chunked", "triton"]
 Normalize = Literal["all", "kept"]
-Statistics = Literal["objective", "all"]
+Statistics = Literal["objective", "all", "ranks"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,6 +29,9 @@ class SelectiveLoss:
         weights: `(N,)`, fp32. The objective's token weights; 0 where masked or ignored.
         entropy: `(N,)`, fp32, nats, or None where neither the objective nor the caller asked for it.
         is_top1: `(N,)`, bool. The label is the likeliest token; False where it was not computed. None as above.
+        rank: `(N,)`, int64. 1 where no token is likelier than the label, and so on; 0 where ignored. None where the
+            caller did not ask for ranks.
+        top1: `(N,)`, int64. The likeliest token; 0 where ignored. None as above.
         label_mask: `(N,)`, bool. True where the position carries a label.
         num_labels: 0-d int64. Positions with a label.
         num_kept: 0-d int64. Positions of non-zero weight.
@@ -40,6 +43,8 @@ class SelectiveLoss:
     weights: Tensor
     entropy: Tensor | None
     is_top1: Tensor | None
+    rank: Tensor | None
+    top1: Tensor | None
     label_mask: Tensor
     num_labels: Tensor
     num_kept: Tensor
@@ -88,7 +93,7 @@ def selective_linear_cross_entropy(
         weights: Shape of `labels`. Known token weights; replaces the objective, and tokens of weight zero are not
             projected at all.
         statistics: `"objective"` computes what the objective reads. `"all"` computes log-probability, entropy and
-            top-1 of every label token.
+            whether it is the likeliest, of every label token; `"ranks"` its rank and the likeliest token as well.
         gradient_budget: Share of `sum |d loss / d logits|` that may be left out of the two backward products, in
             [0, 1). 0 is exact; 0.003 leaves most columns of a large vocabulary out.
         chunk_size: Tokens whose logits are held at once; memory is `chunk_size * V * 4` bytes. None: chosen.
@@ -127,8 +132,8 @@ def selective_linear_cross_entropy(
         raise ValueError(f"normalize must be 'all' or 'kept', got {normalize!r}.")
     if normalize == "kept" and num_items is not None:
         raise ValueError("normalize='kept' counts the kept tokens of this call itself; leave num_items out.")
-    if statistics not in ("objective", "all"):
-        raise ValueError(f"statistics must be 'objective' or 'all', got {statistics!r}.")
+    if statistics not in ("objective", "all", "ranks"):
+        raise ValueError(f"statistics must be 'objective', 'all' or 'ranks', got {statistics!r}.")
     if backend not in ("auto", "chunked", "triton"):
         raise ValueError(f"backend must be 'auto', 'chunked' or 'triton', got {backend!r}.")
     if not isinstance(objective, Objective):
@@ -150,7 +155,8 @@ def selective_linear_cross_entropy(
         ignore_index=ignore_index,
         logit_scale=float(logit_scale),
         logit_softcap=logit_softcap,
-        all_statistics=statistics == "all",
+        all_statistics=statistics != "objective",
+        ranks=statistics == "ranks",
         gradient_budget=float(gradient_budget),
         chunk_size=chunk_size,
     )
@@ -173,6 +179,8 @@ def selective_linear_cross_entropy(
         weights=found.weights.view(shape),
         entropy=None if found.entropy is None else found.entropy.view(shape),
         is_top1=None if found.is_top1 is None else found.is_top1.view(shape),
+        rank=None if found.rank is None else found.rank.view(shape),
+        top1=None if found.top1 is None else found.top1.view(shape),
         label_mask=found.label_mask.view(shape),
         num_labels=found.label_mask.sum(),
         num_kept=(found.weights != 0).sum(),
