@@ -353,7 +353,7 @@ class ChunkedRun:
             values.is_top1[rows] = target_logits >= swept.largest
 
     def _note_ranks(self, tokens: Tensor, logits: Tensor) -> None:
-        """Note the likeliest token, and how many are likelier than the label, before the sweep overwrites the logits."""
+        """Note the likeliest token, and how many are likelier than the label, before the sweep overwrites them."""
         rank, top1 = self.values.rank, self.values.top1
         assert rank is not None
         assert top1 is not None
