@@ -144,9 +144,7 @@ class ScoreJob:
         parts = [f"{name} {getattr(self, name)!r}, not {getattr(other, name)!r}" for name in found]
         if self.model_fingerprint != other.model_fingerprint:
             mine, theirs = self.model_name_or_path, other.model_name_or_path
-            parts.insert(
-                0, f"model {mine!r}, not {theirs!r}" if mine != theirs else f"another content of model {mine!r}"
-            )
+            parts.insert(0, f"model {mine!r}, not {theirs!r}" if mine != theirs else f"model {mine!r} as it was then")
         parts += data_differences(self.data, self.data_settings, other.data, other.data_settings)
         return "; ".join(parts) or None
 
