@@ -12,7 +12,6 @@ output_dir/
 
 import dataclasses
 import json
-import logging
 import platform
 import shutil
 import sys
@@ -23,20 +22,17 @@ from typing import Any
 
 import torch
 import yaml
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
+from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
+from profit_sft import pretrained
 from profit_sft.atomic_write import write_text
 from profit_sft.callbacks import SafeStop
 from profit_sft.data import DataSettings, PreparedData, prepare_dataset
-from profit_sft.embedded_model import embedded_model_folder
 from profit_sft.errors import ConfigurationError
+from profit_sft.pretrained import EMBEDDED, pretrained_path
 from profit_sft.trainer import ProFitConfig, ProFitTrainer
-
-logger = logging.getLogger(__name__)
-
-EMBEDDED = "embedded"
 
 
 @dataclass(kw_only=True)
@@ -113,13 +109,14 @@ def run_training(
         DataError: A row cannot be used.
     """
     checkpoint = prepare_output_dir(run, config)
+    settings = resolved_config(run, config, model_config)  # before what follows puts its own marks on `config`
     tokenizer = load_tokenizer(model_config, config)
     train_data, eval_data = load_data(run, config, tokenizer, progress=progress)
     trainer = build_trainer(config, model_config, tokenizer, train_data, eval_data, callbacks or [])
     stop = SafeStop()
     trainer.add_callback(stop)
     if trainer.is_world_process_zero():
-        write_run_files(run, config, model_config, train_data)
+        write_run_files(settings, config, train_data)
     output = trainer.train(resume_from_checkpoint=checkpoint)
     if stop.signal_number is None:
         trainer.save_model(str(config.output_dir))
@@ -168,44 +165,16 @@ def prepare_output_dir(run: RunArguments, config: ProFitConfig) -> str | None:
     return None
 
 
-def model_path(model_config: ModelConfig) -> str:
-    """Return the model to load: a hub name, a folder, or the embedded model's folder, fetched on first use."""
-    name = model_config.model_name_or_path
-    return str(embedded_model_folder(progress=logger.warning)) if name in (None, EMBEDDED) else str(name)
-
-
 def load_tokenizer(model_config: ModelConfig, config: ProFitConfig) -> PreTrainedTokenizerBase:
     """Load the model's tokenizer, or raise ConfigurationError with what to do."""
-    name = model_path(model_config)
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            name, revision=model_config.model_revision, trust_remote_code=config.trust_remote_code
-        )
-    except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise ConfigurationError(
-            f"model_name_or_path: no tokenizer could be loaded from '{name}' ({first}). Name a hub model, a folder "
-            f"that save_pretrained wrote, or '{EMBEDDED}' for the small model that needs no hub."
-        ) from None
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    if config.chat_template_path is not None:
-        tokenizer.chat_template = _chat_template(config.chat_template_path)
-        config.chat_template_path = None  # or the trainer would look for it again
+    tokenizer = pretrained.load_tokenizer(
+        model_config.model_name_or_path,
+        revision=model_config.model_revision,
+        trust_remote_code=config.trust_remote_code,
+        chat_template_path=config.chat_template_path,
+    )
+    config.chat_template_path = None  # or the trainer would look for it again
     return tokenizer
-
-
-def _chat_template(source: str) -> str:
-    """Read a Jinja file, or take the template of another model's tokenizer."""
-    if source.endswith((".jinja", ".j2")):
-        try:
-            return Path(source).read_text(encoding="utf-8")
-        except OSError as error:
-            raise ConfigurationError(f"chat_template_path: '{source}' cannot be read ({error.strerror}).") from None
-    template = AutoTokenizer.from_pretrained(source).chat_template
-    if not isinstance(template, str):
-        raise ConfigurationError(f"chat_template_path: the tokenizer of '{source}' has no chat template.")
-    return template
 
 
 def load_data(
@@ -272,7 +241,7 @@ def build_trainer(
         # The rows are tokenized and have labels; without this TRL would truncate and filter them once more.
         config.dataset_kwargs = {**(config.dataset_kwargs or {}), "skip_prepare_dataset": True}
     trainer = ProFitTrainer(
-        model_path(model_config),
+        pretrained_path(model_config.model_name_or_path),
         config,
         train_dataset=train_data.dataset,
         eval_dataset=None if eval_data is None else eval_data.dataset,
@@ -286,12 +255,10 @@ def build_trainer(
     return trainer
 
 
-def write_run_files(
-    run: RunArguments, config: ProFitConfig, model_config: ModelConfig, train_data: PreparedData
-) -> None:
+def write_run_files(settings: str, config: ProFitConfig, train_data: PreparedData) -> None:
     """Write config.yaml, environment.json and data.json, each completely or not at all."""
     output_dir = Path(str(config.output_dir))
-    write_text(output_dir / "config.yaml", resolved_config(run, config, model_config))
+    write_text(output_dir / "config.yaml", settings)
     environment = {
         "argv": sys.argv,
         "python": platform.python_version(),
