@@ -1,0 +1,182 @@
+"""Are core tokens likely and style tokens unlikely? SmolLM2-135M-Instruct before training, after SFT and after ProFit.
+
+    python benchmarks/hypothesis.py --output_dir runs/hypothesis --seeds 0 1 2 --gsm8k_file gsm8k_test.jsonl
+
+Generated problems: each seed draws training and held-out problems, and trains on the former as the quickstart does,
+with plain NLL and with ProFit. GSM8K answers are marked by form (benchmarks/gsm8k_spans.py) and scored under the
+untrained model and those trained with the first seed. Everything lies in the output folder; a second call goes on where
+the first one stopped, and may name more seeds. Figures go to results.json there, tables to stdout.
+"""
+
+import argparse
+import dataclasses
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from gsm8k_spans import marked_row
+from loss import environment
+from profit_sft import quickstart
+from profit_sft.atomic_write import write_text
+from profit_sft.data import DataSettings
+from profit_sft.data.generated import SYSTEM_PROMPT, generate_problems, write_jsonl
+from profit_sft.embedded_model import embedded_model_folder
+from profit_sft.kind_comparison import KindComparison, compare_scores
+from profit_sft.scoring import ScoreSettings, score_dataset
+
+THRESHOLD = 0.1
+TRAINED = {
+    "after SFT": ["--objective", "nll"],
+    "after ProFit": ["--objective", "profit", "--threshold", str(THRESHOLD)],
+}
+
+
+def make_data(folder: Path, seed: int, held_out_rows: int) -> dict[str, Path]:
+    """Write the problems of a seed; seed 0 has the quickstart's."""
+    files = {}
+    for name, rows, split_seed, split in (
+        ("training", quickstart.TRAIN_ROWS, seed, "train"),
+        ("held-out", held_out_rows, seed + 1, "test"),
+    ):
+        files[name] = folder / f"{name}.jsonl"
+        if not files[name].is_file():
+            problems = generate_problems(rows, seed=split_seed, split=split)
+            write_jsonl(problems, files[name], system_prompt=SYSTEM_PROMPT)
+    return files
+
+
+def train(data_file: Path, output_dir: Path, objective: list[str], seed: int) -> Path:
+    """Train as the quickstart does, in a process of its own, unless that has been done."""
+    if not (output_dir / "model.safetensors").is_file():
+        flags = {
+            "model_name_or_path": "embedded",
+            "dataset_name": data_file,
+            "output_dir": output_dir,
+            "learning_rate": quickstart.LEARNING_RATE,
+            "lr_scheduler_type": "cosine",
+            "warmup_steps": 0.1,
+            "num_train_epochs": 1,
+            "per_device_train_batch_size": quickstart.BATCH_SIZE,
+            "max_length": 256,
+            "gradient_checkpointing": False,
+            "save_strategy": "no",
+            "logging_steps": 5,
+            "seed": seed,
+        }
+        command = [sys.executable, "-m", "profit_sft.cli", "train", *objective]
+        for name, value in flags.items():
+            command += [f"--{name}", str(value)]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return output_dir
+
+
+def compare(model: Path, data_file: Path, scores_dir: Path) -> dict[str, Any]:
+    """Score a file under a model, unless that has been done, and compare its core and style tokens."""
+    settings = ScoreSettings(
+        model_name_or_path=str(model),
+        data=DataSettings(dataset_name=str(data_file), max_length=None),
+        output_dir=scores_dir,
+    )
+    scores = score_dataset(settings, report=lambda line: print(line, file=sys.stderr))
+    return {
+        "rows": len(scores),
+        "label_tokens": scores.manifest.num_label_tokens,
+        "nll": scores.manifest.mean_nll,
+        "comparison": compare_scores(scores),
+    }
+
+
+def on_generated(output_dir: Path, seeds: list[int], held_out_rows: int) -> Iterator[dict[str, Any]]:
+    """Yield the comparisons on generated problems, seed by seed."""
+    for seed in seeds:
+        folder = output_dir / f"seed-{seed}"
+        files = make_data(folder, seed, held_out_rows)
+        models = {"untrained": embedded_model_folder()}
+        for name, objective in TRAINED.items():
+            models[name] = train(files["training"], folder / slug(name), objective, seed)
+        for name, model in models.items():
+            for split, file in files.items():
+                found = compare(model, file, folder / f"scores-{slug(name)}-{split}")
+                yield {"data": f"generated, {split}", "model": name, "seed": seed, **found}
+
+
+def on_gsm8k(output_dir: Path, file: Path, rows: int, seed: int) -> Iterator[dict[str, Any]]:
+    """Yield the comparisons on the first rows of a GSM8K file."""
+    read = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()[:rows]]
+    models = {"untrained": embedded_model_folder()}
+    models |= {name: output_dir / f"seed-{seed}" / slug(name) for name in TRAINED}
+    for notes, variant in ((True, "notes kept"), (False, "notes stripped")):
+        marked = output_dir / f"gsm8k-{slug(variant)}.jsonl"
+        write_text(marked, "".join(json.dumps(marked_row(row, notes=notes)) + "\n" for row in read))
+        for name, model in models.items():
+            found = compare(model, marked, output_dir / f"scores-{slug(name)}-gsm8k-{slug(variant)}")
+            yield {"data": f"GSM8K, {variant}", "model": name, "seed": seed, **found}
+
+
+def slug(name: str) -> str:
+    return name.lower().replace(" ", "-")
+
+
+def render(result: dict[str, Any]) -> str:
+    """Return one line of the table."""
+    found: KindComparison = result["comparison"]
+    at_threshold = next(row for row in found.kept if row.threshold == THRESHOLD)
+    within = found.within_examples
+    low, high = found.auc_interval or (float("nan"), float("nan"))
+    cells = [
+        result["data"],
+        result["model"],
+        result["seed"],
+        f"{found.core.tokens:,} / {found.style.tokens:,}",
+        f"{found.core.median_p:.2f} / {found.style.median_p:.2f}",
+        f"{at_threshold.core_kept_share:.0%} / {at_threshold.style_kept_share:.0%}",
+        f"{found.auc:.3f} ({low:.3f} to {high:.3f})",
+        f"{found.rank_biserial:+.2f}",
+        "-" if found.cohens_d is None else f"{found.cohens_d:+.2f}",
+        "-" if within is None else f"{within.mean_auc:.3f}",
+        f"{result['nll']:.2f}",
+    ]
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+COLUMNS = (
+    "data",
+    "model",
+    "seed",
+    "tokens core / style",
+    "median p",
+    f"kept at {THRESHOLD}",
+    "AUC (95% interval)",
+    "rank-biserial",
+    "Cohen's d",
+    "AUC within examples",
+    "NLL",
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output_dir", type=Path, default=Path("runs/hypothesis"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--held_out_rows", type=int, default=240)
+    parser.add_argument("--gsm8k_file", type=Path, help="question/answer rows (jsonl) with calculator notes")
+    parser.add_argument("--gsm8k_rows", type=int, default=300)
+    args = parser.parse_args()
+    print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
+    results = []
+    todo = [on_generated(args.output_dir, args.seeds, args.held_out_rows)]
+    if args.gsm8k_file is not None:
+        todo.append(on_gsm8k(args.output_dir, args.gsm8k_file, args.gsm8k_rows, args.seeds[0]))
+    for stage in todo:
+        for result in stage:
+            print(render(result), flush=True)
+            results.append({**result, "comparison": dataclasses.asdict(result["comparison"])})
+    report = {"environment": environment(), "results": results}
+    write_text(args.output_dir / "results.json", json.dumps(report, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
