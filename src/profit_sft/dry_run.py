@@ -13,8 +13,8 @@ from trl import ModelConfig
 from profit_sft.data import PreparedData
 from profit_sft.head import selective_head
 from profit_sft.loss.chunked import CPU_CHUNK_BYTES, GPU_CHUNK_TOKENS
-from profit_sft.run import RunArguments, build_trainer, load_data, load_tokenizer, resolved_config
-from profit_sft.trainer import ProFitConfig, ProFitTrainer
+from profit_sft.run import RunArguments, build_trainer, load_data, load_tokenizer, resolved_config, settle
+from profit_sft.trainer import REFERENCE_COLUMN, ProFitConfig, ProFitTrainer
 
 _SAMPLE_TOKENS = 2048  # a forward pass of the 135M model over these takes a few seconds on two cores
 
@@ -57,6 +57,7 @@ def dry_run(
 
     Args: as `profit_sft.run.run_training`.
     """
+    settle(run, config, model_config)
     settings = resolved_config(run, config, model_config)
     config.report_to, config.push_to_hub = [], False
     with tempfile.TemporaryDirectory() as folder:
@@ -68,7 +69,7 @@ def _report(
     settings: str, run: RunArguments, config: ProFitConfig, model_config: ModelConfig, *, progress: bool
 ) -> DryRunReport:
     tokenizer = load_tokenizer(model_config, config)
-    train_data, eval_data = load_data(run, config, tokenizer, progress=progress)
+    train_data, eval_data = load_data(run, config, model_config, tokenizer, progress=progress)
     trainer = build_trainer(config, model_config, tokenizer, train_data, eval_data, [])
     batches = len(trainer.get_train_dataloader())
     steps_per_epoch = max(1, -(-batches // config.gradient_accumulation_steps))
@@ -91,7 +92,8 @@ def _mask_on_sample(trainer: ProFitTrainer, data: PreparedData) -> dict[str, Any
     while rows < len(data.dataset) and (rows == 0 or tokens < _SAMPLE_TOKENS):
         tokens += len(data.dataset[rows]["input_ids"])
         rows += 1
-    sample: Dataset = data.dataset.select(range(rows)).select_columns(["input_ids", "labels"])
+    columns = [name for name in ("input_ids", "labels", REFERENCE_COLUMN) if name in data.dataset.column_names]
+    sample: Dataset = data.dataset.select(range(rows)).select_columns(columns)
     head = selective_head(trainer.model)
     head.statistics = "all"
     labels = kept = 0

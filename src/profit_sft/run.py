@@ -32,6 +32,8 @@ from profit_sft.callbacks import SafeStop
 from profit_sft.data import DataSettings, PreparedData, prepare_dataset
 from profit_sft.errors import ConfigurationError
 from profit_sft.pretrained import EMBEDDED, pretrained_path
+from profit_sft.reference_scores import add_reference_log_probs, settle_reference
+from profit_sft.scoring import ScoreSettings, command_line
 from profit_sft.trainer import ProFitConfig, ProFitTrainer
 
 
@@ -60,6 +62,13 @@ class RunArguments:
     train_on: str = field(default="all", metadata={"help": "Assistant turns that carry labels: all or last."})
     skip_bad_rows: bool = field(default=False, metadata={"help": "Count and list rows that cannot be used; go on."})
     max_samples: int | None = field(default=None, metadata={"help": "Use only the first N rows."})
+    reference_scores: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder that `profit score` wrote from the same data: the objective's reference log-probabilities. "
+            "With profit, the mask is taken from them."
+        },
+    )
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Delete what an earlier run left there."})
 
 
@@ -108,10 +117,11 @@ def run_training(
         ConfigurationError: The output folder is taken, or there is nothing to resume.
         DataError: A row cannot be used.
     """
+    settle(run, config, model_config)
     checkpoint = prepare_output_dir(run, config)
     settings = resolved_config(run, config, model_config)  # before what follows puts its own marks on `config`
     tokenizer = load_tokenizer(model_config, config)
-    train_data, eval_data = load_data(run, config, tokenizer, progress=progress)
+    train_data, eval_data = load_data(run, config, model_config, tokenizer, progress=progress)
     trainer = build_trainer(config, model_config, tokenizer, train_data, eval_data, callbacks or [])
     stop = SafeStop()
     trainer.add_callback(stop)
@@ -167,20 +177,41 @@ def prepare_output_dir(run: RunArguments, config: ProFitConfig) -> str | None:
 
 def load_tokenizer(model_config: ModelConfig, config: ProFitConfig) -> PreTrainedTokenizerBase:
     """Load the model's tokenizer, or raise ConfigurationError with what to do."""
-    tokenizer = pretrained.load_tokenizer(
+    return pretrained.load_tokenizer(
         model_config.model_name_or_path,
         revision=model_config.model_revision,
         trust_remote_code=config.trust_remote_code,
         chat_template_path=config.chat_template_path,
     )
-    config.chat_template_path = None  # or the trainer would look for it again
-    return tokenizer
+
+
+def settle(run: RunArguments, config: ProFitConfig, model_config: ModelConfig) -> None:
+    """Make the settings agree before anything is read: the objective, and where its reference comes from."""
+    command = _score_command(run, config, model_config)
+    settle_reference(config, given=run.reference_scores is not None, command=command)
+
+
+def _score_command(run: RunArguments, config: ProFitConfig, model_config: ModelConfig) -> str:
+    """Return the command that scores this run's data under the model it starts from."""
+    scoring = ScoreSettings(
+        model_name_or_path=model_config.model_name_or_path or EMBEDDED,
+        data=_data_settings(run, config, run.dataset_name or "DATA", run.dataset_train_split),
+        output_dir=Path("FOLDER"),
+        chat_template_path=config.chat_template_path,
+        model_revision=None if model_config.model_revision == "main" else model_config.model_revision,
+    )
+    return command_line(scoring)
 
 
 def load_data(
-    run: RunArguments, config: ProFitConfig, tokenizer: PreTrainedTokenizerBase, *, progress: bool
+    run: RunArguments,
+    config: ProFitConfig,
+    model_config: ModelConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    progress: bool,
 ) -> tuple[PreparedData, PreparedData | None]:
-    """Tokenize the training data and, if there is any, the evaluation data."""
+    """Tokenize the training data, with reference scores if there are any, and the evaluation data."""
     if run.dataset_name is None:
         raise ConfigurationError("dataset_name is missing: name a jsonl, json, parquet or csv file, or a hub data set.")
     evaluating = str(getattr(config.eval_strategy, "value", config.eval_strategy)) != "no"
@@ -189,7 +220,11 @@ def load_data(
             f"eval_strategy is '{getattr(config.eval_strategy, 'value', config.eval_strategy)}' but there is nothing "
             "to evaluate on. Name it with --eval_dataset_name, or set --eval_strategy no."
         )
-    train = prepare_dataset(_data_settings(run, config, run.dataset_name, run.dataset_train_split), tokenizer, progress)
+    settings = _data_settings(run, config, run.dataset_name, run.dataset_train_split)
+    train = prepare_dataset(settings, tokenizer, progress)
+    if run.reference_scores is not None:
+        command = _score_command(run, config, model_config)
+        train = add_reference_log_probs(train, settings, run.reference_scores, command=command)
     if not evaluating:
         return train, None
     assert run.eval_dataset_name is not None
@@ -237,6 +272,7 @@ def build_trainer(
         **(config.model_init_kwargs or {}),
     }
     config.model_init_kwargs = model_init_kwargs
+    config.chat_template_path = None  # the tokenizer has it; the trainer would look for it once more
     if not config.packing:
         # The rows are tokenized and have labels; without this TRL would truncate and filter them once more.
         config.dataset_kwargs = {**(config.dataset_kwargs or {}), "skip_prepare_dataset": True}

@@ -8,6 +8,7 @@ they are the same whoever computes them.
 import dataclasses
 import json
 import logging
+import shlex
 import signal
 import threading
 import time
@@ -80,6 +81,25 @@ class ScoreSettings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}.")
+
+
+def flags(settings: DataSettings | ScoreSettings) -> dict[str, str]:
+    """Return the fields that differ from their defaults, as the command line spells them; a switch has no value."""
+    found = {}
+    for entry in dataclasses.fields(settings):
+        value = getattr(settings, entry.name)
+        if value != entry.default and not isinstance(value, DataSettings):
+            found[f"--{entry.name}"] = "" if value is True else str(value)
+    return found
+
+
+def command_line(settings: ScoreSettings) -> str:
+    """Return the `profit score` command with these settings, to paste into a shell."""
+    data = flags(settings.data)
+    words = ["profit", "score", data.pop("--dataset_name")]
+    for name, value in {**data, **flags(settings)}.items():
+        words += [name, value] if value else [name]
+    return shlex.join(words)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

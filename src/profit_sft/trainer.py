@@ -21,6 +21,8 @@ from profit_sft.loss import SelectiveLoss
 from profit_sft.model_card import render_model_card
 from profit_sft.objectives import Objective, make_objective
 
+REFERENCE_COLUMN = "reference_log_probs"
+
 
 @dataclass
 class ProFitConfig(SFTConfig):
@@ -110,6 +112,9 @@ class ProFitTrainer(SFTTrainer):
     `tokens_per_second`, and with a gradient budget `dropped_share`. They are measured over all ranks on the optimizer
     step that is logged. Evaluation is plain NLL. `metrics.jsonl` in the output folder has one line a log.
 
+    A training data set may carry the column `reference_log_probs`, a list a row as long as its `input_ids`: `log p` of
+    each token under a frozen model in nats, anything where there is no label. Objectives that need it get it.
+
     Raises:
         ValueError: `compute_loss_func` is given, or `normalize="kept"` meets DeepSpeed or an MoE auxiliary loss, where
             gradients cannot be rescaled exactly.
@@ -128,6 +133,8 @@ class ProFitTrainer(SFTTrainer):
         if kwargs.get("compute_loss_func") is not None:
             raise ValueError("compute_loss_func would replace the objective; write an objective instead.")
         super().__init__(model=model, args=args, **kwargs)
+        if REFERENCE_COLUMN in (getattr(self.train_dataset, "column_names", None) or ()):
+            self.data_collator = _WithReference(self.data_collator)
         apply_profit(
             self.model,
             args.make_objective(),
@@ -145,6 +152,11 @@ class ProFitTrainer(SFTTrainer):
         self._step_kept: Tensor | None = None  # of the optimizer step under way, this rank
         self._measured = _Measured()
         self._kept_losses: list[Tensor] = []
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        if REFERENCE_COLUMN not in self._signature_columns:
+            self._signature_columns.append(REFERENCE_COLUMN)
 
     def _send_telemetry(self) -> None:
         if self.args.trl_telemetry:
@@ -246,6 +258,26 @@ class ProFitTrainer(SFTTrainer):
             tags=[*self._tag_names, *([tags] if isinstance(tags, str) else tags or [])],
         )
         write_text(Path(self.args.output_dir) / "README.md", text)
+
+
+class _WithReference:
+    """A collator that lays `reference_log_probs` out as the wrapped one does `labels`: padded, or end to end."""
+
+    def __init__(self, collator: Any) -> None:
+        self._collator = collator
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        rows = [torch.tensor(example[REFERENCE_COLUMN], dtype=torch.float32) for example in examples]
+        batch: dict[str, Any] = self._collator(
+            [{name: value for name, value in example.items() if name != REFERENCE_COLUMN} for example in examples]
+        )
+        size = batch["labels"].shape
+        if size[0] != len(examples):  # padding_free
+            rows = [torch.cat(rows)]
+        values = torch.zeros(size, dtype=torch.float32)
+        for index, row in enumerate(rows):
+            values[index, : len(row)] = row
+        return {**batch, REFERENCE_COLUMN: values}
 
 
 class _Measured:

@@ -38,6 +38,8 @@ Takes every flag of TRL's `trl sft`, spelled the same, and these:
 
 [bold]--normalize[/] WORD  divide by all label tokens, or by the kept ones: all or kept (default: all)
 
+[bold]--reference_scores[/] FOLDER  what `profit score` wrote from this data; with profit, a fixed mask
+
 [bold]--skip-bad-rows[/]  count and list rows that cannot be used, instead of stopping at the first
 
 [bold]--resume_from_checkpoint[/] latest  go on with an interrupted run
@@ -66,6 +68,110 @@ def train(context: typer.Context) -> None:
 
 
 @app.command(
+    "score",
+    epilog="Example: profit score train.jsonl --model Qwen/Qwen3-0.6B --out scored",
+)
+def score(
+    dataset_name: Annotated[str, typer.Argument(metavar="DATA", help="jsonl, json, parquet or csv file, or hub name.")],
+    output_dir: Annotated[
+        Path, typer.Option("--out", "--output_dir", "--output-dir", help="Where the scores go; a second run goes on.")
+    ],
+    model_name_or_path: Annotated[
+        str,
+        typer.Option(
+            "--model", "--model_name_or_path", "--model-name-or-path", help="Frozen model: hub name, folder, embedded."
+        ),
+    ] = "embedded",
+    model_revision: Annotated[
+        str | None, typer.Option("--model_revision", "--model-revision", help="Branch, tag or commit of a hub model.")
+    ] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust_remote_code", "--trust-remote-code", help="Run code that comes with the model.")
+    ] = False,
+    dtype: Annotated[
+        str, typer.Option("--dtype", help="float32, bfloat16, float16, or auto: the checkpoint's own. Logits: fp32.")
+    ] = "float32",
+    engine: Annotated[str, typer.Option("--engine", help="hf, or vllm (an extra; has no entropy).")] = "hf",
+    max_batch_tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--max_batch_tokens", "--max-batch-tokens", help="Tokens of a batch (default: 2048 on CPU, else 16384)."
+        ),
+    ] = None,
+    shard_rows: Annotated[int, typer.Option("--shard_rows", "--shard-rows", help="Rows in a shard.")] = 256,
+    dataset_config: Annotated[
+        str | None, typer.Option("--dataset_config", "--dataset-config", help="Configuration of a hub data set.")
+    ] = None,
+    dataset_split: Annotated[
+        str, typer.Option("--dataset_split", "--dataset-split", help="Split of a hub data set.")
+    ] = "train",
+    dataset_format: Annotated[
+        str, typer.Option("--dataset_format", "--dataset-format", help="As in profit train; auto looks at the columns.")
+    ] = "auto",
+    prompt_column: Annotated[
+        str | None, typer.Option("--prompt_column", "--prompt-column", help="Column with the question.")
+    ] = None,
+    response_column: Annotated[
+        str | None, typer.Option("--response_column", "--response-column", help="Column with the answer.")
+    ] = None,
+    system_prompt: Annotated[
+        str | None, typer.Option("--system_prompt", "--system-prompt", help="System message for rows without one.")
+    ] = None,
+    chat_template_path: Annotated[
+        str | None,
+        typer.Option("--chat_template_path", "--chat-template-path", help="Jinja file, or a model to take it from."),
+    ] = None,
+    max_length: Annotated[
+        int, typer.Option("--max_length", "--max-length", help="Tokens of a row; longer ones lose their end.")
+    ] = 1024,
+    train_on: Annotated[
+        str, typer.Option("--train_on", "--train-on", help="Assistant turns that carry labels: all or last.")
+    ] = "all",
+    skip_bad_rows: Annotated[
+        bool, typer.Option("--skip_bad_rows", "--skip-bad-rows", help="Leave out and list rows that cannot be used.")
+    ] = False,
+    max_samples: Annotated[
+        int | None, typer.Option("--max_samples", "--max-samples", help="Use only the first N rows.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+) -> None:
+    """Compute log p, entropy, likeliest token and rank of every label token under a frozen model, once."""
+
+    def run() -> int:
+        from profit_sft.cli.score import score_command
+
+        return score_command(
+            {
+                "dataset_name": dataset_name,
+                "dataset_config": dataset_config,
+                "dataset_split": dataset_split,
+                "dataset_format": dataset_format,
+                "prompt_column": prompt_column,
+                "response_column": response_column,
+                "system_prompt": system_prompt,
+                "max_length": max_length,
+                "train_on": train_on,
+                "skip_bad_rows": skip_bad_rows,
+                "max_samples": max_samples,
+            },
+            {
+                "output_dir": output_dir,
+                "model_name_or_path": model_name_or_path,
+                "model_revision": model_revision,
+                "trust_remote_code": trust_remote_code,
+                "dtype": dtype,
+                "engine": engine,
+                "max_batch_tokens": max_batch_tokens,
+                "shard_rows": shard_rows,
+                "chat_template_path": chat_template_path,
+            },
+            as_json=as_json,
+        )
+
+    raise typer.Exit(_guarded(run))
+
+
+@app.command(
     "quickstart",
     epilog="Example: profit quickstart --output_dir runs/quickstart",
 )
@@ -83,6 +189,119 @@ def quickstart(
 
         return quickstart_command(
             output_dir, objective=objective, threshold=threshold, overwrite=overwrite, as_json=as_json
+        )
+
+    raise typer.Exit(_guarded(run))
+
+
+@app.command(
+    "study",
+    epilog="Example: profit study recipes/studies/one-to-many.yaml --output_dir runs/one-to-many --dry-run",
+)
+def study(
+    study_file: Annotated[Path, typer.Argument(metavar="STUDY.YAML", help="The study; see docs/how-to/study.md.")],
+    output_dir: Annotated[
+        Path | None,
+        typer.Option("--output_dir", "--output-dir", help="The study's folder (default: runs/studies/NAME)."),
+    ] = None,
+    cells: Annotated[str | None, typer.Option("--cells", help="Run only cells matching this pattern: 'nll-*'.")] = None,
+    jobs: Annotated[int, typer.Option("--jobs", help="Cells at a time in this process.")] = 1,
+    model_name_or_path: Annotated[
+        str | None,
+        typer.Option("--model_name_or_path", "--model-name-or-path", help="In place of the study's models."),
+    ] = None,
+    dataset_name: Annotated[
+        str | None, typer.Option("--dataset_name", "--dataset-name", help="In place of the study's training data.")
+    ] = None,
+    only_dry: Annotated[
+        bool, typer.Option("--dry-run", "--dry_run", help="List cells, tokens and estimated cost; run nothing.")
+    ] = False,
+    report_only: Annotated[
+        bool, typer.Option("--report_only", "--report-only", help="Write the report of what is finished; run nothing.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Train and measure the cells of a study, and compare them. Interrupted, it goes on where it was."""
+
+    def run() -> int:
+        from profit_sft.cli.study import StudyOptions, study_command
+
+        return study_command(
+            StudyOptions(
+                study_file=study_file,
+                output_dir=output_dir,
+                cells=cells,
+                jobs=jobs,
+                model_name_or_path=model_name_or_path,
+                dataset_name=dataset_name,
+                only_dry=only_dry,
+                report_only=report_only,
+                as_json=as_json,
+            )
+        )
+
+    raise typer.Exit(_guarded(run))
+
+
+@app.command(
+    "advise",
+    epilog="Example: profit advise --dataset_name train.jsonl --model_name_or_path Qwen/Qwen3-0.6B --threshold 0.1",
+)
+def advise(
+    scores: Annotated[Path | None, typer.Argument(metavar="SCORES", help="A folder `profit score` wrote.")] = None,
+    dataset_name: Annotated[
+        str | None, typer.Option("--dataset_name", "--dataset-name", help="Data to score first, in place of SCORES.")
+    ] = None,
+    model_name_or_path: Annotated[
+        str | None,
+        typer.Option("--model_name_or_path", "--model-name-or-path", help="Model to score with (default: embedded)."),
+    ] = None,
+    dtype: Annotated[str | None, typer.Option("--dtype", help="Of that model (default: float32).")] = None,
+    max_samples: Annotated[
+        int | None, typer.Option("--max_samples", "--max-samples", help="Rows to look at (default: 200).")
+    ] = None,
+    max_length: Annotated[
+        int | None, typer.Option("--max_length", "--max-length", help="Tokens a row may have (default: 1024).")
+    ] = None,
+    dataset_format: Annotated[
+        str | None, typer.Option("--dataset_format", "--dataset-format", help="As in profit train.")
+    ] = None,
+    prompt_column: Annotated[
+        str | None, typer.Option("--prompt_column", "--prompt-column", help="Column with the question.")
+    ] = None,
+    response_column: Annotated[
+        str | None, typer.Option("--response_column", "--response-column", help="Column with the answer.")
+    ] = None,
+    system_prompt: Annotated[
+        str | None, typer.Option("--system_prompt", "--system-prompt", help="System message of rows without one.")
+    ] = None,
+    scores_dir: Annotated[
+        Path | None, typer.Option("--scores_dir", "--scores-dir", help="Keep the scores there (default: thrown away).")
+    ] = None,
+    threshold: Annotated[float, typer.Option("--threshold", help="The threshold to judge, a probability.")] = 0.1,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+) -> None:
+    """Say what a threshold would keep of a data set under a model, what it would cost, and what to beware of."""
+    data = {
+        "max_samples": max_samples,
+        "max_length": max_length,
+        "dataset_format": dataset_format,
+        "prompt_column": prompt_column,
+        "response_column": response_column,
+        "system_prompt": system_prompt,
+    }
+    model = {"model_name_or_path": model_name_or_path, "dtype": dtype, "output_dir": scores_dir}
+
+    def run() -> int:
+        from profit_sft.cli.advise import advise_command
+
+        return advise_command(
+            scores,
+            dataset_name,
+            data={name: value for name, value in data.items() if value is not None},
+            model={name: value for name, value in model.items() if value is not None},
+            threshold=threshold,
+            as_json=as_json,
         )
 
     raise typer.Exit(_guarded(run))
