@@ -1,0 +1,196 @@
+"""`profit advise`: what a threshold would do to a data set under a model."""
+
+import dataclasses
+import json
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from profit_sft.advise import Advice, PositionRow, ThresholdRow, advise
+from profit_sft.cli.progress import quiet_libraries
+from profit_sft.data import DataSettings
+from profit_sft.errors import ConfigurationError
+from profit_sft.kind_comparison import HISTOGRAM_BINS, KindComparison, describe
+from profit_sft.pretrained import EMBEDDED
+from profit_sft.score_store import ScoreSet, load_scores
+from profit_sft.scoring import ScoreSettings, score_dataset
+
+_MAX_SAMPLES = 200
+_BAR_WIDTH = 30  # characters of a bar that holds every token
+
+
+def advise_command(
+    scores: Path | None,
+    dataset_name: str | None,
+    *,
+    data: dict[str, Any],
+    model: dict[str, Any],
+    threshold: float,
+    as_json: bool,
+) -> int:
+    """Run `profit advise` and return its exit status.
+
+    Args:
+        scores: A finished store, or None to make one first.
+        dataset_name: The data to score in that case.
+        data: Further fields of `DataSettings` that were given.
+        model: Fields of `ScoreSettings` that were given.
+        threshold: The one to judge.
+        as_json: Print JSON in place of tables.
+    """
+    quiet_libraries()
+    if not 0.0 <= threshold <= 1.0:  # before minutes of scoring
+        raise ConfigurationError(f"threshold must be a probability in [0, 1], got {threshold}. Write 10% as 0.1.")
+    if (scores is None) == (dataset_name is None):
+        raise ConfigurationError(
+            "name either scores (profit advise SCORES) or data to score first (profit advise --dataset_name DATA "
+            "--model_name_or_path MODEL)."
+        )
+    if scores is not None:
+        if data or model:
+            flags = ", ".join("--scores_dir" if name == "output_dir" else f"--{name}" for name in (*data, *model))
+            raise ConfigurationError(f"'{scores}' is scored already, so {flags} would change nothing. Leave it out.")
+        advice = advise(load_scores(scores), threshold=threshold)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            store = _score(dataset_name, data, {"output_dir": Path(folder), **model})
+            advice = advise(store, threshold=threshold)
+    if as_json:
+        sys.stdout.write(json.dumps(dataclasses.asdict(advice)) + "\n")
+    else:
+        print_advice(advice)
+    return 0
+
+
+def _score(dataset_name: str | None, data: dict[str, Any], model: dict[str, Any]) -> ScoreSet:
+    messages = Console(stderr=True, highlight=False, soft_wrap=True)
+    try:
+        settings = ScoreSettings(
+            data=DataSettings(**{"dataset_name": dataset_name, "max_samples": _MAX_SAMPLES, **data}),
+            **{"model_name_or_path": EMBEDDED, **model},
+        )
+    except ValueError as error:
+        raise ConfigurationError(str(error)) from None
+    return score_dataset(settings, report=lambda text: messages.print(text, markup=False))
+
+
+def print_advice(advice: Advice) -> None:
+    """Print the profile as tables on stdout, then warnings and reading in plain words."""
+    out = Console(highlight=False)
+    out.print(
+        f"{advice.examples:,} examples, {advice.label_tokens:,} label tokens of {advice.dataset_name} under "
+        f"{advice.model_name_or_path}: mean p {advice.mean_p:.3f}, median p {advice.median_p:.3f}, plain NLL "
+        f"{advice.nll:.3f} nats, likeliest token right {advice.top1_share:.0%}",
+        markup=False,
+        soft_wrap=True,
+    )
+    out.print(_profile_table(advice))
+    out.print(_position_table(advice.positions, advice.threshold))
+    if advice.kinds is not None:
+        out.print(_kind_table(advice.kinds))
+        out.print(_histogram(advice.kinds))
+        for sentence in (describe(advice.kinds), *_statistics(advice.kinds)):
+            out.print(sentence, markup=False)
+    for warning in advice.warnings:
+        out.print("[bold yellow]warning:[/]", end=" ")
+        out.print(warning, markup=False)
+    for sentence in (*advice.reading, advice.caveat):
+        out.print(sentence, markup=False)
+
+
+def _profile_table(advice: Advice) -> Table:
+    table = Table(title="What a threshold keeps, and what the loss costs (dense forward products of the head)")
+    for name in (
+        "threshold",
+        "tokens kept",
+        "gradient kept",
+        "NLL kept",
+        "examples left empty",
+        "final answers hit",
+        "cost",
+        "cost, reference mask",
+    ):
+        table.add_column(name, justify="right")
+    for row in advice.profile:
+        table.add_row(*_profile_cells(row), style="bold" if row.threshold == advice.threshold else "")
+    return table
+
+
+def _profile_cells(row: ThresholdRow) -> tuple[str, ...]:
+    return (
+        f"{row.threshold:g}",
+        f"{row.kept_share:.1%}",
+        f"{row.kept_gradient_share:.1%}",
+        f"{row.kept_nll_share:.1%}",
+        f"{row.empty_examples_share:.1%}",
+        "-" if row.masked_answers_share is None else f"{row.masked_answers_share:.1%}",
+        f"{row.online_cost:.2f}",
+        f"{row.reference_cost:.2f}",
+    )
+
+
+def _position_table(positions: tuple[PositionRow, ...], threshold: float) -> Table:
+    table = Table(title=f"By place in the answer, threshold {threshold:g}")
+    for name in ("label tokens", "how many", "mean p", "kept"):
+        table.add_column(name, justify="right")
+    for row in positions:
+        places = f"{row.first} on" if row.last is None else str(row.first)
+        if row.last is not None and row.last > row.first:
+            places = f"{row.first} to {row.last}"
+        table.add_row(places, f"{row.tokens:,}", f"{row.mean_p:.3f}", f"{row.kept_share:.1%}")
+    return table
+
+
+def _kind_table(kinds: KindComparison) -> Table:
+    table = Table(title="Core and style tokens")
+    for name in ("", "core", "style"):
+        table.add_column(name, justify="right" if name else "left")
+    for label, form, name in (
+        ("tokens", ",", "tokens"),
+        ("mean p", ".3f", "mean_p"),
+        ("median p", ".3f", "median_p"),
+        ("mean log p, nats", ".3f", "mean_log_prob"),
+    ):
+        table.add_row(label, format(getattr(kinds.core, name), form), format(getattr(kinds.style, name), form))
+    for row in kinds.kept:
+        table.add_row(f"kept at {row.threshold:g}", f"{row.core_kept_share:.1%}", f"{row.style_kept_share:.1%}")
+    return table
+
+
+def _statistics(kinds: KindComparison) -> Iterator[str]:
+    effect = f"AUC {kinds.auc:.3f}, rank-biserial {kinds.rank_biserial:+.3f}"
+    if kinds.cohens_d is not None:
+        effect += f", Cohen's d of log p {kinds.cohens_d:+.2f}"
+    yield (
+        f"{effect}. Mann-Whitney U {kinds.u:.0f}, {_shown_p_value(kinds.p_value)} if tokens were independent, which "
+        "they are not."
+    )
+    within = kinds.within_examples
+    if within is not None:
+        yield (
+            f"Within the {within.examples:,} examples that have both kinds: mean AUC {within.mean_auc:.3f}, above 0.5 "
+            f"in {within.above_half_share:.0%} of them, signed-rank {_shown_p_value(within.p_value)}."
+        )
+
+
+def _shown_p_value(p_value: float) -> str:
+    return f"p {p_value:.2g}" if p_value > 1e-300 else "p < 1e-300"
+
+
+def _histogram(kinds: KindComparison) -> Table:
+    """Show the histogram of p by kind, two bins a line."""
+    table = Table(title="Share of each kind by p")
+    for name in ("p", "core", "style"):
+        table.add_column(name)
+    for first in range(0, HISTOGRAM_BINS, 2):
+        bars = []
+        for kind in (kinds.core, kinds.style):
+            share = sum(kind.histogram[first : first + 2]) / kind.tokens
+            bars.append(f"{share:6.1%} {'█' * round(share * _BAR_WIDTH)}")
+        table.add_row(f"{first / HISTOGRAM_BINS:.1f} to {(first + 2) / HISTOGRAM_BINS:.1f}", *bars)
+    return table

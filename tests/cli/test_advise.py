@@ -1,0 +1,122 @@
+"""`profit advise` as a user calls it."""
+
+import json
+
+import numpy as np
+import pytest
+
+from made_scores import made_example, write_scores
+from profit_sft.cli.app import run_app
+from tiny import save_tiny_chat_model
+
+CORE, STYLE = 1, 2
+
+
+@pytest.fixture
+def scores(tmp_path):
+    random = np.random.default_rng(0)
+    examples = [
+        made_example(
+            number, np.log(random.uniform(0.01, 0.6, 4) + np.array([0.3, 0.3, 0, 0])), kinds=[CORE, CORE, STYLE, STYLE]
+        )
+        for number in range(12)
+    ]
+    folder = tmp_path / "scores"
+    write_scores(folder, examples)
+    return str(folder)
+
+
+@pytest.fixture
+def rows(tmp_path):
+    path = tmp_path / "train.jsonl"
+    lines = [{"question": f"What is {n}+1?", "answer": f"It is {n + 1}."} for n in range(6)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def tiny_folder(tmp_path_factory):
+    return save_tiny_chat_model(tmp_path_factory.mktemp("tiny"))
+
+
+def test_the_tables_show_profile_positions_and_kinds(scores, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    assert run_app(["advise", scores, "--threshold", "0.15"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    lines = out.splitlines()
+    assert lines[0].startswith("12 examples, 48 label tokens of train.jsonl under models/a: mean p 0.")
+    shown = [line.split("│")[1].strip() for line in lines if line.startswith("│")]
+    assert shown[:10] == ["0.01", "0.02", "0.05", "0.1", "0.15", "0.2", "0.3", "0.5", "0.7", "0.9"]
+    assert {"1", "2 to 4", "kept at 0.15", "0.0 to 0.1", "0.9 to 1.0"} <= set(shown)
+    for text in (
+        "AUC 0.",
+        "Mann-Whitney U",
+        "A core token is likelier",
+        "At threshold 0.15",
+        "No number here predicts",
+    ):
+        assert text in out
+
+
+def test_json_has_what_the_tables_show(scores, capsys):
+    assert run_app(["advise", scores, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["threshold"] == 0.1
+    assert len(found["profile"]) == 9
+    assert found["profile"][3]["kept_share"] == pytest.approx(
+        (found["kinds"]["kept"][3]["core_kept_share"] + found["kinds"]["kept"][3]["style_kept_share"]) / 2
+    )
+    assert 0.5 < found["kinds"]["auc_interval"][0] < found["kinds"]["auc"]
+
+
+def test_warnings_are_shown(scores, capsys):
+    assert run_app(["advise", scores, "--threshold", "0.9"]) == 0
+    assert "warning: The mask hides most of the data" in capsys.readouterr().out
+
+
+def test_data_is_scored_first_and_the_scores_are_kept_where_wanted(rows, tiny_folder, tmp_path, capsys):
+    flags = ["--dataset_name", rows, "--model_name_or_path", tiny_folder, "--max_samples", "4", "--json"]
+    assert run_app(["advise", *flags, "--scores_dir", str(tmp_path / "kept")]) == 0
+    out, err = capsys.readouterr()
+    assert "scoring" in err
+    found = json.loads(out)
+    assert (found["examples"], found["final_answers"], found["kinds"]) == (4, 4, None)
+    assert run_app(["advise", str(tmp_path / "kept"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == found
+
+
+def test_dashes_do_for_underscores_and_nothing_is_left_behind(rows, tiny_folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    assert run_app(["advise", "--dataset-name", rows, "--model-name-or-path", tiny_folder, "--max-samples", "2"]) == 0
+    assert capsys.readouterr().out.startswith("2 examples")
+    assert list((tmp_path / "temporary").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "status", "message"),
+    [
+        ([], 2, "name either scores (profit advise SCORES) or data to score first"),
+        (["SCORES", "--dataset_name", "x.jsonl"], 2, "name either scores"),
+        (["SCORES", "--threshold", "10"], 2, "threshold must be a probability in [0, 1], got 10.0. Write 10% as 0.1."),
+        (
+            ["SCORES", "--max_samples", "5", "--scores_dir", "x"],
+            2,
+            "so --max_samples, --scores_dir would change nothing",
+        ),
+        (["absent"], 1, "'absent' holds no scores"),
+        (["--dataset_name", "absent.jsonl"], 1, "'absent.jsonl' does not exist"),
+        (["--dataset_name", "x.jsonl", "--max_samples", "0"], 2, "max_samples must be at least 1, got 0"),
+        (["--dataset_name", "x.jsonl", "--dtype", "int3"], 2, "dtype must be one of"),
+    ],
+)
+def test_a_mistake_gets_one_message(scores, tiny_folder, capsys, flags, status, message):
+    flags = [scores if flag == "SCORES" else flag for flag in flags]
+    if "absent.jsonl" in flags:
+        flags += ["--model_name_or_path", tiny_folder]
+    assert run_app(["advise", *flags]) == status
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert message in err
+    assert "Traceback" not in err
