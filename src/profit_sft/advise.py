@@ -252,7 +252,7 @@ def warnings_about(row: ThresholdRow) -> Iterator[str]:
         yield (
             f"A reference mask would be cheaper: by the cost model {row.reference_cost:.2f} products of the head "
             f"instead of {row.online_cost:.2f}, the scores being there already. It cannot feed on itself either. Use "
-            "it with profit train --reference-scores FOLDER."
+            "it with profit train --reference_scores FOLDER."
         )
 
 
