@@ -172,6 +172,105 @@ def score(
 
 
 @app.command(
+    "inspect",
+    epilog="Example: profit inspect --dataset_name train.jsonl --model_name_or_path runs/x/checkpoint-10 "
+    "--compare_to runs/x/checkpoint-30",
+)
+def inspect(
+    scores: Annotated[
+        Path | None, typer.Argument(metavar="SCORES", help="A folder `profit score` wrote.", show_default=False)
+    ] = None,
+    second_scores: Annotated[
+        Path | None,
+        typer.Argument(metavar="SCORES2", help="Another, of the same data, to compare with.", show_default=False),
+    ] = None,
+    dataset_name: Annotated[
+        str | None, typer.Option("--dataset_name", "--dataset-name", help="Data to score first, in place of SCORES.")
+    ] = None,
+    model_name_or_path: Annotated[
+        str | None,
+        typer.Option("--model_name_or_path", "--model-name-or-path", help="Model to score with (default: embedded)."),
+    ] = None,
+    compare_to: Annotated[
+        str | None,
+        typer.Option("--compare_to", "--compare-to", help="A second model or checkpoint: how the mask moved."),
+    ] = None,
+    dtype: Annotated[str | None, typer.Option("--dtype", help="Of the models (default: float32).")] = None,
+    max_samples: Annotated[
+        int | None, typer.Option("--max_samples", "--max-samples", help="Rows to score (default: 500).")
+    ] = None,
+    max_length: Annotated[
+        int | None, typer.Option("--max_length", "--max-length", help="Tokens a row may have (default: 1024).")
+    ] = None,
+    dataset_format: Annotated[
+        str | None, typer.Option("--dataset_format", "--dataset-format", help="As in profit train.")
+    ] = None,
+    prompt_column: Annotated[
+        str | None, typer.Option("--prompt_column", "--prompt-column", help="Column with the question.")
+    ] = None,
+    response_column: Annotated[
+        str | None, typer.Option("--response_column", "--response-column", help="Column with the answer.")
+    ] = None,
+    system_prompt: Annotated[
+        str | None, typer.Option("--system_prompt", "--system-prompt", help="System message of rows without one.")
+    ] = None,
+    chat_template_path: Annotated[
+        str | None,
+        typer.Option("--chat_template_path", "--chat-template-path", help="Jinja file, or a model to take it from."),
+    ] = None,
+    scores_dir: Annotated[
+        Path | None, typer.Option("--scores_dir", "--scores-dir", help="Keep the scores there (default: thrown away).")
+    ] = None,
+    threshold: Annotated[float, typer.Option("--threshold", help="Where the page starts, a probability.")] = 0.1,
+    threshold_direction: Annotated[
+        str,
+        typer.Option("--threshold_direction", "--threshold-direction", help="Keep p higher or lower than it."),
+    ] = "higher",
+    examples: Annotated[
+        int | None, typer.Option("--examples", help="Examples token by token (default: 500; 3 with --plain).")
+    ] = None,
+    output_file: Annotated[
+        Path | None,
+        typer.Option("--output_file", "--output-file", "--output", help="The page (default: mask.html by the scores)."),
+    ] = None,
+    plain: Annotated[bool, typer.Option("--plain", help="Print to the terminal in place of a page.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON in place of a page.")] = False,
+) -> None:
+    """Show which tokens a threshold masks: a page with every token shaded, or how the mask moved between two models."""
+    data = {
+        "dataset_name": dataset_name,
+        "max_samples": max_samples,
+        "max_length": max_length,
+        "dataset_format": dataset_format,
+        "prompt_column": prompt_column,
+        "response_column": response_column,
+        "system_prompt": system_prompt,
+    }
+    scoring = {"model_name_or_path": model_name_or_path, "dtype": dtype, "chat_template_path": chat_template_path}
+
+    def run() -> int:
+        from profit_sft.cli.inspect import inspect_command
+
+        return inspect_command(
+            {
+                "scores": tuple(folder for folder in (scores, second_scores) if folder is not None),
+                "data": {name: value for name, value in data.items() if value is not None},
+                "scoring": {name: value for name, value in scoring.items() if value is not None},
+                "compare_to": compare_to,
+                "scores_dir": scores_dir,
+                "output_file": output_file,
+                "threshold": threshold,
+                "threshold_direction": threshold_direction,
+                "examples": examples,
+                "plain": plain,
+                "as_json": as_json,
+            }
+        )
+
+    raise typer.Exit(_guarded(run))
+
+
+@app.command(
     "quickstart",
     epilog="Example: profit quickstart --output_dir runs/quickstart",
 )

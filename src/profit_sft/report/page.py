@@ -15,7 +15,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-# In a <script> element HTML ends at "</script", and "<!--" opens a comment; JavaScript before 2019 ends lines at U+2028.
+# In a <script> element HTML ends at "</script", and "<!--" opens a comment; old JavaScript ends lines at U+2028.
 _ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
 _ENVIRONMENT = jinja2.Environment(
     loader=jinja2.PackageLoader("profit_sft.report"),

@@ -1,0 +1,143 @@
+"""What a token looks like, what sort of token it is, and which tokens make a word."""
+
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerBase
+
+SORTS: Final = ("word start", "word continuation", "number", "punctuation", "whitespace", "special")
+WORD_START, WORD_CONTINUATION, NUMBER, PUNCTUATION, WHITESPACE, SPECIAL = range(len(SORTS))
+_BROKEN = "\ufffd"  # what a piece of a character's bytes decodes to
+_MOST_PIECES = 8  # tokens whose bytes may join; a character of UTF-8 has four, and pieces may overlap two characters
+
+
+class TokenTexts:
+    """Texts and sorts of a tokenizer's tokens, each worked out once.
+
+    Args:
+        tokenizer: Any fast one.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+        added = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+        self._special = added | set(tokenizer.all_special_ids)
+        # Many decoders drop the space in front of the first token, so no token is decoded alone.
+        self._anchor: list[int] = tokenizer("a", add_special_tokens=False)["input_ids"]
+        self._anchor_text = self._decode([self._anchor])[0]
+        self._texts: dict[int, str] = {}
+        self._together: dict[tuple[int, ...], str] = {}
+
+    def text(self, token_id: int) -> str:
+        """Return a token's text, with the space it begins with."""
+        if token_id not in self._texts:
+            self.learn([token_id])
+        return self._texts[token_id]
+
+    def learn(self, token_ids: Sequence[int] | NDArray[np.int32]) -> None:
+        """Work out many texts at once, which is faster."""
+        new = [int(index) for index in np.unique(np.asarray(token_ids)) if int(index) not in self._texts]
+        for token_id, decoded in zip(new, self._decode([[*self._anchor, index] for index in new]), strict=True):
+            text = decoded.removeprefix(self._anchor_text)
+            # A padded vocabulary has ids that stand for nothing.
+            self._texts[token_id] = text or self._tokenizer.convert_ids_to_tokens(token_id) or f"<id {token_id}>"
+
+    def in_context(self, token_ids: Sequence[int] | NDArray[np.int32]) -> list[str]:
+        """Return the texts of consecutive tokens; together they are the text.
+
+        Where several tokens are the bytes of one character, the first gets it and the others are empty.
+        """
+        self.learn(token_ids)
+        ids = [int(index) for index in token_ids]
+        texts = [self._texts[index] for index in ids]
+        first = 0
+        while first < len(texts):
+            last = first + 1
+            if _BROKEN in texts[first]:
+                for end in range(first + 2, min(first + _MOST_PIECES, len(ids)) + 1):
+                    whole = self._whole(tuple(ids[first:end]))
+                    if _BROKEN not in whole:
+                        texts[first:end] = [whole] + [""] * (end - first - 1)
+                        last = end
+                        break
+            first = last
+        return texts
+
+    def sorts(self, token_ids: NDArray[np.int32], previous_ids: NDArray[np.int32]) -> NDArray[np.int8]:
+        """Return the sort of each token, an index into `SORTS`.
+
+        Args:
+            token_ids: `(N,)`.
+            previous_ids: `(N,)`. The token before each, which decides whether a word begins or goes on.
+        """
+        together, places = np.unique(np.concatenate([token_ids, previous_ids]), return_inverse=True)
+        self.learn(together)
+        texts = [self._texts[int(index)] for index in together]
+        alone = np.array([self._sort(int(index)) for index in together], dtype=np.int8)
+        opens = np.array([text[:1].isspace() for text in texts])
+        joins = np.array([text[-1:].isalnum() or text[-1:] == _BROKEN for text in texts]) & (alone != SPECIAL)
+        token, previous = places[: len(token_ids)], places[len(token_ids) :]
+        sorts = alone[token]
+        sorts[(sorts == WORD_START) & ~opens[token] & joins[previous]] = WORD_CONTINUATION
+        return sorts
+
+    def words(
+        self, token_ids: NDArray[np.int32], sorts: NDArray[np.int8], begins: NDArray[np.bool_]
+    ) -> tuple[NDArray[np.int64], list[str]]:
+        """Put tokens together to words and numbers.
+
+        Args:
+            token_ids: `(N,)`.
+            sorts: `(N,)`, as `sorts` returns them.
+            begins: `(N,)`. True where an answer begins, so that no word reaches across.
+
+        Returns:
+            `(N,)`, an index into the texts, or -1 for what is no part of a word or number; and the different texts,
+            without the space in front.
+        """
+        unique, places = np.unique(token_ids, return_inverse=True)
+        spaced = np.array([self.text(int(index))[:1].isspace() for index in unique], dtype=bool)[places]
+        number = sorts == NUMBER
+        goes_on = sorts == WORD_CONTINUATION
+        goes_on[1:] |= number[1:] & number[:-1] & ~spaced[1:]
+        starts = np.flatnonzero(~goes_on | begins)
+        ends = np.append(starts[1:], len(token_ids))
+        index_of: dict[str, int] = {}
+        known: dict[bytes, int] = {}
+        found = np.full(len(token_ids), -1, dtype=np.int64)
+        chosen = np.isin(sorts[starts], (WORD_START, WORD_CONTINUATION, NUMBER))
+        for start, end in zip(starts[chosen].tolist(), ends[chosen].tolist(), strict=True):
+            key = token_ids[start:end].tobytes()
+            if key not in known:
+                text = "".join(self.in_context(token_ids[start:end])).strip()
+                known[key] = index_of.setdefault(text, len(index_of))
+            found[start:end] = known[key]
+        return found, list(index_of)
+
+    def _whole(self, token_ids: tuple[int, ...]) -> str:
+        """Return what tokens decode to together."""
+        if token_ids not in self._together:
+            decoded = self._decode([[*self._anchor, *token_ids]])[0]
+            self._together[token_ids] = decoded.removeprefix(self._anchor_text)
+        return self._together[token_ids]
+
+    def _sort(self, token_id: int) -> int:
+        """Return the sort of a token seen alone: a word is taken to begin."""
+        if token_id in self._special:
+            return SPECIAL
+        text = self._texts[token_id].strip()
+        if not text:
+            return WHITESPACE
+        if any(character.isalpha() or character == _BROKEN for character in text):
+            return WORD_START
+        return NUMBER if any(character.isdigit() for character in text) else PUNCTUATION
+
+    def _decode(self, sequences: list[list[int]]) -> list[str]:
+        if not sequences:
+            return []
+        decoded: list[str] = self._tokenizer.batch_decode(
+            sequences, skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
+        return decoded
