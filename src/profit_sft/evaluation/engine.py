@@ -1,0 +1,89 @@
+"""What the runner asks of an engine, and how one is loaded."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from profit_sft.evaluation.settings import EvalSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One answer to be generated: the whole prompt, and the seed of its random numbers."""
+
+    prompt: str
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """One generated answer.
+
+    Attributes:
+        text: Without special tokens.
+        new_tokens: Its length, the end-of-sequence token included.
+        truncated: True if it was cut off before it ended.
+    """
+
+    text: str
+    new_tokens: int
+    truncated: bool
+
+
+class Engine(Protocol):
+    """A loaded model behind lm-evaluation-harness."""
+
+    device_name: str
+    window: int  # tokens of prompt and answer together
+    has_chat_template: bool
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """Render messages as the model's prompt."""
+
+    def count_tokens(self, prompts: Sequence[str]) -> list[int]:
+        """Return the length of each prompt in tokens."""
+
+    def generate(self, requests: Sequence[Request], max_new_tokens: int) -> list[Generated]:
+        """Answer one batch of requests, in their order."""
+
+
+def load_engine(settings: EvalSettings) -> Engine:
+    """Load the model into the engine the settings name.
+
+    Raises:
+        ConfigurationError: There is no such model, or the engine is not installed.
+    """
+    if settings.engine == "vllm":
+        from profit_sft.evaluation.vllm_engine import load_vllm
+
+        return load_vllm(settings)
+    from profit_sft.evaluation.hf_engine import HFEngine
+
+    engine: Engine = HFEngine(settings)
+    return engine
+
+
+def answer_batch(
+    lm: Any, requests: Sequence[Request], arguments: Callable[[Request], dict[str, Any]]
+) -> list[Generated]:
+    """Have a model of the harness answer requests in one batch.
+
+    Args:
+        lm: The model. Before the call its `rows` are set to the requests in the order the harness has them in; after
+            it, its `row_ends` say of each how many tokens it has and whether it was cut off.
+        requests: The requests.
+        arguments: From a request to the harness's generation arguments.
+
+    Returns:
+        The answers in the order of `requests`.
+    """
+    from lm_eval.api.instance import Instance
+
+    lengths = lm.count_tokens([request.prompt for request in requests])
+    # The harness's own order, whose sort is stable. So row i of its batch is request order[i].
+    order = sorted(range(len(requests)), key=lambda index: (-lengths[index], requests[index].prompt))
+    lm.rows = [requests[index] for index in order]
+    instances = [Instance("generate_until", {}, (row.prompt, arguments(row)), 0) for row in lm.rows]
+    texts = lm.generate_until(instances, disable_tqdm=True)
+    answers = {index: Generated(text.strip(), *end) for index, text, end in zip(order, texts, lm.row_ends, strict=True)}
+    return [answers[index] for index in range(len(requests))]

@@ -1,0 +1,136 @@
+"""The folder of an evaluation: finished samples, and which job they belong to.
+
+output_dir/
+  job.json              what decides the text of a sample; another job is refused by the name of what differs
+  samples/<task>.jsonl  one line a sample, appended as samples finish, sorted by problem once all are there
+  results.json          the figures
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from profit_sft.atomic_write import write_text
+from profit_sft.errors import ConfigurationError, DataError
+from profit_sft.evaluation.results import Record
+
+_FORMAT = 1
+
+
+class EvalFolder:
+    """Open the folder for a job.
+
+    Args:
+        output_dir: The folder; it may be new, or hold the same job.
+        job: What decides the text of every sample, by setting; plain values.
+        tasks: What decides that of one task's samples besides, by task and setting. The folder may hold others.
+
+    Raises:
+        ConfigurationError: The folder holds samples of another job.
+        DataError: Its job.json cannot be read.
+    """
+
+    def __init__(self, output_dir: Path, job: Mapping[str, Any], tasks: Mapping[str, Mapping[str, Any]]) -> None:
+        self.output_dir = output_dir
+        self._path = output_dir / "job.json"
+        there = self._read()
+        if there is None and any((output_dir / "samples").glob("*.jsonl")):
+            raise ConfigurationError(
+                f"output_dir: '{output_dir}' holds samples but no job.json, which says of what model. Choose another "
+                "folder or delete it."
+            )
+        earlier = {} if there is None else there["tasks"]
+        if there is not None:
+            self._refuse_another(there["job"], job, "")
+            for name in tasks.keys() & earlier.keys():
+                self._refuse_another(earlier[name], tasks[name], f"{name}: ")
+        self._content = {"format": _FORMAT, "job": dict(job), "tasks": {**tasks, **earlier}}
+
+    def _read(self) -> dict[str, Any] | None:
+        if not self._path.is_file():
+            return None
+        try:
+            content: dict[str, Any] = json.loads(self._path.read_text(encoding="utf-8"))
+            found = content["format"]
+        except (ValueError, KeyError, TypeError):
+            raise DataError(f"{self._path} is no job file of an evaluation. Choose another folder.") from None
+        if found != _FORMAT:
+            raise DataError(f"{self._path} has format {found}, this version reads {_FORMAT}. Choose another folder.")
+        return content
+
+    def _refuse_another(self, there: Mapping[str, Any], mine: Mapping[str, Any], prefix: str) -> None:
+        found = [
+            f"{prefix}{name} {there.get(name)!r}, not {value!r}"
+            for name, value in mine.items()
+            if there.get(name) != value
+        ]
+        if found:
+            raise ConfigurationError(
+                f"output_dir: '{self.output_dir}' holds samples of another evaluation: {'; '.join(found)}. Choose "
+                "another folder, delete it, or give the settings it was started with."
+            )
+
+    def start(self) -> None:
+        """Write job.json, so that the folder is taken."""
+        write_text(self._path, json.dumps(self._content, indent=2) + "\n")
+
+    def samples(self, task: str) -> "SampleFile":
+        """Return the samples of a task."""
+        return SampleFile(self.output_dir / "samples" / f"{task}.jsonl")
+
+    def write_results(self, results: Mapping[str, Any]) -> None:
+        """Write results.json."""
+        write_text(self.output_dir / "results.json", json.dumps(results, indent=2) + "\n")
+
+
+class SampleFile:
+    """Finished samples of one task.
+
+    Args:
+        path: The file. What a killed run left of a line at its end is cut off.
+
+    Raises:
+        DataError: A line that is not the last one cannot be read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._records: dict[tuple[int, int], Record] = {}
+        self._in_order = True
+        if not path.is_file():
+            return
+        content = path.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]
+        if len(whole) < len(content):
+            with path.open("r+b") as file:
+                file.truncate(len(whole))
+        for number, line in enumerate(whole.decode("utf-8").splitlines(), start=1):
+            try:
+                record = json.loads(line)
+                self._records[record["problem"], record["sample"]] = record
+            except (ValueError, KeyError, TypeError):
+                raise DataError(f"{path}, line {number}: not a sample's record. Delete the line or the file.") from None
+
+    def __contains__(self, key: tuple[int, int]) -> bool:
+        return key in self._records
+
+    def add(self, records: Iterable[Record]) -> None:
+        """Append samples and hand them to the operating system, so that killing this process loses none of them."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.open("a", encoding="utf-8") as file:
+            for record in records:
+                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+                self._records[record["problem"], record["sample"]] = record
+        self._in_order = False
+
+    def sort(self) -> None:
+        """Rewrite the file in the order of problems and samples."""
+        if not self._in_order:
+            lines = (json.dumps(self._records[key], ensure_ascii=False) for key in sorted(self._records))
+            write_text(self._path, "".join(f"{line}\n" for line in lines))
+            self._in_order = True
+
+    def select(self, problems: int, samples: int) -> list[Record]:
+        """Return the records of the first `problems` problems and their first `samples` samples, in order."""
+        return [self._records[problem, sample] for problem in range(problems) for sample in range(samples)]

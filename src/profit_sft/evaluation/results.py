@@ -1,0 +1,124 @@
+"""What an evaluation found: one `TaskResult` a task, one `EvalReport` an evaluation."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from profit_sft.evaluation.statistics import Estimate, estimate_mean
+
+Record = dict[str, Any]  # one line of samples/<task>.jsonl
+# Of ifeval: an answer follows several instructions, so that instructions weigh alike, not prompts.
+_PER_INSTRUCTION = ("instruction_strict", "instruction_loose")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Metric(Estimate):
+    """An `Estimate` with a name, a share in [0, 1]."""
+
+    name: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TaskResult:
+    """How a model did on one task.
+
+    Attributes:
+        task: Name of the task.
+        num_problems: Problems answered.
+        samples_per_problem: k of avg@k.
+        accuracy: avg@k: mean over problems of the share of right samples. Of ifeval, strict and by prompt.
+        metrics: Further figures of the task.
+        truncated_share: Share of samples cut off at `max_new_tokens`.
+        no_answer_share: Share of samples in which no answer was found (format failures; they count as wrong).
+        fallback_share: Share of samples whose answer was only guessed at, as their last number or formula.
+        mean_new_tokens: Mean length of a sample.
+        max_new_tokens: The limit of a sample, after lowering to the model's window.
+        generation_seconds: Wall-clock time of generating and grading all samples, earlier runs included.
+    """
+
+    task: str
+    num_problems: int
+    samples_per_problem: int
+    accuracy: Metric
+    metrics: tuple[Metric, ...]
+    truncated_share: float
+    no_answer_share: float
+    fallback_share: float
+    mean_new_tokens: float
+    max_new_tokens: int
+    generation_seconds: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvalReport:
+    """How a model did, and what made it so.
+
+    Attributes:
+        model_name_or_path: As given.
+        model_fingerprint: See `profit_sft.pretrained.model_fingerprint`.
+        settings: All `EvalSettings` as plain values.
+        tasks: One result a task, in the order asked for.
+        versions: Of the packages that decide about the figures; None: not installed.
+        device: Where the model ran, or `not used` where every sample was there already.
+        seconds: Wall-clock time of this call.
+        output_dir: Where `results.json` and the records are.
+    """
+
+    model_name_or_path: str
+    model_fingerprint: str
+    settings: Mapping[str, Any]
+    tasks: tuple[TaskResult, ...]
+    versions: Mapping[str, str | None]
+    device: str
+    seconds: float
+    output_dir: Path
+
+    def task(self, name: str) -> TaskResult:
+        """Return the result of a task by name."""
+        return next(result for result in self.tasks if result.task == name)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything as plain values, as `results.json` holds it."""
+        return {**asdict(self), "output_dir": str(self.output_dir)}
+
+
+def summarize(task: str, records: Sequence[Record], *, max_new_tokens: int) -> TaskResult:
+    """Turn the records of a task into figures.
+
+    Args:
+        task: Its name.
+        records: All samples, those of one problem side by side, as many of each.
+        max_new_tokens: The limit of a sample.
+    """
+    problems: dict[int, list[Record]] = {}
+    for record in records:
+        problems.setdefault(record["problem"], []).append(record)
+    groups = list(problems.values())
+    names = list(records[0].get("scores", {}))
+    weights = [float(group[0]["num_instructions"]) for group in groups] if names else None
+
+    def metric(name: str, value: Callable[[Record], float], weights: Sequence[float] | None = None) -> Metric:
+        found = estimate_mean([[value(record) for record in group] for group in groups], weights)
+        return Metric(name=name, **asdict(found))
+
+    def share(value: Callable[[Record], float]) -> float:
+        return sum(value(record) for record in records) / len(records)
+
+    return TaskResult(
+        task=task,
+        num_problems=len(groups),
+        samples_per_problem=len(groups[0]),
+        accuracy=metric("accuracy", lambda record: float(record["correct"])),
+        metrics=tuple(metric(name, _score(name), weights if name in _PER_INSTRUCTION else None) for name in names),
+        truncated_share=share(lambda record: record["truncated"]),
+        no_answer_share=share(lambda record: record["extracted"] is None),
+        fallback_share=share(lambda record: record["rule"] == "fallback"),
+        mean_new_tokens=share(lambda record: record["new_tokens"]),
+        max_new_tokens=max_new_tokens,
+        generation_seconds=sum(record["seconds"] for record in records),
+    )
+
+
+def _score(name: str) -> Callable[[Record], float]:
+    return lambda record: float(record["scores"][name])

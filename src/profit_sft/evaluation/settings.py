@@ -1,0 +1,100 @@
+"""What to evaluate and how."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+Engine = Literal["hf", "vllm"]
+TASKS = ("gsm8k", "math500", "aime24", "ifeval", "gpqa_diamond", "generated")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+DEFAULT_SAMPLES = 8  # the paper's avg@8
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvalSettings:
+    """One evaluation. The defaults of the decoding are the paper's (Liu et al. 2026, arXiv:2601.09195).
+
+    Attributes:
+        model_name_or_path: Hub name, folder (with a whole model or a LoRA adapter), or `embedded`.
+        tasks: Names from `TASKS`.
+        output_dir: Records and results go here; an unfinished evaluation there is gone on with.
+        data_dir: Folder with `gsm8k_test.jsonl`, `math500.jsonl`, `aime24.jsonl`, `ifeval.jsonl`. None: from the hub.
+        greedy: Take the likeliest token each time, one sample a problem.
+        samples: Samples a problem. None: 8, or 1 when greedy.
+        temperature: Logits are divided by it.
+        top_p: The likeliest tokens that together reach this probability are kept; 1 keeps all.
+        top_k: This many of the likeliest tokens are kept, before `top_p`; 0 keeps all.
+        max_new_tokens: Longest answer. Lowered, and said so, where the model's window is shorter.
+        batch_size: Answers generated together. Of vLLM, which batches by itself: answers between two savings.
+        limit: Only the first so many problems of each task.
+        seed: Of the sampling, and of the order of the choices of gpqa_diamond.
+        engine: `hf` (transformers) or `vllm`.
+        dtype: The model's dtype; `auto` is what the checkpoint is stored in.
+        system_prompt: System message before every problem. None: the task's own, which only `generated` has.
+        apply_chat_template: Put problems into the model's chat template. False for a base model that has none.
+    """
+
+    model_name_or_path: str
+    tasks: tuple[str, ...]
+    output_dir: Path
+    data_dir: Path | None = None
+    greedy: bool = False
+    samples: int | None = None
+    temperature: float = 0.7
+    top_p: float = 0.8
+    top_k: int = 20
+    max_new_tokens: int = 8192
+    batch_size: int = 16
+    limit: int | None = None
+    seed: int = 0
+    engine: Engine = "hf"
+    dtype: str = "auto"
+    system_prompt: str | None = None
+    apply_chat_template: bool = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "output_dir", Path(self.output_dir))
+        object.__setattr__(self, "data_dir", None if self.data_dir is None else Path(self.data_dir))
+        if isinstance(self.tasks, str):
+            raise TypeError(f"tasks must be a tuple of names, got the text {self.tasks!r}. Write ('{self.tasks}',).")
+        object.__setattr__(self, "tasks", tuple(dict.fromkeys(self.tasks)))
+        unknown = [name for name in self.tasks if name not in TASKS]
+        if unknown or not self.tasks:
+            raise ValueError(f"tasks: {', '.join(unknown) or 'none'} given. Known are {', '.join(TASKS)}.")
+        for name, options in (("engine", get_args(Engine)), ("dtype", DTYPES)):
+            if getattr(self, name) not in options:
+                raise ValueError(f"{name} must be one of {', '.join(options)}, got {getattr(self, name)!r}.")
+        self._check_numbers()
+
+    def _check_numbers(self) -> None:
+        for name in ("max_new_tokens", "batch_size", "limit", "samples"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}.")
+        if self.greedy and self.samples not in (None, 1):
+            raise ValueError(
+                f"samples is {self.samples}, but greedy decoding gives the same answer each time. Leave out one of the "
+                "two."
+            )
+        if not self.temperature > 0:
+            raise ValueError(
+                f"temperature must be above 0, got {self.temperature}. For the likeliest answer use greedy."
+            )
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must be a probability in (0, 1], got {self.top_p}. 1 keeps all tokens.")
+        if self.top_k < 0:
+            raise ValueError(f"top_k must be at least 0, got {self.top_k}. 0 keeps all tokens.")
+
+    @property
+    def samples_per_problem(self) -> int:
+        """Samples a problem, with the default resolved."""
+        if self.samples is not None:
+            return self.samples
+        return 1 if self.greedy else DEFAULT_SAMPLES
+
+    @property
+    def decoding(self) -> dict[str, Any]:
+        """How the next token is chosen, as plain values."""
+        if self.greedy:
+            return {"greedy": True}
+        return {"greedy": False, "temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}
