@@ -21,6 +21,7 @@ from gsm8k_spans import marked_row
 from loss import environment
 from profit_sft import quickstart
 from profit_sft.atomic_write import write_text
+from profit_sft.cli.progress import quiet_libraries
 from profit_sft.data import DataSettings
 from profit_sft.data.generated import SYSTEM_PROMPT, generate_problems, write_jsonl
 from profit_sft.embedded_model import embedded_model_folder
@@ -163,8 +164,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--held_out_rows", type=int, default=240)
     parser.add_argument("--gsm8k_file", type=Path, help="question/answer rows (jsonl) with calculator notes")
-    parser.add_argument("--gsm8k_rows", type=int, default=300)
+    parser.add_argument("--gsm8k_rows", type=int, default=200)
     args = parser.parse_args()
+    quiet_libraries()
     print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
     results = []
     todo = [on_generated(args.output_dir, args.seeds, args.held_out_rows)]

@@ -94,6 +94,18 @@ def test_dashes_do_for_underscores_and_nothing_is_left_behind(rows, tiny_folder,
     assert list((tmp_path / "temporary").iterdir()) == []
 
 
+def test_the_row_that_the_docs_show_is_understood(tiny_folder, tmp_path, capsys, repo_root):
+    page = (repo_root / "docs" / "how-to" / "advise.md").read_text(encoding="utf-8")
+    row = json.loads(page[page.index('{"question"') : page.index("}]}") + 3])
+    spans = {span["kind"]: row["answer"][span["start"] : span["end"]] for span in row["answer_spans"]}
+    assert spans == {"style": "Taking away gives ", "core": "37"}
+    path = tmp_path / "marked.jsonl"
+    path.write_text((json.dumps(row) + "\n") * 2)
+    assert run_app(["advise", "--dataset_name", str(path), "--model_name_or_path", tiny_folder, "--json"]) == 0
+    kinds = json.loads(capsys.readouterr().out)["kinds"]
+    assert (kinds["core"]["tokens"], kinds["style"]["tokens"]) == (4, 36)  # a token a character
+
+
 @pytest.mark.parametrize(
     ("flags", "status", "message"),
     [
