@@ -294,6 +294,81 @@ def quickstart(
 
 
 @app.command(
+    "eval",
+    epilog="Example: profit eval runs/first --tasks gsm8k,math500 --output_dir runs/first/eval",
+)
+def evaluate(
+    model_name_or_path: Annotated[
+        str, typer.Argument(metavar="MODEL", help="Hub name, folder (a LoRA adapter, too), or embedded.")
+    ],
+    tasks: Annotated[
+        str, typer.Option("--tasks", help="Of gsm8k, math500, aime24, ifeval, gpqa_diamond, generated, with commas.")
+    ],
+    output_dir: Annotated[
+        Path,
+        typer.Option("--output_dir", "--output-dir", help="Answers and figures; an unfinished one is gone on with."),
+    ] = Path("eval-output"),
+    data_dir: Annotated[
+        Path | None,
+        typer.Option("--data_dir", "--data-dir", help="Folder with gsm8k_test.jsonl, ... (default: from the hub)."),
+    ] = None,
+    greedy: Annotated[bool, typer.Option("--greedy", help="The likeliest token each time, one sample.")] = False,
+    samples: Annotated[
+        int | None, typer.Option("--samples", help="Samples a problem (default: 8, the paper's; 1 if greedy).")
+    ] = None,
+    temperature: Annotated[float, typer.Option("--temperature", help="Logits are divided by it.")] = 0.7,
+    top_p: Annotated[float, typer.Option("--top_p", "--top-p", help="Nucleus, a probability; 1: all tokens.")] = 0.8,
+    top_k: Annotated[int, typer.Option("--top_k", "--top-k", help="Likeliest tokens kept; 0: all.")] = 20,
+    max_new_tokens: Annotated[
+        int, typer.Option("--max_new_tokens", "--max-new-tokens", help="Tokens of the longest answer.")
+    ] = 8192,
+    batch_size: Annotated[int, typer.Option("--batch_size", "--batch-size", help="Answers generated together.")] = 16,
+    limit: Annotated[int | None, typer.Option("--limit", help="Only the first N problems of each task.")] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Of the sampling and of gpqa_diamond's order of choices.")] = 0,
+    engine: Annotated[str, typer.Option("--engine", help="hf, or vllm (an extra).")] = "hf",
+    dtype: Annotated[
+        str, typer.Option("--dtype", help="float32, bfloat16, float16, or auto: the checkpoint's own.")
+    ] = "auto",
+    system_prompt: Annotated[
+        str | None, typer.Option("--system_prompt", "--system-prompt", help="System message before every problem.")
+    ] = None,
+    no_chat_template: Annotated[
+        bool, typer.Option("--no_chat_template", "--no-chat-template", help="Plain prompts, for a base model.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+) -> None:
+    """Answer benchmarks with a model; the paper's five, its decoding, and a standard error over problems."""
+
+    def run() -> int:
+        from profit_sft.cli.eval import eval_command
+
+        return eval_command(
+            {
+                "model_name_or_path": model_name_or_path,
+                "tasks": tuple(name.strip() for name in tasks.split(",") if name.strip()),
+                "output_dir": output_dir,
+                "data_dir": data_dir,
+                "greedy": greedy,
+                "samples": samples,
+                "temperature": temperature,
+                "top_p": top_p,
+                "top_k": top_k,
+                "max_new_tokens": max_new_tokens,
+                "batch_size": batch_size,
+                "limit": limit,
+                "seed": seed,
+                "engine": engine,
+                "dtype": dtype,
+                "system_prompt": system_prompt,
+                "apply_chat_template": not no_chat_template,
+            },
+            as_json=as_json,
+        )
+
+    raise typer.Exit(_guarded(run))
+
+
+@app.command(
     "study",
     epilog="Example: profit study recipes/studies/one-to-many.yaml --output_dir runs/one-to-many --dry-run",
 )
