@@ -47,7 +47,7 @@ def advice(tmp_path):
     examples = [
         made_example(0, logs(0.9, 0.05, 0.6), texts="ab7"),
         made_example(1, logs(0.04, 0.02), texts="12"),
-        made_example(2, logs(0.3), texts="x"),
+        made_example(2, logs(0.3), texts="8"),
         made_example(3, logs(0.5, 0.8, 0.001, 0.95), texts="x4.5"),
     ]
     return advise(write_scores(tmp_path, examples), threshold=0.25, thresholds=[0.1, 0.7])
@@ -55,7 +55,7 @@ def advice(tmp_path):
 
 def test_totals(advice):
     p = np.array([0.9, 0.05, 0.6, 0.04, 0.02, 0.3, 0.5, 0.8, 0.001, 0.95])
-    assert (advice.examples, advice.label_tokens, advice.final_answers) == (4, 10, 3)
+    assert (advice.examples, advice.label_tokens, advice.final_answers) == (4, 10, 4)
     assert (advice.model_name_or_path, advice.dataset_name) == ("models/a", "train.jsonl")
     assert advice.mean_p == pytest.approx(p.mean(), abs=1e-6)
     assert advice.median_p == pytest.approx(0.4, abs=1e-6)
@@ -74,7 +74,7 @@ def test_a_row_of_the_profile_by_hand(advice):
     assert found.kept_gradient_share == pytest.approx(sum(mass[:6]) / sum(mass), abs=1e-6)
     assert found.kept_nll_share == pytest.approx(np.log(kept).sum() / np.log([*kept, *masked]).sum(), abs=1e-6)
     assert found.empty_examples_share == 0.25
-    assert found.masked_answers_share == pytest.approx(2 / 3)  # 12 whole, 4.5 in its point; 7 is kept
+    assert found.masked_answers_share == 0.5  # 12 whole, 4.5 in its point; 7 and 8 are kept
     assert (found.online_cost, found.reference_cost) == loss_cost(0.6)
 
 
@@ -96,6 +96,11 @@ def test_a_model_that_is_sure_of_everything_leaves_no_shares_undefined(tmp_path)
     assert {(entry.kept_share, entry.kept_gradient_share, entry.kept_nll_share) for entry in found.profile} == {
         (1.0, 1.0, 1.0)
     }
+
+
+def test_log_p_that_rounding_put_above_zero_makes_no_negative_share(tmp_path):
+    found = advise(write_scores(tmp_path, [made_example(0, [1e-7, -9.0])])).profile[3]
+    assert (found.kept_share, found.kept_gradient_share, found.kept_nll_share) == (0.5, 0.0, 0.0)
 
 
 def test_nothing_kept(tmp_path):
