@@ -23,6 +23,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
 
 from profit_sft.data import IGNORE_INDEX, DataSettings, PreparedData, prepare_dataset
 from profit_sft.errors import ConfigurationError, DataError
@@ -35,8 +36,9 @@ logger = logging.getLogger(__name__)
 ENGINES = ("hf", "vllm")
 # The head's logits are held in chunks whatever the batch, so a batch costs its hidden states. On two cores a batch of
 # 2,048 tokens of a 135M model takes three seconds, which is how long a stop waits.
-_BATCH_TOKENS = {"cpu": 2048}
-_BATCH_TOKENS_ELSEWHERE = 16384
+_CPU_BATCH_TOKENS = 2048
+_BATCH_TOKENS = 16384
+_VLLM_BATCH_TOKENS = 1 << 20  # it makes batches of its own
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,7 +52,7 @@ class ScoreSettings:
         dtype: The model's dtype: `float32`, `bfloat16`, `float16`, or `auto` for the checkpoint's own. Logits are fp32
             whatever it is.
         max_batch_tokens: Tokens of a batch, padding included; a longer example is a batch of its own. None: 2,048 on a
-            CPU, 16,384 elsewhere.
+            CPU, 16,384 elsewhere, a million for vLLM, which makes batches of its own.
         shard_rows: Examples in a shard.
         engine: `hf`, or `vllm` where that is installed, see `profit_sft.scoring_vllm`.
         chat_template_path: A Jinja file, or another model whose chat template to take.
@@ -163,8 +165,10 @@ def score_dataset(
         DataError: A row cannot be used, or a log-probability is not finite.
         ScoringInterrupted: SIGINT or SIGTERM came.
     """
+    # accelerate takes ranks without an accelerator for unrelated processes, unless it is told that they are on CPUs.
+    on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
     # Ranks may wait for the slowest one's last shard; a rank that dies is the launcher's business.
-    state = PartialState(timeout=timedelta(days=1))
+    state = PartialState(cpu=on_cpu, timeout=timedelta(days=1))
     if settings.engine == "vllm" and state.num_processes > 1:
         raise ConfigurationError("engine 'vllm' spreads over devices by itself; start it as one process.")
     tell = report if state.is_main_process else _ignore
@@ -222,7 +226,11 @@ def _job(settings: ScoreSettings, prepared: PreparedData) -> ScoreJob:
 
 
 def _batch_tokens(settings: ScoreSettings, device: torch.device) -> int:
-    return settings.max_batch_tokens or _BATCH_TOKENS.get(device.type, _BATCH_TOKENS_ELSEWHERE)
+    if settings.max_batch_tokens is not None:
+        return settings.max_batch_tokens
+    if settings.engine == "vllm":
+        return _VLLM_BATCH_TOKENS
+    return _CPU_BATCH_TOKENS if device.type == "cpu" else _BATCH_TOKENS
 
 
 def _engine(settings: ScoreSettings, prepared: PreparedData, device: torch.device) -> Engine:

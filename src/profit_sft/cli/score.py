@@ -134,9 +134,9 @@ def _print(found: Mapping[str, Any], settings: ScoreSettings, *, as_json: bool) 
         table.add_row(f"share of label tokens under p {threshold}", f"{found[f'share_below_{threshold}']:.1%}")
     speed = found["tokens_per_second"]
     table.add_row("tokens through the model", "all were there" if speed is None else f"{speed:,.0f} a second")
-    table.add_row("scores", found["output_dir"])
     out = Console(highlight=False, soft_wrap=True)
     out.print(table)
+    out.print(f"Scores: {found['output_dir']}", markup=False)
     out.print("Train with the mask these scores give:\n  " + _train_command(settings), markup=False)
 
 
