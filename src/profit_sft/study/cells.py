@@ -1,0 +1,349 @@
+"""One cell from nothing to `cell.json`: train, measure, sum up. Every step is skipped where its file is there."""
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from profit_sft.atomic_write import write_text
+from profit_sft.callbacks import METRICS_FILE, CollapseWarning
+from profit_sft.data import DataSettings
+from profit_sft.errors import ConfigurationError, ProFitError
+from profit_sft.study.claims import Claim, ClaimLost, attempts, try_claim
+from profit_sft.study.layout import CellFolder, StudyFolder
+from profit_sft.study.plan import GENERATED, Cell, StudyPlan
+from profit_sft.study.processes import Interrupted, StopRequest, log_tail, run_child
+
+FORMAT = 1
+_WAIT_SECONDS = 2.0
+_WEIGHT_FILES = ("*.safetensors", "*.bin", "*.safetensors.index.json", "training_args.bin", "checkpoint-*")
+
+
+class CellFailed(ProFitError):
+    """A child process of a cell failed; the message has the end of its log."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CellRun:
+    """What the steps of a cell have in common."""
+
+    plan: StudyPlan
+    cell: Cell
+    study: StudyFolder
+    claim: Claim
+    stop: StopRequest
+    report: Callable[[str], None]
+    environment: Mapping[str, str]
+
+    @property
+    def folder(self) -> CellFolder:
+        """The cell's folder."""
+        return self.study.cell(self.cell.slug)
+
+    def child(self, arguments: list[str], log_name: str) -> None:
+        """Run a child process for this cell.
+
+        Raises:
+            CellFailed: Its exit status was not 0.
+            ClaimLost: Another process has taken the cell over.
+            Interrupted: The study was asked to stop.
+        """
+        log = self.folder.path / log_name
+        status = run_child(arguments, log, stop=self.stop, started=self.claim.working, environment=self.environment)
+        if self.claim.lost:
+            raise ClaimLost
+        if status != 0:
+            raise CellFailed(f"{self.cell.slug}: exit status {status}. The end of {log}:\n{log_tail(log)}")
+
+
+def run_cell(run: CellRun) -> None:
+    """Take the cell to its end, from wherever an earlier attempt left it.
+
+    Raises:
+        CellFailed: Training or measuring failed.
+        Interrupted: The study was asked to stop; what is done stays done.
+    """
+    folder = run.folder
+    write_text(folder.settings, json.dumps(cell_settings(run.plan, run.cell), indent=2) + "\n")
+    if run.cell.variant.objective is not None and not folder.trained.exists():
+        if needs_scores(run.cell):
+            ensure_scores(run)
+        train(run)
+    start = time.monotonic()
+    measure(run)
+    summary = summarize(run, measure_seconds=time.monotonic() - start)
+    write_text(folder.finished, json.dumps(summary, indent=2) + "\n")
+    drop_weights(run.plan, folder)
+
+
+def cell_settings(plan: StudyPlan, cell: Cell) -> dict[str, Any]:
+    """Return what defines a cell's figures, without paths inside the study, so that the folder can be moved."""
+    generated = GENERATED in (plan.dataset_name, plan.heldout_dataset_name)
+    return json.loads(  # tuples to lists, as they are read back
+        json.dumps(
+            {
+                "model_name_or_path": cell.model.model_name_or_path,
+                "dataset_name": plan.dataset_name,
+                "heldout_dataset_name": plan.heldout_dataset_name,
+                "generated": asdict(plan.generated) if generated else None,
+                "objective": cell.variant.objective,
+                "objective_kwargs": cell.variant.objective_kwargs,
+                "normalize": cell.variant.normalize,
+                "kept_share_of": cell.variant.kept_share_of,
+                "kept_share_from": cell.variant.kept_share_from if cell.variant.kept_share_of else None,
+                "seed": cell.seed,
+                "train": {**plan.train, **cell.model.train, **cell.variant.train},
+                "evaluate": plan.evaluate,
+            }
+        )
+    )
+
+
+def check_settings(plan: StudyPlan, cell: Cell, folder: CellFolder) -> None:
+    """Refuse a folder in which the same cell was run with other settings."""
+    if not folder.settings.exists():
+        return
+    before, now = json.loads(folder.settings.read_text(encoding="utf-8")), cell_settings(plan, cell)
+    for name in now:
+        if before.get(name) != now[name]:
+            what, old, new = name, before.get(name), now[name]
+            if isinstance(old, dict) and isinstance(new, dict):
+                key = next(key for key in [*new, *old] if old.get(key) != new.get(key))
+                what, old, new = f"{name}.{key}", old.get(key), new.get(key)
+            raise ConfigurationError(
+                f"{folder.path} was run with {what} = {old!r}, the study file says {new!r}. Choose another "
+                "--output_dir, or delete that folder to run the cell again."
+            )
+
+
+def train(run: CellRun) -> None:
+    """Train in a `profit train` process, from its last complete checkpoint if there is one."""
+    folder, cell = run.folder, run.cell
+    write_text(folder.config, yaml.safe_dump(train_config(run), sort_keys=True))
+    checkpoint = last_complete_checkpoint(folder.run)
+    launch = cell.model.launch.split() if cell.model.launch else []
+    # The child runs a module by name; a launcher is one, and `profit train` its argument.
+    command = [*(word for word in launch if word != "-m"), *(["-m"] if launch else []), "profit_sft.cli", "train"]
+    command += ["--config", str(folder.config)]
+    if checkpoint is None:
+        command += ["--overwrite_output_dir", "True"]
+    else:
+        run.report(f"{cell.slug}: going on after step {checkpoint.name.rsplit('-', 1)[1]}")
+        command += ["--resume_from_checkpoint", str(checkpoint)]
+    start = time.monotonic()
+    run.child(command, "train.log")
+    write_text(folder.trained, json.dumps({"train_process_seconds": time.monotonic() - start}) + "\n")
+
+
+def train_config(run: CellRun) -> dict[str, Any]:
+    """Return the settings of the cell's `profit train` process."""
+    plan, cell = run.plan, run.cell
+    variant = cell.variant
+    objective_kwargs = dict(variant.objective_kwargs)
+    config = {"report_to": "none", **plan.train, **cell.model.train, **variant.train}
+    if variant.kept_share_of is not None:
+        objective_kwargs["rate"] = imitated_share(plan, cell, run.study)
+    if variant.needs_reference:
+        config["reference_scores"] = str(run.study.scores(cell.model.name))
+    if variant.normalize is not None:
+        config["normalize"] = variant.normalize
+    return {
+        **config,
+        "model_name_or_path": cell.model.model_name_or_path,
+        "dataset_name": training_data(run),
+        "output_dir": str(run.folder.run),
+        "objective": variant.objective,
+        "objective_kwargs": objective_kwargs,
+        "seed": cell.seed,
+    }
+
+
+def needs_scores(cell: Cell) -> bool:
+    """Say whether training the cell takes the starting model's scores of the training data."""
+    variant = cell.variant
+    return variant.needs_reference or (variant.kept_share_of is not None and variant.kept_share_from == "scores")
+
+
+def ensure_scores(run: CellRun) -> None:
+    """Score the training data under the starting model, unless that is done; wait where another process does it."""
+    store = run.study.scores(run.cell.model.name)
+    job = run.study.scores_job(run.cell.model.name)
+    while not (store / "scores.json").exists():
+        claim = try_claim(job)
+        if claim is None:
+            if run.stop.wait(_WAIT_SECONDS):
+                raise Interrupted
+            continue
+        run.report(f"{run.cell.slug}: scoring the training data under the starting model")
+        write_text(job / "request.json", json.dumps(score_request(run), indent=2) + "\n")
+        with claim:
+            command = ["profit_sft.study.score_data", str(job / "request.json")]
+            log = job / "score.log"
+            status = run_child(command, log, stop=run.stop, started=claim.working, environment=run.environment)
+        if status != 0 and not claim.lost:
+            raise CellFailed(f"{run.cell.slug}: scoring: exit status {status}. The end of {log}:\n{log_tail(log)}")
+
+
+def score_request(run: CellRun) -> dict[str, Any]:
+    """Return what the scoring process is to do: the data as the training runs read it, under the starting model."""
+    settings = {**run.plan.train, **run.cell.model.train}
+    data = data_settings(settings, training_data(run), split=settings.get("dataset_train_split", "train"))
+    return {
+        "model_name_or_path": run.cell.model.model_name_or_path,
+        "data": asdict(data) | {"max_samples": settings.get("max_samples")},
+        "output_dir": str(run.study.scores(run.cell.model.name)),
+        "dtype": settings.get("dtype", "float32"),
+        "chat_template_path": settings.get("chat_template_path"),
+    }
+
+
+def training_data(run: CellRun) -> str:
+    """Return the name `profit train` reads the training data by."""
+    return str(run.study.train_file) if run.plan.dataset_name == GENERATED else run.plan.dataset_name
+
+
+def imitated_cell(plan: StudyPlan, cell: Cell) -> Cell:
+    """Return the cell whose kept share `cell` imitates: of its own seed, or else of the variant's first."""
+    candidates = [
+        other for other in plan.cells if other.variant.name == cell.variant.kept_share_of and other.model == cell.model
+    ]
+    return next((other for other in candidates if other.seed == cell.seed), candidates[0])
+
+
+def imitated_share(plan: StudyPlan, cell: Cell, study: StudyFolder) -> float:
+    """Return the share of tokens that the imitated cell kept while it was trained, or keeps of the scores."""
+    if cell.variant.kept_share_from == "run":
+        imitated = study.cell(imitated_cell(plan, cell).slug)
+        share: float = json.loads(imitated.finished.read_text(encoding="utf-8"))["training"]["kept_share"]
+        return share
+    import torch
+
+    from profit_sft.objectives import TokenStats
+    from profit_sft.score_store import load_scores
+
+    log_probs = torch.from_numpy(load_scores(study.scores(cell.model.name)).column("log_probs"))
+    stats = TokenStats(
+        labels=torch.zeros(len(log_probs), dtype=torch.int64), log_probs=log_probs, reference_log_probs=log_probs
+    )
+    token_weights = imitated_cell(plan, cell).variant.make_objective().token_weights(stats)
+    return float((token_weights != 0).double().mean())
+
+
+def last_complete_checkpoint(run_folder: Path) -> Path | None:
+    """Return the last checkpoint whose writing was not cut off; delete the others."""
+    complete = []
+    for path in run_folder.glob("checkpoint-*"):
+        try:
+            # The trainer writes this file after weights, optimizer and random state.
+            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+            complete.append(path)
+        except (OSError, json.JSONDecodeError):
+            shutil.rmtree(path)
+    return max(complete, key=lambda path: int(path.name.rsplit("-", 1)[1]), default=None)
+
+
+def measure(run: CellRun) -> None:
+    """Measure the cell's model in a process of its own."""
+    plan, cell = run.plan, run.cell
+    if plan.heldout_dataset_name is None and not plan.evaluate:
+        return
+    train_settings = {**plan.train, **cell.model.train, **cell.variant.train}
+    heldout = None
+    if plan.heldout_dataset_name is not None:
+        generated = plan.heldout_dataset_name == GENERATED
+        name = str(run.study.heldout_file) if generated else plan.heldout_dataset_name
+        heldout = asdict(data_settings(train_settings, name, split=train_settings.get("dataset_test_split", "test")))
+    trained = cell.variant.objective is not None
+    request = {
+        "model_name_or_path": str(run.folder.run) if trained else cell.model.model_name_or_path,
+        "dtype": train_settings.get("dtype", "float32"),
+        "chat_template_path": train_settings.get("chat_template_path"),
+        "heldout": heldout,
+        "evaluate": plan.evaluate,
+    }
+    write_text(run.folder.request, json.dumps(request, indent=2) + "\n")
+    run.child(["profit_sft.study.measure", str(run.folder.path)], "measure.log")
+
+
+def data_settings(train_settings: Mapping[str, Any], dataset_name: str, *, split: str) -> DataSettings:
+    """Read a data set as the training runs read theirs."""
+    names = ("dataset_config", "dataset_format", "prompt_column", "response_column", "system_prompt", "max_length")
+    shared = {name: train_settings[name] for name in (*names, "train_on", "skip_bad_rows") if name in train_settings}
+    return DataSettings(dataset_name=dataset_name, dataset_split=split, **shared)
+
+
+def drop_weights(plan: StudyPlan, folder: CellFolder) -> None:
+    """Delete weights and checkpoints of a finished cell, unless they are to be kept."""
+    if plan.keep_models:
+        return
+    for pattern in _WEIGHT_FILES:
+        for path in folder.run.glob(pattern):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def read_metrics(folder: CellFolder) -> list[dict[str, Any]]:
+    """Return the training logs of a cell, one a logged step."""
+    path = folder.run / METRICS_FILE
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [entry for entry in map(json.loads, lines) if "loss" in entry]
+
+
+def summarize(run: CellRun, *, measure_seconds: float) -> dict[str, Any]:
+    """Return what goes into cell.json: the cell's settings and all its figures, except curves and samples."""
+    folder, cell = run.folder, run.cell
+    summary: dict[str, Any] = {
+        "format": FORMAT,
+        "cell": cell.slug,
+        "model": cell.model.name,
+        "variant": cell.variant.name,
+        "seed": cell.seed,
+        "settings": cell_settings(run.plan, cell),
+        "training": None,
+        "heldout": None,
+        "evaluation": None,
+        "cost": {"measure_seconds": measure_seconds, "attempts": attempts(folder.path)},
+        "environment": None,
+    }
+    if cell.variant.objective is not None:
+        config = yaml.safe_load(folder.config.read_text(encoding="utf-8"))
+        summary["training"] = training_summary(read_metrics(folder)) | {"rate": config["objective_kwargs"].get("rate")}
+        summary["cost"] |= json.loads(folder.trained.read_text(encoding="utf-8"))
+        summary["cost"] |= training_cost(read_metrics(folder))
+        environment = json.loads((folder.run / "environment.json").read_text(encoding="utf-8"))
+        summary["environment"] = {name: environment[name] for name in ("python", "platform", "device", "packages")}
+    if folder.heldout.exists():
+        heldout = json.loads(folder.heldout.read_text(encoding="utf-8"))
+        summary["heldout"] = {name: value for name, value in heldout.items() if name != "rows"}
+    if run.plan.evaluate:
+        results = json.loads((folder.evaluation / "results.json").read_text(encoding="utf-8"))
+        summary["cost"]["generation_seconds"] = sum(task.pop("generation_seconds") for task in results["tasks"])
+        summary["evaluation"] = {name: results[name] for name in ("tasks", "versions", "device")}
+    return summary
+
+
+def training_summary(metrics: list[dict[str, Any]]) -> dict[str, Any]:
+    """Sum up the training logs: steps, mean kept share over the run, first and last plain NLL, collapse or not."""
+    shares = [entry["kept_share"] for entry in metrics if "kept_share" in entry]
+    nll = [entry["nll"] for entry in metrics if "nll" in entry]
+    return {
+        "steps": metrics[-1]["step"] if metrics else 0,
+        "kept_share": sum(shares) / len(shares) if shares else None,
+        "first_nll": nll[0] if nll else None,
+        "last_nll": nll[-1] if nll else None,
+        "collapse": CollapseWarning().verdict(metrics),
+    }
+
+
+def training_cost(metrics: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return tokens trained on and seconds spent on them, over all attempts, without loading and saving."""
+    seconds, before = 0.0, 0
+    for entry in metrics:
+        if entry.get("tokens_per_second"):
+            seconds += (entry["num_tokens"] - before) / entry["tokens_per_second"]
+        before = entry["num_tokens"]
+    return {"train_tokens": before, "train_seconds": seconds}

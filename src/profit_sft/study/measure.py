@@ -1,0 +1,102 @@
+"""Measure one model of a study: plain NLL on held-out data, and the evaluation. Runs as a process of its own.
+
+    python -m profit_sft.study.child profit_sft.study.measure CELL_FOLDER
+
+so that its memory is free again afterwards, and a crash takes down one cell.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from profit_sft.atomic_write import write_text
+from profit_sft.data import TOKEN_KINDS, DataSettings, prepare_dataset
+from profit_sft.head import label_statistics
+from profit_sft.pretrained import load_model, load_tokenizer
+from profit_sft.study.layout import CellFolder
+
+if TYPE_CHECKING:
+    from profit_sft.evaluation import EvalSettings
+
+
+def heldout_nll(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: DataSettings) -> dict[str, Any]:
+    """Return plain NLL of the reference answers, in nats a token, whatever the model was trained with.
+
+    Returns:
+        `nll`, `label_tokens`, `mean_p`; `rows`: sum of NLL and label tokens of each row; where rows have
+        `answer_spans`, `nll_core` and `nll_style`, which are NLL of those tokens alone.
+    """
+    data = prepare_dataset(settings, tokenizer, False).dataset
+    rows: list[list[float]] = []
+    by_kind = {"core": [0.0, 0], "style": [0.0, 0]}
+    total_p = 0.0
+    for row in data:
+        input_ids = torch.tensor([row["input_ids"]], device=model.device)
+        labels = torch.tensor([row["labels"]], device=model.device)
+        found = label_statistics(model, input_ids=input_ids, labels=labels)
+        log_probs = found.log_probs[found.label_mask].double().cpu()
+        rows.append([-log_probs.sum().item(), len(log_probs)])
+        total_p += log_probs.exp().sum().item()
+        if row.get("token_kinds"):
+            # Entry t of the statistics speaks of token t + 1.
+            kinds = torch.tensor([*row["token_kinds"][1:], 0])[found.label_mask[0].cpu()]
+            for kind, sums in by_kind.items():
+                of_kind = log_probs[kinds == TOKEN_KINDS[kind]]
+                sums[0] -= of_kind.sum().item()
+                sums[1] += len(of_kind)
+    tokens = int(sum(count for _, count in rows))
+    figures: dict[str, Any] = {f"nll_{kind}": total / count for kind, (total, count) in by_kind.items() if count}
+    return {
+        "nll": sum(total for total, _ in rows) / tokens,
+        "mean_p": total_p / tokens,
+        **figures,
+        "label_tokens": tokens,
+        "rows": rows,
+    }
+
+
+def measure(folder: CellFolder, *, report: Callable[[str], None] = lambda text: None) -> None:
+    """Do what `measure.json` in the folder asks for; what is there already is not done again."""
+    request = json.loads(folder.request.read_text(encoding="utf-8"))
+    if request["heldout"] is not None and not folder.heldout.exists():
+        report("plain NLL on held-out data")
+        write_text(folder.heldout, json.dumps(_heldout(request), indent=1) + "\n")
+    if request["evaluate"]:
+        _evaluate(request, folder, report)
+
+
+def _heldout(request: dict[str, Any]) -> dict[str, Any]:
+    name = request["model_name_or_path"]
+    # The chat template of the training runs, which an untrained base model does not bring along.
+    tokenizer = load_tokenizer(name, chat_template_path=request["chat_template_path"])
+    model = load_model(name, dtype=request["dtype"])
+    model.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]  # transformers wraps it
+    return heldout_nll(model, tokenizer, DataSettings(**request["heldout"]))
+
+
+def _evaluate(request: dict[str, Any], folder: CellFolder, report: Callable[[str], None]) -> None:
+    from profit_sft.evaluation import evaluate
+
+    evaluate(evaluation_settings(request["evaluate"], request["model_name_or_path"], folder.evaluation), report=report)
+
+
+def evaluation_settings(settings: Mapping[str, Any], model_name_or_path: str, output_dir: Path) -> "EvalSettings":
+    """Turn the study file's `evaluate` into settings of `profit eval`.
+
+    Raises:
+        TypeError: There is no such setting.
+        ValueError: A value is out of range.
+    """
+    from profit_sft.evaluation import EvalSettings
+
+    converted = {**settings, "tasks": tuple(settings.get("tasks", ()))}
+    return EvalSettings(model_name_or_path=model_name_or_path, output_dir=output_dir, **converted)
+
+
+if __name__ == "__main__":
+    measure(CellFolder(Path(sys.argv[1])), report=lambda text: sys.stderr.write(text + "\n") and None)

@@ -1,0 +1,106 @@
+"""Child processes of a study: output to a log file, stopped on request, and never outliving the study."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+_POLL_SECONDS = 0.2
+
+
+class Interrupted(Exception):
+    """The study was asked to stop; the child has stopped."""
+
+
+class StopRequest:
+    """Set by a signal or a lost claim; looked at by whoever waits for a child.
+
+    Attributes:
+        signal_number: The signal that asked, or None.
+    """
+
+    def __init__(self) -> None:
+        self.signal_number: int | None = None
+        self._times = 0
+        self._event = threading.Event()
+
+    def ask(self, number: int | None = None) -> None:
+        """Ask every child to stop; the second time, kill them."""
+        self.signal_number = self.signal_number or number
+        self._times += 1
+        self._event.set()
+
+    def wait(self, seconds: float) -> bool:
+        """Sleep, at most until somebody asks to stop; say whether somebody has."""
+        return self._event.wait(seconds)
+
+    @property
+    def asked(self) -> bool:
+        """True once somebody has asked."""
+        return self._event.is_set()
+
+    @property
+    def urgent(self) -> bool:
+        """True once somebody has asked twice."""
+        return self._times > 1
+
+
+def run_child(
+    arguments: Sequence[str],
+    log_file: Path,
+    *,
+    stop: StopRequest,
+    started: Callable[[int], None] = lambda pid: None,
+    environment: Mapping[str, str] | None = None,
+) -> int:
+    """Run `python -m` with these arguments and return its exit status.
+
+    Args:
+        arguments: Module and arguments.
+        log_file: Its output is appended here.
+        stop: When asked, the child gets SIGTERM, at which a training run saves a checkpoint; when asked twice, SIGKILL.
+        started: Called with the child's process id.
+        environment: Variables set for the child.
+
+    Raises:
+        Interrupted: `stop` was asked.
+    """
+    log_file.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "profit_sft.study.child", *arguments]
+    with log_file.open("ab") as log:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **(environment or {})},
+            start_new_session=True,  # Ctrl-C on the terminal is for the study, which passes it on as SIGTERM
+        )
+        assert process.stdin is not None
+        with process.stdin:
+            started(process.pid)
+            status = _wait(process, stop)
+    if stop.asked:
+        raise Interrupted
+    return status
+
+
+def _wait(process: "subprocess.Popen[bytes]", stop: StopRequest) -> int:
+    sent: int | None = None
+    while True:
+        try:
+            return process.wait(timeout=_POLL_SECONDS)
+        except subprocess.TimeoutExpired:
+            wanted = signal.SIGKILL if stop.urgent else signal.SIGTERM if stop.asked else None
+            if wanted is not None and wanted != sent:
+                process.send_signal(wanted)
+                sent = wanted
+
+
+def log_tail(log_file: Path, lines: int = 8) -> str:
+    """Return the last lines a child wrote, for an error message."""
+    text = log_file.read_text(encoding="utf-8", errors="replace") if log_file.exists() else ""
+    return "\n".join(f"    {line}" for line in text.strip().splitlines()[-lines:])

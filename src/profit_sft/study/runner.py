@@ -1,0 +1,224 @@
+"""Run the cells of a study, one after the other or several at a time, beside other processes that do the same."""
+
+import fnmatch
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from profit_sft.data.generated import SYSTEM_PROMPT, generate_problems, write_jsonl
+from profit_sft.errors import ConfigurationError
+from profit_sft.study.cells import CellFailed, CellRun, check_settings, drop_weights, imitated_cell, run_cell
+from profit_sft.study.claims import Claim, ClaimLost, try_claim
+from profit_sft.study.layout import StudyFolder
+from profit_sft.study.plan import GENERATED, Cell, StudyPlan
+from profit_sft.study.processes import Interrupted, StopRequest
+
+_WAIT_SECONDS = 2.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunReport:
+    """How a call of `run_study` ended.
+
+    Attributes:
+        finished: Names of the chosen cells that are finished now.
+        failed: Reason by name of those that failed.
+        stopped_by: Number of the signal that stopped it, or None.
+    """
+
+    finished: tuple[str, ...]
+    failed: dict[str, str]
+    stopped_by: int | None
+
+
+def choose_cells(plan: StudyPlan, pattern: str | None) -> tuple[Cell, ...]:
+    """Return the cells whose name matches a shell pattern, in the plan's order.
+
+    Raises:
+        ConfigurationError: None does.
+    """
+    if pattern is None:
+        return plan.cells
+    chosen = tuple(cell for cell in plan.cells if fnmatch.fnmatchcase(cell.slug, pattern))
+    if not chosen:
+        names = ", ".join(cell.slug for cell in plan.cells[:8])
+        raise ConfigurationError(f"--cells {pattern!r} matches none of {len(plan.cells)} cells, such as {names}.")
+    return chosen
+
+
+def run_study(
+    plan: StudyPlan,
+    output_dir: Path,
+    *,
+    cells: str | None = None,
+    jobs: int = 1,
+    report: Callable[[str], None] = lambda text: None,
+) -> RunReport:
+    """Run every chosen cell that is not finished and that no other process is at.
+
+    Call it again after a stop, a crash or a kill, or at the same time from other processes and machines that share
+    the folder: finished cells are left alone, begun ones go on from their last checkpoint. A cell that fails does not
+    keep the others from running.
+
+    Args:
+        plan: The study.
+        output_dir: Its folder, see `profit_sft.study.layout`.
+        cells: Shell pattern for names of cells. None: all.
+        jobs: Cells that run at a time in this call.
+        report: Called with one line of text whenever something begins or ends, from several threads.
+
+    Raises:
+        ConfigurationError: The folder holds cells with other settings, or a chosen cell waits for one left out.
+    """
+    chosen, study = choose_cells(plan, cells), StudyFolder(output_dir)
+    for cell in chosen:
+        check_settings(plan, cell, study.cell(cell.slug))
+    _check_dependencies(plan, chosen, study)
+    write_generated(plan, study)
+    loop = _Loop(plan, study, list(chosen), jobs, report)
+    with _signals_ask(loop.stop):
+        loop.run()
+    return RunReport(
+        finished=tuple(cell.slug for cell in chosen if study.cell(cell.slug).finished.exists()),
+        failed=loop.failed,
+        stopped_by=loop.stop.signal_number,
+    )
+
+
+def write_generated(plan: StudyPlan, study: StudyFolder) -> None:
+    """Write the generated problems where the study uses them. Every process writes the same bytes."""
+    made = plan.generated
+    files = (
+        (plan.dataset_name, study.train_file, made.rows, made.seed, "train"),
+        (plan.heldout_dataset_name, study.heldout_file, made.heldout_rows, made.heldout_seed, "test"),
+    )
+    for name, path, rows, seed, split in files:
+        if name == GENERATED and not path.exists():
+            problems = generate_problems(rows, seed=seed, split=split, steps=made.steps)  # type: ignore[arg-type]
+            write_jsonl(problems, path, system_prompt=SYSTEM_PROMPT)
+
+
+def _check_dependencies(plan: StudyPlan, chosen: tuple[Cell, ...], study: StudyFolder) -> None:
+    for cell in chosen:
+        needed = _needed_cell(plan, cell)
+        if needed is not None and needed not in chosen and not study.cell(needed.slug).finished.exists():
+            raise ConfigurationError(
+                f"{cell.slug} takes its rate from {needed.slug}, which is not finished and which --cells leaves out. "
+                "Choose both, or run that one first."
+            )
+
+
+def _needed_cell(plan: StudyPlan, cell: Cell) -> Cell | None:
+    """Return the cell that must be finished before this one can start."""
+    if cell.variant.kept_share_of is None or cell.variant.kept_share_from != "run":
+        return None
+    return imitated_cell(plan, cell)
+
+
+@contextmanager
+def _signals_ask(stop: StopRequest) -> Iterator[None]:
+    """Let SIGINT and SIGTERM ask the children to stop."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        stop.ask(number)
+
+    previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+class _Loop:
+    """Hands cells to worker threads, each of which waits for the processes of one cell."""
+
+    def __init__(
+        self, plan: StudyPlan, study: StudyFolder, pending: list[Cell], jobs: int, report: Callable[[str], None]
+    ) -> None:
+        self.plan, self.study, self.jobs, self.report = plan, study, jobs, report
+        self.pending = pending
+        self.total = len(pending)
+        self.failed: dict[str, str] = {}
+        self.stop = StopRequest()
+        self.running: dict[Future[None], Cell] = {}
+        threads = str(max(1, (os.cpu_count() or 1) // jobs))
+        # Several processes with a thread a core each would only get in each other's way.
+        self.environment = {} if jobs == 1 else {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads)}
+        self._said_waiting = False
+
+    def run(self) -> None:
+        """Return when every cell is finished or failed, or a stop was asked for and the children have stopped."""
+        with ThreadPoolExecutor(max_workers=self.jobs) as pool:
+            while (self.pending and not self.stop.asked) or self.running:
+                if not self.stop.asked:
+                    self._start_what_can(pool)
+                if self.running:
+                    done, _ = wait(self.running, timeout=_WAIT_SECONDS, return_when=FIRST_COMPLETED)
+                    for future in done:
+                        self._collect(future, self.running.pop(future))
+                elif self.pending:
+                    self._say_waiting()
+                    self.stop.wait(_WAIT_SECONDS)
+
+    def _start_what_can(self, pool: ThreadPoolExecutor) -> None:
+        for cell in list(self.pending):
+            folder = self.study.cell(cell.slug)
+            if folder.finished.exists():
+                self.pending.remove(cell)
+                drop_weights(self.plan, folder)  # an earlier run may have been killed before it did
+                continue
+            needed = _needed_cell(self.plan, cell)
+            if needed is not None and needed.slug in self.failed:
+                self.pending.remove(cell)
+                self._fail(cell, f"{cell.slug}: {needed.slug}, whose kept share it needs, has failed.")
+            elif len(self.running) < self.jobs and (needed is None or self.study.cell(needed.slug).finished.exists()):
+                claim = try_claim(folder.path)
+                if claim is not None:
+                    self.pending.remove(cell)
+                    self.running[pool.submit(self._work, cell, claim)] = cell
+
+    def _work(self, cell: Cell, claim: Claim) -> None:
+        with claim:
+            run = CellRun(
+                plan=self.plan,
+                cell=cell,
+                study=self.study,
+                claim=claim,
+                stop=self.stop,
+                report=self.report,
+                environment=self.environment,
+            )
+            # Another process may have finished it between the look and the claim.
+            if not run.folder.finished.exists():
+                run_cell(run)
+
+    def _collect(self, future: "Future[None]", cell: Cell) -> None:
+        try:
+            future.result()
+            self.report(f"{cell.slug}: finished ({self.total - len(self.pending) - len(self.running)}/{self.total})")
+        except Interrupted:
+            self.report(f"{cell.slug}: stopped; it goes on from here next time")
+        except ClaimLost:
+            self.report(f"{cell.slug}: another process has taken it over")
+            self.pending.append(cell)
+        except CellFailed as error:
+            self._fail(cell, str(error))
+
+    def _fail(self, cell: Cell, reason: str) -> None:
+        self.failed[cell.slug] = reason
+        self.report(f"failed: {reason}")
+
+    def _say_waiting(self) -> None:
+        if not self._said_waiting:
+            self._said_waiting = True
+            self.report(f"waiting for {len(self.pending)} cells that other processes are at or that depend on them")

@@ -1,0 +1,169 @@
+"""Study files: what they expand to, and what is said about their mistakes."""
+
+import copy
+
+import pytest
+import yaml
+
+from profit_sft.errors import ConfigurationError
+from profit_sft.study.plan import check_flags, load_plan, parse_plan
+
+BASE = {
+    "model_name_or_path": "embedded",
+    "dataset_name": "generated",
+    "cells": [{"objective": "nll", "seed": [0, 1]}],
+}
+
+
+def plan_with(**changes):
+    content = copy.deepcopy(BASE)
+    for key, value in changes.items():
+        content[key] = value
+    return parse_plan(content)
+
+
+def slugs(plan):
+    return [cell.slug for cell in plan.cells]
+
+
+def test_entries_with_lists_stand_for_every_combination_and_seeds_run_in_rounds():
+    cells = [
+        {"objective": ["nll", "dft"], "seed": [0, 1]},
+        {"objective": "profit", "threshold": [0.1, 0.3], "mask_source": ["online", "reference"]},
+        {"objective": "profit", "direction": "lower", "seed": 7},
+        {"objective": "power", "k": [0.5, 2]},
+    ]
+    assert slugs(plan_with(cells=cells)) == [
+        "untrained",
+        "nll-s0",
+        "dft-s0",
+        "profit-t0.1-s0",
+        "profit-t0.1-reference-s0",
+        "profit-t0.3-s0",
+        "profit-t0.3-reference-s0",
+        "profit-t0.1-lower-s7",
+        "power-k0.5-s0",
+        "power-k2-s0",
+        "nll-s1",
+        "dft-s1",
+    ]
+
+
+def test_a_middle_direction_takes_a_pair_of_thresholds():
+    plan = plan_with(cells=[*BASE["cells"], {"objective": "profit", "threshold": [[0.1, 0.5]], "direction": "middle"}])
+    variant = plan.variants[1]
+    assert variant.name == "profit-t0.1-0.5-middle"
+    assert variant.make_objective().upper_threshold == 0.5
+
+
+def test_a_random_mask_waits_for_the_share_it_imitates():
+    random = {"objective": "profit", "direction": "random", "kept_share_of": "profit-t0.3"}
+    plan = plan_with(
+        cells=[
+            *BASE["cells"],
+            {"objective": "profit", "threshold": 0.3},
+            random,
+            random | {"kept_share_from": "scores"},
+        ]
+    )
+    assert [variant.name for variant in plan.variants[2:]] == ["random-as-profit-t0.3", "random-as-profit-t0.3-scores"]
+    assert plan.variants[2].make_objective(rate=0.25).rate == 0.25
+    assert not plan.variants[2].needs_reference
+
+
+def test_several_models_give_their_names_to_their_cells():
+    models = ["org/Big-1", {"model_name_or_path": "org/small", "name": "tiny one", "train": {"bf16": True}}]
+    content = copy.deepcopy(BASE) | {"models": models}
+    del content["model_name_or_path"]
+    plan = parse_plan(content)
+    assert slugs(plan)[:2] == ["Big-1.untrained", "Big-1.nll-s0"]
+    assert slugs(plan)[-1] == "tiny-one.nll-s1"
+    assert plan.models[1].train == {"bf16": True}
+    replaced = parse_plan(content, model_name_or_path="embedded")
+    assert {model.model_name_or_path for model in replaced.models} == {"embedded"}
+    assert slugs(replaced) == slugs(plan)
+
+
+def test_the_objectives_that_need_a_reference_are_known():
+    cells = [*BASE["cells"], {"objective": "profit", "mask_source": ["online", "reference"]}, {"objective": "asft"}]
+    assert [variant.needs_reference for variant in plan_with(cells=cells).variants] == [False, False, True, True]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"cell": []}, "cell is unknown. Did you mean cells?"),
+        ({"dataset_name": None}, "dataset_name is missing. It must be text."),
+        ({"name": 3}, "name must be text, got 3."),
+        ({"keep_models": "no"}, "keep_models must be true or false, got 'no'."),
+        ({"models": ["a"]}, "give one of model_name_or_path and models"),
+        ({"generated": {"rows": 0}}, "generated.rows must be at least 1, got 0."),
+        ({"generated": {"row": 5}}, "generated.row is unknown. Did you mean rows?"),
+        ({"train": {"seed": 1}}, "train.seed is set by `cells`. Take it out."),
+        ({"cells": []}, "cells is empty: name at least one"),
+        ({"cells": [{"objective": "nll"}, "dft"]}, "cells[1] must be a mapping of names to values, got 'dft'."),
+        ({"cells": [{"seed": 1}]}, "cells[0].objective is missing, such as nll, dft or profit."),
+        ({"cells": [{"objective": "nll", "threshold": 0.1}]}, "cells[0]: objective 'nll' has no field 'threshold'."),
+        ({"cells": [{"objective": "profitt"}]}, "cells[0]: no objective is named 'profitt'. Known: nll, profit"),
+        ({"cells": [{"objective": "profit", "threshold": 10}]}, "cells[0]: threshold must be a probability in [0, 1]"),
+        ({"cells": [{"objective": "nll", "seed": -1}]}, "cells[0].seed must be a whole number from 0 up or a list"),
+        ({"cells": [{"objective": "nll", "seed": [0, "a"]}]}, "or a list, got 'a'."),
+        ({"cells": [{"objective": "nll", "seed": [0, 0]}]}, "cells[0]: nll with seed 0 is there twice."),
+        ({"cells": [{"objective": "nll", "normalize": "some"}]}, "cells[0].normalize must be one of all, kept"),
+        ({"cells": [{"objective": "nll", "train": {"bf16": True}}]}, "so it needs a `name`."),
+        ({"cells": [{"objective": ["nll", "dft"], "name": "x"}]}, "stands for 2 variants, so it cannot have a `name`."),
+        ({"cells": [{"objective": "nll"}, {"objective": "dft", "name": "nll"}]}, "two different variants are called"),
+        ({"cells": [{"objective": "nll"}, {"objective": "nll", "name": "untrained"}]}, "'untrained' is taken by"),
+        ({"baseline": "nl"}, "baseline: variant 'nl' is unknown. Did you mean nll?"),
+        ({"comparisons": [["nll"]]}, "comparisons: each must be a pair such as [profit-t0.1, dft], got ['nll']."),
+        ({"comparisons": [["nll", "dft"]]}, "comparisons: variant 'dft' is unknown. Known: nll, untrained."),
+    ],
+)
+def test_a_mistake_is_named_with_key_and_value(changes, message):
+    with pytest.raises(ConfigurationError) as caught:
+        plan_with(**changes)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"direction": "random", "kept_share_of": "absent"}, "cells: kept_share_of 'absent' is unknown."),
+        (
+            {"direction": "higher", "kept_share_of": "nll"},
+            "cells[1].kept_share_of gives the rate of `direction: random`",
+        ),
+        ({"direction": "random", "kept_share_of": "nll", "rate": 0.5}, "set that direction and no rate."),
+        ({"kept_share_from": "scores"}, "cells[1].kept_share_from needs kept_share_of"),
+        ({"direction": "random"}, "cells[1]: direction 'random' needs rate, got rate=None."),
+        ({"direction": "random", "mask_source": "reference", "rate": 0.5}, "leave mask_source at 'online'"),
+    ],
+)
+def test_a_random_mask_that_cannot_be_is_refused(entry, message):
+    with pytest.raises(ConfigurationError) as caught:
+        plan_with(cells=[*BASE["cells"], {"objective": "profit", **entry}])
+    assert message in str(caught.value)
+
+
+def test_training_flags_are_those_of_profit_train():
+    check_flags(plan_with(train={"learning_rate": 1e-5, "max_length": 64, "lora_r": 8, "skip_bad_rows": True}))
+    with pytest.raises(ConfigurationError, match=r"train\.learning_rat is unknown\. Did you mean learning_rate\?"):
+        check_flags(plan_with(train={"learning_rat": 1e-5}))
+
+
+def test_the_file_is_named_in_every_message(tmp_path):
+    path = tmp_path / "some.yaml"
+    with pytest.raises(ConfigurationError, match=r"some\.yaml' cannot be read"):
+        load_plan(path)
+    path.write_text("cells: [")
+    with pytest.raises(ConfigurationError, match=r"some\.yaml' is not YAML"):
+        load_plan(path)
+    path.write_text("- a list")
+    with pytest.raises(ConfigurationError, match=r"some\.yaml' must be a mapping"):
+        load_plan(path)
+    path.write_text(yaml.safe_dump(BASE | {"baseline": "x"}))
+    with pytest.raises(ConfigurationError, match=r"some\.yaml: baseline: variant 'x' is unknown"):
+        load_plan(path)
+    path.write_text(yaml.safe_dump(BASE))
+    assert load_plan(path).name == "some"
+    assert load_plan(path, dataset_name="other.jsonl").dataset_name == "other.jsonl"

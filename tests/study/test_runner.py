@@ -1,0 +1,201 @@
+"""Whole studies on a tiny model: what they leave, that a kill loses nothing, that several processes share the work."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from profit_sft.errors import ConfigurationError
+from profit_sft.study.layout import StudyFolder
+from profit_sft.study.plan import load_plan, parse_plan
+from profit_sft.study.runner import choose_cells, run_study
+
+CELLS = ("untrained", "nll-s0", "profit-t0.0033-reference-s0")
+
+
+def figures(folder, slugs=CELLS):
+    """Everything in the cells' summaries but what was paid for it."""
+    found = {}
+    for slug in slugs:
+        summary = json.loads(StudyFolder(folder).cell(slug).finished.read_text())
+        found[slug] = {name: value for name, value in summary.items() if name != "cost"}
+    return found
+
+
+def metric_lines(folder, slug):
+    lines = (StudyFolder(folder).cell(slug).run / "metrics.jsonl").read_text().splitlines()
+    entries = [json.loads(line) for line in lines]
+    return [
+        {name: entry[name] for name in ("step", "loss", "nll", "kept_share")} for entry in entries if "loss" in entry
+    ]
+
+
+@pytest.mark.slow
+def test_cells_hold_training_heldout_nll_and_evaluation(finished_study):
+    summaries = figures(finished_study)
+    assert summaries["untrained"]["training"] is None
+    trained = summaries["nll-s0"]
+    assert trained["training"]["steps"] == 24
+    assert trained["training"]["kept_share"] == 1.0
+    assert trained["training"]["last_nll"] < trained["training"]["first_nll"]
+    assert trained["heldout"]["nll"] < summaries["untrained"]["heldout"]["nll"]
+    heldout = json.loads(StudyFolder(finished_study).cell("nll-s0").heldout.read_text())
+    assert sum(nll for nll, _ in heldout["rows"]) / heldout["label_tokens"] == pytest.approx(heldout["nll"])
+    assert len(heldout["rows"]) == 4
+    assert trained["evaluation"]["tasks"][0]["num_problems"] == 5
+    assert 0 < summaries["profit-t0.0033-reference-s0"]["training"]["kept_share"] < 1
+
+
+@pytest.mark.slow
+def test_weights_are_dropped_once_measured(finished_study):
+    left = {path.suffix for path in finished_study.rglob("*") if path.is_file()}
+    assert not left & {".safetensors", ".pt", ".bin"}
+    assert not list(finished_study.rglob("checkpoint-*"))
+    assert (StudyFolder(finished_study).cell("nll-s0").run / "metrics.jsonl").is_file()
+
+
+@pytest.mark.slow
+def test_a_study_killed_in_the_middle_goes_on_and_ends_with_the_same_figures(study_file, finished_study, tmp_path):
+    command = [sys.executable, "-m", "profit_sft.cli", "study", str(study_file), "--output_dir", str(tmp_path / "out")]
+    command += ["--cells", "nll-s0"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    cell = StudyFolder(tmp_path / "out").cell("nll-s0")
+    metrics = cell.run / "metrics.jsonl"
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 300
+    while not (metrics.exists() and metrics.read_text().count("\n") > 2) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not cell.trained.exists()
+    second = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True)
+    assert second.returncode == 0
+    assert "nll-s0: going on after step" in second.stderr
+    assert figures(tmp_path / "out", ["nll-s0"]) == figures(finished_study, ["nll-s0"])
+    assert metric_lines(tmp_path / "out", "nll-s0") == metric_lines(finished_study, "nll-s0")
+
+
+@pytest.mark.slow
+def test_a_finished_study_is_left_alone_and_other_settings_are_refused(study_file, finished_study):
+    before = {path: path.stat().st_mtime_ns for path in finished_study.rglob("*") if path.is_file()}
+    plan = load_plan(study_file)
+    result = run_study(plan, finished_study)
+    assert result.finished == CELLS
+    assert {path: path.stat().st_mtime_ns for path in finished_study.rglob("*") if path.is_file()} == before
+    content = study_file.read_text().replace("learning_rate: 0.001", "learning_rate: 0.002")
+    changed = study_file.with_name("changed.yaml")
+    changed.write_text(content)
+    with pytest.raises(
+        ConfigurationError, match=r"was run with train\.learning_rate = 0\.001, the study file says 0\.002"
+    ):
+        run_study(load_plan(changed), finished_study)
+
+
+def plan_without_measuring(**changes):
+    content = {
+        "model_name_or_path": "absent",
+        "dataset_name": "absent.jsonl",
+        "cells": [
+            {"objective": "nll"},
+            {"objective": "profit"},
+            {"objective": "profit", "direction": "random", "kept_share_of": "profit-t0.1"},
+        ],
+    }
+    return parse_plan(content | changes)
+
+
+def test_a_failed_cell_is_reported_and_the_others_run(tmp_path):
+    lines = []
+    result = run_study(plan_without_measuring(), tmp_path, cells="[!n]*", report=lines.append)
+    assert result.finished == ("untrained",)
+    assert list(result.failed) == ["profit-t0.1-s0", "random-as-profit-t0.1-s0"]
+    assert "no tokenizer could be loaded from 'absent'" in result.failed["profit-t0.1-s0"]
+    assert "profit-t0.1-s0, whose kept share it needs, has failed" in result.failed["random-as-profit-t0.1-s0"]
+    assert any(line.startswith("failed: profit-t0.1-s0: exit status 2") for line in lines)
+
+
+def test_a_cell_waits_until_another_process_has_finished_it(tmp_path):
+    from profit_sft.study.claims import try_claim
+
+    plan, lines = plan_without_measuring(), []
+    folder = StudyFolder(tmp_path).cell("untrained")
+    with try_claim(folder.path):
+
+        def say(text):
+            lines.append(text)
+            folder.finished.write_text("{}")
+
+        result = run_study(plan, tmp_path, cells="untrained", report=say)
+    assert lines == ["waiting for 1 cells that other processes are at or that depend on them"]
+    assert result.finished == ("untrained",)
+
+
+def test_two_calls_at_once_share_the_cells(tmp_path):
+    plan = parse_plan(
+        {
+            "models": [{"model_name_or_path": "absent", "name": f"m{index}"} for index in range(8)],
+            "dataset_name": "absent.jsonl",
+            "cells": [{"objective": "nll"}],
+        }
+    )
+    results = []
+    threads = [
+        threading.Thread(target=lambda: results.append(run_study(plan, tmp_path, cells="*untrained"))) for _ in range(3)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert {result.finished for result in results} == {tuple(f"m{index}.untrained" for index in range(8))}
+    # Claims may be made on a cell that has just been finished, but nobody works on it again.
+    assert len(list(tmp_path.rglob("cell.json"))) == 8
+
+
+def test_a_pattern_must_match_and_must_include_what_a_cell_depends_on(tmp_path):
+    plan = plan_without_measuring()
+    assert [cell.slug for cell in choose_cells(plan, "*-s0")] == [
+        "nll-s0",
+        "profit-t0.1-s0",
+        "random-as-profit-t0.1-s0",
+    ]
+    with pytest.raises(ConfigurationError, match=r"--cells 'dft\*' matches none of 4 cells, such as untrained, nll-s0"):
+        choose_cells(plan, "dft*")
+    with pytest.raises(ConfigurationError, match=r"takes its rate from profit-t0\.1-s0, which is not finished"):
+        run_study(plan, tmp_path, cells="random*")
+
+
+@pytest.mark.slow
+def test_a_random_mask_gets_the_share_its_model_cell_kept(finished_study, study_file, tmp_path):
+    from profit_sft.study.cells import imitated_share
+
+    plan = load_plan(study_file)
+    content = {
+        "model_name_or_path": plan.models[0].model_name_or_path,
+        "dataset_name": "generated",
+        "cells": [
+            {"objective": "profit", "threshold": 0.0033, "mask_source": "reference", "seed": 0},
+            *(
+                {
+                    "objective": "profit",
+                    "direction": "random",
+                    "kept_share_of": "profit-t0.0033-reference",
+                    "kept_share_from": source,
+                }
+                for source in ("run", "scores")
+            ),
+        ],
+        "baseline": "untrained",
+    }
+    random_run, random_scores = parse_plan(content).cells[-2:]
+    study = StudyFolder(tmp_path)
+    shutil.copytree(finished_study, tmp_path, dirs_exist_ok=True)
+    measured = json.loads(study.cell("profit-t0.0033-reference-s0").finished.read_text())["training"]["kept_share"]
+    assert imitated_share(parse_plan(content), random_run, study) == measured
+    # A reference mask never moves: what it kept in training is what it keeps of the scores, up to unequal batches.
+    assert imitated_share(parse_plan(content), random_scores, study) == pytest.approx(measured, abs=0.02)
