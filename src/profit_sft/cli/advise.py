@@ -13,6 +13,7 @@ from rich.table import Table
 
 from profit_sft.advise import Advice, PositionRow, ThresholdRow, advise
 from profit_sft.cli.progress import quiet_libraries
+from profit_sft.cli.score import _bar
 from profit_sft.data import DataSettings
 from profit_sft.errors import ConfigurationError
 from profit_sft.kind_comparison import HISTOGRAM_BINS, KindComparison, describe
@@ -76,7 +77,8 @@ def _score(dataset_name: str | None, data: dict[str, Any], model: dict[str, Any]
         )
     except ValueError as error:
         raise ConfigurationError(str(error)) from None
-    return score_dataset(settings, report=lambda text: messages.print(text, markup=False))
+    with _bar(messages) as bar:
+        return score_dataset(settings, report=lambda text: messages.print(text, markup=False), on_batch=bar.update)
 
 
 def print_advice(advice: Advice) -> None:

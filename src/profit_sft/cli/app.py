@@ -449,6 +449,10 @@ def advise(
     system_prompt: Annotated[
         str | None, typer.Option("--system_prompt", "--system-prompt", help="System message of rows without one.")
     ] = None,
+    chat_template_path: Annotated[
+        str | None,
+        typer.Option("--chat_template_path", "--chat-template-path", help="Jinja file, or a model to take it from."),
+    ] = None,
     scores_dir: Annotated[
         Path | None, typer.Option("--scores_dir", "--scores-dir", help="Keep the scores there (default: thrown away).")
     ] = None,
@@ -464,7 +468,12 @@ def advise(
         "response_column": response_column,
         "system_prompt": system_prompt,
     }
-    model = {"model_name_or_path": model_name_or_path, "dtype": dtype, "output_dir": scores_dir}
+    model = {
+        "model_name_or_path": model_name_or_path,
+        "dtype": dtype,
+        "chat_template_path": chat_template_path,
+        "output_dir": scores_dir,
+    }
 
     def run() -> int:
         from profit_sft.cli.advise import advise_command
