@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import shutil
 import warnings
 
 import pytest
@@ -15,6 +16,7 @@ from profit_sft.errors import ConfigurationError, DataError
 from profit_sft.head import selective_head
 from profit_sft.pretrained import load_tokenizer
 from profit_sft.reference_scores import add_reference_log_probs, settle_reference
+from profit_sft.score_store import ScoreWriter, load_scores
 from profit_sft.scoring import ScoreSettings, score_dataset
 from profit_sft.trainer import ProFitConfig, ProFitTrainer
 from tiny import save_tiny_chat_model, tiny_dataset, tiny_model, tiny_tokenizer
@@ -207,7 +209,7 @@ def test_without_scores_nothing_is_changed(tmp_path):
 def scored(tmp_path_factory):
     """Data, settings and scores of it under a tiny model."""
     root = tmp_path_factory.mktemp("scored")
-    rows = ({"question": f"What is {n} + 1?", "answer": f"It is {n + 1}. " * (1 + n % 3)} for n in range(10))
+    rows = ({"question": f"What is {n} + 1?", "answer": f"It is {n + 1}. " * (1 + n % 2)} for n in range(10))
     (root / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     settings = DataSettings(dataset_name=str(root / "train.jsonl"))
     folder = save_tiny_chat_model(root / "model")
@@ -254,14 +256,33 @@ def test_scores_of_another_template_are_refused(scored):
         add_reference_log_probs(data, settings, scores.folder, command="profit score DATA")
 
 
-def test_exchanged_shards_are_no_shifted_mask(scored, tmp_path):
-    import shutil
+def exchanged(folder):
+    """The first eight rows are as long, pair by pair; only their tokens tell the two shards apart."""
+    examples = list(load_scores(folder))
+    return [dataclasses.replace(examples[4 + index], example=index) for index in range(4)]
 
+
+def shifted(folder):
+    return [dataclasses.replace(example, positions=example.positions - 1) for example in list(load_scores(folder))[:4]]
+
+
+@pytest.mark.parametrize("damage", [exchanged, shifted])
+def test_a_damaged_shard_is_no_shifted_mask(scored, tmp_path, damage):
     data, settings, scores = scored
     folder = shutil.copytree(scores.folder, tmp_path / "copy")
-    first, second = folder / "shard-00000.parquet", folder / "shard-00001.parquet"
-    first.rename(tmp_path / "aside")
-    second.rename(first)
-    (tmp_path / "aside").rename(second)
+    ScoreWriter(folder, scores.manifest).write_shard(0, damage(folder))
     with pytest.raises(DataError, match="example 0 is not the one that its manifest speaks of"):
         add_reference_log_probs(data, settings, folder, command="")
+
+
+def test_a_first_token_that_nothing_predicts_needs_no_score(scored, tmp_path):
+    _, _, scores = scored
+    (tmp_path / "train.jsonl").write_text('{"prompt": "W", "completion": "hat is two?"}\n')
+    settings = DataSettings(dataset_name=str(tmp_path / "train.jsonl"))
+    model = scores.manifest.model_name_or_path
+    out = score_dataset(ScoreSettings(model_name_or_path=model, data=settings, output_dir=tmp_path / "scores"))
+    data = prepare_dataset(settings, scores.tokenizer())
+    assert data.dataset[0]["labels"][0] != -100  # "What" is one token, so the completion begins with it
+    values = add_reference_log_probs(data, settings, out.folder, command="").dataset[0]["reference_log_probs"]
+    assert values[0] == 0.0
+    assert all(value < 0.0 for value in values[1:])
