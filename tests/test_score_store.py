@@ -105,6 +105,14 @@ def test_an_unfinished_store_is_refused_and_gone_on_with(tmp_path):
     assert names == ["scores.json", *(f"shard-0000{shard}.parquet" for shard in range(3)), "tokenizer"]
 
 
+def test_a_torn_shard_is_written_again(tmp_path):
+    writer = write(tmp_path)
+    shard = tmp_path / "shard-00001.parquet"
+    shard.write_bytes(shard.read_bytes()[:100])
+    (tmp_path / "shard-00002.parquet").replace(tmp_path / "shard-00000.parquet")
+    assert writer.missing_shards() == [0, 1, 2]
+
+
 def test_a_missing_store_is_named(tmp_path):
     with pytest.raises(DataError, match=r"nowhere' holds no scores.*profit score DATA --model M --out .*nowhere"):
         load_scores(tmp_path / "nowhere")

@@ -235,8 +235,15 @@ class ScoreWriter:
         return (self.folder / _MANIFEST).is_file()
 
     def missing_shards(self) -> list[int]:
-        """Return the numbers of the shards that are not there yet."""
-        return [shard for shard in range(self.job.num_shards) if not shard_path(self.folder, shard).is_file()]
+        """Return the numbers of the shards that are not there yet; one that a crash left torn is not there."""
+        return [shard for shard in range(self.job.num_shards) if not self._is_whole(shard)]
+
+    def _is_whole(self, shard: int) -> bool:
+        try:
+            metadata = pyarrow.parquet.read_metadata(shard_path(self.folder, shard))
+        except (OSError, pyarrow.ArrowException):
+            return False
+        return bool(metadata.num_rows == len(self.job.shard_range(shard)))
 
     def write_shard(self, shard: int, examples: Sequence[ScoredExample]) -> None:
         """Write one shard, completely or not at all.
