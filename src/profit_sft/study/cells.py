@@ -192,10 +192,10 @@ def ensure_scores(run: CellRun) -> None:
 def score_request(run: CellRun) -> dict[str, Any]:
     """Return what the scoring process is to do: the data as the training runs read it, under the starting model."""
     settings = {**run.plan.train, **run.cell.model.train}
-    data = data_settings(settings, training_data(run), split=settings.get("dataset_train_split", "train"))
+    data = data_settings(settings, training_data(run), training=True)
     return {
         "model_name_or_path": run.cell.model.model_name_or_path,
-        "data": asdict(data) | {"max_samples": settings.get("max_samples")},
+        "data": asdict(data),
         "output_dir": str(run.study.scores(run.cell.model.name)),
         "dtype": settings.get("dtype", "float32"),
         "chat_template_path": settings.get("chat_template_path"),
@@ -257,7 +257,7 @@ def measure(run: CellRun) -> None:
     if plan.heldout_dataset_name is not None:
         generated = plan.heldout_dataset_name == GENERATED
         name = str(run.study.heldout_file) if generated else plan.heldout_dataset_name
-        heldout = asdict(data_settings(train_settings, name, split=train_settings.get("dataset_test_split", "test")))
+        heldout = asdict(data_settings(train_settings, name, training=False))
     trained = cell.variant.objective is not None
     request = {
         "model_name_or_path": str(run.folder.run) if trained else cell.model.model_name_or_path,
@@ -270,10 +270,14 @@ def measure(run: CellRun) -> None:
     run.child(["profit_sft.study.measure", str(run.folder.path)], "measure.log")
 
 
-def data_settings(train_settings: Mapping[str, Any], dataset_name: str, *, split: str) -> DataSettings:
-    """Read a data set as the training runs read theirs."""
-    names = ("dataset_config", "dataset_format", "prompt_column", "response_column", "system_prompt", "max_length")
-    shared = {name: train_settings[name] for name in (*names, "train_on", "skip_bad_rows") if name in train_settings}
+def data_settings(train_settings: Mapping[str, Any], dataset_name: str, *, training: bool) -> DataSettings:
+    """Return how a `profit train` process with these settings reads its training data, or evaluation data."""
+    names = ["dataset_config", "dataset_format", "prompt_column", "response_column", "system_prompt", "max_length"]
+    names += ["train_on", "skip_bad_rows", *(["max_samples"] if training else [])]
+    split = train_settings.get("dataset_train_split", "train")
+    if not training:
+        split = train_settings.get("dataset_test_split", "test")
+    shared = {name: train_settings[name] for name in names if name in train_settings}
     return DataSettings(dataset_name=dataset_name, dataset_split=split, **shared)
 
 

@@ -9,9 +9,7 @@ entries; an entry with lists stands for every combination:
       - {objective: profit, direction: random, kept_share_of: profit-t0.1, seed: 0}
 """
 
-import itertools
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,27 +17,12 @@ from typing import Any
 import yaml
 
 from profit_sft.errors import ConfigurationError
-from profit_sft.objectives import Objective, make_objective
+from profit_sft.study.estimate import Assumptions, read_assumptions
 from profit_sft.study.sections import Section, unknown_key
+from profit_sft.study.variants import Variant, check_train, make_slug, read_variants
 
 GENERATED = "generated"
 UNTRAINED = "untrained"
-
-# The study sets these in every run; common settings must leave them alone.
-_OWN_FLAGS = {
-    "config": "`train`",
-    "dataset_name": "`dataset_name`",
-    "model_name_or_path": "`model_name_or_path` or `models`",
-    "objective": "`cells`",
-    "objective_kwargs": "`cells`",
-    "output_dir": "--output_dir",
-    "overwrite_output_dir": "the study",
-    "reference_scores": "`mask_source: reference` in `cells`",
-    "resume_from_checkpoint": "the study",
-    "seed": "`cells`",
-    "threshold": "`cells`",
-    "threshold_direction": "`cells`",
-}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,45 +42,6 @@ class ModelPlan:
     train: Mapping[str, Any] = field(default_factory=dict)
     launch: str | None = None
     parameters: float | None = None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Variant:
-    """An objective with its settings: what the cells of several seeds share.
-
-    Attributes:
-        name: Such as `profit-t0.1-reference`.
-        objective: Name of the objective; None for the untrained model.
-        objective_kwargs: Its fields, without a `rate` that is only known later.
-        normalize: `all` or `kept`; None: as the common settings say.
-        kept_share_of: Variant whose kept share gives the `rate` of direction `random`.
-        kept_share_from: `run`: what that variant kept while it was trained; `scores`: what its mask keeps of the
-            training data under the starting model.
-        train: Settings of `profit train` for this variant alone.
-    """
-
-    name: str
-    objective: str | None
-    objective_kwargs: Mapping[str, Any] = field(default_factory=dict)
-    normalize: str | None = None
-    kept_share_of: str | None = None
-    kept_share_from: str = "run"
-    train: Mapping[str, Any] = field(default_factory=dict)
-
-    def make_objective(self, rate: float | None = None) -> Objective:
-        """Build the objective; one that waits for a kept share needs `rate`."""
-        assert self.objective is not None
-        kwargs = dict(self.objective_kwargs)
-        if rate is not None:
-            kwargs["rate"] = rate
-        return make_objective(self.objective, **kwargs)
-
-    @property
-    def needs_reference(self) -> bool:
-        """True if the objective reads reference log-probabilities."""
-        if self.objective is None or self.kept_share_of is not None:
-            return False
-        return "reference_log_probs" in self.make_objective().needs
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -147,7 +91,7 @@ class StudyPlan:
         variants: All of them, in order, without the untrained model.
         cells: All of them, in the order they run.
         keep_models: Keep the weights of cells that have been measured.
-        estimate: Assumptions of the cost estimate; see `profit_sft.study.estimate`.
+        estimate: Assumptions of the cost estimate.
     """
 
     name: str
@@ -163,7 +107,7 @@ class StudyPlan:
     variants: tuple[Variant, ...]
     cells: tuple[Cell, ...]
     keep_models: bool
-    estimate: Mapping[str, Any]
+    estimate: Assumptions
 
 
 def load_plan(path: str | Path, *, model_name_or_path: str | None = None, dataset_name: str | None = None) -> StudyPlan:
@@ -204,9 +148,9 @@ def parse_plan(
     models = _models(top, model_name_or_path)
     generated = _generated(Section("generated", top.take("generated", dict, {})))
     train = top.take("train", dict, {})
-    _check_train("train", train)
+    check_train("train", train)
     evaluate = top.take("evaluate", dict, {})
-    variants, seeds = _variants(top.take("cells", list, required=True))
+    variants, seeds = read_variants(top.take("cells", list, required=True))
     plan = StudyPlan(
         name=name,
         question=question,
@@ -221,7 +165,7 @@ def parse_plan(
         variants=variants,
         cells=_cells(models, variants, seeds),
         keep_models=top.take("keep_models", bool, True),
-        estimate=top.take("estimate", dict, {}),
+        estimate=read_assumptions(Section("estimate", top.take("estimate", dict, {}))),
     )
     top.finish()
     _check_names(plan)
@@ -237,11 +181,11 @@ def _models(top: Section, override: str | None) -> tuple[ModelPlan, ...]:
         section = Section(f"models[{index}]", {"model_name_or_path": entry} if isinstance(entry, str) else entry)
         path = section.take("model_name_or_path", str, required=True)
         train = section.take("train", dict, {})
-        _check_train(section.at("train"), train)
+        check_train(section.at("train"), train)
         models.append(
             ModelPlan(
                 model_name_or_path=override or path,
-                name=_slug(section.take("name", str, path.rstrip("/").rsplit("/", 1)[-1])),
+                name=make_slug(section.take("name", str, path.rstrip("/").rsplit("/", 1)[-1])),
                 train=train,
                 launch=section.take("launch", str),
                 parameters=section.take("parameters", float),
@@ -268,15 +212,12 @@ def _generated(section: Section) -> GeneratedData:
     return made
 
 
-def _check_train(place: str, settings: Mapping[str, Any]) -> None:
-    """Refuse what the study sets itself; `check_flags` knows all the others."""
-    for key in settings:
-        if key in _OWN_FLAGS:
-            raise ConfigurationError(f"{place}.{key} is set by {_OWN_FLAGS[key]}. Take it out.")
-
-
 def check_flags(plan: StudyPlan) -> None:
-    """Refuse training settings that are no flag of `profit train`. Imports TRL."""
+    """Refuse settings that `profit train` and `profit eval` would refuse by name. Imports both.
+
+    Raises:
+        ConfigurationError: A training setting is no flag of `profit train`, or an evaluation setting is wrong.
+    """
     import dataclasses
 
     from trl import ModelConfig
@@ -292,120 +233,21 @@ def check_flags(plan: StudyPlan) -> None:
         for key in settings:
             if key not in known:
                 raise unknown_key(f"{place}.{key}", key, known)
+    if plan.evaluate:
+        _check_evaluation(plan)
 
 
-def _variants(entries: Sequence[Any]) -> tuple[tuple[Variant, ...], dict[str, list[int]]]:
-    """Expand the entries; return the variants in order and the seeds of each."""
-    if not entries:
-        raise ConfigurationError("cells is empty: name at least one, such as {objective: nll, seed: 0}.")
-    variants: dict[str, Variant] = {}
-    seeds: dict[str, list[int]] = {}
-    for index, entry in enumerate(entries):
-        section = Section(f"cells[{index}]", entry)
-        entry_seeds = _seeds(section)
-        for variant in _expand(section):
-            known = variants.setdefault(variant.name, variant)
-            if known != variant:
-                raise ConfigurationError(
-                    f"{section.place}: two different variants are called {variant.name!r}. Give one a `name`."
-                )
-            for seed in entry_seeds:
-                if seed in seeds.setdefault(variant.name, []):
-                    raise ConfigurationError(f"{section.place}: {variant.name} with seed {seed} is there twice.")
-                seeds[variant.name].append(seed)
-    return tuple(variants.values()), seeds
-
-
-def _seeds(section: Section) -> list[int]:
-    value = section.take("seed", object, 0)
-    seeds: list[Any] = value if isinstance(value, list) else [value]
-    for seed in seeds:
-        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-            raise ConfigurationError(f"{section.at('seed')} must be a whole number from 0 up or a list, got {seed!r}.")
-    return seeds
-
-
-def _expand(section: Section) -> Iterator[Variant]:
-    """Yield one variant for every combination of the entry's lists."""
-    name, train = section.take("name", str), section.take("train", dict, {})
-    _check_train(section.at("train"), train)
-    if train and name is None:
-        raise ConfigurationError(f"{section.place} has settings of its own under `train`, so it needs a `name`.")
-    axes = {key: value if isinstance(value, list) else [value] for key, value in section.rest().items()}
-    if "objective" not in axes:
-        raise ConfigurationError(f"{section.place}.objective is missing, such as nll, dft or profit.")
-    combinations = list(itertools.product(*axes.values()))
-    if name is not None and len(combinations) > 1:
-        raise ConfigurationError(
-            f"{section.place} stands for {len(combinations)} variants, so it cannot have a `name`."
-        )
-    for values in combinations:
-        yield _variant(section, dict(zip(axes, values, strict=True)), name, train)
-
-
-def _variant(section: Section, chosen: dict[str, Any], name: str | None, train: Mapping[str, Any]) -> Variant:
-    parts = Section(section.place, chosen)
-    objective = parts.take("objective", str, required=True)
-    normalize = parts.take_choice("normalize", ("all", "kept"))
-    kept_share_of = parts.take("kept_share_of", str)
-    kept_share_from = parts.take_choice("kept_share_from", ("run", "scores"))
-    kwargs = parts.rest()
-    if objective == "profit":
-        kwargs.setdefault("threshold", 0.1)
-    if kept_share_of is None and kept_share_from is not None:
-        raise ConfigurationError(f"{section.at('kept_share_from')} needs kept_share_of, the variant to imitate.")
-    if kept_share_of is not None and (kwargs.get("direction") != "random" or "rate" in kwargs):
-        raise ConfigurationError(
-            f"{section.at('kept_share_of')} gives the rate of `direction: random`; set that direction and no rate."
-        )
-    variant = Variant(
-        name=name or _variant_name(objective, kwargs, normalize, kept_share_of, kept_share_from),
-        objective=objective,
-        objective_kwargs=kwargs,
-        normalize=normalize,
-        kept_share_of=kept_share_of,
-        kept_share_from=kept_share_from or "run",
-        train=train,
-    )
+def _check_evaluation(plan: StudyPlan) -> None:
     try:
-        variant.make_objective(rate=0.5 if kept_share_of is not None else None)
+        from profit_sft.study.measure import evaluation_settings
+
+        evaluation_settings(plan.evaluate, plan.models[0].model_name_or_path, Path())
+    except ModuleNotFoundError as error:
+        raise ConfigurationError(
+            f"evaluate: '{error.name}' is not installed. Install the extra: pip install 'profit-sft[eval]'."
+        ) from None
     except (TypeError, ValueError) as error:
-        raise ConfigurationError(f"{section.place}: {error}") from None
-    return variant
-
-
-def _variant_name(
-    objective: str,
-    kwargs: Mapping[str, Any],
-    normalize: str | None,
-    kept_share_of: str | None,
-    kept_share_from: str | None,
-) -> str:
-    """Name a variant by what sets it apart: `profit-t0.1-lower`, `power-k0.5`, `random-as-profit-t0.1`."""
-    if kept_share_of is not None:
-        parts = [f"random-as-{kept_share_of}" + ("-scores" if kept_share_from == "scores" else "")]
-    else:
-        # In one order, however the file writes it: the threshold, other fields, then the words.
-        words = ("direction", "mask_source")
-        keys = sorted(kwargs, key=lambda key: (key in words, key != "threshold", key))
-        default = (("direction", "higher"), ("mask_source", "online"))
-        shown = [key for key in keys if (key, kwargs[key]) not in default]
-        if kwargs.get("direction") == "random":
-            shown.remove("threshold")
-        parts = [objective, *(str(kwargs[key]) if key in words else _short(key, kwargs[key]) for key in shown)]
-    if normalize == "kept":
-        parts.append("kept")
-    return _slug("-".join(parts))
-
-
-def _short(key: str, value: Any) -> str:
-    shown = "-".join(f"{item:g}" for item in value) if isinstance(value, (list, tuple)) else value
-    shown = f"{value:g}" if isinstance(value, (int, float)) and not isinstance(value, bool) else shown
-    return f"{'t' if key == 'threshold' else key}{shown}"
-
-
-def _slug(text: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.")
+        raise ConfigurationError(f"evaluate: {error}") from None
 
 
 def _cells(

@@ -62,6 +62,13 @@ class Section:
             raise ConfigurationError(f"{self.at(key)} must be at least {least}, got {value}.")
         return value
 
+    def take_positive(self, key: str, default: float | None = None) -> float | None:
+        """Return a number above 0."""
+        value: float | None = self.take(key, float)
+        if value is not None and not 0 < value < float("inf"):
+            raise ConfigurationError(f"{self.at(key)} must be above 0, got {value}.")
+        return default if value is None else value
+
     def take_choice(self, key: str, choices: Sequence[str], default: str | None = None) -> str | None:
         """Return one of `choices`."""
         value: str | None = self.take(key, str, default)
