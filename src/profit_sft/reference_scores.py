@@ -89,7 +89,7 @@ def add_reference_log_probs(
 
 def _counts(labels: NDArray[np.int64], offsets: NDArray[np.int32]) -> NDArray[np.bool_]:
     """True where a label is learned: not at a row's first token, which nothing predicts."""
-    counts = labels != IGNORE_INDEX
+    counts: NDArray[np.bool_] = labels != IGNORE_INDEX
     counts[offsets[:-1]] = False
     return counts
 

@@ -134,7 +134,7 @@ class ProFitTrainer(SFTTrainer):
             raise ValueError("compute_loss_func would replace the objective; write an objective instead.")
         super().__init__(model=model, args=args, **kwargs)
         if REFERENCE_COLUMN in (getattr(self.train_dataset, "column_names", None) or ()):
-            self.data_collator = _WithReference(self.data_collator)
+            self.data_collator: Any = _WithReference(self.data_collator)
         apply_profit(
             self.model,
             args.make_objective(),

@@ -7,6 +7,14 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from profit_sft.cli.options import (
+    ChatTemplatePath,
+    DatasetFormat,
+    MaxLength,
+    PromptColumn,
+    ResponseColumn,
+    SystemPrompt,
+)
 from profit_sft.errors import ConfigurationError, ProFitError
 
 app = typer.Typer(
@@ -105,25 +113,12 @@ def score(
     dataset_split: Annotated[
         str, typer.Option("--dataset_split", "--dataset-split", help="Split of a hub data set.")
     ] = "train",
-    dataset_format: Annotated[
-        str, typer.Option("--dataset_format", "--dataset-format", help="As in profit train; auto looks at the columns.")
-    ] = "auto",
-    prompt_column: Annotated[
-        str | None, typer.Option("--prompt_column", "--prompt-column", help="Column with the question.")
-    ] = None,
-    response_column: Annotated[
-        str | None, typer.Option("--response_column", "--response-column", help="Column with the answer.")
-    ] = None,
-    system_prompt: Annotated[
-        str | None, typer.Option("--system_prompt", "--system-prompt", help="System message for rows without one.")
-    ] = None,
-    chat_template_path: Annotated[
-        str | None,
-        typer.Option("--chat_template_path", "--chat-template-path", help="Jinja file, or a model to take it from."),
-    ] = None,
-    max_length: Annotated[
-        int, typer.Option("--max_length", "--max-length", help="Tokens of a row; longer ones lose their end.")
-    ] = 1024,
+    dataset_format: DatasetFormat = None,
+    prompt_column: PromptColumn = None,
+    response_column: ResponseColumn = None,
+    system_prompt: SystemPrompt = None,
+    chat_template_path: ChatTemplatePath = None,
+    max_length: MaxLength = None,
     train_on: Annotated[
         str, typer.Option("--train_on", "--train-on", help="Assistant turns that carry labels: all or last.")
     ] = "all",
@@ -136,35 +131,37 @@ def score(
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
     """Compute log p, entropy, likeliest token and rank of every label token under a frozen model, once."""
+    data = {
+        "dataset_name": dataset_name,
+        "dataset_config": dataset_config,
+        "dataset_split": dataset_split,
+        "dataset_format": dataset_format,
+        "prompt_column": prompt_column,
+        "response_column": response_column,
+        "system_prompt": system_prompt,
+        "max_length": max_length,
+        "train_on": train_on,
+        "skip_bad_rows": skip_bad_rows,
+        "max_samples": max_samples,
+    }
+    options = {
+        "output_dir": output_dir,
+        "model_name_or_path": model_name_or_path,
+        "model_revision": model_revision,
+        "trust_remote_code": trust_remote_code,
+        "dtype": dtype,
+        "engine": engine,
+        "max_batch_tokens": max_batch_tokens,
+        "shard_rows": shard_rows,
+        "chat_template_path": chat_template_path,
+    }
 
     def run() -> int:
         from profit_sft.cli.score import score_command
 
         return score_command(
-            {
-                "dataset_name": dataset_name,
-                "dataset_config": dataset_config,
-                "dataset_split": dataset_split,
-                "dataset_format": dataset_format,
-                "prompt_column": prompt_column,
-                "response_column": response_column,
-                "system_prompt": system_prompt,
-                "max_length": max_length,
-                "train_on": train_on,
-                "skip_bad_rows": skip_bad_rows,
-                "max_samples": max_samples,
-            },
-            {
-                "output_dir": output_dir,
-                "model_name_or_path": model_name_or_path,
-                "model_revision": model_revision,
-                "trust_remote_code": trust_remote_code,
-                "dtype": dtype,
-                "engine": engine,
-                "max_batch_tokens": max_batch_tokens,
-                "shard_rows": shard_rows,
-                "chat_template_path": chat_template_path,
-            },
+            {name: value for name, value in data.items() if value is not None},
+            {name: value for name, value in options.items() if value is not None},
             as_json=as_json,
         )
 
@@ -199,25 +196,12 @@ def inspect(
     max_samples: Annotated[
         int | None, typer.Option("--max_samples", "--max-samples", help="Rows to score (default: 500).")
     ] = None,
-    max_length: Annotated[
-        int | None, typer.Option("--max_length", "--max-length", help="Tokens a row may have (default: 1024).")
-    ] = None,
-    dataset_format: Annotated[
-        str | None, typer.Option("--dataset_format", "--dataset-format", help="As in profit train.")
-    ] = None,
-    prompt_column: Annotated[
-        str | None, typer.Option("--prompt_column", "--prompt-column", help="Column with the question.")
-    ] = None,
-    response_column: Annotated[
-        str | None, typer.Option("--response_column", "--response-column", help="Column with the answer.")
-    ] = None,
-    system_prompt: Annotated[
-        str | None, typer.Option("--system_prompt", "--system-prompt", help="System message of rows without one.")
-    ] = None,
-    chat_template_path: Annotated[
-        str | None,
-        typer.Option("--chat_template_path", "--chat-template-path", help="Jinja file, or a model to take it from."),
-    ] = None,
+    max_length: MaxLength = None,
+    dataset_format: DatasetFormat = None,
+    prompt_column: PromptColumn = None,
+    response_column: ResponseColumn = None,
+    system_prompt: SystemPrompt = None,
+    chat_template_path: ChatTemplatePath = None,
     scores_dir: Annotated[
         Path | None, typer.Option("--scores_dir", "--scores-dir", help="Keep the scores there (default: thrown away).")
     ] = None,
@@ -434,25 +418,12 @@ def advise(
     max_samples: Annotated[
         int | None, typer.Option("--max_samples", "--max-samples", help="Rows to look at (default: 200).")
     ] = None,
-    max_length: Annotated[
-        int | None, typer.Option("--max_length", "--max-length", help="Tokens a row may have (default: 1024).")
-    ] = None,
-    dataset_format: Annotated[
-        str | None, typer.Option("--dataset_format", "--dataset-format", help="As in profit train.")
-    ] = None,
-    prompt_column: Annotated[
-        str | None, typer.Option("--prompt_column", "--prompt-column", help="Column with the question.")
-    ] = None,
-    response_column: Annotated[
-        str | None, typer.Option("--response_column", "--response-column", help="Column with the answer.")
-    ] = None,
-    system_prompt: Annotated[
-        str | None, typer.Option("--system_prompt", "--system-prompt", help="System message of rows without one.")
-    ] = None,
-    chat_template_path: Annotated[
-        str | None,
-        typer.Option("--chat_template_path", "--chat-template-path", help="Jinja file, or a model to take it from."),
-    ] = None,
+    max_length: MaxLength = None,
+    dataset_format: DatasetFormat = None,
+    prompt_column: PromptColumn = None,
+    response_column: ResponseColumn = None,
+    system_prompt: SystemPrompt = None,
+    chat_template_path: ChatTemplatePath = None,
     scores_dir: Annotated[
         Path | None, typer.Option("--scores_dir", "--scores-dir", help="Keep the scores there (default: thrown away).")
     ] = None,
