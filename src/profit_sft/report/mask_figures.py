@@ -4,6 +4,7 @@
 of the threshold grid (`profit_sft.report.thresholds`) give its kept share at any threshold of the grid, exactly.
 """
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -239,7 +240,10 @@ def count_figures(tokens: ScoredTokens, texts: TokenTexts, thresholds: Sequence[
         by_sort=tuple(_by_sort(tokens, sorts, kinds)),
         by_position=tuple(_by_position(tokens)),
         tokens=listed(tokens.token_ids, sorts, texts.text),
-        words=listed(words, word_sorts, word_texts.__getitem__),
+        words=tuple(
+            dataclasses.replace(group, sort="number" if group.sort == SORTS[NUMBER] else "word")
+            for group in listed(words, word_sorts, word_texts.__getitem__)
+        ),
         histogram_edges=tuple(bin_edges()),
         histogram=_histogram(tokens, kinds),
         density=None if len(tokens.log_probs) == 1 else _density(tokens),

@@ -14,17 +14,15 @@ from profit_sft.report.mask_figures import KINDS
 from profit_sft.report.mask_report import MaskReport
 from profit_sft.report.page import render_page
 from profit_sft.report.thresholds import cells
-from profit_sft.report.token_texts import SORTS, TokenTexts
+from profit_sft.report.token_texts import TokenTexts
 from profit_sft.score_store import ScoredExample, ScoreManifest
 
 MAX_EXAMPLES = 500
 # A label token takes 30 bytes of the page, twice that for two models: with these a page stays below about 20 MB.
 _MOST_TOKENS = 400_000
-_LEAD = (
-    "The references' tokens, shaded by p, the probability the model gives each. A masked token, struck through, has "
-    "weight zero in ProFit's loss: nothing is learned from it. This is the mask at one moment: trained with an online "
-    "mask, a model never learns what is masked, and on the small model we measured plain fine-tuning scored higher, so "
-    "read this as what a threshold hides, not as a promise that hiding it helps."
+_CAVEAT = (
+    "This is the mask at one moment: with an online mask a model never learns what is masked, and on the one small "
+    "model measured so far plain fine-tuning scored higher, so read it as what a threshold hides, no more."
 )
 
 
@@ -51,7 +49,7 @@ def render_mask_page(report: MaskReport, *, examples: int = MAX_EXAMPLES, today:
         scripts=("mask.js", "mask_charts.js"),
         values={
             "title": f"What the mask hides in {Path(report.manifests[0].data['dataset_name']).name}",
-            "lead": _LEAD,
+            "caveat": _CAVEAT,
             "facts": _facts(report, today),
             "label_tokens": f"{report.figures.total.count:,}",
             "examples_note": f"All {total:,}."
@@ -81,7 +79,6 @@ def page_data(report: MaskReport, shown: Sequence[tuple[ScoredExample, ...]]) ->
         "index": report.index,
         "direction": report.direction,
         "kinds": list(KINDS),
-        "sorts": [sort for sort in SORTS if any(group.sort == sort for group in figures.by_sort)],
         "figures": {
             "total": figures.total.as_json(),
             **groups,

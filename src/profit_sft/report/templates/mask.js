@@ -262,7 +262,7 @@ function meter(share, second = false) {
 
 function heatLegend() {
   const sample = (look, text, words) => el("li", {}, el("span", { class: `t ${look}` }, text), words);
-  const items = [sample("m", "word", "masked")];
+  const items = [sample("m", "word", state.view === "moved" ? "masked by both" : "masked")];
   if (state.view === "moved") {
     items.push(sample("p2", "word", "kept by both"), sample("gone", "word", "kept before, masked after"), sample("came", "word", "masked before, kept after"));
   } else {

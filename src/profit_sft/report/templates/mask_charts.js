@@ -4,6 +4,7 @@ const LOGIT_END = 10; // as the bins of the figures
 const TICKS = [0.0001, 0.001, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999, 0.9999];
 const logit = (p) => Math.max(-LOGIT_END, Math.min(LOGIT_END, Math.log(p / (1 - p))));
 const LOGITS = GRID.map(logit);
+const KIND_WORDS = { none: "neither" };
 const KIND_ORDER = [1, 2, 0]; // core, style, none: of DATA.kinds
 
 function nearest(values, wanted) {
@@ -240,6 +241,15 @@ function movement() {
   }
   byId("movement-words").textContent = `${percent((found.km + found.mk) / total)} of the label tokens changed sides: ` +
     `${whole(found.mk)} came in, ${whole(found.km)} went out.`;
+  const groups = FIGURES.by_kind.length > 0 ? FIGURES.by_kind : FIGURES.by_sort;
+  byId("movement-table").tHead.replaceChildren(el("tr", {}, ...["", "kept before → after", "in", "out"].map((name, column) =>
+    el(name === "" ? "td" : "th", { ...(name === "" ? {} : { scope: "col" }), class: column > 0 ? "number" : "" }, name))));
+  byId("movement-table").tBodies[0].replaceChildren(...groups.map((group) => {
+    const { km, mk } = moved(group);
+    const shares = SETS.map((_, set) => percent(keptOf(group, set) / group.count));
+    return el("tr", {}, el("th", { scope: "row" }, KIND_WORDS[group.label] ?? group.label),
+      ...[arrow(shares), whole(mk), whole(km)].map((text) => el("td", { class: "number" }, text)));
+  }));
 }
 
 // ---- Tables ----
@@ -254,16 +264,23 @@ const RANKS = {
   moved: (group) => { const found = moved(group); return found.km + found.mk; },
 };
 
+/** Offer the sorts there are among tokens, or among words. */
+function sortOptions() {
+  const sorts = new Set(FIGURES[state.unit].map((group) => group.sort));
+  state.sort = "";
+  byId("sort").replaceChildren(el("option", { value: "" }, "all sorts"), ...[...sorts].sort().map((sort) => el("option", { value: sort }, sort)));
+}
+
 function tokenTable() {
   const last = SETS.length - 1;
   const groups = FIGURES[state.unit].filter((group) =>
     (state.sort === "" || group.sort === state.sort) && (state.kind === "" || group.kind === state.kind));
   const ranked = groups.map((group) => [RANKS[state.rank](group), group]).filter(([value]) => value > 0);
   ranked.sort(([one, first], [other, second]) => other - one || second.count - first.count);
-  const head = ["token", "sort", ...(KINDS ? ["kind"] : []), "tokens", ...(COMPARED ? ["out", "in"] : []), "masked", "share masked", "mean p"];
+  const head = ["token", "sort", ...(KINDS ? ["kind"] : []), "tokens", ...(COMPARED ? ["out", "in"] : []), "masked", "share", "mean p"];
   head[0] = state.unit === "tokens" ? "token" : "word";
   const optional = new Set(["sort", "mean p"]);
-  const words = { out: "kept before, masked after", in: "masked before, kept after", tokens: "how many tokens of the data this is" };
+  const words = { out: "kept before, masked after", in: "masked before, kept after", tokens: "how many there are", share: "masked of all there are" };
   byId("token-table").tHead.replaceChildren(el("tr", {}, ...head.map((name, column) => el("th", {
     scope: "col", class: [column > (KINDS ? 2 : 1) ? "number" : "", optional.has(name) ? "optional" : ""].join(" "), ...(name in words ? { title: words[name] } : {}),
   }, name))));
@@ -272,7 +289,7 @@ function tokenTable() {
     const button = el("button", { type: "button", title: "Search the examples for it" }, visible(group.label));
     button.addEventListener("click", () => search(group.label.trim() || group.label));
     const cells = [el("th", { scope: "row", class: "word" }, button), el("td", { class: "dim optional" }, group.sort)];
-    if (KINDS) cells.push(el("td", { class: "dim" }, group.kind === "none" ? "–" : group.kind));
+    if (KINDS) cells.push(el("td", { class: "dim" }, KIND_WORDS[group.kind] ?? group.kind));
     cells.push(el("td", { class: "number" }, whole(group.count)));
     if (COMPARED) { const found = moved(group); cells.push(el("td", { class: "number" }, whole(found.km)), el("td", { class: "number" }, whole(found.mk))); }
     cells.push(el("td", { class: "number" }, whole(masked)), shareCell(masked / group.count, true));
@@ -288,7 +305,7 @@ function sortTable() {
   const groups = [...FIGURES.by_sort].sort((one, other) => other.count - one.count);
   byId("sort-table").tBodies[0].replaceChildren(...groups.map((group) => {
     const shares = SETS.map((_, set) => keptOf(group, set) / group.count);
-    return el("tr", {}, el("th", { scope: "row" }, group.sort), ...(KINDS ? [el("td", { class: "dim" }, group.kind === "none" ? "–" : group.kind)] : []),
+    return el("tr", {}, el("th", { scope: "row" }, group.sort), ...(KINDS ? [el("td", { class: "dim" }, KIND_WORDS[group.kind] ?? group.kind)] : []),
       el("td", { class: "number" }, whole(group.count)), el("td", { class: "number" }, arrow(shares.map(percent)), meter(shares[shares.length - 1])),
       el("td", { class: "number optional" }, arrow(group.p.map(shownP))));
   }));
@@ -340,6 +357,7 @@ function listen() {
     byId("slider").value = String(LOGITS[state.index]);
     settle();
   });
+  for (const id of ["histogram", "curve"]) makeDraggable(id);
   onChange("direction", "change", (event) => { state.direction = event.target.value; settle(); schedule(); });
   onChange("search", "input", (event) => { state.query = event.target.value; state.page = 0; choose(); renderExamples(); });
   onChange("order", "change", (event) => { state.order = event.target.value; state.page = 0; choose(); renderExamples(); });
@@ -348,7 +366,7 @@ function listen() {
   for (const [id, step] of [["previous", -1], ["next", 1]]) {
     onChange(id, "click", () => { state.page += step; renderExamples(); byId("examples").scrollIntoView(); });
   }
-  onChange("unit", "change", (event) => { state.unit = event.target.value; state.rows = 15; tokenTable(); });
+  onChange("unit", "change", (event) => { state.unit = event.target.value; state.rows = 15; sortOptions(); tokenTable(); });
   for (const name of ["sort", "kind", "rank"]) onChange(name, "change", (event) => { state[name] = event.target.value; tokenTable(); });
   onChange("more", "click", () => { state.rows += 30; tokenTable(); });
   const list = byId("list");
@@ -363,7 +381,7 @@ function listen() {
 }
 
 (function start() {
-  for (const sort of DATA.sorts) byId("sort").append(el("option", { value: sort }, sort));
+  sortOptions();
   document.querySelector(`#direction input[value="${state.direction}"]`).checked = true;
   byId("slider").value = String(LOGITS[state.index]);
   chartLegends();
