@@ -17,15 +17,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from gsm8k_spans import marked_row
 from loss import environment
 from profit_sft import quickstart
 from profit_sft.atomic_write import write_text
 from profit_sft.cli.progress import quiet_libraries
-from profit_sft.data import DataSettings
+from profit_sft.data import TOKEN_KINDS, DataSettings
 from profit_sft.data.generated import SYSTEM_PROMPT, generate_problems, write_jsonl
 from profit_sft.embedded_model import embedded_model_folder
+from profit_sft.final_answer import final_answer_mask
 from profit_sft.kind_comparison import KindComparison, compare_scores
+from profit_sft.label_tokens import kept_mask
+from profit_sft.score_store import ScoreSet
 from profit_sft.scoring import ScoreSettings, score_dataset
 
 THRESHOLD = 0.1
@@ -83,6 +88,7 @@ def compare(model: Path, data_file: Path, scores_dir: Path) -> dict[str, Any]:
     )
     scores = score_dataset(settings, report=lambda line: print(line, file=sys.stderr))
     return {
+        "scores": scores,
         "rows": len(scores),
         "label_tokens": scores.manifest.num_label_tokens,
         "nll": scores.manifest.mean_nll,
@@ -115,6 +121,34 @@ def on_gsm8k(output_dir: Path, file: Path, rows: int, seed: int) -> Iterator[dic
         for name, model in models.items():
             found = compare(model, marked, output_dir / f"scores-{slug(name)}-gsm8k-{slug(variant)}")
             yield {"data": f"GSM8K, {variant}", "model": name, "seed": seed, **found}
+
+
+def by_group(scores: ScoreSet) -> list[dict[str, Any]]:
+    """Return what each group of tokens, by kind and by the form of its text, is like."""
+    log_probs, kinds, token_ids = (scores.column(name) for name in ("log_probs", "token_kinds", "token_ids"))
+    texts = scores.tokenizer().batch_decode([[token] for token in token_ids.tolist()])
+    names = np.where(final_answer_mask(scores), "final number", [form_of(text) for text in texts])
+    found = []
+    for kind in ("core", "style"):
+        for name in sorted(set(names)):
+            chosen = (kinds == TOKEN_KINDS[kind]) & (names == name)
+            if chosen.any():
+                kept_share = float(kept_mask(log_probs[chosen], THRESHOLD).mean())
+                median_p = float(np.exp(np.median(log_probs[chosen])))
+                group = {"kind": kind, "group": name, "tokens": int(chosen.sum()), "median_p": median_p}
+                found.append({**group, "kept_share": kept_share})
+    return found
+
+
+def form_of(text: str) -> str:
+    text = text.strip()
+    if not text:
+        return "white space"
+    if text.endswith("<<") or text.startswith(">>"):
+        return "note opened" if text.endswith("<<") else "note closed"
+    if text.isdigit() or text.isalpha():
+        return "digits" if text.isdigit() else "letters"
+    return "operators" if set(text) <= set("+-*/=()") else "other signs"
 
 
 def slug(name: str) -> str:
@@ -175,9 +209,17 @@ def main() -> None:
     for stage in todo:
         for result in stage:
             print(render(result), flush=True)
+            scores = result.pop("scores")
             results.append({**result, "comparison": dataclasses.asdict(result["comparison"])})
+            if stage is not todo[0] and result["model"] == "untrained":
+                results[-1]["groups"] = by_group(scores)
     report = {"environment": environment(), "results": results}
     write_text(args.output_dir / "results.json", json.dumps(report, indent=2) + "\n")
+    print("\n| data | kind | tokens | how many | median p | kept |\n|---|---|---|---|---|---|")
+    for result in results:
+        for group in result.get("groups", []):
+            cells = (result["data"], group["kind"], group["group"], f"{group['tokens']:,}", f"{group['median_p']:.3f}")
+            print(f"| {' | '.join(cells)} | {group['kept_share']:.0%} |")
 
 
 if __name__ == "__main__":
