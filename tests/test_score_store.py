@@ -126,6 +126,7 @@ def test_a_missing_store_is_named(tmp_path):
         ({"dtype": "bfloat16"}, "dtype 'float32', not 'bfloat16'"),
         ({"engine": "vllm"}, "engine 'hf', not 'vllm'"),
         ({"shard_rows": 3}, "shard_rows 2, not 3"),
+        ({"has_token_kinds": True}, "without answer_spans"),
         ({"data": {**job().data, "tokenizer_fingerprint": "u"}}, "another tokenizer or chat template"),
         (
             {"data": {**job().data, "fingerprint": "e"}, "data_settings": {"dataset_name": "a", "max_length": 256}},

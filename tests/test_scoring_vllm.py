@@ -112,6 +112,13 @@ def test_a_data_set_is_scored_without_entropy(tmp_path):
     assert scores.manifest.engine == "vllm"
 
 
+@pytest.mark.usefixtures("recorded")
+def test_an_adapter_is_refused_by_name(tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ConfigurationError, match="is a LoRA adapter. Merge it first, or use --engine hf"):
+        vllm_engine(str(tmp_path), longest=2)
+
+
 def test_without_vllm_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(

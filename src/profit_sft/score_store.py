@@ -97,7 +97,7 @@ class ScoreJob:
     Attributes:
         format: Version of the store.
         model_name_or_path: The frozen model, as given.
-        model_fingerprint: What makes it the same model, see `profit_sft.scoring.model_fingerprint`.
+        model_fingerprint: What makes it the same model, see `profit_sft.pretrained.model_fingerprint`.
         data: `profit_sft.data.DataReport` as a dict: fingerprints of tokens and tokenizer, and counts.
         data_settings: `profit_sft.data.DataSettings` as a dict.
         dtype: The model's dtype.
@@ -145,6 +145,8 @@ class ScoreJob:
         if self.model_fingerprint != other.model_fingerprint:
             mine, theirs = self.model_name_or_path, other.model_name_or_path
             parts.insert(0, f"model {mine!r}, not {theirs!r}" if mine != theirs else f"model {mine!r} as it was then")
+        if self.has_token_kinds != other.has_token_kinds:
+            parts.append(f"{'with' if self.has_token_kinds else 'without'} answer_spans")
         parts += data_differences(self.data, self.data_settings, other.data, other.data_settings)
         return "; ".join(parts) or None
 

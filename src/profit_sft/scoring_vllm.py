@@ -11,6 +11,7 @@ installed vLLM.
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,8 +34,13 @@ def vllm_engine(
         trust_remote_code: Run code that comes with the model.
 
     Raises:
-        ConfigurationError: vLLM is not installed.
+        ConfigurationError: vLLM is not installed, or the model is a LoRA adapter.
     """
+    path = pretrained_path(name)
+    if (Path(path) / "adapter_config.json").is_file():
+        raise ConfigurationError(
+            f"engine 'vllm' loads whole models, and '{path}' is a LoRA adapter. Merge it first, or use --engine hf."
+        )
     try:
         from vllm import LLM, SamplingParams
     except ImportError:
@@ -42,7 +48,7 @@ def vllm_engine(
             "engine 'vllm' needs vLLM, which is not installed: pip install 'profit-sft[vllm]'. Or use --engine hf."
         ) from None
     model = LLM(
-        model=pretrained_path(name),
+        model=path,
         dtype=dtype,
         revision=revision,
         trust_remote_code=trust_remote_code,

@@ -261,14 +261,19 @@ class ProFitTrainer(SFTTrainer):
 
 
 class _WithReference:
-    """A collator that lays `reference_log_probs` out as the wrapped one does `labels`: padded, or end to end."""
+    """A collator that lays `reference_log_probs` out as the wrapped one does `labels`: padded, or end to end.
+
+    Rows without that column, such as those of an evaluation, are left to the wrapped one.
+    """
 
     def __init__(self, collator: Any) -> None:
         self._collator = collator
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        if REFERENCE_COLUMN not in examples[0]:
+            return self._collated(examples)
         rows = [torch.tensor(example[REFERENCE_COLUMN], dtype=torch.float32) for example in examples]
-        batch: dict[str, Any] = self._collator(
+        batch = self._collated(
             [{name: value for name, value in example.items() if name != REFERENCE_COLUMN} for example in examples]
         )
         size = batch["labels"].shape
@@ -278,6 +283,10 @@ class _WithReference:
         for index, row in enumerate(rows):
             values[index, : len(row)] = row
         return {**batch, REFERENCE_COLUMN: values}
+
+    def _collated(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        batch: dict[str, Any] = self._collator(examples)
+        return batch
 
 
 class _Measured:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -39,7 +40,7 @@ def test_scores_are_summed_up_and_the_next_command_is_given(tiny_folder, rows, t
     assert f"{manifest.num_label_tokens:,}" in shown
     assert f"{manifest.mean_nll:.3f} nats a token" in shown
     assert "share of label tokens under p 0.1" in shown
-    assert "a second" in shown
+    assert re.search(r"tokens a second, one process\s+│\s+[\d,]+\s+│", shown)
     assert f"Scores: {out}\n" in shown
     assert "scored 16/16 rows" in err
     command = shlex.split(shown.split("Train with the mask these scores give:\n")[1])

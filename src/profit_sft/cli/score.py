@@ -46,7 +46,9 @@ def score_command(data: Mapping[str, Any], options: Mapping[str, Any], *, as_jso
     messages = Console(stderr=True, highlight=False, soft_wrap=True)
     try:
         with _bar(messages) as bar:
-            scores = score_dataset(settings, report=messages.print, on_batch=bar.update)
+            scores = score_dataset(
+                settings, report=lambda line: messages.print(line, markup=False), on_batch=bar.update
+            )
     except ScoringInterrupted as stop:
         name = signal.Signals(stop.signal_number).name
         messages.print(
@@ -133,7 +135,7 @@ def _print(found: Mapping[str, Any], settings: ScoreSettings, *, as_json: bool) 
     for threshold in _SHOWN_THRESHOLDS:
         table.add_row(f"share of label tokens under p {threshold}", f"{found[f'share_below_{threshold}']:.1%}")
     speed = found["tokens_per_second"]
-    table.add_row("tokens through the model", "all were there" if speed is None else f"{speed:,.0f} a second")
+    table.add_row("tokens a second, one process", "all were there" if speed is None else f"{speed:,.0f}")
     out = Console(highlight=False, soft_wrap=True)
     out.print(table)
     out.print(f"Scores: {found['output_dir']}", markup=False)
