@@ -141,6 +141,11 @@ def test_the_seed_interval_is_welchs():
     expected = stats.ttest_ind(first, second, equal_var=False).confidence_interval()
     assert (found.low, found.high) == pytest.approx((expected.low, expected.high), rel=1e-5)
     assert seed_spread([0.5], second).low is None
+    against_fixed = seed_spread(first, 0.41)
+    expected = stats.ttest_1samp(first, 0.41).confidence_interval()
+    assert (against_fixed.low + 0.41, against_fixed.high + 0.41) == pytest.approx(
+        (expected.low, expected.high), rel=1e-5
+    )
     equal = seed_spread([0.5, 0.5], [0.25, 0.25])
     assert (equal.low, equal.high) == (0.25, 0.25)
 

@@ -19,10 +19,9 @@ import yaml
 from profit_sft.errors import ConfigurationError
 from profit_sft.study.estimate import Assumptions, read_assumptions
 from profit_sft.study.sections import Section, unknown_key
-from profit_sft.study.variants import Variant, check_train, make_slug, read_variants
+from profit_sft.study.variants import UNTRAINED, Variant, check_train, make_slug, read_variants
 
 GENERATED = "generated"
-UNTRAINED = "untrained"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -171,28 +171,35 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def seed_spread(first: Sequence[float], second: Sequence[float]) -> SeedSpread:
+def seed_spread(first: Sequence[float] | float, second: Sequence[float] | float) -> SeedSpread:
     """Return Welch's interval for the difference of two variants' means over seeds.
 
     Args:
-        first: Mean score of each seed of the first variant.
+        first: Mean score of each seed of the first variant; a plain number for a model that has no seed, such as the
+            untrained one, which is the same every time.
         second: Those of the second.
 
     Source: Welch 1947, Biometrika 34.
     """
-    low = high = None
-    if len(first) > 1 and len(second) > 1:
-        difference = float(np.mean(first) - np.mean(second))
-        shares = [float(np.var(seeds, ddof=1)) / len(seeds) for seeds in (first, second)]
-        total = sum(shares)
-        low = high = difference
-        if total > 0:
-            freedom = total**2 / sum(
-                share**2 / (len(seeds) - 1) for share, seeds in zip(shares, (first, second), strict=True)
-            )
-            half = student_t_quantile((1 + CONFIDENCE) / 2, freedom) * math.sqrt(total)
-            low, high = difference - half, difference + half
-    return SeedSpread(first_seeds=len(first), second_seeds=len(second), low=low, high=high)
+    sides = [_seed_mean(side) for side in (first, second)]
+    counts = [1 if isinstance(side, float) else len(side) for side in (first, second)]
+    if any(squared_error is None for _, squared_error, _ in sides):
+        return SeedSpread(first_seeds=counts[0], second_seeds=counts[1], low=None, high=None)
+    difference = sides[0][0] - sides[1][0]
+    total = sum(squared_error or 0.0 for _, squared_error, _ in sides)
+    half = 0.0
+    if total > 0:
+        freedom = total**2 / sum((squared_error or 0.0) ** 2 / freedom for _, squared_error, freedom in sides)
+        half = student_t_quantile((1 + CONFIDENCE) / 2, freedom) * math.sqrt(total)
+    return SeedSpread(first_seeds=counts[0], second_seeds=counts[1], low=difference - half, high=difference + half)
+
+
+def _seed_mean(scores: Sequence[float] | float) -> tuple[float, float | None, int]:
+    """Return mean, squared standard error and degrees of freedom; the error of a single seed is not known."""
+    if isinstance(scores, float):
+        return scores, 0.0, 1
+    freedom = len(scores) - 1
+    return float(np.mean(scores)), float(np.var(scores, ddof=1)) / len(scores) if freedom else None, freedom
 
 
 def student_t_quantile(probability: float, degrees_of_freedom: float) -> float:

@@ -10,6 +10,8 @@ from profit_sft.errors import ConfigurationError
 from profit_sft.objectives import Objective, make_objective
 from profit_sft.study.sections import Section
 
+UNTRAINED = "untrained"  # name of the variant that is the starting model
+
 # The study sets these in every run; common settings must leave them alone.
 _OWN_FLAGS = {
     "config": "`train`",

@@ -1,0 +1,220 @@
+"""The report of a study: an HTML page, the same in Markdown, and the figures as JSON; all from recorded numbers."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+
+from profit_sft.atomic_write import write_text
+from profit_sft.report.page import render_page
+from profit_sft.study.analysis import CURVES, Analysis, ComparisonRow, VariantRow, analyze, headline, limits
+from profit_sft.study.plan import StudyPlan
+from profit_sft.study.results import CellResult, read_results
+
+_DASH = "\N{EN DASH}"
+_LOOKS = 8  # colors of study.css; a further round of variants has dashed lines
+_CURVE_TITLES = {
+    "nll": "Plain NLL of the training batches, nats a token",
+    "kept_share": "Kept share of label tokens",
+    "loss": "Loss that is minimized (not comparable between objectives)",
+    "mean_token_accuracy": "Token accuracy on the training batches",
+}
+
+
+def write_report(plan: StudyPlan, output_dir: Path, *, command: str) -> Analysis:
+    """Write report.html, report.md and results.json from the finished cells; return the figures.
+
+    Args:
+        plan: The study.
+        output_dir: Its folder.
+        command: The command line that runs the study, as the report tells it.
+
+    Raises:
+        DataError: A cell's files cannot be read, or cells were measured on different problems.
+    """
+    results = read_results(plan, output_dir)
+    analysis = analyze(plan, results)
+    values = report_values(plan, results, analysis, command)
+    content = {"study": plan.name, "headline": values["headline"], "limits": values["limits"], **analysis.as_dict()}
+    write_text(output_dir / "results.json", json.dumps(content | {"cost": values["cost"]}, indent=1) + "\n")
+    write_text(output_dir / "report.md", render_markdown(values))
+    write_text(output_dir / "report.html", render_html(plan, analysis, values))
+    return analysis
+
+
+def render_html(plan: StudyPlan, analysis: Analysis, values: Mapping[str, Any]) -> str:
+    """Return the page; `values` as `report_values` gives them."""
+    models = [
+        {
+            "name": model.name,
+            "variants": [
+                {"name": row.variant, "look": index % _LOOKS, "dashed": index >= _LOOKS, "curves": row.curves}
+                for index, row in enumerate(row for row in analysis.rows if row.model == model.name)
+            ],
+            "comparisons": [
+                {
+                    "label": row.first if row.second == plan.baseline else f"{row.first} against {row.second}",
+                    "difference": row.comparison.difference,
+                    "low": row.comparison.low,
+                    "high": row.comparison.high,
+                    "shown": row.shown,
+                    "verdict": row.verdict,
+                }
+                for row in analysis.main_comparisons
+                if row.model == model.name
+            ],
+        }
+        for model in plan.models
+    ]
+    data = {"models": models, "curves": [{"name": name, "title": _CURVE_TITLES[name]} for name in CURVES]}
+    return render_page("study.html", data=data, styles=("study.css",), scripts=("study.js",), values=values)
+
+
+def render_markdown(values: Mapping[str, Any]) -> str:
+    """Return the report as Markdown; `values` as `report_values` gives them."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("profit_sft.report"),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        autoescape=False,  # Markdown, no HTML
+    )
+    return environment.get_template("study.md").render(values)
+
+
+def report_values(plan: StudyPlan, results: Sequence[CellResult], analysis: Analysis, command: str) -> dict[str, Any]:
+    """Return what both templates show, numbers already as text."""
+    return {
+        "title": plan.name,
+        "question": plan.question,
+        "baseline": plan.baseline,
+        "several_models": len(plan.models) > 1,
+        "headline": headline(plan, analysis),
+        "limits": limits(plan, analysis),
+        "facts": _facts(plan, analysis),
+        "outcomes": list(analysis.outcomes),
+        "has_kinds": any(row.heldout_nll_core is not None for row in analysis.rows),
+        "rows": [_table_row(row) for row in analysis.rows],
+        "comparisons": [_comparison_row(row) for row in analysis.comparisons],
+        "collapses": [
+            {"cell": result.cell.slug, "text": result.summary["training"]["collapse"]}
+            for result in results
+            if result.summary["training"] and result.summary["training"]["collapse"]
+        ],
+        "cost": _cost(results),
+        "settings": yaml.safe_dump(_settings(plan), sort_keys=False, width=100).strip(),
+        "versions": _versions(results),
+        "devices": ", ".join(sorted({result.summary["environment"]["device"] for result in _trained(results)}))
+        or _DASH,
+        "command": command,
+    }
+
+
+def _facts(plan: StudyPlan, analysis: Analysis) -> list[tuple[str, str]]:
+    problems = ", ".join(f"{count} of {task}" for task, count in analysis.num_problems.items())
+    return [
+        ("Cells", f"{len(plan.cells) - len(analysis.missing)} of {len(plan.cells)}"),
+        ("Model" if len(plan.models) == 1 else "Models", ", ".join(model.name for model in plan.models)),
+        ("Problems", problems or _DASH),
+        ("Comparisons", str(len(analysis.comparisons))),
+    ]
+
+
+def _table_row(row: VariantRow) -> dict[str, Any]:
+    return {
+        "model": row.model,
+        "variant": row.variant,
+        "seeds": _DASH if row.seeds == (None,) else f"{len(row.seeds)} of {row.planned}",
+        "scores": [
+            {
+                "mean": f"{100 * score.mean:.1f}%",
+                "interval": f"{100 * score.low:.1f} to {100 * score.high:.1f}",
+                "by_seed": ", ".join(f"{100 * mean:.1f}" for mean in score.by_seed),
+            }
+            for score in row.scores
+        ],
+        "heldout_nll": _number(row.heldout_nll),
+        "heldout_nll_core": _number(row.heldout_nll_core),
+        "heldout_nll_style": _number(row.heldout_nll_style),
+        "kept_share": _DASH if row.kept_share is None else f"{100 * row.kept_share:.0f}%",
+        "collapsed": f"{row.collapsed} of {len(row.seeds)}" if row.collapsed else "",
+    }
+
+
+def _number(value: float | None) -> str:
+    return _DASH if value is None else f"{value:.3f}"
+
+
+def _comparison_row(row: ComparisonRow) -> dict[str, Any]:
+    found, seeds = row.comparison, row.seeds
+    return {
+        "model": row.model,
+        "first": row.first,
+        "second": row.second,
+        "outcome": row.outcome,
+        "difference": f"{100 * found.difference:+.1f}",
+        "interval": f"{100 * found.low:+.1f} to {100 * found.high:+.1f}",
+        "won": f"{found.better} : {found.worse}",
+        "p_value": _p_value(found.p_value),
+        "adjusted_p": _p_value(row.adjusted_p),
+        "seeds": _DASH
+        if seeds.low is None or seeds.high is None
+        else f"{100 * seeds.low:+.1f} to {100 * seeds.high:+.1f}",
+        "shown": row.shown,
+        "verdict": row.verdict,
+    }
+
+
+def _p_value(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _trained(results: Sequence[CellResult]) -> list[CellResult]:
+    return [result for result in results if result.summary["training"] is not None]
+
+
+def _cost(results: Sequence[CellResult]) -> dict[str, Any]:
+    """Sum up what was paid: the only part of a report that differs between two runs of the same study."""
+    cells = []
+    for result in results:
+        cost = result.summary["cost"]
+        seconds = cost.get("train_seconds", 0.0)
+        cells.append(
+            {
+                "cell": result.cell.slug,
+                "train_seconds": round(seconds),
+                "tokens_per_second": round(cost["train_tokens"] / seconds) if seconds else None,
+                "measure_seconds": round(cost["measure_seconds"]),
+                "attempts": cost["attempts"],
+            }
+        )
+    hours = sum(cell["train_seconds"] + cell["measure_seconds"] for cell in cells) / 3600
+    return {"cells": cells, "hours": f"{hours:.1f}"}
+
+
+def _settings(plan: StudyPlan) -> dict[str, Any]:
+    return {
+        "models": [model.model_name_or_path for model in plan.models],
+        "dataset_name": plan.dataset_name,
+        "heldout_dataset_name": plan.heldout_dataset_name,
+        "train": dict(plan.train),
+        "evaluate": dict(plan.evaluate),
+    }
+
+
+def _devices(results: Sequence[CellResult]) -> str:
+    return ", ".join(sorted({result.summary["environment"]["device"] for result in _trained(results)})) or _DASH
+
+
+def _versions(results: Sequence[CellResult]) -> str:
+    """List versions of packages; where cells were run with different ones, all of them."""
+    found: dict[str, set[str]] = {}
+    for result in _trained(results):
+        environment = result.summary["environment"]
+        for name, version in {"python": environment["python"], **environment["packages"]}.items():
+            if version is not None:
+                found.setdefault(name, set()).add(version)
+    return ", ".join(f"{name} {' and '.join(sorted(versions))}" for name, versions in found.items()) or _DASH

@@ -1,0 +1,87 @@
+"""Read the finished cells of a study back from its folder."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from profit_sft.errors import DataError
+from profit_sft.study.cells import FORMAT, read_metrics
+from profit_sft.study.layout import StudyFolder
+from profit_sft.study.plan import Cell, StudyPlan
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CellResult:
+    """A finished cell.
+
+    Attributes:
+        cell: What it is.
+        summary: Its cell.json.
+        metrics: Its training logs.
+        scores: By task, the mean score of each problem over its samples, in the order of the task.
+    """
+
+    cell: Cell
+    summary: Mapping[str, Any]
+    metrics: Sequence[Mapping[str, Any]]
+    scores: Mapping[str, Sequence[float]]
+
+
+def read_results(plan: StudyPlan, output_dir: Path) -> list[CellResult]:
+    """Return the finished cells, in the plan's order.
+
+    Raises:
+        DataError: A file is of another format, or cells were measured on different problems.
+    """
+    study = StudyFolder(output_dir)
+    found = [_read_cell(plan, study, cell) for cell in plan.cells if study.cell(cell.slug).finished.exists()]
+    for result in found[1:]:
+        for task, scores in result.scores.items():
+            if len(scores) != len(found[0].scores[task]):
+                raise DataError(
+                    f"{study.cell(result.cell.slug).path}: {len(scores)} problems of {task}, but "
+                    f"{found[0].cell.slug} has {len(found[0].scores[task])}. All cells must be measured on the same "
+                    "problems: delete the folder of the one that differs and run the study again."
+                )
+    return found
+
+
+def _read_cell(plan: StudyPlan, study: StudyFolder, cell: Cell) -> CellResult:
+    folder = study.cell(cell.slug)
+    summary = json.loads(folder.finished.read_text(encoding="utf-8"))
+    if summary.get("format") != FORMAT:
+        raise DataError(
+            f"{folder.finished} has format {summary.get('format')!r}, this version reads {FORMAT}. Delete "
+            f"{folder.path} and run the study again."
+        )
+    tasks = plan.evaluate.get("tasks", ())
+    return CellResult(
+        cell=cell,
+        summary=summary,
+        metrics=read_metrics(folder),
+        scores={task: read_scores(folder.evaluation / "samples" / f"{task}.jsonl") for task in tasks},
+    )
+
+
+def read_scores(path: Path) -> list[float]:
+    """Return the mean score of each problem over its samples, in the order of the problems.
+
+    Args:
+        path: A file of samples that `profit eval` wrote.
+
+    Raises:
+        DataError: It cannot be read.
+    """
+    samples: dict[int, list[float]] = {}
+    try:
+        with path.open(encoding="utf-8") as lines:
+            for line in lines:
+                record = json.loads(line)
+                samples.setdefault(record["problem"], []).append(float(record["correct"]))
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(
+            f"{path} cannot be read ({error!r}). Delete its cell's folder and run the study again."
+        ) from None
+    return [sum(samples[problem]) / len(samples[problem]) for problem in sorted(samples)]

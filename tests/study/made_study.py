@@ -1,0 +1,95 @@
+"""Study folders made of chosen numbers, for tests of what is read and shown."""
+
+import json
+
+import numpy as np
+
+from profit_sft.study.cells import FORMAT
+from profit_sft.study.layout import StudyFolder
+from profit_sft.study.plan import parse_plan
+
+ENVIRONMENT = {
+    "python": "3.12.1",
+    "platform": "Linux",
+    "device": "cpu",
+    "packages": {"torch": "2.9.0", "trl": "1.16.0", "peft": None},
+}
+
+
+def made_plan(**changes):
+    content = {
+        "name": "made-up",
+        "question": "Is <b>profit</b> better & why?",
+        "model_name_or_path": "embedded",
+        "dataset_name": "generated",
+        "heldout_dataset_name": "generated",
+        "evaluate": {"tasks": ["generated"], "greedy": True},
+        "cells": [
+            {"objective": ["nll", "dft"], "seed": [0, 1, 2]},
+            {"objective": "profit", "threshold": [0.1, 0.5], "seed": 0},
+        ],
+    }
+    return parse_plan(content | changes)
+
+
+def made_study(folder, plan, rates, *, problems=120, collapsed=(), skip=(), attempts=1):
+    """Write the files of finished cells.
+
+    Args:
+        folder: The study's folder.
+        plan: The study.
+        rates: Share of right answers by variant; a problem's hardness is the same for all.
+        problems: Problems a task.
+        collapsed: Variants whose training NLL rises while their loss falls.
+        skip: Cells that are not finished.
+        attempts: What the cells cost, which no figure may depend on.
+    """
+    study = StudyFolder(folder)
+    for index, cell in enumerate(plan.cells):
+        if cell.slug in skip:
+            continue
+        files, name = study.cell(cell.slug), cell.variant.name
+        generator = np.random.default_rng((1, index))
+        for number, task in enumerate(plan.evaluate.get("tasks", ())):
+            hardness = np.random.default_rng(100 + number).random(problems)
+            noise = generator.random(problems) * 0.2 - 0.1
+            samples = files.evaluation / "samples"
+            samples.mkdir(parents=True, exist_ok=True)
+            lines = [
+                json.dumps({"task": task, "problem": problem, "sample": 0, "correct": bool(right)})
+                for problem, right in enumerate(hardness + noise < rates[name])
+            ]
+            (samples / f"{task}.jsonl").write_text("\n".join(lines) + "\n")
+        trained = cell.variant.objective is not None
+        if trained:
+            files.run.mkdir(parents=True, exist_ok=True)
+            (files.run / "metrics.jsonl").write_text("".join(_log(step, name, collapsed) for step in range(1, 31)))
+        summary = {
+            "format": FORMAT,
+            "cell": cell.slug,
+            "training": {
+                "steps": 30,
+                "kept_share": 1.0 if name == "nll" else 0.7,
+                "collapse": "collapse: plain NLL rose" if name in collapsed else None,
+            }
+            if trained
+            else None,
+            "heldout": {"nll": 0.5 + 0.01 * index, "nll_core": 0.2, "nll_style": 0.8},
+            "cost": {"measure_seconds": 30.0 * attempts, "attempts": attempts}
+            | ({"train_seconds": 120.0 * attempts, "train_tokens": 16000} if trained else {}),
+            "environment": ENVIRONMENT if trained else None,
+        }
+        files.path.mkdir(parents=True, exist_ok=True)
+        files.finished.write_text(json.dumps(summary))
+
+
+def _log(step, name, collapsed):
+    falling = 2.5 * 0.93**step + 0.5
+    entry = {
+        "step": step,
+        "loss": falling * (1.0 if name == "nll" else 0.3),
+        "nll": 2.5 + 0.05 * step if name in collapsed else falling,
+        "kept_share": 1.0 if name == "nll" else 0.6 + 0.005 * step,
+        "mean_token_accuracy": 1 - 0.4 * 0.95**step,
+    }
+    return json.dumps(entry) + "\n"

@@ -1,0 +1,48 @@
+"""What is read back from a study's folder."""
+
+import json
+
+import pytest
+from made_study import made_plan, made_study
+
+from profit_sft.errors import DataError
+from profit_sft.study.results import read_results, read_scores
+
+RATES = {"untrained": 0.1, "nll": 0.5, "dft": 0.5, "profit-t0.1": 0.6, "profit-t0.5": 0.4}
+
+
+def test_finished_cells_come_back_in_order_with_logs_and_scores(tmp_path):
+    plan = made_plan()
+    made_study(tmp_path, plan, RATES, skip=("dft-s1",))
+    results = read_results(plan, tmp_path)
+    assert [result.cell.slug for result in results] == [cell.slug for cell in plan.cells if cell.slug != "dft-s1"]
+    assert results[0].metrics == []
+    assert [entry["step"] for entry in results[1].metrics] == list(range(1, 31))
+    assert len(results[1].scores["generated"]) == 120
+
+
+def test_samples_of_a_problem_are_averaged_in_the_order_of_the_problems(tmp_path):
+    records = [(1, 0, True), (0, 0, False), (0, 1, True), (1, 1, True), (2, 0, 0.25), (2, 1, 0.75)]
+    path = tmp_path / "task.jsonl"
+    path.write_text(
+        "\n".join(
+            json.dumps({"problem": problem, "sample": sample, "correct": right}) for problem, sample, right in records
+        )
+    )
+    assert read_scores(path) == [0.5, 1.0, 0.5]
+
+
+def test_what_cannot_be_read_is_named(tmp_path):
+    plan = made_plan()
+    made_study(tmp_path, plan, RATES)
+    samples = tmp_path / "cells" / "nll-s0" / "evaluation" / "samples" / "generated.jsonl"
+    lines = samples.read_text().splitlines()
+    samples.write_text("\n".join(lines[:-1]))
+    with pytest.raises(DataError, match=r"nll-s0: 119 problems of generated, but untrained has 120"):
+        read_results(plan, tmp_path)
+    samples.write_text("{")
+    with pytest.raises(DataError, match=r"generated\.jsonl cannot be read .* Delete its cell's folder"):
+        read_results(plan, tmp_path)
+    (tmp_path / "cells" / "untrained" / "cell.json").write_text('{"format": 99}')
+    with pytest.raises(DataError, match=r"cell\.json has format 99, this version reads 1\. Delete"):
+        read_results(plan, tmp_path)
