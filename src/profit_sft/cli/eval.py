@@ -12,6 +12,7 @@ from profit_sft.cli.progress import quiet_libraries
 from profit_sft.errors import ConfigurationError
 from profit_sft.evaluation import EvalReport, EvalSettings, Metric, evaluate
 
+_FURTHER = {"prompt_loose": "loose", "instruction_strict": "instruction", "instruction_loose": "same, loose"}
 _LINES = 10  # progress lines a task where stderr is no terminal
 
 
@@ -91,7 +92,7 @@ def _print_table(found: EvalReport) -> None:
     table = Table(title=f"{found.model_name_or_path}, {_decoding(found.settings)}")
     table.add_column("task", no_wrap=True)
     for column in ("avg@k", "SE", "problems", "k", "cut off", "no answer", "tokens"):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=True)
     for result in found.tasks:
         table.add_row(
             result.task,
@@ -103,7 +104,8 @@ def _print_table(found: EvalReport) -> None:
             f"{result.mean_new_tokens:.0f}",
         )
         for metric in result.metrics:
-            table.add_row(f"  {metric.name.replace('_', ' ')}", *_shares(metric), *[""] * 5)
+            if metric.name in _FURTHER:
+                table.add_row(f"  {_FURTHER[metric.name]}", *_shares(metric), *[""] * 5)
     out = Console(highlight=False)
     out.print(table)
     out.print(

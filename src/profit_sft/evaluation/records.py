@@ -45,7 +45,7 @@ class EvalFolder:
             self._refuse_another(there["job"], job, "")
             for name in tasks.keys() & earlier.keys():
                 self._refuse_another(earlier[name], tasks[name], f"{name}: ")
-        self._content = {"format": _FORMAT, "job": dict(job), "tasks": {**tasks, **earlier}}
+        self._content: dict[str, Any] = {"format": _FORMAT, "job": dict(job), "tasks": {**tasks, **earlier}}
 
     def _read(self) -> dict[str, Any] | None:
         if not self._path.is_file():
@@ -74,6 +74,15 @@ class EvalFolder:
     def start(self) -> None:
         """Write job.json, so that the folder is taken."""
         write_text(self._path, json.dumps(self._content, indent=2) + "\n")
+
+    def note(self, task: str, **values: Any) -> None:
+        """Write down what follows from the job and is known only once its model is loaded."""
+        self._content["tasks"][task] = {**self._content["tasks"][task], **values}
+        self.start()
+
+    def noted(self, task: str, name: str) -> Any:
+        """Return what was written down."""
+        return self._content["tasks"][task][name]
 
     def samples(self, task: str) -> "SampleFile":
         """Return the samples of a task."""

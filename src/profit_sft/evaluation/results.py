@@ -30,7 +30,7 @@ class TaskResult:
         accuracy: avg@k: mean over problems of the share of right samples. Of ifeval, strict and by prompt.
         metrics: Further figures of the task.
         truncated_share: Share of samples cut off at `max_new_tokens`.
-        no_answer_share: Share of samples in which no answer was found (format failures; they count as wrong).
+        no_answer_share: Share of samples in which no answer was found (format failures, empty texts); they are wrong.
         fallback_share: Share of samples whose answer was only guessed at, as their last number or formula.
         mean_new_tokens: Mean length of a sample.
         max_new_tokens: The limit of a sample, after lowering to the model's window.
@@ -112,7 +112,7 @@ def summarize(task: str, records: Sequence[Record], *, max_new_tokens: int) -> T
         accuracy=metric("accuracy", lambda record: float(record["correct"])),
         metrics=tuple(metric(name, _score(name), weights if name in _PER_INSTRUCTION else None) for name in names),
         truncated_share=share(lambda record: record["truncated"]),
-        no_answer_share=share(lambda record: record["extracted"] is None),
+        no_answer_share=share(lambda record: record["rule"] is None),
         fallback_share=share(lambda record: record["rule"] == "fallback"),
         mean_new_tokens=share(lambda record: record["new_tokens"]),
         max_new_tokens=max_new_tokens,

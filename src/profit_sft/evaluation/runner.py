@@ -6,10 +6,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from typing import Any
 
 from profit_sft.errors import ConfigurationError
 from profit_sft.evaluation.engine import Engine, Generated, Request, load_engine
+from profit_sft.evaluation.math_judge import MathJudge
 from profit_sft.evaluation.records import EvalFolder, SampleFile
 from profit_sft.evaluation.results import EvalReport, Record, TaskResult, summarize
 from profit_sft.evaluation.sampling import sample_seed
@@ -48,8 +50,9 @@ def evaluate(
         DownloadError: Something cannot be fetched.
     """
     started = time.perf_counter()
-    with _quiet_harness():
-        tasks = [load_task(name, settings) for name in settings.tasks]
+    _require_extra()
+    with _quiet_harness(), MathJudge() as judge:
+        tasks = [load_task(name, settings, judge, report=report) for name in settings.tasks]
         fingerprint = model_fingerprint(settings.model_name_or_path)
         jobs = {task.name: _task_job(task) for task in tasks}
         folder = EvalFolder(settings.output_dir, _job(settings, fingerprint), jobs)
@@ -70,6 +73,16 @@ def evaluate(
     return found
 
 
+def _require_extra() -> None:
+    missing = [
+        name for name in ("lm_eval", "math_verify", "langdetect", "immutabledict", "nltk") if not find_spec(name)
+    ]
+    if missing:
+        raise ConfigurationError(
+            f"evaluation needs {', '.join(missing)}, not installed here. Run: pip install 'profit-sft[eval]'"
+        )
+
+
 def _job(settings: EvalSettings, fingerprint: str) -> dict[str, Any]:
     names = ("max_new_tokens", "seed", "engine", "dtype", "system_prompt", "apply_chat_template")
     return {
@@ -81,7 +94,7 @@ def _job(settings: EvalSettings, fingerprint: str) -> dict[str, Any]:
 
 
 def _task_job(task: EvalTask) -> dict[str, Any]:
-    return {"problems": len(task.documents), "fingerprint": task.fingerprint()}
+    return {"problems": len(task.problems), "fingerprint": task.fingerprint()}
 
 
 def _plain_settings(settings: EvalSettings) -> dict[str, Any]:
@@ -107,7 +120,7 @@ class _Run:
 
     def task(self, task: EvalTask) -> TaskResult:
         settings = self._settings
-        problems = min(len(task.documents), settings.limit or len(task.documents))
+        problems = min(len(task.problems), settings.limit or len(task.problems))
         wanted = [(problem, sample) for problem in range(problems) for sample in range(settings.samples_per_problem)]
         samples = self._folder.samples(task.name)
         missing = [key for key in wanted if key not in samples]
@@ -115,13 +128,14 @@ class _Run:
             self._generate(task, samples, missing, len(wanted))
             samples.sort()
         records = samples.select(problems, settings.samples_per_problem)
-        return summarize(task.name, records, max_new_tokens=settings.max_new_tokens)
+        return summarize(task.name, records, max_new_tokens=self._folder.noted(task.name, "max_new_tokens"))
 
     def _generate(self, task: EvalTask, samples: SampleFile, missing: Sequence[tuple[int, int]], wanted: int) -> None:
         engine = self._loaded_engine()
         prompts = self._prompts(task, engine)
         lengths = engine.count_tokens(prompts)
         max_new_tokens = self._max_new_tokens(task, engine, max(lengths))
+        self._folder.note(task.name, max_new_tokens=max_new_tokens)
         self._report(f"{task.name}: {len(missing)} answers to generate, {wanted - len(missing)} are there")
         # Longest first: a batch that does not fit into memory shows at once, and rows of one length need no padding.
         queue = sorted(missing, key=lambda key: (-lengths[key[0]], key))
@@ -153,14 +167,14 @@ class _Run:
         chat = self._settings.apply_chat_template
         return [
             harness_task.fewshot_context(
-                dict(document),
+                {"problem": index},
                 0,
                 system_instruction=system,
                 apply_chat_template=chat,
                 fewshot_as_multiturn=True,
                 chat_template=engine.apply_chat_template if chat else None,
             )
-            for document in task.documents
+            for index in range(len(task.problems))
         ]
 
     def _max_new_tokens(self, task: EvalTask, engine: Engine, longest_prompt: int) -> int:
@@ -179,15 +193,15 @@ class _Run:
 
 
 def _record(task: EvalTask, key: tuple[int, int], prompt: str, answer: Generated) -> Record:
-    document = task.documents[key[0]]
-    grade = task.grade(document, answer.text, answer.truncated)
+    problem = task.problems[key[0]]
+    grade = task.grade(problem, answer.text, answer.truncated)
     return {
         "task": task.name,
         "problem": key[0],
         "sample": key[1],
         "prompt": prompt,
         "answer": answer.text,
-        "expected": task.expected(document),
+        "expected": task.expected(problem),
         "correct": grade.correct,
         "truncated": answer.truncated,
         "extracted": grade.extracted,
