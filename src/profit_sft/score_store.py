@@ -304,8 +304,8 @@ class ScoreSet:
         for shard in range(manifest.num_shards):
             if not shard_path(self.folder, shard).is_file():
                 raise DataError(
-                    f"'{self.folder}' lacks {shard_path(self.folder, shard).name}. Delete {_MANIFEST} there and run "
-                    "the `profit score` command once more, or copy the folder again."
+                    f"'{self.folder}' lacks {shard_path(self.folder, shard).name}. Copy the folder again, or delete it "
+                    "and score again."
                 )
 
     def __len__(self) -> int:
