@@ -499,7 +499,7 @@ def test_no_buffer_of_all_logits_is_made(backend):
             ValueError,
             "normalize='kept' counts the kept tokens of this call itself",
         ),
-        ({"statistics": "some"}, ValueError, "statistics must be 'objective' or 'all', got 'some'"),
+        ({"statistics": "some"}, ValueError, "statistics must be 'objective', 'all' or 'ranks', got 'some'"),
         ({"backend": "cuda"}, ValueError, "backend must be .* got 'cuda'"),
         ({"logit_softcap": 0.0}, ValueError, "logit_softcap must be positive, or None for no cap, got 0.0"),
         ({"num_items": -3}, ValueError, "num_items must be the number of label tokens of the step, got -3"),

@@ -9,7 +9,7 @@ Tokens pass three stages, and most of the work of a masked token is saved by the
    that they stay in cache, and give the statistics. The objective turns those into weights; rows of weight zero leave.
 3. Products. `G = diag(w / sum exp) (exp(z - max) - sum exp * onehot(y)) dz/draw`, `dH = G @ W`, `dW = G.T @ H`,
    `db = G.sum(0)`, formed while the exponentials are there, so nothing is projected twice.
-   With a gradient budget both run on the columns that carry all but that share of `sum |G|`.
+   With a gradient budget both run on the columns that carry all but that share of `sum |G|` (`head_gradients.py`).
 
 `backward` only scales what is stored. Bytes moved by the sweep: `(C, V)` fp32 read once and written once.
 """
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from profit_sft.loss.call import AttachGradients, HeadOptions, Swept, TokenValues
-from profit_sft.loss.gradient_budget import within_budget
+from profit_sft.loss.head_gradients import HeadGradients
 from profit_sft.loss.row_blocks import in_blocks
 from profit_sft.objectives import ENTROPY_TOP_K, TokenStats
 
@@ -31,10 +31,14 @@ CPU_CHUNK_BYTES = 128 * 2**20
 GPU_CHUNK_TOKENS = 4096
 # Rows of the sweep that are worked on at once, so that they stay in a core's cache.
 _BLOCK_BYTES = 2 * 2**20
+# Logits between the end of a row and the next. Rows a power of two apart compete for the same cache lines: with 16 more
+# the projection takes 215 ms in place of 257 (682 tokens, V = 49,152, D = 576).
+_ROW_PADDING = 16
 
 # Prefixes of the vocabulary tried on the first tokens of a call, as shares; the cheapest is used for the others.
-_PREFIX_SHARES = (1 / 32, 1 / 16, 1 / 8, 1 / 4)
-_PILOT_TOKENS = 128
+_PREFIX_SHARES = (1 / 32, 1 / 16, 1 / 8)
+_PILOT_TOKENS = 256
+_PREFIX_SAVING = 0.01  # of all projections, that a wider prefix must bring to be preferred to a shorter one
 _MIN_SCREENED_VOCABULARY = 2048
 # The bound must fail by more than rounding before a token is dropped: nats, and relative to the largest logit.
 _SCREEN_MARGIN = 1e-3
@@ -80,19 +84,26 @@ class ChunkedRun:
         self, hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None, options: HeadOptions
     ) -> None:
         self.options = options
-        recording = torch.is_grad_enabled()
-        self.hidden_dtype, self.weight_dtype = hidden.dtype, weight.dtype
         # float64 inputs are computed in float64 (gradcheck); everything else in fp32.
         self.dtype = torch.float64 if torch.float64 in (hidden.dtype, weight.dtype) else torch.float32
-        self.native = hidden.is_cuda and hidden.dtype == weight.dtype and hidden.dtype != self.dtype
+        native = hidden.is_cuda and hidden.dtype == weight.dtype  # 16-bit products with fp32 sums
         label_mask = labels != options.ignore_index
         self.rows = label_mask.nonzero().squeeze(1)  # (M,) positions with a label; syncs with the host
         self.targets = labels[self.rows]  # (M,)
-        operand_dtype = weight.dtype if self.native else self.dtype
+        operand_dtype = weight.dtype if native else self.dtype
         self.hidden = hidden.detach()[self.rows].to(operand_dtype)  # (M, D)
         self.weight = weight.detach().to(operand_dtype)  # (V, D)
         self.bias = None if bias is None else bias.detach().to(self.dtype)  # (V,)
-        self.bias_dtype = None if bias is None else bias.dtype
+        self.sums = HeadGradients(
+            hidden,
+            weight,
+            bias,
+            rows=self.rows,
+            hidden_operand=self.hidden,
+            weight_operand=self.weight,
+            dtype=self.dtype,
+            gradient_budget=options.gradient_budget,
+        )
         self.values = TokenValues(
             label_mask=label_mask,
             log_probs=_blank(label_mask),
@@ -101,22 +112,13 @@ class ChunkedRun:
             is_top1=torch.zeros_like(label_mask) if options.all_statistics else None,
             rank=torch.zeros_like(labels) if options.ranks else None,
             top1=torch.zeros_like(labels) if options.ranks else None,
-            dropped_share=torch.zeros((), dtype=torch.float64, device=hidden.device),
+            dropped_share=torch.zeros((), device=hidden.device),
             largest_log_prob=torch.full((), -math.inf, dtype=self.dtype, device=hidden.device),
         )
+        self.logits_memory: Tensor | None = None
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=hidden.device)
         self.loss = torch.zeros((), dtype=self.dtype, device=hidden.device)
-        self.total_mass = torch.zeros((), dtype=torch.float64, device=hidden.device)
-        self.inverse: Tensor | None = None  # 1 / normalizer, if it is known before the gradients are formed
         self.scale: Tensor | None = None  # still to be multiplied into the gradients
-        wants_hidden, wants_weight = recording and hidden.requires_grad, recording and weight.requires_grad
-        wants_bias = recording and bias is not None and bias.requires_grad
-        self.wants_gradients = wants_hidden or wants_weight or wants_bias
-        device = hidden.device
-        self.d_hidden = torch.zeros(hidden.shape, dtype=self.dtype, device=device) if wants_hidden else None  # (N, D)
-        self.wants_weight = wants_weight
-        self.d_weight: Tensor | None = None  # (V, D), made by the first chunk that has something to put there
-        self.d_bias = torch.zeros(weight.shape[0], dtype=self.dtype, device=device) if wants_bias else None  # (V,)
 
     # -- the order of things ------------------------------------------------------------------------------------
 
@@ -128,7 +130,7 @@ class ChunkedRun:
         if num_items is not None:
             items = torch.as_tensor(num_items, dtype=self.dtype, device=self.hidden.device)
             # A step without a label anywhere divides zero by one, not by zero.
-            self.inverse = 1.0 / torch.where(items == 0, torch.ones_like(items), items)
+            self.sums.inverse = 1.0 / torch.where(items == 0, torch.ones_like(items), items)
         reference, known = per_token["reference_log_probs"], per_token["weights"]
         token_reference = None if reference is None else reference[self.rows].to(self.dtype)
         objective = self.options.objective
@@ -179,12 +181,15 @@ class ChunkedRun:
         return torch.where(stats.log_probs.isnan(), math.nan, token_weights)
 
     def _finish(self) -> None:
+        self.logits_memory = None
+        self.sums.forget_operands()
         kept = self.values.weights != 0
         self.values.nothing_kept = self.rows.numel() > 0 and not bool(kept.any())
-        if self.inverse is None:
-            self.inverse = self.scale = 1.0 / kept.sum().clamp(min=1)
-        self.loss = (self.loss_sum * self.inverse).to(self.dtype)
-        self.values.dropped_share = (self.values.dropped_share / self.total_mass.clamp(min=1e-30)).float()
+        inverse = self.sums.inverse
+        if inverse is None:
+            inverse = self.scale = 1.0 / kept.sum().clamp(min=1)
+        self.loss = (self.loss_sum * inverse).to(self.dtype)
+        self.values.dropped_share = self.sums.dropped_share()
 
     def _chunk_size(self) -> int:
         if self.options.chunk_size is not None:
@@ -214,7 +219,7 @@ class ChunkedRun:
             return
         groups = -(-tokens.numel() // (2 * self._chunk_size()))
         for group in tokens.tensor_split(groups):
-            prefix = self._transformed(self._product(self.hidden[group], self.weight[:width].T), slice(width))
+            prefix = self._transformed(self.sums.product(self.hidden[group], self.weight[:width].T), slice(width))
             survives = self._may_be_kept(group, prefix, target_logits)
             survivors = survives.nonzero().squeeze(1)  # syncs with the host
             for part in self._chunks(survivors):
@@ -233,13 +238,13 @@ class ChunkedRun:
         vocab_size = self.weight.shape[0]
         pilot = torch.arange(target_logits.numel(), device=self.hidden.device)
         widest = int(_PREFIX_SHARES[-1] * vocab_size)
-        prefix = self._transformed(self._product(self.hidden[pilot], self.weight[:widest].T), slice(widest))
+        prefix = self._transformed(self.sums.product(self.hidden[pilot], self.weight[:widest].T), slice(widest))
         best_cost, best_width = 0.95, 0  # a saving below 5% is not worth the extra pass
         for share in _PREFIX_SHARES:
             width = int(share * vocab_size)
             survivors = self._may_be_kept(pilot, prefix[:, :width], target_logits).float().mean().item()
             cost = share + (1.0 - share) * survivors
-            if cost < best_cost:
+            if cost < best_cost - _PREFIX_SAVING:
                 best_cost, best_width = cost, width
         return best_width
 
@@ -262,13 +267,6 @@ class ChunkedRun:
 
     # -- stage 2: sweep -----------------------------------------------------------------------------------------
 
-    def _product(self, left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
-        """Matrix product with fp32 accumulation and output, from bf16 or fp16 operands where the device has that."""
-        if self.native:
-            product = torch.mm(left.to(right.dtype), right, out_dtype=torch.float32)
-            return product if out is None else out.copy_(product)
-        return torch.mm(left, right) if out is None else torch.mm(left, right, out=out)
-
     def _transformed(self, raw: Tensor, columns: slice | Tensor, *, one_each: bool = False) -> Tensor:
         """Add the bias, scale and cap, in place. `columns` are the vocabulary entries of `raw`'s columns, or rows."""
         if self.bias is not None:
@@ -281,14 +279,29 @@ class ChunkedRun:
     def _logits(self, tokens: Tensor, raw_prefix: Tensor | None = None) -> Tensor:
         """Return the logits `(C, V)` fp32 of some tokens; `raw_prefix` holds their first columns, finished."""
         hidden = self.hidden[tokens]
-        if raw_prefix is None:
-            return self._transformed(self._product(hidden, self.weight.T), slice(None))
-        width = raw_prefix.shape[1]
-        logits = torch.empty((hidden.shape[0], self.weight.shape[0]), dtype=self.dtype, device=hidden.device)
-        logits[:, :width] = raw_prefix
-        self._product(hidden, self.weight[width:].T, out=logits[:, width:])
+        if raw_prefix is None and self.sums.native:
+            return self._transformed(self.sums.product(hidden, self.weight.T), slice(None))
+        logits, width = self._logits_rows(tokens.numel()), 0
+        if raw_prefix is not None:
+            width = raw_prefix.shape[1]
+            logits[:, :width] = raw_prefix
+        self.sums.product(hidden, self.weight[width:].T, out=logits[:, width:])
         self._transformed(logits[:, width:], slice(width, None))
         return logits
+
+    def _logits_rows(self, count: int) -> Tensor:
+        """Return memory for the logits of a chunk, `(count, V)`; on the CPU the same for every chunk.
+
+        There fresh memory is cleared by the system page by page, a tenth of the projection's time.
+        """
+        vocab_size = self.weight.shape[0]
+        if self.hidden.is_cuda:
+            return torch.empty((count, vocab_size), dtype=self.dtype, device=self.hidden.device)
+        if self.logits_memory is None:
+            most = min(self._chunk_size(), self.rows.numel())
+            self.logits_memory = torch.empty((most, vocab_size + _ROW_PADDING), dtype=self.dtype)
+            self.logits_memory[:, vocab_size:] = 0.0
+        return self.logits_memory[:count, :vocab_size]
 
     def _chunk(
         self, tokens: Tensor, logits: Tensor, token_weights: Tensor | None, token_reference: Tensor | None
@@ -306,7 +319,7 @@ class ChunkedRun:
         counts = (token_weights != 0) | swept.log_probs.isnan()
         terms = torch.where(counts, token_weights * swept.log_probs, 0.0)
         self.loss_sum -= terms.sum(dtype=torch.float64)
-        if not self.wants_gradients:
+        if not self.sums.wanted:
             return
         kept = token_weights.nonzero().squeeze(1)  # (K,) syncs with the host
         if kept.numel():
@@ -317,8 +330,11 @@ class ChunkedRun:
     ) -> None:
         """Form the gradients of the kept rows `(K,)` of a chunk that has been swept."""
         order = _move_to_front(logits, kept)
+        exps, tokens = logits[: kept.numel()], tokens[order]
+        targets = self.targets[tokens]
+        exps.scatter_add_(-1, targets[:, None], swept.label_entries[order][:, None])
         factors = (token_weights * self.options.logit_scale / swept.totals)[order]  # (K,)
-        self._products(logits[: kept.numel()], tokens[order], factors, swept.label_entries[order])
+        self.sums.add_scaled_rows(exps, tokens, targets, factors)
 
     def _sweep(self, tokens: Tensor, logits: Tensor) -> "Swept":
         """Turn logits `(C, V)` into `exp(logits - max)`, times the cap's slope, in place; read off the statistics."""
@@ -376,7 +392,7 @@ class ChunkedRun:
     def _sweep_block(self, logits: Tensor, part: slice, swept: "Swept") -> None:
         """Sweep a few rows `(b, V)`, small enough to stay in cache from the first operation to the last."""
         cap = self.options.logit_softcap
-        slope = None if cap is None or not self.wants_gradients else self._slope(logits)
+        slope = None if cap is None or not self.sums.wanted else self._slope(logits)
         if swept.topk_entropy is not None:
             swept.topk_entropy[part] = topk_entropy(logits)
         torch.amax(logits, dim=-1, out=swept.largest[part])
@@ -401,101 +417,9 @@ class ChunkedRun:
 
     # -- stage 3: products --------------------------------------------------------------------------------------
 
-    def _products(self, exps: Tensor, tokens: Tensor, factors: Tensor, label_entries: Tensor) -> None:
-        """Add one chunk's gradients. The gradient of the raw logits is `factors[:, None] * exps`, labels included.
-
-        The factors go into the small operands and results, which saves a pass over `exps`.
-
-        Args:
-            exps: `(K, V)`, `exp(logits - max) * slope`; the label's entry is completed here, in place.
-            tokens: `(K,)`, the kept tokens.
-            factors: `(K,)`, `w * scale / sum(exp)`.
-            label_entries: `(K,)`, what the label's entry is still to be given.
-        """
-        targets = self.targets[tokens]
-        exps.scatter_add_(-1, targets[:, None], label_entries[:, None])
-        if self.native:
-            # 16-bit operands: bring every row to the scale of probabilities first, or fp16 would overflow.
-            exps.mul_(factors[:, None])
-            factors = torch.ones_like(factors)
-        inverse = self._inverse()
-        if self.d_bias is not None:
-            self.d_bias += torch.mv(exps.T, factors * inverse)
-        columns = None
-        if self.options.gradient_budget > 0.0:
-            left, columns = self._within_budget(exps, targets, factors)
-            exps = exps.index_select(1, columns)
-            if left is not None:
-                exps, tokens, factors = exps[left], tokens[left], factors[left]
-        operand = exps.to(self.weight.dtype)
-        if self.d_hidden is not None:
-            head = self.weight if columns is None else self.weight[columns]
-            self.d_hidden[self.rows[tokens]] = self._product(operand, head) * (factors * inverse)[:, None]
-        if self.wants_weight:
-            hidden = self.hidden[tokens]
-            if self.native:
-                self._add_to_d_weight(self._product(operand.T, hidden) * inverse, columns)
-            else:
-                self._add_product_to_d_weight(operand, hidden * (factors * inverse)[:, None], columns)
-
-    def _inverse(self) -> Tensor | float:
-        """Return one over the normalizer, or 1 if that is to be divided out later."""
-        return 1.0 if self.inverse is None else self.inverse
-
-    def _add_product_to_d_weight(self, left: Tensor, right: Tensor, columns: Tensor | None) -> None:
-        """Add `left.T @ right` without a buffer for the product where all columns take part."""
-        if columns is None and self.d_weight is not None:
-            self.d_weight.addmm_(left.T, right)
-        else:
-            self._add_to_d_weight(torch.mm(left.T, right), columns)
-
-    def _add_to_d_weight(self, product: Tensor, columns: Tensor | None) -> None:
-        if columns is not None:
-            if self.d_weight is None:
-                self.d_weight = torch.zeros(self.weight.shape, dtype=self.dtype, device=self.weight.device)
-            else:
-                product += self.d_weight.index_select(0, columns)
-            # On the CPU index_add_ runs on one thread: 80 ms against 16 for these two, for 6,000 rows of 576.
-            self.d_weight.index_copy_(0, columns, product)
-        elif self.d_weight is None:
-            self.d_weight = product
-        else:
-            self.d_weight += product
-
-    def _within_budget(self, exps: Tensor, targets: Tensor, factors: Tensor) -> tuple[Tensor | None, Tensor]:
-        """Return what `_choose` leaves of a chunk's gradient, `factors[:, None] * exps`."""
-        label = exps.gather(-1, targets[:, None]).squeeze(1) * factors.abs()  # (K,), not positive
-        # Every other entry is positive, so that one pass gives the column sums of absolute values.
-        mass = torch.mv(exps.T, factors.abs())  # (V,)
-        mass.index_add_(0, targets, -2.0 * label)
-        return self._choose(mass, label.abs())
-
-    def _choose(self, mass: Tensor, label_mass: Tensor) -> tuple[Tensor | None, Tensor]:
-        """Return the rows (None: all) and columns that the budget leaves, and note the share of the others."""
-        left = within_budget(
-            mass, label_mass, self.options.gradient_budget, whole_rows=self.options.logit_softcap is None
-        )
-        self.values.dropped_share += left.dropped_mass
-        self.total_mass += left.total_mass
-        return left.rows, left.columns
-
     def gradients(self, grad_output: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Return d hidden, d weight, d bias, times `grad_output`, in the dtypes of the inputs."""
-        scale = grad_output if self.scale is None else grad_output * self.scale
-        if self.wants_weight and self.d_weight is None:
-            self.d_weight = torch.zeros(self.weight.shape, dtype=self.dtype, device=self.weight.device)
-        # Reading one scalar is free on the CPU; on a GPU it would sync, and the multiplication is the cheaper one.
-        unscaled = not scale.is_cuda and scale.item() == 1.0
-        found = []
-        for gradient, dtype in (
-            (self.d_hidden, self.hidden_dtype),
-            (self.d_weight, self.weight_dtype),
-            (self.d_bias, self.bias_dtype),
-        ):
-            if gradient is not None and not unscaled:
-                gradient = gradient.mul_(scale)
-            found.append(gradient if gradient is None or dtype is None else gradient.to(dtype))
-        return found[0], found[1], found[2]
+        return self.sums.finished(grad_output if self.scale is None else grad_output * self.scale)
 
 
 def _blank(label_mask: Tensor) -> Tensor:

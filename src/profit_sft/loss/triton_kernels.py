@@ -168,33 +168,25 @@ class TritonRun(ChunkedRun):
         rows, tokens = kept, tokens[kept]
         factors = (token_weights * self.options.logit_scale / swept.totals)[kept]  # (K,)
         label_entries, largest = swept.label_entries[kept], swept.largest[kept]
-        inverse = self._inverse()
-        if self.d_bias is not None:
+        targets = self.targets[tokens]
+        if self.sums.d_bias is not None:
             sums = self._column_sums(logits, rows, largest, factors)
-            self.d_bias += sums.index_add_(0, self.targets[tokens], label_entries * factors) * inverse
+            self.sums.add_to_d_bias(sums.index_add_(0, targets, label_entries * factors))
         columns = None
         if self.options.gradient_budget > 0.0:
-            left, columns = self._left_by_budget(logits, rows, tokens, largest, factors, label_entries)
-            if left is not None:
-                rows, tokens, factors = rows[left], tokens[left], factors[left]
-                label_entries, largest = label_entries[left], largest[left]
-        gradient = self._gradient(logits, rows, columns, self.targets[tokens], largest, factors, label_entries)
-        if self.d_hidden is not None:
-            head = self.weight if columns is None else self.weight[columns]
-            self.d_hidden[self.rows[tokens]] = self._product(gradient, head) * inverse
-        if self.wants_weight:
-            self._add_to_d_weight(self._product(gradient.T, self.hidden[tokens]) * inverse, columns)
+            columns = self._within_budget(logits, rows, targets, largest, factors, label_entries)
+        gradient = self._gradient(logits, rows, columns, targets, largest, factors, label_entries)
+        self.sums.add_columns(gradient, tokens, columns)
 
-    def _left_by_budget(
-        self, logits: Tensor, rows: Tensor, tokens: Tensor, largest: Tensor, factors: Tensor, label_entries: Tensor
-    ) -> tuple[Tensor | None, Tensor]:
-        targets = self.targets[tokens]
+    def _within_budget(
+        self, logits: Tensor, rows: Tensor, targets: Tensor, largest: Tensor, factors: Tensor, label_entries: Tensor
+    ) -> Tensor:
         mass = self._column_sums(logits, rows, largest, factors.abs())
         target_logits = logits[rows, targets]
         own = (target_logits - largest).exp() * self._slope(target_logits)  # (K,), what mass holds at the label
         label = ((own + label_entries) * factors).abs()
         mass.index_add_(0, targets, label - own * factors.abs())
-        return self._choose(mass, label)
+        return self.sums.within_budget(mass)
 
     def _column_sums(self, logits: Tensor, rows: Tensor, largest: Tensor, factors: Tensor) -> Tensor:
         """Return `sum_k factors_k exp(z_kv - largest_k) slope_kv`, `(V,)` fp32, without the labels' own entries."""

@@ -1,0 +1,108 @@
+"""Products in two precisions against float64, and when they are used at all."""
+
+import pytest
+import torch
+from problems import HEADS, THRESHOLD, both, planted_problem, tolerance
+
+from profit_sft import NLL, ProFit, selective_linear_cross_entropy
+from profit_sft.loss import mixed_precision
+from profit_sft.loss.mixed_precision import TAIL_PER_BUDGET, TAIL_SHARE, add_products, fp32_columns
+from profit_sft.objectives import ASFT
+
+needs_bf16 = pytest.mark.skipif(
+    not mixed_precision.multiplies_bf16_fast(torch.zeros(1)), reason="this processor does not multiply bf16"
+)
+
+
+@pytest.fixture
+def always_split(monkeypatch):
+    """Split small products too, and count how often that was done."""
+    calls = []
+
+    def counting(mass, *args, **kwargs):
+        columns = fp32_columns(mass, *args, **kwargs)
+        if columns is not None:
+            calls.append(columns.numel() / mass.numel())
+        return columns
+
+    monkeypatch.setattr(mixed_precision, "_SMALLEST_PRODUCT", 0)
+    # Planted inputs have a flatter tail than real ones, where the real constants are tested (test_savings.py).
+    monkeypatch.setattr(mixed_precision, "TAIL_SHARE", 0.1)
+    monkeypatch.setattr(mixed_precision, "_LARGEST_FP32_SHARE", 0.9)
+    monkeypatch.setattr("profit_sft.loss.head_gradients.fp32_columns", counting)
+    return calls
+
+
+def in_two_precisions_bound(values, problem, scale, tail_share):
+    """Three roundings to bf16 of `tail_share` of `sum |G|`, each entry against a row of W or H."""
+    weights, probs = values["weights"].abs(), values["log_probs"].exp()
+    mass = (2 * weights * (1 - probs)).sum() / (problem[2] != -100).sum() * scale
+    return [3 * 2**-9 * tail_share * mass * problem[i].double().norm(dim=-1).max() for i in (1, 0)]
+
+
+@needs_bf16
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("objective", [NLL(), ProFit(threshold=THRESHOLD), ASFT()], ids=str)
+@pytest.mark.parametrize("gradient_budget", [0.0, 0.02])
+def test_gradients_stay_within_the_stated_bound(head, objective, gradient_budget, always_split):
+    options = HEADS[head]
+    problem = planted_problem(**options)
+    (result, gradients), (_, exact, values) = both(
+        problem, objective, head=options, gradient_budget=gradient_budget, chunk_size=100
+    )
+    assert len(always_split) >= 2  # every chunk
+    assert max(always_split) < 0.9
+    assert (gradients[0].double() - exact[0]).norm() > 2e-6 * exact[0].norm()  # bf16 took part
+    tail_share = max(mixed_precision.TAIL_SHARE, TAIL_PER_BUDGET * gradient_budget)
+    scale = options.get("logit_scale", 1.0)
+    bounds = in_two_precisions_bound(values, problem, scale, tail_share + float(result.dropped_share) * 2**9 / 3)
+    for found, wanted, bound in zip(gradients, exact, bounds, strict=False):
+        error = (found.double() - wanted).norm(dim=-1).sum()
+        assert error <= bound + tolerance(torch.float32, *problem[:2]) * wanted.norm(dim=-1).sum()
+
+
+@needs_bf16
+def test_a_frozen_part_gets_no_product(always_split):
+    hidden, lm_head_weight, labels, _, _ = planted_problem()
+    full = both((hidden, lm_head_weight, labels, None, torch.zeros(labels.shape)), NLL())[0][1]
+    for wanted in (0, 1):
+        inputs = [hidden.clone(), lm_head_weight.clone()]
+        inputs[wanted].requires_grad_()
+        loss = selective_linear_cross_entropy(*inputs, labels, objective=NLL()).loss
+        (gradient,) = torch.autograd.grad(loss, inputs[wanted])
+        assert torch.equal(gradient, full[wanted])
+
+
+def test_rounded_columns_carry_at_most_their_share():
+    generator = torch.Generator().manual_seed(0)
+    mass = torch.rand(5000, generator=generator) ** 8
+    columns = fp32_columns(mass, 2**30, gradient_budget=0.0)
+    rest = mass.clone()
+    rest[columns] = 0
+    assert 0 < rest.sum() <= TAIL_SHARE * mass.sum()
+    assert fp32_columns(mass, 2**30, gradient_budget=0.01).numel() < columns.numel()
+    assert fp32_columns(mass, 1, gradient_budget=0.0) is None  # not worth the passes
+    assert fp32_columns(torch.ones(5000), 2**30, gradient_budget=0.0) is None  # no tail
+    assert fp32_columns(mass * float("nan"), 2**30, gradient_budget=0.0) is None  # and nothing to hide
+
+
+def test_products_add_to_what_is_there_in_both_precisions():
+    generator = torch.Generator().manual_seed(0)
+    gradient = torch.rand(7, 9001, generator=generator)
+    weight, hidden = torch.randn(9001, 5, generator=generator), torch.randn(7, 5, generator=generator)
+    inner = torch.tensor([0, 4095, 4096, 9000])
+    d_hidden, d_weight = torch.ones(7, 5), torch.ones(9001, 5)
+    expected = 1 + gradient.double() @ weight.double(), 1 + gradient.T.double() @ hidden.double()
+    add_products(
+        gradient.clone(),
+        gradient[:, inner],
+        inner,
+        weight=weight.bfloat16(),
+        inner_weight=weight[inner],
+        hidden=hidden,
+        d_hidden=d_hidden,
+        d_weight=d_weight,
+    )
+    assert (d_hidden - expected[0]).norm() <= 2**-7 * expected[0].norm()
+    assert (d_weight - expected[1]).norm() <= 2**-7 * expected[1].norm()
+    assert (d_weight - expected[1])[inner].abs().max() <= 1e-6  # fp32
