@@ -102,7 +102,7 @@ def print_analysis(plan: StudyPlan, analysis: Analysis, folder: Path, *, as_json
         nll = "" if row.heldout_nll is None else f"{row.heldout_nll:.3f}"
         seeds = "" if row.seeds == (None,) else str(len(row.seeds))
         table.add_row(*([row.model] if several else []), row.variant, seeds, *scores, kept, nll)
-    out = Console(highlight=False)
+    out = Console(highlight=False, soft_wrap=True)
     out.print(table)
     for sentence in headline(plan, analysis):
         out.print(sentence, markup=False)
@@ -113,21 +113,19 @@ def print_dry_run(found: StudyDryRun, *, as_json: bool) -> None:
     if as_json:
         sys.stdout.write(json.dumps(dataclasses.asdict(found) | {"hours": found.hours}) + "\n")
         return
-    out = Console(highlight=False)
+    out = Console(highlight=False, soft_wrap=True)
     for name, data in found.data.items():
         parameters = found.parameters[name]
         size = "" if parameters is None else f", {parameters / 1e9:.2f} B parameters"
         source = "" if data.measured else " (assumed: the data was not read)"
         out.print(f"{name}: {data.rows:,} rows, {data.tokens:,} tokens{source}{size}", markup=False)
-    table = Table()
-    for heading in ("cell", "steps", "tokens", "train h", "new tokens", "measure h", ""):
-        table.add_column(heading, justify="left" if heading in ("cell", "") else "right")
+    table = Table(box=None)
+    for heading in ("cell", "steps", "tokens", "train h", "new tokens", "measure h"):
+        table.add_column(heading, justify="left" if heading == "cell" else "right", overflow="fold")
     for cell in found.cells:
-        done = "finished" if cell.slug in found.finished else ""
-        hours = f"{cell.train_hours:.2f}", f"{cell.evaluate_hours:.2f}"
-        table.add_row(
-            cell.slug, f"{cell.steps:,}", f"{cell.train_tokens:,}", hours[0], f"{cell.new_tokens:,}", hours[1], done
-        )
+        figures = f"{cell.steps:,}", f"{cell.train_tokens:,}", f"{cell.train_hours:.2f}"
+        figures += f"{cell.new_tokens:,}", f"{cell.evaluate_hours:.2f}"
+        table.add_row(cell.slug + (" (finished)" if cell.slug in found.finished else ""), *figures)
     out.print(table)
     out.print(
         f"{len(found.cells) - len(found.finished)} cells to run: about {found.hours:.1f} hours of {found.device}, an "

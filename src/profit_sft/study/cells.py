@@ -126,10 +126,9 @@ def train(run: CellRun) -> None:
     folder, cell = run.folder, run.cell
     write_text(folder.config, yaml.safe_dump(train_config(run), sort_keys=True))
     checkpoint = last_complete_checkpoint(folder.run)
-    launch = cell.model.launch.split() if cell.model.launch else []
-    # The child runs a module by name; a launcher is one, and `profit train` its argument.
-    command = [*(word for word in launch if word != "-m"), *(["-m"] if launch else []), "profit_sft.cli", "train"]
-    command += ["--config", str(folder.config)]
+    # The child runs a module by name: ours, or a launcher's, which gets ours as an argument.
+    launcher = [*cell.model.launch.split(), "-m"] if cell.model.launch else []
+    command = [*launcher, "profit_sft.cli", "train", "--config", str(folder.config)]
     if checkpoint is None:
         command += ["--overwrite_output_dir", "True"]
     else:
@@ -262,7 +261,8 @@ def measure(run: CellRun) -> None:
     request = {
         "model_name_or_path": str(run.folder.run) if trained else cell.model.model_name_or_path,
         "dtype": train_settings.get("dtype", "float32"),
-        "chat_template_path": train_settings.get("chat_template_path"),
+        # The trained model was saved with the template.
+        "chat_template_path": None if trained else train_settings.get("chat_template_path"),
         "heldout": heldout,
         "evaluate": plan.evaluate,
     }

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from profit_sft.study.plan import Cell, StudyPlan
 
 # Problems of each task: the sizes of the published test sets, and of the project's own.
-TASK_PROBLEMS = {"gsm8k": 1319, "math500": 500, "aime24": 30, "ifeval": 541, "gpqa_diamond": 198, "generated": 200}
+TASK_PROBLEMS = {"gsm8k": 1319, "math500": 500, "aime24": 30, "ifeval": 541, "gpqa_diamond": 198, "generated": 400}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

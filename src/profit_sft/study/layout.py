@@ -8,6 +8,7 @@ output_dir/
     settings.json         what the cell is; a later run with other settings refuses the folder
     config.yaml           settings of its `profit train` process
     run/                  the run folder of `profit train`
+    model/                the untrained model with the chat template of the runs, where it has none
     trained.json          training is complete, and how long it took
     heldout.json          plain NLL on held-out data
     evaluation/           results and samples of the evaluation

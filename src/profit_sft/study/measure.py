@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from huggingface_hub import snapshot_download
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from profit_sft.atomic_write import write_text
 from profit_sft.data import TOKEN_KINDS, DataSettings, prepare_dataset
 from profit_sft.head import label_statistics
-from profit_sft.pretrained import load_model, load_tokenizer
+from profit_sft.pretrained import load_model, load_tokenizer, pretrained_path
 from profit_sft.study.layout import CellFolder
 
 if TYPE_CHECKING:
@@ -70,19 +71,38 @@ def measure(folder: CellFolder, *, report: Callable[[str], None] = lambda text: 
         _evaluate(request, folder, report)
 
 
-def _heldout(request: dict[str, Any]) -> dict[str, Any]:
+def _heldout(request: Mapping[str, Any]) -> dict[str, Any]:
     name = request["model_name_or_path"]
-    # The chat template of the training runs, which an untrained base model does not bring along.
     tokenizer = load_tokenizer(name, chat_template_path=request["chat_template_path"])
     model = load_model(name, dtype=request["dtype"])
     model.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]  # transformers wraps it
     return heldout_nll(model, tokenizer, DataSettings(**request["heldout"]))
 
 
-def _evaluate(request: dict[str, Any], folder: CellFolder, report: Callable[[str], None]) -> None:
+def _evaluate(request: Mapping[str, Any], folder: CellFolder, report: Callable[[str], None]) -> None:
     from profit_sft.evaluation import evaluate
 
-    evaluate(evaluation_settings(request["evaluate"], request["model_name_or_path"], folder.evaluation), report=report)
+    name = request["model_name_or_path"]
+    if request["chat_template_path"] is not None:
+        name = str(with_chat_template(name, request["chat_template_path"], folder.path / "model"))
+    evaluate(evaluation_settings(request["evaluate"], name, folder.evaluation), report=report)
+
+
+def with_chat_template(model_name_or_path: str, chat_template_path: str, folder: Path) -> Path:
+    """Make a folder that is the model with another chat template: its tokenizer, and links to all other files.
+
+    Base models have no template of their own. A trained one was saved with it; the untrained one gets it here.
+    """
+    source = Path(pretrained_path(model_name_or_path))
+    if not source.is_dir():
+        source = Path(snapshot_download(model_name_or_path))
+    folder.mkdir(parents=True, exist_ok=True)
+    load_tokenizer(model_name_or_path, chat_template_path=chat_template_path).save_pretrained(folder)
+    for file in source.iterdir():
+        link = folder / file.name
+        if file.is_file() and not link.exists():
+            link.symlink_to(file.resolve())
+    return folder
 
 
 def evaluation_settings(settings: Mapping[str, Any], model_name_or_path: str, output_dir: Path) -> "EvalSettings":

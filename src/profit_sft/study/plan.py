@@ -32,7 +32,8 @@ class ModelPlan:
         model_name_or_path: Hub name, folder or `embedded`.
         name: Short name; part of a cell's name when the study has several models.
         train: Settings of `profit train` for this model alone.
-        launch: Words put between `python` and `-m profit_sft.cli train`, such as `-m accelerate.commands.launch`.
+        launch: A launcher's module and options, such as `accelerate.commands.launch --num_processes 4`; training then
+            runs under it.
         parameters: Number of parameters, for the estimate where the model cannot be looked at.
     """
 
@@ -181,13 +182,14 @@ def _models(top: Section, override: str | None) -> tuple[ModelPlan, ...]:
         path = section.take("model_name_or_path", str, required=True)
         train = section.take("train", dict, {})
         check_train(section.at("train"), train)
+        parameters = section.take_positive("parameters")
         models.append(
             ModelPlan(
                 model_name_or_path=override or path,
                 name=make_slug(section.take("name", str, path.rstrip("/").rsplit("/", 1)[-1])),
                 train=train,
                 launch=section.take("launch", str),
-                parameters=section.take("parameters", float),
+                parameters=None if override else parameters,
             )
         )
         section.finish()

@@ -1,0 +1,101 @@
+"""The cost estimate against hand-computed values."""
+
+import pytest
+
+from profit_sft.errors import ConfigurationError
+from profit_sft.study.estimate import TrainingData, count_parameters, estimate_cell, planned_new_tokens, planned_steps
+from profit_sft.study.plan import parse_plan
+from tiny import tiny_model
+
+DATA = TrainingData(rows=1000, tokens=500_000, measured=True)
+
+
+def plan_with(**changes):
+    return parse_plan(
+        {
+            "model_name_or_path": "x",
+            "dataset_name": "train.jsonl",
+            "train": {"num_train_epochs": 2, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 4},
+            "evaluate": {"tasks": ["gsm8k", "aime24"]},
+            "cells": [{"objective": "nll"}],
+        }
+        | changes
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "launch", "steps", "tokens"),
+    [
+        ({"num_train_epochs": 1, "per_device_train_batch_size": 8}, None, 125, 500_000),
+        ({"num_train_epochs": 1, "per_device_train_batch_size": 3}, None, 334, 500_000),
+        ({}, None, 375, 1_500_000),  # the trainer's defaults: 3 epochs of batch 8
+        ({"max_steps": 25, "per_device_train_batch_size": 8}, None, 25, 100_000),
+        ({"num_train_epochs": 1, "max_samples": 80}, None, 10, 40_000),
+        ({"num_train_epochs": 1, "per_device_train_batch_size": 2}, "x --num_processes 4", 125, 500_000),
+    ],
+)
+def test_steps_and_tokens_of_a_run(settings, launch, steps, tokens):
+    assert planned_steps(settings, DATA, launch=launch) == (steps, tokens)
+
+
+def test_gpu_hours_by_the_formula():
+    plan = plan_with(estimate={"peak_tflops": 1000, "mfu": 0.5, "mean_new_tokens": 100, "generation_batch": 10})
+    untrained, trained = (estimate_cell(plan, cell, DATA, 2e9) for cell in plan.cells)
+    assert trained.train_hours == pytest.approx(8 * 2e9 * 1e6 / (0.5 * 1e15) / 3600)
+    assert trained.new_tokens == (1319 + 30) * 8 * 100
+    # A step of decoding reads 4e9 bytes at half of 3.35e12 bytes a second and gives 10 tokens.
+    assert trained.evaluate_hours == pytest.approx(trained.new_tokens / 10 * 4e9 / 1.675e12 / 3600)
+    assert (untrained.steps, untrained.train_hours) == (0, 0)
+    assert untrained.evaluate_hours == trained.evaluate_hours
+    faster = plan_with(train={"gradient_checkpointing": False, "max_steps": 2000}, estimate={"mfu": 0.5})
+    assert estimate_cell(faster, faster.cells[1], DATA, 2e9).train_hours == pytest.approx(
+        6 * 2e9 * 8e6 / (0.5 * 989e12) / 3600
+    )
+
+
+def test_measured_speeds_replace_the_formula():
+    plan = plan_with(estimate={"train_tokens_per_second": 100, "startup_seconds": 20, "evaluate_seconds": 30})
+    untrained, trained = (estimate_cell(plan, cell, DATA, None) for cell in plan.cells)
+    assert trained.train_hours == pytest.approx((1e6 / 100 + 20) / 3600)
+    assert untrained.evaluate_hours == pytest.approx(30 / 3600)
+    assert untrained.train_hours == 0
+
+
+@pytest.mark.parametrize(
+    ("evaluate", "tokens"),
+    [
+        ({"tasks": ["gsm8k"], "greedy": True, "limit": 100, "max_new_tokens": 40}, 100 * 40),
+        ({"tasks": ["aime24"], "limit": 100, "samples": 2}, 30 * 2 * 800),
+        ({}, 0),
+    ],
+)
+def test_new_tokens_of_an_evaluation(evaluate, tokens):
+    assert planned_new_tokens(evaluate, plan_with().estimate) == tokens
+
+
+def test_task_sizes_are_known_for_every_task():
+    from profit_sft.evaluation import TASKS
+    from profit_sft.evaluation.problems import GENERATED_PROBLEMS
+    from profit_sft.study.estimate import TASK_PROBLEMS
+
+    assert set(TASK_PROBLEMS) == set(TASKS)
+    assert TASK_PROBLEMS["generated"] == GENERATED_PROBLEMS
+
+
+def test_parameters_are_counted_without_weights(tmp_path):
+    tiny_model().config.save_pretrained(tmp_path)
+    assert count_parameters(str(tmp_path)) == sum(parameter.numel() for parameter in tiny_model().parameters())
+
+
+@pytest.mark.parametrize(
+    ("estimate", "message"),
+    [
+        ({"mfu": 0}, "estimate.mfu must be above 0, got 0.0."),
+        ({"mfu": "1e-1"}, "estimate.mfu must be a number, got '1e-1'."),
+        ({"rows": 1.5}, "estimate.rows must be a whole number, got 1.5."),
+        ({"gpus": 4}, "estimate.gpus is unknown."),
+    ],
+)
+def test_a_bad_assumption_is_named(estimate, message):
+    with pytest.raises(ConfigurationError, match=message.replace(".", r"\.")):
+        plan_with(estimate=estimate)
