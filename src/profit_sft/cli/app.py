@@ -304,8 +304,11 @@ def evaluate(
     top_p: Annotated[float, typer.Option("--top_p", "--top-p", help="Nucleus, a probability; 1: all tokens.")] = 0.8,
     top_k: Annotated[int, typer.Option("--top_k", "--top-k", help="Likeliest tokens kept; 0: all.")] = 20,
     max_new_tokens: Annotated[
-        int, typer.Option("--max_new_tokens", "--max-new-tokens", help="Tokens of the longest answer.")
-    ] = 8192,
+        int | None,
+        typer.Option(
+            "--max_new_tokens", "--max-new-tokens", help="Tokens of the longest answer (default: 8192; generated: 64)."
+        ),
+    ] = None,
     batch_size: Annotated[int, typer.Option("--batch_size", "--batch-size", help="Answers generated together.")] = 16,
     limit: Annotated[int | None, typer.Option("--limit", help="Only the first N problems of each task.")] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of the sampling and of gpqa_diamond's order of choices.")] = 0,

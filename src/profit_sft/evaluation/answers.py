@@ -68,7 +68,7 @@ def find_answer(text: str, *, truncated: bool = False) -> FoundAnswer | None:
 
 _BOLD = re.compile(r"(?<!\w)\*\*|\*\*(?!\w)")  # not the power in x**2
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*(?:\{|([^\s{}$\\]+))")
-_BETWEEN_BOXES = re.compile(r"[\s$,;.]*(?:\\text\s*\{\s*(?:and|or)\s*\}|and|or)?[\s$,;]*")
+_BETWEEN_BOXES = re.compile(r"[\s$,;]*(?:\\text\s*\{\s*(?:and|or)\s*\}|and|or)?[\s$,;]*(?:[A-Za-z]\s*=\s*)?")
 _HASHES = re.compile(r"####[ \t]*(\S[^\n]*)")
 _MARKER = re.compile(
     r"\banswers?\b(?:\s+[\w'$\\{}-]+){0,8}?\s*(?:[:=]|\b(?:is|are|was|equals|be)\b)[ \t]*:?\s*", re.IGNORECASE

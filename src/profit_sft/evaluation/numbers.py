@@ -29,7 +29,7 @@ _TIDYING = tuple(
     )
 )
 # "pi" and "sqrt" are words as units are, and none.
-_UNIT = r"(?:(?!(?:pi|sqrt|sin|cos|tan|log|ln)\b)[A-Za-zµ]{2,}\.?|\b[mgshL]\b|°C?|°F)(?: ?\^\{?-?\d\}?|[²³])?"
+_UNIT = r"(?:(?!(?:pi|sqrt|sin|cos|tan|log|ln)\b)[A-Za-zµ]{2,}\.?|(?<![A-Za-z])[mgshL](?![A-Za-z])|°C?|°F)(?: ?\^\{?-?\d\}?|[²³])?"
 _WITH_UNITS = re.compile(rf"{NUMBER.pattern}(?:[ /-]*{_UNIT})*")
 
 

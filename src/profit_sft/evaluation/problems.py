@@ -80,7 +80,7 @@ def load_problems(task: str, data_dir: Path | None) -> list[Problem]:
 
 def _read_file(path: Path, task: str) -> list[Problem]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # not splitlines: rows may hold its other separators
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise DataError(
@@ -89,6 +89,8 @@ def _read_file(path: Path, task: str) -> list[Problem]:
         ) from None
     rows: list[Problem] = []
     for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
         try:
             row = json.loads(line)
         except ValueError as error:

@@ -114,7 +114,8 @@ class SampleFile:
         if len(whole) < len(content):
             with path.open("r+b") as file:
                 file.truncate(len(whole))
-        for number, line in enumerate(whole.decode("utf-8").splitlines(), start=1):
+        # Not splitlines, which also splits at the separators that answers may hold.
+        for number, line in enumerate(whole.decode("utf-8").split("\n")[:-1], start=1):
             try:
                 record = json.loads(line)
                 self._records[record["problem"], record["sample"]] = record

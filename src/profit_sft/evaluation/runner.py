@@ -54,7 +54,7 @@ def evaluate(
     with _quiet_harness(), MathJudge() as judge:
         tasks = [load_task(name, settings, judge, report=report) for name in settings.tasks]
         fingerprint = model_fingerprint(settings.model_name_or_path)
-        jobs = {task.name: _task_job(task) for task in tasks}
+        jobs = {task.name: _task_job(task, settings) for task in tasks}
         folder = EvalFolder(settings.output_dir, _job(settings, fingerprint), jobs)
         folder.start()
         run = _Run(settings, folder, report, progress)
@@ -84,7 +84,7 @@ def _require_extra() -> None:
 
 
 def _job(settings: EvalSettings, fingerprint: str) -> dict[str, Any]:
-    names = ("max_new_tokens", "seed", "engine", "dtype", "system_prompt", "apply_chat_template")
+    names = ("seed", "engine", "dtype", "system_prompt", "apply_chat_template")
     return {
         "model": settings.model_name_or_path,
         "model_fingerprint": fingerprint,
@@ -93,8 +93,12 @@ def _job(settings: EvalSettings, fingerprint: str) -> dict[str, Any]:
     }
 
 
-def _task_job(task: EvalTask) -> dict[str, Any]:
-    return {"problems": len(task.problems), "fingerprint": task.fingerprint()}
+def _task_job(task: EvalTask, settings: EvalSettings) -> dict[str, Any]:
+    return {
+        "problems": len(task.problems),
+        "fingerprint": task.fingerprint(),
+        "max_new_tokens": settings.max_new_tokens or task.max_new_tokens,
+    }
 
 
 def _plain_settings(settings: EvalSettings) -> dict[str, Any]:
@@ -128,14 +132,14 @@ class _Run:
             self._generate(task, samples, missing, len(wanted))
             samples.sort()
         records = samples.select(problems, settings.samples_per_problem)
-        return summarize(task.name, records, max_new_tokens=self._folder.noted(task.name, "max_new_tokens"))
+        return summarize(task.name, records, max_new_tokens=self._folder.noted(task.name, "lowered_max_new_tokens"))
 
     def _generate(self, task: EvalTask, samples: SampleFile, missing: Sequence[tuple[int, int]], wanted: int) -> None:
         engine = self._loaded_engine()
         prompts = self._prompts(task, engine)
         lengths = engine.count_tokens(prompts)
         max_new_tokens = self._max_new_tokens(task, engine, max(lengths))
-        self._folder.note(task.name, max_new_tokens=max_new_tokens)
+        self._folder.note(task.name, lowered_max_new_tokens=max_new_tokens)
         self._report(f"{task.name}: {len(missing)} answers to generate, {wanted - len(missing)} are there")
         # Longest first: a batch that does not fit into memory shows at once, and rows of one length need no padding.
         queue = sorted(missing, key=lambda key: (-lengths[key[0]], key))
@@ -178,18 +182,18 @@ class _Run:
         ]
 
     def _max_new_tokens(self, task: EvalTask, engine: Engine, longest_prompt: int) -> int:
-        room = engine.window - longest_prompt
+        wanted, room = self._settings.max_new_tokens or task.max_new_tokens, engine.window - longest_prompt
         if room < 1:
             raise ConfigurationError(
                 f"{task.name}: its longest prompt has {longest_prompt} tokens, the model's window {engine.window}. "
                 "Leave out the task or use a model with a longer window."
             )
-        if room < self._settings.max_new_tokens:
+        if room < wanted:
             self._report(
-                f"{task.name}: max_new_tokens is {room} instead of {self._settings.max_new_tokens}, what the model's "
+                f"{task.name}: max_new_tokens is {room} instead of {wanted}, what the model's "
                 f"window of {engine.window} tokens leaves to the longest prompt"
             )
-        return min(room, self._settings.max_new_tokens)
+        return min(room, wanted)
 
 
 def _record(task: EvalTask, key: tuple[int, int], prompt: str, answer: Generated) -> Record:

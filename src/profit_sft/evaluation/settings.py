@@ -7,7 +7,8 @@ from typing import Any, Literal, get_args
 Engine = Literal["hf", "vllm"]
 TASKS = ("gsm8k", "math500", "aime24", "ifeval", "gpqa_diamond", "generated")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-DEFAULT_SAMPLES = 8  # the paper's avg@8
+DEFAULT_SAMPLES = 8  # the paper's, as is the next line
+DEFAULT_MAX_NEW_TOKENS = 8192
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,7 +25,8 @@ class EvalSettings:
         temperature: Logits are divided by it.
         top_p: The likeliest tokens that together reach this probability are kept; 1 keeps all.
         top_k: This many of the likeliest tokens are kept, before `top_p`; 0 keeps all.
-        max_new_tokens: Longest answer. Lowered, and said so, where the model's window is shorter.
+        max_new_tokens: Longest answer. None: 8192, or the own limit of the task, as `generated` has (64). Lowered, and
+            said so, where the model's window is shorter.
         batch_size: Answers generated together. Of vLLM, which batches by itself: answers between two savings.
         limit: Only the first so many problems of each task.
         seed: Of the sampling, and of the order of the choices of gpqa_diamond.
@@ -43,7 +45,7 @@ class EvalSettings:
     temperature: float = 0.7
     top_p: float = 0.8
     top_k: int = 20
-    max_new_tokens: int = 8192
+    max_new_tokens: int | None = None
     batch_size: int = 16
     limit: int | None = None
     seed: int = 0

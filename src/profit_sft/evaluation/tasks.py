@@ -7,7 +7,7 @@ besides.
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +16,12 @@ from profit_sft.evaluation.grading import Grade, grade_choice, grade_math
 from profit_sft.evaluation.ifeval import ifeval_grader
 from profit_sft.evaluation.math_judge import MathJudge
 from profit_sft.evaluation.problems import Problem, generated_problems, load_problems
-from profit_sft.evaluation.settings import EvalSettings
+from profit_sft.evaluation.settings import DEFAULT_MAX_NEW_TOKENS, EvalSettings
 
 if TYPE_CHECKING:
     from lm_eval.api.task import ConfigurableTask
 
+GENERATED_MAX_NEW_TOKENS = 64  # the longest reference solution has 33
 _BOX = "Think step by step. Put your final answer in \\boxed{}."
 _LETTER = (
     'Think step by step. End with a line that says "The answer is (X).", with the letter of the right choice for X.'
@@ -38,6 +39,7 @@ class EvalTask:
         expected: From a problem to the right answer, as text.
         grade: From a problem, an answer, and whether it was cut off, to its grade.
         system_prompt: Its own system message, or None.
+        max_new_tokens: The limit of an answer where the settings give none.
     """
 
     name: str
@@ -46,6 +48,7 @@ class EvalTask:
     expected: Callable[[Problem], str]
     grade: Callable[[Problem, str, bool], Grade]
     system_prompt: str | None = None
+    max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS
 
     def fingerprint(self) -> str:
         """Return a SHA-256 of all prompts and expected answers."""
@@ -96,7 +99,8 @@ def load_task(
         DownloadError: The hub or PyPI cannot be reached.
     """
     if name == "generated":
-        return _math_task(name, generated_problems(), judge, system_prompt=SYSTEM_PROMPT)
+        task = _math_task(name, generated_problems(), judge)
+        return replace(task, system_prompt=SYSTEM_PROMPT, max_new_tokens=GENERATED_MAX_NEW_TOKENS)
     problems = load_problems(name, settings.data_dir)
     if name == "gsm8k":
         problems = [{**row, "answer": row["answer"].rpartition("####")[2].strip()} for row in problems]
@@ -114,9 +118,7 @@ def load_task(
     )
 
 
-def _math_task(
-    name: str, problems: list[Problem], judge: MathJudge, *, instruction: str = "", system_prompt: str | None = None
-) -> EvalTask:
+def _math_task(name: str, problems: list[Problem], judge: MathJudge, *, instruction: str = "") -> EvalTask:
     question = "question" if "question" in problems[0] else "problem"
     return EvalTask(
         name=name,
@@ -124,7 +126,6 @@ def _math_task(
         prompt=lambda problem: f"{problem[question]}\n\n{instruction}".strip(),
         expected=lambda problem: str(problem["answer"]),
         grade=lambda problem, text, truncated: grade_math(text, str(problem["answer"]), judge, truncated=truncated),
-        system_prompt=system_prompt,
     )
 
 

@@ -1,0 +1,71 @@
+"""The process that compares formulas: from threads, over time, and when it dies."""
+
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+from profit_sft.evaluation import math_judge
+from profit_sft.evaluation.math_judge import MathJudge
+
+
+def test_it_works_from_several_threads(judge):
+    found = {}
+
+    def compare(number):
+        found[number] = judge.equal(f"\\boxed{{{number}}}", [f"\\boxed{{\\frac{{{2 * number}}}{{2}}}}"])
+
+    threads = [threading.Thread(target=compare, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == dict.fromkeys(range(8), True)
+
+
+def test_any_reading_is_enough_and_none_is_not(judge):
+    assert judge.equal("$2$", ["$3$", "$2$"]) is True
+    assert judge.equal("$2$", []) is False
+    assert judge.equal("$2$", ["no formula"]) is False
+
+
+def test_past_the_deadline_it_gives_up_and_goes_on(monkeypatch):
+    monkeypatch.setattr(math_judge, "_START_SECONDS", 0.0)
+    with MathJudge(deadline_seconds=0.0) as judge:
+        assert judge.equal("$2$", ["$2$"]) is None  # the start alone takes longer
+        assert judge._process is None
+        monkeypatch.undo()
+        assert judge.equal("$2$", ["$2$"]) is True
+
+
+def test_a_process_that_died_is_started_anew():
+    with MathJudge() as judge:
+        assert judge.equal("$1$", ["$1$"]) is True
+        judge._process.kill()
+        judge._process.wait()
+        assert judge.equal("$1$", ["$1$"]) is True
+
+
+def test_the_process_ends_with_the_judge():
+    judge = MathJudge()
+    assert judge.equal("$1$", ["$1$"]) is True
+    process = judge._process
+    judge.close()
+    judge.close()
+    assert process.poll() is not None
+
+
+def test_towers_of_powers_are_refused_in_seconds(judge):
+    started = time.monotonic()
+    assert judge.equal("$3$", [r"$9^{9^{9^{9}}}$"]) in (False, None)
+    assert judge.equal("$3$", ["$3$"]) is True
+    assert time.monotonic() - started < 60  # of for ever
+
+
+def test_modules_beside_the_worker_do_not_hide_others():
+    # Run as a script, its folder is the first place Python looks for modules; there is a statistics.py.
+    worker = Path(math_judge.__file__).with_name("math_worker.py")
+    assert worker.with_name("statistics.py").is_file()
+    done = subprocess.run([sys.executable, str(worker)], input="", capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

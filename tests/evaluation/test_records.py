@@ -1,0 +1,90 @@
+"""The folder of an evaluation: what survives a kill, and what is refused."""
+
+import json
+
+import pytest
+
+from profit_sft.errors import ConfigurationError, DataError
+from profit_sft.evaluation.records import EvalFolder, SampleFile
+
+JOB = {"model": "a", "model_fingerprint": "1", "seed": 0, "temperature": 0.7}
+TASKS = {"gsm8k": {"fingerprint": "x", "problems": 3}}
+
+
+def record(problem, sample=0, **more):
+    return {"problem": problem, "sample": sample, "answer": "é\u2028\n", **more}
+
+
+def opened(folder, job=JOB, tasks=TASKS):
+    made = EvalFolder(folder, job, tasks)
+    made.start()
+    return made
+
+
+def test_samples_are_there_again_and_sorted_at_the_end(tmp_path):
+    samples = opened(tmp_path).samples("gsm8k")
+    samples.add([record(2), record(0)])
+    samples.add([record(1)])
+    again = opened(tmp_path).samples("gsm8k")
+    assert (1, 0) in again
+    assert (1, 1) not in again
+    assert again.select(3, 1) == [record(0), record(1), record(2)]
+    samples.sort()
+    lines = (tmp_path / "samples" / "gsm8k.jsonl").read_text(encoding="utf-8").split("\n")
+    assert [json.loads(line)["problem"] for line in lines if line] == [0, 1, 2]
+
+
+def test_half_a_line_of_a_killed_run_is_cut_off(tmp_path):
+    path = tmp_path / "samples" / "gsm8k.jsonl"
+    SampleFile(path).add([record(0)])
+    whole = path.read_bytes()
+    path.write_bytes(whole + b'{"problem": 1, "answer": "\xc3')
+    samples = SampleFile(path)
+    assert path.read_bytes() == whole
+    assert (1, 0) not in samples
+    samples.add([record(1)])
+    assert SampleFile(path).select(2, 1) == [record(0), record(1)]
+
+
+def test_a_line_nobody_wrote_is_named(tmp_path):
+    path = tmp_path / "gsm8k.jsonl"
+    path.write_text('{"problem": 0, "sample": 0}\nwhat\n')
+    with pytest.raises(DataError, match="gsm8k.jsonl, line 2: not a sample's record"):
+        SampleFile(path)
+
+
+@pytest.mark.parametrize(
+    ("job", "tasks", "message"),
+    [
+        ({**JOB, "seed": 1}, TASKS, "seed 0, not 1"),
+        ({**JOB, "temperature": 1.0, "model": "b"}, TASKS, "model 'a', not 'b'; temperature 0.7, not 1.0"),
+        (JOB, {"gsm8k": {"fingerprint": "y", "problems": 3}}, "gsm8k: fingerprint 'x', not 'y'"),
+    ],
+)
+def test_another_job_is_refused_by_the_name_of_what_differs(tmp_path, job, tasks, message):
+    opened(tmp_path)
+    with pytest.raises(ConfigurationError, match=f"{message}. Choose another folder"):
+        EvalFolder(tmp_path, job, tasks)
+
+
+def test_further_tasks_join_and_earlier_ones_stay(tmp_path):
+    opened(tmp_path).note("gsm8k", room=5)
+    both = opened(tmp_path, tasks={"ifeval": {"fingerprint": "z"}})
+    assert both.noted("gsm8k", "room") == 5
+    with pytest.raises(ConfigurationError, match="gsm8k: problems 3, not 4"):
+        EvalFolder(tmp_path, JOB, {"gsm8k": {"fingerprint": "x", "problems": 4}})
+
+
+def test_samples_without_a_job_are_not_trusted(tmp_path):
+    SampleFile(tmp_path / "samples" / "gsm8k.jsonl").add([record(0)])
+    with pytest.raises(ConfigurationError, match="holds samples but no job.json"):
+        EvalFolder(tmp_path, JOB, TASKS)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [("{}", "no job file"), ("nothing", "no job file"), ('{"format": 9}', "format 9")]
+)
+def test_a_job_file_that_cannot_be_read_is_named(tmp_path, content, message):
+    (tmp_path / "job.json").write_text(content)
+    with pytest.raises(DataError, match=message):
+        EvalFolder(tmp_path, JOB, TASKS)
