@@ -73,6 +73,13 @@ def test_dry_run_lists_cells_and_cost_and_writes_nothing(study_file, tmp_path, c
     assert [(cell["slug"], cell["steps"]) for cell in found["cells"]] == [("untrained", 0), ("nll-s0", 2)]
     assert found["finished"] == ["untrained"]
     assert found["hours"] == pytest.approx(found["cells"][1]["train_tokens"] / 100 / 3600)
+    (folder / "cells" / "untrained").rename(folder / "cells" / "nll-s0")
+    before = set(tmp_path.rglob("*"))
+    assert run_app([*arguments, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["finished"], found["hours"]) == (["nll-s0"], 0)
+    (folder / "cells" / "nll-s0").rename(folder / "cells" / "untrained")
+    before = set(tmp_path.rglob("*"))
     assert run_app([*arguments, "--cells", "nll*"]) == 0
     shown = capsys.readouterr().out
     assert "8 rows" in shown

@@ -5,7 +5,7 @@ from made_study import made_plan, made_study
 
 from profit_sft.study.analysis import analyze, headline, limits, mean_curve, problem_scores
 from profit_sft.study.results import read_results
-from profit_sft.study.statistics import paired_comparison
+from profit_sft.study.statistics import holm, paired_comparison
 
 RATES = {"untrained": 0.1, "nll": 0.5, "dft": 0.25, "profit-t0.1": 0.85, "profit-t0.5": 0.5}
 
@@ -46,7 +46,9 @@ def test_a_comparison_is_of_scores_averaged_over_seeds(tmp_path):
     second, _ = problem_scores(of["nll"], "generated")
     assert row.comparison == paired_comparison(first, second, strata=["generated"] * 120)
     assert {round(3 * score, 9) for score in first} == {0, 1, 2, 3}
-    assert row.adjusted_p >= row.comparison.p_value
+    adjusted = holm([other.comparison.p_value for other in analysis.comparisons])
+    assert [other.adjusted_p for other in analysis.comparisons] == adjusted
+    assert row.adjusted_p > row.comparison.p_value
     assert (row.seeds.first_seeds, row.seeds.second_seeds) == (3, 3)
 
 

@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from profit_sft.study import claims
 from profit_sft.study.claims import attempts, current_holder, try_claim
 
 
@@ -52,6 +53,19 @@ def test_many_at_once_get_one_claim(tmp_path):
         thread.join()
     assert sum(claim is not None for claim in found) == 1
     assert attempts(tmp_path) == 1
+
+
+def test_whoever_comes_second_gets_nothing_however_late_it_looks(tmp_path, monkeypatch):
+    look = claims._living_holder
+
+    def look_and_be_overtaken(folder, number, stale_seconds):
+        found = look(folder, number, stale_seconds)
+        monkeypatch.setattr(claims, "_living_holder", look)
+        assert try_claim(folder).number == 1  # the other process, between our look and our claim
+        return found
+
+    monkeypatch.setattr(claims, "_living_holder", look_and_be_overtaken)
+    assert try_claim(tmp_path) is None
 
 
 def test_a_dead_holder_on_this_machine_is_replaced_at_once_but_not_before_its_child(tmp_path):

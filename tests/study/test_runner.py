@@ -12,9 +12,10 @@ import time
 import pytest
 
 from profit_sft.errors import ConfigurationError
+from profit_sft.study.claims import try_claim
 from profit_sft.study.layout import StudyFolder
 from profit_sft.study.plan import load_plan, parse_plan
-from profit_sft.study.runner import choose_cells, run_study
+from profit_sft.study.runner import _Loop, choose_cells, run_study
 
 CELLS = ("untrained", "nll-s0", "profit-t0.0033-reference-s0")
 
@@ -121,8 +122,6 @@ def test_a_failed_cell_is_reported_and_the_others_run(tmp_path):
 
 
 def test_a_cell_waits_until_another_process_has_finished_it(tmp_path):
-    from profit_sft.study.claims import try_claim
-
     plan, lines = plan_without_measuring(), []
     folder = StudyFolder(tmp_path).cell("untrained")
     with try_claim(folder.path):
@@ -134,6 +133,16 @@ def test_a_cell_waits_until_another_process_has_finished_it(tmp_path):
         result = run_study(plan, tmp_path, cells="untrained", report=say)
     assert lines == ["waiting for 1 cells that other processes are at or that depend on them"]
     assert result.finished == ("untrained",)
+
+
+def test_a_cell_finished_between_the_look_and_the_claim_is_left_alone(tmp_path):
+    plan = plan_without_measuring()
+    folder = StudyFolder(tmp_path).cell("untrained")
+    loop = _Loop(plan, StudyFolder(tmp_path), [], 1, print)
+    claim = try_claim(folder.path)
+    folder.finished.write_text("{}")
+    loop._work(plan.cells[0], claim)
+    assert folder.finished.read_text() == "{}"
 
 
 def test_two_calls_at_once_share_the_cells(tmp_path):
