@@ -9,8 +9,6 @@ from profit_sft.study.plan import load_plan
 from profit_sft.study.runner import run_study
 from tiny import save_tiny_chat_model
 
-STEPS = 24
-
 
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory):
@@ -28,7 +26,7 @@ def study_file(tiny_folder, tmp_path_factory) -> Path:
         "generated": {"rows": 16, "heldout_rows": 4},
         "heldout_dataset_name": "generated",
         "train": {
-            "max_steps": STEPS,
+            "max_steps": 40,
             "logging_steps": 1,
             "max_length": 256,
             "use_cpu": True,

@@ -1,7 +1,6 @@
 """Whole studies on a tiny model: what they leave, that a kill loses nothing, that several processes share the work."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -12,7 +11,8 @@ import time
 import pytest
 
 from profit_sft.errors import ConfigurationError
-from profit_sft.study.claims import try_claim
+from profit_sft.study.cells import CellFailed, imitated_share
+from profit_sft.study.claims import attempts, try_claim
 from profit_sft.study.layout import StudyFolder
 from profit_sft.study.plan import load_plan, parse_plan
 from profit_sft.study.runner import _Loop, choose_cells, run_study
@@ -38,11 +38,11 @@ def metric_lines(folder, slug):
 
 
 @pytest.mark.slow
-def test_cells_hold_training_heldout_nll_and_evaluation(finished_study):
+def test_cells_hold_training_heldout_nll_and_evaluation(finished_study, study_file):
     summaries = figures(finished_study)
     assert summaries["untrained"]["training"] is None
     trained = summaries["nll-s0"]
-    assert trained["training"]["steps"] == 24
+    assert trained["training"]["steps"] == load_plan(study_file).train["max_steps"]
     assert trained["training"]["kept_share"] == 1.0
     assert trained["training"]["last_nll"] < trained["training"]["first_nll"]
     assert trained["heldout"]["nll"] < summaries["untrained"]["heldout"]["nll"]
@@ -62,24 +62,37 @@ def test_weights_are_dropped_once_measured(finished_study):
 
 
 @pytest.mark.slow
-def test_a_study_killed_in_the_middle_goes_on_and_ends_with_the_same_figures(study_file, finished_study, tmp_path):
+def test_a_study_stopped_and_then_killed_goes_on_and_ends_with_the_same_figures(study_file, finished_study, tmp_path):
     command = [sys.executable, "-m", "profit_sft.cli", "study", str(study_file), "--output_dir", str(tmp_path / "out")]
     command += ["--cells", "nll-s0"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     cell = StudyFolder(tmp_path / "out").cell("nll-s0")
-    metrics = cell.run / "metrics.jsonl"
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 300
-    while not (metrics.exists() and metrics.read_text().count("\n") > 2) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not cell.trained.exists()
-    second = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True)
-    assert second.returncode == 0
-    assert "nll-s0: going on after step" in second.stderr
+
+    def end_by(number, *, after_lines):
+        metrics = cell.run / "metrics.jsonl"
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        deadline = time.monotonic() + 300
+        while not (metrics.exists() and metrics.read_text().count("\n") >= after_lines):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(number)
+        _, messages = process.communicate()
+        assert not cell.trained.exists()
+        return process.returncode, messages
+
+    status, messages = end_by(signal.SIGINT, after_lines=3)
+    assert status == 130
+    assert "nll-s0: stopped; it goes on from here next time" in messages
+    assert "Stopped by SIGINT. The same command goes on." in messages
+    assert len(list(cell.run.glob("checkpoint-*/trainer_state.json"))) == 1
+    status, messages = end_by(signal.SIGKILL, after_lines=10)
+    assert status == -signal.SIGKILL
+    assert "nll-s0: going on after step" in messages
+    last = subprocess.run(command, stderr=subprocess.PIPE, text=True)
+    assert last.returncode == 0
+    assert "nll-s0: going on after step" in last.stderr
     assert figures(tmp_path / "out", ["nll-s0"]) == figures(finished_study, ["nll-s0"])
     assert metric_lines(tmp_path / "out", "nll-s0") == metric_lines(finished_study, "nll-s0")
+    assert attempts(cell.path) == 3
 
 
 @pytest.mark.slow
@@ -181,8 +194,6 @@ def test_a_pattern_must_match_and_must_include_what_a_cell_depends_on(tmp_path):
 
 @pytest.mark.slow
 def test_a_random_mask_gets_the_share_its_model_cell_kept(finished_study, study_file, tmp_path):
-    from profit_sft.study.cells import imitated_share
-
     plan = load_plan(study_file)
     content = {
         "model_name_or_path": plan.models[0].model_name_or_path,
@@ -206,5 +217,9 @@ def test_a_random_mask_gets_the_share_its_model_cell_kept(finished_study, study_
     shutil.copytree(finished_study, tmp_path, dirs_exist_ok=True)
     measured = json.loads(study.cell("profit-t0.0033-reference-s0").finished.read_text())["training"]["kept_share"]
     assert imitated_share(parse_plan(content), random_run, study) == measured
+    unlogged = study.cell("profit-t0.0033-reference-s0").finished
+    unlogged.write_text('{"training": {"kept_share": null}}')
+    with pytest.raises(CellFailed, match=r"has logged no kept share\. Lower train\.logging_steps"):
+        imitated_share(parse_plan(content), random_run, study)
     # A reference mask never moves: what it kept in training is what it keeps of the scores, up to unequal batches.
     assert imitated_share(parse_plan(content), random_scores, study) == pytest.approx(measured, abs=0.02)

@@ -123,8 +123,8 @@ def print_dry_run(found: StudyDryRun, *, as_json: bool) -> None:
     for heading in ("cell", "steps", "tokens", "train h", "new tokens", "measure h"):
         table.add_column(heading, justify="left" if heading == "cell" else "right", overflow="fold")
     for cell in found.cells:
-        figures = f"{cell.steps:,}", f"{cell.train_tokens:,}", f"{cell.train_hours:.2f}"
-        figures += f"{cell.new_tokens:,}", f"{cell.evaluate_hours:.2f}"
+        figures = [f"{cell.steps:,}", f"{cell.train_tokens:,}", f"{cell.train_hours:.2f}"]
+        figures += [f"{cell.new_tokens:,}", f"{cell.evaluate_hours:.2f}"]
         table.add_row(cell.slug + (" (finished)" if cell.slug in found.finished else ""), *figures)
     out.print(table)
     out.print(

@@ -84,24 +84,22 @@ def run_cell(run: CellRun) -> None:
 def cell_settings(plan: StudyPlan, cell: Cell) -> dict[str, Any]:
     """Return what defines a cell's figures, without paths inside the study, so that the folder can be moved."""
     generated = GENERATED in (plan.dataset_name, plan.heldout_dataset_name)
-    return json.loads(  # tuples to lists, as they are read back
-        json.dumps(
-            {
-                "model_name_or_path": cell.model.model_name_or_path,
-                "dataset_name": plan.dataset_name,
-                "heldout_dataset_name": plan.heldout_dataset_name,
-                "generated": asdict(plan.generated) if generated else None,
-                "objective": cell.variant.objective,
-                "objective_kwargs": cell.variant.objective_kwargs,
-                "normalize": cell.variant.normalize,
-                "kept_share_of": cell.variant.kept_share_of,
-                "kept_share_from": cell.variant.kept_share_from if cell.variant.kept_share_of else None,
-                "seed": cell.seed,
-                "train": {**plan.train, **cell.model.train, **cell.variant.train},
-                "evaluate": plan.evaluate,
-            }
-        )
-    )
+    settings = {
+        "model_name_or_path": cell.model.model_name_or_path,
+        "dataset_name": plan.dataset_name,
+        "heldout_dataset_name": plan.heldout_dataset_name,
+        "generated": asdict(plan.generated) if generated else None,
+        "objective": cell.variant.objective,
+        "objective_kwargs": cell.variant.objective_kwargs,
+        "normalize": cell.variant.normalize,
+        "kept_share_of": cell.variant.kept_share_of,
+        "kept_share_from": cell.variant.kept_share_from if cell.variant.kept_share_of else None,
+        "seed": cell.seed,
+        "train": {**plan.train, **cell.model.train, **cell.variant.train},
+        "evaluate": plan.evaluate,
+    }
+    as_read_back: dict[str, Any] = json.loads(json.dumps(settings))  # tuples become lists
+    return as_read_back
 
 
 def check_settings(plan: StudyPlan, cell: Cell, folder: CellFolder) -> None:
@@ -215,10 +213,17 @@ def imitated_cell(plan: StudyPlan, cell: Cell) -> Cell:
 
 
 def imitated_share(plan: StudyPlan, cell: Cell, study: StudyFolder) -> float:
-    """Return the share of tokens that the imitated cell kept while it was trained, or keeps of the scores."""
+    """Return the share of tokens that the imitated cell kept while it was trained, or keeps of the scores.
+
+    Raises:
+        CellFailed: It was trained without logging its kept share.
+    """
     if cell.variant.kept_share_from == "run":
-        imitated = study.cell(imitated_cell(plan, cell).slug)
-        share: float = json.loads(imitated.finished.read_text(encoding="utf-8"))["training"]["kept_share"]
+        imitated = imitated_cell(plan, cell).slug
+        finished = json.loads(study.cell(imitated).finished.read_text(encoding="utf-8"))
+        share: float | None = finished["training"]["kept_share"]
+        if share is None:
+            raise CellFailed(f"{cell.slug}: {imitated} has logged no kept share. Lower train.logging_steps.")
         return share
     import torch
 
@@ -271,14 +276,21 @@ def measure(run: CellRun) -> None:
 
 
 def data_settings(train_settings: Mapping[str, Any], dataset_name: str, *, training: bool) -> DataSettings:
-    """Return how a `profit train` process with these settings reads its training data, or evaluation data."""
+    """Return how a `profit train` process with these settings reads its training data, or evaluation data.
+
+    Raises:
+        ConfigurationError: A setting is out of range.
+    """
     names = ["dataset_config", "dataset_format", "prompt_column", "response_column", "system_prompt", "max_length"]
     names += ["train_on", "skip_bad_rows", *(["max_samples"] if training else [])]
     split = train_settings.get("dataset_train_split", "train")
     if not training:
         split = train_settings.get("dataset_test_split", "test")
     shared = {name: train_settings[name] for name in names if name in train_settings}
-    return DataSettings(dataset_name=dataset_name, dataset_split=split, **shared)
+    try:
+        return DataSettings(dataset_name=dataset_name, dataset_split=split, **shared)
+    except ValueError as error:
+        raise ConfigurationError(f"train: {error}") from None
 
 
 def drop_weights(plan: StudyPlan, folder: CellFolder) -> None:

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from profit_sft.data import DataSettings, prepare_dataset
 from profit_sft.errors import ConfigurationError, ProFitError
+from profit_sft.pretrained import load_tokenizer
 from profit_sft.study.cells import data_settings
 from profit_sft.study.estimate import CellEstimate, TrainingData, count_parameters, estimate_cell
 from profit_sft.study.layout import StudyFolder
@@ -61,27 +63,25 @@ def dry_run(plan: StudyPlan, output_dir: Path, *, cells: str | None = None) -> S
 
 def _training_data(plan: StudyPlan, model: ModelPlan) -> TrainingData:
     settings: dict[str, Any] = {**plan.train, **model.train}
-    try:
-        if plan.dataset_name != GENERATED:
-            return _read_data(plan.dataset_name, model, settings)
-        with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder:
+        name = plan.dataset_name
+        if name == GENERATED:
             write_generated(plan, StudyFolder(Path(folder)))
-            return _read_data(str(StudyFolder(Path(folder)).train_file), model, settings)
-    except ProFitError as error:
-        rows, tokens_per_row = plan.estimate.rows, plan.estimate.tokens_per_row
-        if rows is None or tokens_per_row is None:
-            raise ConfigurationError(
-                f"{error} To estimate without it, give estimate.rows and estimate.tokens_per_row in the study file."
-            ) from None
-        return TrainingData(rows=rows, tokens=round(rows * tokens_per_row), measured=False)
+            name = str(StudyFolder(Path(folder)).train_file)
+        asked = data_settings(settings, name, training=True)
+        try:
+            return _read_data(asked, model, settings)
+        except ProFitError as error:
+            rows, tokens_per_row = plan.estimate.rows, plan.estimate.tokens_per_row
+            if rows is None or tokens_per_row is None:
+                raise ConfigurationError(
+                    f"{error} To estimate without it, give estimate.rows and estimate.tokens_per_row in the study file."
+                ) from None
+            return TrainingData(rows=rows, tokens=round(rows * tokens_per_row), measured=False)
 
 
-def _read_data(dataset_name: str, model: ModelPlan, settings: Mapping[str, Any]) -> TrainingData:
-    from profit_sft.data import prepare_dataset
-    from profit_sft.pretrained import load_tokenizer
-
+def _read_data(asked: DataSettings, model: ModelPlan, settings: Mapping[str, Any]) -> TrainingData:
     tokenizer = load_tokenizer(model.model_name_or_path, chat_template_path=settings.get("chat_template_path"))
-    asked = data_settings(settings, dataset_name, training=True)
     report = prepare_dataset(asked, tokenizer, False).report
     return TrainingData(rows=report.rows_used, tokens=report.total_tokens, measured=True)
 

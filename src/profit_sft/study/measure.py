@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import typer
 from huggingface_hub import snapshot_download
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -119,4 +120,4 @@ def evaluation_settings(settings: Mapping[str, Any], model_name_or_path: str, ou
 
 
 if __name__ == "__main__":
-    measure(CellFolder(Path(sys.argv[1])), report=lambda text: sys.stderr.write(text + "\n") and None)
+    measure(CellFolder(Path(sys.argv[1])), report=typer.echo)

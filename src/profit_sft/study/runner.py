@@ -12,8 +12,8 @@ from pathlib import Path
 from types import FrameType
 
 from profit_sft.data.generated import SYSTEM_PROMPT, generate_problems, write_jsonl
-from profit_sft.errors import ConfigurationError
-from profit_sft.study.cells import CellFailed, CellRun, check_settings, drop_weights, imitated_cell, run_cell
+from profit_sft.errors import ConfigurationError, ProFitError
+from profit_sft.study.cells import CellRun, check_settings, drop_weights, imitated_cell, run_cell
 from profit_sft.study.claims import Claim, ClaimLost, try_claim
 from profit_sft.study.layout import StudyFolder
 from profit_sft.study.plan import GENERATED, Cell, StudyPlan
@@ -211,7 +211,7 @@ class _Loop:
         except ClaimLost:
             self.report(f"{cell.slug}: another process has taken it over")
             self.pending.append(cell)
-        except CellFailed as error:
+        except ProFitError as error:
             self._fail(cell, str(error))
 
     def _fail(self, cell: Cell, reason: str) -> None:
