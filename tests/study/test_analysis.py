@@ -71,13 +71,18 @@ def test_only_what_is_shown_is_said(tmp_path):
         "Worse than nll: dft.",
         "Better than nll as trained here, not shown for other seeds: profit-t0.1.",
         "No difference from nll shown: profit-t0.5.",
+        "These models of profit-t0.1 are better than those of profit-t0.5; with one seed of either it is not shown "
+        "that another run would be.",
     ]
 
 
 def test_nothing_shown_is_one_sentence(tmp_path):
     plan = made_plan()
     _, analysis = analyzed(tmp_path, plan, dict.fromkeys(RATES, 0.5))
-    assert headline(plan, analysis) == ["No difference shown between nll and any of 3 other variants."]
+    assert headline(plan, analysis) == [
+        "No difference shown between nll and any of 3 other variants.",
+        "nll is not shown to be better than the untrained model.",
+    ]
 
 
 def test_without_the_baseline_there_is_nothing_to_say(tmp_path):

@@ -267,23 +267,31 @@ def headline(plan: StudyPlan, analysis: Analysis) -> list[str]:
     against = [row for row in rows if row.second == plan.baseline and row.first != UNTRAINED]
     if not against:
         return ["There is nothing to compare yet: the baseline and another variant must be finished and evaluated."]
-    label = {id(row): row.first if len(plan.models) == 1 else f"{row.first} ({row.model})" for row in against}
+    several = len(plan.models) > 1
+    sentences = _sentences_on_baseline(plan.baseline, against, several=several)
+    for row in rows:
+        where = f" ({row.model})" if several else ""
+        if row.first == UNTRAINED and row.second == plan.baseline and not row.shown.startswith("worse"):
+            sentences.append(f"{plan.baseline} is not shown to be better than the untrained model{where}.")
+        elif row.second != plan.baseline:
+            sentences.append(f"{row.verdict[0].upper()}{row.verdict[1:]}{where}.")
+    return sentences
 
-    def names(shown: str) -> str:
-        return ", ".join(label[id(row)] for row in against if row.shown == shown)
 
+def _sentences_on_baseline(baseline: str, rows: Sequence[ComparisonRow], *, several: bool) -> list[str]:
+    if all(row.shown == "no difference" for row in rows):
+        return [f"No difference shown between {baseline} and any of {len(rows)} other variants."]
     sentences = []
     for shown, words in (
-        ("better", f"Better than {plan.baseline}: {{}}."),
-        ("worse", f"Worse than {plan.baseline}: {{}}."),
-        ("better here", f"Better than {plan.baseline} as trained here, not shown for other seeds: {{}}."),
-        ("worse here", f"Worse than {plan.baseline} as trained here, not shown for other seeds: {{}}."),
-        ("no difference", f"No difference from {plan.baseline} shown: {{}}."),
+        ("better", f"Better than {baseline}"),
+        ("worse", f"Worse than {baseline}"),
+        ("better here", f"Better than {baseline} as trained here, not shown for other seeds"),
+        ("worse here", f"Worse than {baseline} as trained here, not shown for other seeds"),
+        ("no difference", f"No difference from {baseline} shown"),
     ):
-        if names(shown):
-            sentences.append(words.format(names(shown)))
-    if all(row.shown == "no difference" for row in against):
-        sentences = [f"No difference shown between {plan.baseline} and any of {len(against)} other variants."]
+        names = [row.first + (f" ({row.model})" if several else "") for row in rows if row.shown == shown]
+        if names:
+            sentences.append(f"{words}: {', '.join(names)}.")
     return sentences
 
 
