@@ -70,10 +70,12 @@ def liger(hidden: Tensor, weight: Tensor, labels: Tensor, threshold: float) -> T
 
 
 def cut_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, threshold: float) -> Tensor:
-    """Apple's cut cross-entropy, the mask applied to its per-token losses."""
+    """Cut cross-entropy, the mask applied to its per-token losses. Without CUDA its form for torch.compile runs."""
     from cut_cross_entropy import linear_cross_entropy
 
-    return masked_mean(-linear_cross_entropy(hidden, weight, labels, reduction="none"), threshold)
+    implementation = "cce" if hidden.is_cuda else "torch_compile"
+    losses = linear_cross_entropy(hidden, weight, labels, reduction="none", impl=implementation)
+    return masked_mean(-losses, threshold)
 
 
 # name: (function, bound on the relative error of dH; None: not comparable, it computes another loss)

@@ -1,6 +1,7 @@
 // Charts and tables of the mask page, and what its controls do.
 const FIGURES = DATA.figures;
 const LOGIT_END = 10; // as the bins of the figures
+const MARGIN = { left: 40, right: 8 }; // of a chart, pixels
 const TICKS = [0.0001, 0.001, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999, 0.9999];
 const logit = (p) => Math.max(-LOGIT_END, Math.min(LOGIT_END, Math.log(p / (1 - p))));
 const LOGITS = GRID.map(logit);
@@ -59,7 +60,7 @@ function canvas(id, height, label) {
   const width = Math.max(240, place.clientWidth);
   const drawing = svg("svg", { class: "chart", viewBox: `0 0 ${width} ${height}`, width, height, role: "img", "aria-label": label });
   place.replaceChildren(drawing);
-  return { drawing, width, height, left: 40, right: width - 8, top: 18, bottom: height - 22 };
+  return { drawing, width, height, left: MARGIN.left, right: width - MARGIN.right, top: 18, bottom: height - 22 };
 }
 
 const across = (area) => (value) => area.left + ((value + LOGIT_END) / (2 * LOGIT_END)) * (area.right - area.left);
@@ -101,7 +102,7 @@ function makeDraggable(id) {
   const move = (event) => {
     if (event.buttons === 0 && event.type === "pointermove") return;
     const area = place.getBoundingClientRect();
-    const share = (event.clientX - area.left - 40) / (area.width - 48);
+    const share = (event.clientX - area.left - MARGIN.left) / (area.width - MARGIN.left - MARGIN.right);
     setIndex(nearest(LOGITS, (2 * share - 1) * LOGIT_END));
     byId("slider").value = String(LOGITS[state.index]);
   };
