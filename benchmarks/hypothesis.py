@@ -1,11 +1,12 @@
 """Are core tokens likely and style tokens unlikely? SmolLM2-135M-Instruct before training, after SFT and after ProFit.
 
-    python benchmarks/hypothesis.py --output_dir runs/hypothesis --seeds 0 1 2 --gsm8k_file gsm8k_test.jsonl
+    python benchmarks/hypothesis.py --seeds 0 1 2 --gsm8k_file gsm8k_test.jsonl --gsm8k_train_file gsm8k_train.jsonl
 
 Generated problems: each seed draws training and held-out problems, and trains on the former as the quickstart does,
 with plain NLL and with ProFit. GSM8K answers are marked by form (benchmarks/gsm8k_spans.py) and scored under the
-untrained model and those trained with the first seed. Everything lies in the output folder; a second call goes on where
-the first one stopped, and may name more seeds. Figures go to results.json there, tables to stdout.
+untrained model, those trained on generated problems with the first seed, and, given a training file, under models trained
+on answers of that. Everything lies in the output folder; a second call goes on where the first one stopped, and may name
+more seeds. Figures go to results.json there, tables to stdout.
 """
 
 import argparse
@@ -54,7 +55,7 @@ def make_data(folder: Path, seed: int, held_out_rows: int) -> dict[str, Path]:
     return files
 
 
-def train(data_file: Path, output_dir: Path, objective: list[str], seed: int) -> Path:
+def train(data_file: Path, output_dir: Path, objective: list[str], seed: int, *, max_length: int = 256) -> Path:
     """Train as the quickstart does, in a process of its own, unless that has been done."""
     if not (output_dir / "model.safetensors").is_file():
         flags = {
@@ -66,7 +67,7 @@ def train(data_file: Path, output_dir: Path, objective: list[str], seed: int) ->
             "warmup_steps": 0.1,
             "num_train_epochs": 1,
             "per_device_train_batch_size": quickstart.BATCH_SIZE,
-            "max_length": 256,
+            "max_length": max_length,
             "gradient_checkpointing": False,
             "save_strategy": "no",
             "logging_steps": 5,
@@ -110,17 +111,29 @@ def on_generated(output_dir: Path, seeds: list[int], held_out_rows: int) -> Iter
                 yield {"data": f"generated, {split}", "model": name, "seed": seed, **found}
 
 
-def on_gsm8k(output_dir: Path, file: Path, rows: int, seed: int) -> Iterator[dict[str, Any]]:
+def on_gsm8k(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Yield the comparisons on the first rows of a GSM8K file."""
-    read = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()[:rows]]
-    models = {"untrained": embedded_model_folder()}
-    models |= {name: output_dir / f"seed-{seed}" / slug(name) for name in TRAINED}
+    folder, seed = args.output_dir, args.seeds[0]
     for notes, variant in ((True, "notes kept"), (False, "notes stripped")):
-        marked = output_dir / f"gsm8k-{slug(variant)}.jsonl"
-        write_text(marked, "".join(json.dumps(marked_row(row, notes=notes)) + "\n" for row in read))
+        models = {"untrained": embedded_model_folder()}
+        models |= {f"{name} on generated": folder / f"seed-{seed}" / slug(name) for name in TRAINED}
+        if args.gsm8k_train_file is not None:
+            file = folder / f"gsm8k-train-{slug(variant)}.jsonl"
+            mark(args.gsm8k_train_file, file, args.gsm8k_rows, notes=notes)
+            for name, objective in TRAINED.items():
+                place = folder / f"{slug(name)}-gsm8k-{slug(variant)}"
+                models[f"{name} on GSM8K"] = train(file, place, objective, seed, max_length=512)
+        file = folder / f"gsm8k-{slug(variant)}.jsonl"
+        mark(args.gsm8k_file, file, args.gsm8k_rows, notes=notes)
         for name, model in models.items():
-            found = compare(model, marked, output_dir / f"scores-{slug(name)}-gsm8k-{slug(variant)}")
+            found = compare(model, file, folder / f"scores-{slug(name)}-{slug(variant)}")
             yield {"data": f"GSM8K, {variant}", "model": name, "seed": seed, **found}
+
+
+def mark(source: Path, target: Path, rows: int, *, notes: bool) -> None:
+    """Write the first rows of a GSM8K file with their spans."""
+    read = [json.loads(line) for line in source.read_text(encoding="utf-8").splitlines()[:rows]]
+    write_text(target, "".join(json.dumps(marked_row(row, notes=notes)) + "\n" for row in read))
 
 
 def by_group(scores: ScoreSet) -> list[dict[str, Any]]:
@@ -198,14 +211,15 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--held_out_rows", type=int, default=240)
     parser.add_argument("--gsm8k_file", type=Path, help="question/answer rows (jsonl) with calculator notes")
-    parser.add_argument("--gsm8k_rows", type=int, default=200)
+    parser.add_argument("--gsm8k_train_file", type=Path, help="such rows to train on")
+    parser.add_argument("--gsm8k_rows", type=int, default=200, help="of each of the two files")
     args = parser.parse_args()
     quiet_libraries()
     print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
     results = []
     todo = [on_generated(args.output_dir, args.seeds, args.held_out_rows)]
     if args.gsm8k_file is not None:
-        todo.append(on_gsm8k(args.output_dir, args.gsm8k_file, args.gsm8k_rows, args.seeds[0]))
+        todo.append(on_gsm8k(args))
     for stage in todo:
         for result in stage:
             print(render(result), flush=True)
