@@ -4,9 +4,9 @@
 
 Generated problems: each seed draws training and held-out problems, and trains on the former as the quickstart does,
 with plain NLL and with ProFit. GSM8K answers are marked by form (benchmarks/gsm8k_spans.py) and scored under the
-untrained model, those trained on generated problems with the first seed, and, given a training file, under models trained
-on answers of that. Everything lies in the output folder; a second call goes on where the first one stopped, and may name
-more seeds. Figures go to results.json there, tables to stdout.
+untrained model, under those trained on generated problems with the first seed, and, given a training file, under models
+trained on such answers. Everything lies in the output folder; a second call goes on where the first one stopped, and
+may name more seeds. Figures go to results.json there, tables to stdout.
 """
 
 import argparse
