@@ -160,7 +160,11 @@ def test_two_tokens_are_enough_to_say_something():
 
 @pytest.mark.parametrize(
     ("shift", "words"),
-    [(1.0, "the likelier ones here, as the paper supposes"), (-1.0, "the less likely ones here, the opposite")],
+    [
+        (1.0, "the likelier ones here, as the paper supposes."),
+        (0.5, "as the paper supposes, though the two kinds overlap widely."),
+        (-1.0, "the less likely ones here, the opposite"),
+    ],
 )
 def test_the_description_says_which_way_it_came_out(shift, words):
     assert words in describe(compare_kinds(drawn(shift=shift)))

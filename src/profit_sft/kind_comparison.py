@@ -24,6 +24,7 @@ Floats = npt.NDArray[np.float64]
 
 HISTOGRAM_BINS = 20  # of equal width on p
 CONFIDENCE = 0.95
+_WIDE_OVERLAP = 0.7  # below this AUC no threshold parts the kinds: it masks a good share of both, or of neither
 _FEWEST_EXAMPLES = 10  # with fewer, resampling them says nothing about others
 
 
@@ -172,7 +173,8 @@ def describe(comparison: KindComparison) -> str:
     low, high = comparison.auc_interval
     found += f" (95% interval, resampling examples: {low:.0%} to {high:.0%}); 50% would be no difference."
     if low > 0.5:
-        return f"{found} Core tokens are the likelier ones here, as the paper supposes."
+        overlap = ", though the two kinds overlap widely" if comparison.auc < _WIDE_OVERLAP else ""
+        return f"{found} Core tokens are the likelier ones here, as the paper supposes{overlap}."
     if high < 0.5:
         return f"{found} Core tokens are the less likely ones here, the opposite of what the paper supposes."
     return f"{found} The interval includes that, so neither kind is shown to be likelier."

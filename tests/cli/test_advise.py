@@ -7,6 +7,7 @@ import pytest
 
 from made_scores import made_example, write_scores
 from profit_sft.cli.app import run_app
+from profit_sft.data.generated import SYSTEM_PROMPT, generate_problems, write_jsonl
 from tiny import save_tiny_chat_model
 
 CORE, STYLE = 1, 2
@@ -104,6 +105,20 @@ def test_the_row_that_the_docs_show_is_understood(tiny_folder, tmp_path, capsys,
     assert run_app(["advise", "--dataset_name", str(path), "--model_name_or_path", tiny_folder, "--json"]) == 0
     kinds = json.loads(capsys.readouterr().out)["kinds"]
     assert (kinds["core"]["tokens"], kinds["style"]["tokens"]) == (4, 36)  # a token a character
+
+
+@pytest.mark.slow
+@pytest.mark.model
+def test_the_real_model_finds_numbers_likelier_than_their_wording(smollm2_folder, tmp_path, capsys):
+    path = tmp_path / "problems.jsonl"
+    write_jsonl(generate_problems(16, seed=0), path, system_prompt=SYSTEM_PROMPT)
+    flags = ["--dataset_name", str(path), "--model_name_or_path", str(smollm2_folder), "--json"]
+    assert run_app(["advise", *flags]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["examples"], found["final_answers"]) == (16, 16)
+    assert found["kinds"]["auc_interval"][0] > 0.75
+    assert found["kinds"]["kept"][3]["core_kept_share"] > 2 * found["kinds"]["kept"][3]["style_kept_share"]
+    assert 0.4 < found["profile"][3]["kept_share"] < 0.8
 
 
 @pytest.mark.parametrize(
