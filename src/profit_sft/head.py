@@ -201,7 +201,7 @@ def label_statistics(
         hidden_states = base.base_model(input_ids=input_ids, use_cache=False, **inputs).last_hidden_state
     lm_head_weight, bias = _head_parameters(base)
     device = lm_head_weight.device
-    return selective_linear_cross_entropy(
+    result: SelectiveLoss = selective_linear_cross_entropy(
         hidden_states.to(device),
         lm_head_weight,
         _shifted(labels, _IGNORE_INDEX).to(device),
@@ -214,6 +214,7 @@ def label_statistics(
         chunk_size=chunk_size,
         backend=backend,
     )
+    return result
 
 
 @contextmanager

@@ -5,8 +5,10 @@ held-out accuracy, plain NLL, and which of the two kinds the objective keeps.
 """
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,11 @@ from profit_sft.data.generated import (
 from profit_sft.embedded_model import embedded_model_folder
 from profit_sft.head import apply_profit, remove_profit, selective_head
 from profit_sft.objectives import Objective
+from profit_sft.pretrained import EMBEDDED
+from profit_sft.report.mask_page import write_mask_page
+from profit_sft.report.mask_report import make_report
 from profit_sft.run import RunArguments, RunResult, run_training
+from profit_sft.scoring import ScoreSettings, score_dataset
 from profit_sft.trainer import ProFitConfig
 
 # About two minutes of training on two cores; what it reaches is measured in data/generated.py.
@@ -61,7 +67,7 @@ class Standing:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QuickstartReport:
-    """What the quickstart measured and where it lies."""
+    """What the quickstart measured and where it lies; `after` and `page` are None where the run was stopped."""
 
     objective: str
     before: Standing
@@ -70,6 +76,7 @@ class QuickstartReport:
     train_file: Path
     test_file: Path
     report_file: Path
+    page: Path | None
 
 
 def run_quickstart(
@@ -117,10 +124,13 @@ def run_quickstart(
         callbacks=list(callbacks),
         progress=False,
     )
-    after = None
+    after = page = None
     if run.stopped_by is None:
         report("measuring the trained model")
         after = measure(str(output_dir), tokenizer, held_out, test_file, config.make_objective())
+        report("drawing the mask before and after")
+        page = output_dir / "mask.html"
+        write_page(page, (EMBEDDED, str(output_dir)), test_file, threshold=threshold)
     found = QuickstartReport(
         objective=str(config.make_objective()),
         before=before,
@@ -129,6 +139,7 @@ def run_quickstart(
         train_file=train_file,
         test_file=test_file,
         report_file=output_dir / "quickstart.json",
+        page=page,
     )
     write_text(found.report_file, json.dumps(as_dict(found), indent=2) + "\n")
     return found
@@ -145,7 +156,29 @@ def as_dict(report: QuickstartReport) -> dict[str, Any]:
         "train_runtime_seconds": report.run.train_runtime_seconds,
         "steps": report.run.global_step,
         "output_dir": str(report.run.output_dir),
+        "page": None if report.page is None else str(report.page),
     }
+
+
+def write_page(page: Path, models: tuple[str, str], data_file: Path, *, threshold: float | None) -> None:
+    """Write the page that shows the mask on the rows of `data_file` under two models, before and after.
+
+    The scores stay beside the page, in `scores/before` and `scores/after`; those of an earlier run are replaced.
+
+    Args:
+        page: The HTML file.
+        models: Folders of the two models, or `embedded`.
+        data_file: Rows as `write_jsonl` wrote them.
+        threshold: Where the page starts; None is 0.1.
+    """
+    data = DataSettings(dataset_name=str(data_file), max_length=None)
+    score_sets = []
+    for name, model in zip(("before", "after"), models, strict=True):
+        place = page.parent / "scores" / name
+        shutil.rmtree(place, ignore_errors=True)
+        score_sets.append(score_dataset(ScoreSettings(model_name_or_path=model, data=data, output_dir=place)))
+    report = make_report(score_sets, threshold=0.1 if threshold is None else threshold)
+    write_mask_page(report, page, today=date.today())
 
 
 def _config(output_dir: Path, objective: str, threshold: float | None) -> ProFitConfig:

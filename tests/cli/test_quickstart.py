@@ -6,6 +6,7 @@ import pytest
 
 from profit_sft.cli import quickstart as command
 from profit_sft.cli.app import run_app
+from profit_sft.score_store import load_scores
 
 
 @pytest.mark.slow
@@ -26,6 +27,11 @@ def test_quickstart_trains_measures_and_says_where_things_lie(smollm2_folder, tm
     assert before["kept_share_core"] == before["kept_share_style"] == 1.0
     assert after["nll"] < before["nll"] - 0.1
     assert (output_dir / "model.safetensors").is_file()
+    assert figures["page"] == str(output_dir / "mask.html")
+    page = (output_dir / "mask.html").read_text()
+    assert "What the mask hides in test.jsonl" in page
+    assert load_scores(output_dir / "scores" / "before").manifest.mean_nll == pytest.approx(before["nll"], rel=1e-4)
+    assert load_scores(output_dir / "scores" / "after").manifest.mean_nll == pytest.approx(after["nll"], rel=1e-4)
     assert (output_dir / "data" / "train.jsonl").read_text().count("\n") == 24
     assert run_app(["quickstart", "--output_dir", str(output_dir)]) == 2
     assert run_app(["quickstart", "--output_dir", str(output_dir / "x"), "--threshold", "7"]) == 2

@@ -306,7 +306,7 @@ def evaluate(
     max_new_tokens: Annotated[
         int | None,
         typer.Option(
-            "--max_new_tokens", "--max-new-tokens", help="Tokens of the longest answer (default: 8192; generated: 64)."
+            "--max_new_tokens", "--max-new-tokens", help="Tokens of the longest answer (default: 8192; generated: 128)."
         ),
     ] = None,
     batch_size: Annotated[int, typer.Option("--batch_size", "--batch-size", help="Answers generated together.")] = 16,

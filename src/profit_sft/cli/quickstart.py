@@ -60,7 +60,8 @@ def _print_table(found: QuickstartReport) -> None:
     out.print(f"An answer after:  {after.examples[0]!r}", markup=False)
     out.print(
         "One seed and one small model: a look at how it works, not evidence that one objective is better.\n"
-        f"Model, log and model card: {found.run.output_dir}   data: {found.train_file}   figures: {found.report_file}",
+        f"Model, log and model card: {found.run.output_dir}   data: {found.train_file}   figures: {found.report_file}\n"
+        f"The mask before and after, on every held-out problem; open it in a browser: {found.page}",
         markup=False,
         soft_wrap=True,
     )

@@ -55,7 +55,7 @@ def _sign_checker(of_letters: type[Any]) -> type[Any]:
     The original counts a letter drawn at random there, so that the same answer is right today and wrong tomorrow.
     """
 
-    class SignFrequencyChecker(of_letters):  # type: ignore[valid-type, misc]  # known only once the harness is loaded
+    class SignFrequencyChecker(of_letters):  # type: ignore[misc]  # known only once the harness is loaded
         def build_description(self, *, letter: str | None = None, **arguments: Any) -> str:
             description: str = super().build_description(letter=letter, **arguments)
             if letter:

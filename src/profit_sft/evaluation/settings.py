@@ -25,7 +25,7 @@ class EvalSettings:
         temperature: Logits are divided by it.
         top_p: The likeliest tokens that together reach this probability are kept; 1 keeps all.
         top_k: This many of the likeliest tokens are kept, before `top_p`; 0 keeps all.
-        max_new_tokens: Longest answer. None: 8192, or the own limit of the task, as `generated` has (64). Lowered, and
+        max_new_tokens: Longest answer. None: 8192, or the own limit of the task, as `generated` has (128). Lowered, and
             said so, where the model's window is shorter.
         batch_size: Answers generated together. Of vLLM, which batches by itself: answers between two savings.
         limit: Only the first so many problems of each task.

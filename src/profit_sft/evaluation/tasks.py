@@ -21,7 +21,7 @@ from profit_sft.evaluation.settings import DEFAULT_MAX_NEW_TOKENS, EvalSettings
 if TYPE_CHECKING:
     from lm_eval.api.task import ConfigurableTask
 
-GENERATED_MAX_NEW_TOKENS = 64  # the longest reference solution has 33
+GENERATED_MAX_NEW_TOKENS = 128  # the longest reference solution has 33, the untrained model rambles
 _BOX = "Think step by step. Put your final answer in \\boxed{}."
 _LETTER = (
     'Think step by step. End with a line that says "The answer is (X).", with the letter of the right choice for X.'

@@ -59,7 +59,8 @@ class CellCounts:
     @classmethod
     def of(cls, cell: NDArray[np.uint16]) -> "CellCounts":
         """Count the tokens of each cell."""
-        return cls(**dict(zip(("values", "counts"), np.unique(cell, return_counts=True), strict=True)))
+        values, counts = np.unique(cell, return_counts=True)
+        return cls(values=values, counts=counts)
 
     def likely(self, index: int) -> int:
         """Return how many tokens have `p >= thresholds[index]`."""

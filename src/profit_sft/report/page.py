@@ -78,7 +78,7 @@ def embedded_json(data: Any) -> Markup:
 
 
 def _asset(name: str) -> str:
-    return files("profit_sft.report").joinpath("templates", name).read_text(encoding="utf-8")
+    return (files("profit_sft.report") / "templates" / name).read_text(encoding="utf-8")
 
 
 def _source(text: str) -> str:

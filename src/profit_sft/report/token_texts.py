@@ -42,7 +42,7 @@ class TokenTexts:
         for token_id, decoded in zip(new, self._decode([[*self._anchor, index] for index in new]), strict=True):
             text = decoded.removeprefix(self._anchor_text)
             # A padded vocabulary has ids that stand for nothing.
-            self._texts[token_id] = text or self._tokenizer.convert_ids_to_tokens(token_id) or f"<id {token_id}>"
+            self._texts[token_id] = text or str(self._tokenizer.convert_ids_to_tokens(token_id) or f"<id {token_id}>")
 
     def in_context(self, token_ids: Sequence[int] | NDArray[np.int32]) -> list[str]:
         """Return the texts of consecutive tokens; together they are the text.
