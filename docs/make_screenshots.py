@@ -1,4 +1,4 @@
-"""Make the picture of the README: python docs/make_screenshots.py SCORES [SCORES2] [--output_file docs/images/mask.png].
+"""Make the picture of the README: python docs/make_screenshots.py SCORES [SCORES2] [--output_file FILE].
 
 The scores are of generated problems, such as those the quickstart leaves in `scores/before` and `scores/after`. Needs
 chromium and playwright.
