@@ -4,6 +4,7 @@ The environment is set before anything imports transformers, which reads it once
 """
 
 import os
+import shutil
 
 import torch
 
@@ -19,6 +20,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+
+_CHROMIUM_FLAGS = (
+    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -70,3 +76,16 @@ def smollm2_model(smollm2_folder: Path) -> "Callable[[], PreTrainedModel]":
         return model
 
     return load
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """A real chromium without a window; its profile is new and empty."""
+    path = shutil.which("chromium")
+    if path is None:
+        pytest.skip("no chromium: apt-get install chromium")
+    sync_api = pytest.importorskip("playwright.sync_api")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, headless=True, args=list(_CHROMIUM_FLAGS))
+        yield browser
+        browser.close()

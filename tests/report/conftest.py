@@ -1,6 +1,5 @@
 """Score sets of given texts, and a real browser to look at pages with."""
 
-import shutil
 from datetime import date
 
 import numpy as np
@@ -11,11 +10,6 @@ from profit_sft.report.mask_page import write_mask_page
 from profit_sft.report.mask_report import make_report
 from profit_sft.score_store import ScoredExample
 from tiny import chat_tokenizer
-
-_FLAGS = (
-    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-)
 
 
 @pytest.fixture(scope="session")
@@ -42,19 +36,6 @@ def text_example():
         )
 
     return make
-
-
-@pytest.fixture(scope="session")
-def browser():
-    """A real chromium without a window; its profile is new and empty."""
-    path = shutil.which("chromium")
-    if path is None:
-        pytest.skip("no chromium: apt-get install chromium")
-    sync_api = pytest.importorskip("playwright.sync_api")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, headless=True, args=list(_FLAGS))
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """The report: what it says, that nothing in it depends on what the run cost, and how the page behaves in a browser."""
 
 import json
-import shutil
 
 import pytest
 from made_study import made_plan, made_study
@@ -77,18 +76,6 @@ def test_a_study_without_evaluation_or_a_finished_baseline_still_has_a_report(tm
     made_study(tmp_path, plan, RATES, skip=("nll-s0", "nll-s1", "nll-s2"))
     write_report(plan, tmp_path, command=COMMAND)
     assert "There is nothing to compare yet" in (tmp_path / "report.html").read_text()
-
-
-@pytest.fixture(scope="session")
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api")
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("no chromium on the path")
-    with playwright.sync_playwright() as driver:
-        running = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        yield running
-        running.close()
 
 
 @pytest.fixture
