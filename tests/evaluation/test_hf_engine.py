@@ -12,7 +12,7 @@ from profit_sft.pretrained import load_model, load_tokenizer
 from tiny import save_tiny_chat_model
 
 PROMPTS = ["What is two plus two? It is", "four", "What is two plus", "It is four. It is four. It is", "two is"]
-END_TOKENS = list(range(0, 40))  # many, so that answers of a random model end at different places
+END_TOKENS = [51, 197]  # the model, random but seeded, comes to them at different places or not at all
 
 
 @pytest.fixture(scope="module")

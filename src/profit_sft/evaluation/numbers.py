@@ -29,7 +29,9 @@ _TIDYING = tuple(
     )
 )
 # "pi" and "sqrt" are words as units are, and none.
-_UNIT = r"(?:(?!(?:pi|sqrt|sin|cos|tan|log|ln)\b)[A-Za-zµ]{2,}\.?|(?<![A-Za-z])[mgshL](?![A-Za-z])|°C?|°F)(?: ?\^\{?-?\d\}?|[²³])?"
+_NOT_UNITS = r"(?:pi|sqrt|sin|cos|tan|log|ln)\b"
+_POWER = r"(?: ?\^\{?-?\d\}?|[²³])?"
+_UNIT = rf"(?:(?!{_NOT_UNITS})[A-Za-zµ]{{2,}}\.?|(?<![A-Za-z])[mgshL](?![A-Za-z])|°C?|°F){_POWER}"
 _WITH_UNITS = re.compile(rf"{NUMBER.pattern}(?:[ /-]*{_UNIT})*")
 
 

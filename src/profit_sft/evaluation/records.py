@@ -61,9 +61,9 @@ class EvalFolder:
 
     def _refuse_another(self, there: Mapping[str, Any], mine: Mapping[str, Any], prefix: str) -> None:
         found = [
-            f"{prefix}{name} {there.get(name)!r}, not {value!r}"
+            f"{prefix}{name} {there[name]!r}, not {value!r}"
             for name, value in mine.items()
-            if there.get(name) != value
+            if name in there and there[name] != value  # a greedy job has no temperature to differ in
         ]
         if found:
             raise ConfigurationError(

@@ -1,0 +1,133 @@
+"""`profit eval` as a user calls it: table, JSON, messages, exit codes, signals."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from profit_sft.cli.app import run_app
+from profit_sft.errors import DownloadError
+from profit_sft.evaluation.punkt import ensure_punkt
+from tiny import save_tiny_chat_model
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory):
+    return save_tiny_chat_model(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def arguments(tiny_folder, tmp_path):
+    common = ("--tasks", "generated", "--output_dir", str(tmp_path / "out"), "--max_new_tokens", "6", "--limit", "3")
+    return ["eval", tiny_folder, *common]
+
+
+def test_the_table_says_what_was_found_and_where_it_is(arguments, tmp_path, capsys):
+    assert run_app([*arguments, "--samples", "2", "--batch-size", "2"]) == 0
+    out, err = capsys.readouterr()
+    assert "temperature 0.7, top-p 0.8, top-k 20" in out
+    for words in ("avg@k", "SE", "problems", "cut off", "no answer", "generated", "0.0%", str(tmp_path / "out")):
+        assert words in out.replace("\n", "")
+    assert "generated: 6 of 6 answers" in err
+    assert (tmp_path / "out" / "samples" / "generated.jsonl").read_text().count("\n") == 6
+
+
+def test_json_is_what_results_json_holds(arguments, tmp_path, capsys):
+    assert run_app([*arguments, "--greedy", "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == json.loads((tmp_path / "out" / "results.json").read_text())
+    assert printed["tasks"][0]["samples_per_problem"] == 1
+
+
+def test_ifeval_shows_its_four_accuracies(tiny_folder, tmp_path, capsys):
+    try:
+        ensure_punkt()
+    except DownloadError as error:
+        pytest.skip(str(error))
+    row = {"key": 1, "prompt": "Go.", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}
+    (tmp_path / "ifeval.jsonl").write_text(json.dumps(row) + "\n")
+    command = [
+        "eval",
+        tiny_folder,
+        "--tasks",
+        "ifeval",
+        "--data-dir",
+        str(tmp_path),
+        "--output-dir",
+        str(tmp_path / "o"),
+    ]
+    assert run_app([*command, "--greedy", "--max-new-tokens", "4"]) == 0
+    out = capsys.readouterr().out
+    for words in ("ifeval", "loose", "instruction", "same, loose"):
+        assert words in out
+
+
+@pytest.mark.parametrize(
+    ("flags", "status", "message"),
+    [
+        (["--tasks", "gsm9k"], 2, "Known are gsm8k, math500, aime24, ifeval, gpqa_diamond, generated"),
+        (["--greedy", "--samples", "4"], 2, "greedy decoding gives the same answer each time"),
+        (["--top_p", "80"], 2, "top_p must be a probability"),
+        (["--engine", "vllm"], 2, "profit-sft[eval,vllm]"),
+        (["--tasks", "gsm8k", "--data_dir", "/nowhere"], 1, "gsm8k needs /nowhere/gsm8k_test.jsonl"),
+        (["--tasks", "gpqa_diamond"], 1, "from the hub only"),
+    ],
+)
+def test_a_mistake_is_one_message_and_an_exit_status(arguments, capsys, flags, status, message):
+    assert run_app([*arguments, *flags]) == status
+    err = capsys.readouterr().err
+    assert message in err
+    assert "Traceback" not in err
+
+
+def test_a_model_that_does_not_exist_is_named(tmp_path, capsys):
+    nowhere = str(tmp_path / "no-model")
+    assert run_app(["eval", nowhere, "--tasks", "generated", "--output_dir", str(tmp_path / "out")]) == 2
+    assert nowhere in capsys.readouterr().err
+
+
+def test_another_evaluation_in_the_folder_is_refused(arguments, capsys):
+    assert run_app([*arguments, "--greedy"]) == 0
+    assert run_app([*arguments, "--temperature", "1.0"]) == 2
+    message = "holds samples of another evaluation: greedy True, not False. Choose another folder"
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_stopped_and_killed_it_goes_on(tiny_folder, tmp_path, capsys):
+    folder = tmp_path / "out"
+    # 400 problems of 8 samples, more than it gets done before it is stopped.
+    command = ["eval", tiny_folder, "--tasks", "generated", "--output_dir", str(folder), "--max_new_tokens", "8"]
+    file = folder / "samples" / "generated.jsonl"
+    for number in (signal.SIGINT, signal.SIGKILL):
+        before = file.read_text() if file.exists() else ""
+        process = subprocess.Popen(
+            [sys.executable, "-m", "profit_sft.cli", *command],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        deadline = time.monotonic() + 300
+        while (not file.exists() or file.stat().st_size <= len(before.encode())) and time.monotonic() < deadline:
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.05)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+        if number == signal.SIGINT:
+            assert process.returncode == 130
+            assert f"finished answers are kept in {folder}. The same command goes on." in err.replace("\n", " ")
+            assert out == ""
+        assert file.read_text().startswith(before)
+        assert len(file.read_text()) > len(before)
+    kept = {
+        (row["problem"], row["sample"]): row
+        for row in map(json.loads, file.read_text().splitlines(keepends=False)[:-1])
+    }
+    problem, sample = min(kept)
+    assert run_app([*command, "--limit", str(problem + 1), "--samples", str(sample + 1), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["tasks"][0]["num_problems"] == problem + 1
+    now = {(row["problem"], row["sample"]): row for row in map(json.loads, file.read_text().splitlines())}
+    assert all(now[key] == row for key, row in kept.items())
