@@ -49,9 +49,9 @@ def find_answer(text: str, *, truncated: bool = False) -> FoundAnswer | None:
 
     Example:
         >>> find_answer(r"So $x=\frac{1}{2}$ and the answer is $\boxed{\frac{1}{2}}$.")
-        FoundAnswer(text='\\frac{1}{2}', rule='boxed')
+        FoundAnswer(text='\\frac{1}{2}', rule='boxed', boxes=('\\frac{1}{2}',))
         >>> find_answer("The answer is 12 dollars. I hope this helps!")
-        FoundAnswer(text='12 dollars', rule='stated')
+        FoundAnswer(text='12 dollars', rule='stated', boxes=())
         >>> find_answer("The answer is 12", truncated=True)
     """
     text = _BOLD.sub("", text.rpartition("</think>")[2])
