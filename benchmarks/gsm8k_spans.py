@@ -1,6 +1,6 @@
 """Mark what is core and what is style in GSM8K answers, as `answer_spans`. Two definitions, both by form alone.
 
-notes kept      core: calculator notes `<<48/2=24>>`, and the final number after `####`
+notes kept      core: calculator notes `<<6*4=24>>`, and the final number after `####`
                 left out: `####` itself, and numbers and operators outside the notes
                 style: the other words
 notes stripped  the notes are deleted from the text
