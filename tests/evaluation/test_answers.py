@@ -32,6 +32,7 @@ FOUND = [
     ("the answers are 3 and 4!", "3 and 4", "stated"),
     (r"The answer is $11,\! 111$.", r"$11,\! 111$", "stated"),
     (r"\boxed{} but the answer is 6.", "6", "stated"),
+    (r"\boxed{}, \boxed{} but the answer is 6.", "6", "stated"),
     # fallback
     ("She has 1,250 stamps in the end.", "1,250", "fallback"),
     ("Thus $x = 3$ and $y = 4$.", "y = 4", "fallback"),

@@ -199,5 +199,6 @@ def test_an_empty_answer_follows_nothing_and_is_none(grade):
 
 
 def test_the_language_is_guessed_alike_each_time(grade):
-    german = problem(("language:response_language", {"language": "de"}))
-    assert len({grade(german, "Hallo Baum rain in Haus").correct for _ in range(20)}) == 1
+    portuguese = problem(("language:response_language", {"language": "pt"}))
+    # Words of no one language, of which langdetect by itself says now this one, now another.
+    assert len({grade(portuguese, "radio taxi hotel").correct for _ in range(20)}) == 1

@@ -94,6 +94,12 @@ def test_limit_samples_batches_and_other_tasks_change_no_sample(settings, tmp_pa
     assert texts(tmp_path / "other") != expected
 
 
+def test_the_same_question_twice_is_sampled_with_other_random_numbers(settings, tmp_path):
+    (tmp_path / "math500.jsonl").write_text('{"problem": "What is one?", "answer": "1"}\n' * 2)
+    evaluate(settings(tasks=("math500",), data_dir=tmp_path))
+    assert len(set(texts(tmp_path / "out", "math500").values())) == 4
+
+
 def test_a_folder_of_another_evaluation_is_refused_by_name(settings, tmp_path, made_data, tiny_folder):
     evaluate(settings(limit=1))
     for changes, message in (

@@ -24,17 +24,10 @@ Rule = Literal["boxed", "hashes", "stated", "fallback"]
 
 @dataclass(frozen=True, slots=True)
 class FoundAnswer:
-    """An answer in a text.
-
-    Attributes:
-        text: Its characters; of several boxes joined by commas.
-        rule: The rule that found it.
-        boxes: The content of each box; empty if another rule found it.
-    """
+    """An answer in a text: its characters, of several boxes joined by commas, and the rule that found it."""
 
     text: str
     rule: Rule
-    boxes: tuple[str, ...] = ()
 
 
 def find_answer(text: str, *, truncated: bool = False) -> FoundAnswer | None:
@@ -55,9 +48,6 @@ def find_answer(text: str, *, truncated: bool = False) -> FoundAnswer | None:
         >>> find_answer("The answer is 12", truncated=True)
     """
     text = _BOLD.sub("", text.rpartition("</think>")[2])
-    boxes = _boxes(text)
-    if any(boxes):
-        return FoundAnswer(", ".join(boxes), "boxed", boxes)
     for rule, find in _EXPLICIT.items():
         found = find(text, truncated)
         if found:
@@ -77,7 +67,7 @@ _MARKER = re.compile(
 _SENTENCE_END = re.compile(r"(?<!\\)[.!?](?=[\s\"')\]]|$)|\n")
 
 
-def _boxes(text: str) -> tuple[str, ...]:
+def _boxed(text: str, truncated: bool) -> str | None:
     """Return what the last box holds, and those that are joined to it."""
     boxes: list[tuple[int, int, str]] = []
     for match in _BOX.finditer(text):
@@ -89,7 +79,7 @@ def _boxes(text: str) -> tuple[str, ...]:
         if not _BETWEEN_BOXES.fullmatch(text[box[1] : joined[0][0]]):
             break
         joined.insert(0, box)
-    return tuple(content.strip() for _, _, content in joined)
+    return ", ".join(content.strip() for _, _, content in joined if content.strip())
 
 
 def _closing_brace(text: str, start: int) -> int | None:
@@ -120,7 +110,7 @@ def _stated(text: str, truncated: bool) -> str | None:
     return None
 
 
-_EXPLICIT: dict[Rule, Callable[[str, bool], str | None]] = {"hashes": _hashes, "stated": _stated}
+_EXPLICIT: dict[Rule, Callable[[str, bool], str | None]] = {"boxed": _boxed, "hashes": _hashes, "stated": _stated}
 
 _FORMULA = re.compile(r"\$\$(.+?)\$\$|(?<!\\)\$(?!\s)([^$\n]+?)(?<!\\)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
 

@@ -53,9 +53,6 @@ def grade_math(text: str, expected: str, judge: MathJudge, *, truncated: bool = 
     if found is None:
         return Grade(correct=False, extracted=None, rule=None)
     equal = _equal(found, expected, judge)
-    if not equal and len(found.boxes) > 1:  # an answer in two forms, such as a fraction and a mixed number
-        each = [_equal(FoundAnswer(box, "boxed"), expected, judge) for box in found.boxes]
-        equal = all(each) or equal
     details = {"gave_up": True} if equal is None else {}
     return Grade(correct=bool(equal), extracted=found.text, rule=found.rule, details=details)
 
