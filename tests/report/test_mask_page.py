@@ -41,8 +41,11 @@ def masked_on_page(page):
 
 
 def settle(page):
-    """Wait until what a change of the threshold redraws is drawn."""
-    page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    """Wait until what a change of the threshold redraws is drawn, off the screen too."""
+    # In the page, since its policy forbids the evaluation of strings that wait_for_function would need.
+    page.evaluate(
+        "() => new Promise(done => (function look() { frame || stale.size ? setTimeout(look, 10) : done(); })())"
+    )
 
 
 def type_threshold(page, text):

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from profit_sft.advise import Advice, PositionRow, ThresholdRow, advise
 from profit_sft.cli.progress import quiet_libraries
-from profit_sft.cli.score import _bar
+from profit_sft.cli.score import scoring_bar
 from profit_sft.data import DataSettings
 from profit_sft.errors import ConfigurationError
 from profit_sft.kind_comparison import HISTOGRAM_BINS, KindComparison, describe
@@ -77,7 +77,7 @@ def _score(dataset_name: str | None, data: dict[str, Any], model: dict[str, Any]
         )
     except ValueError as error:
         raise ConfigurationError(str(error)) from None
-    with _bar(messages) as bar:
+    with scoring_bar(messages) as bar:
         return score_dataset(settings, report=lambda text: messages.print(text, markup=False), on_batch=bar.update)
 
 

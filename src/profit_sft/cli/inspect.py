@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from profit_sft.cli.progress import quiet_libraries
-from profit_sft.cli.score import _bar
+from profit_sft.cli.score import scoring_bar
 from profit_sft.data import DataSettings
 from profit_sft.errors import ConfigurationError
 from profit_sft.pretrained import EMBEDDED
@@ -141,7 +141,7 @@ def _score(options: InspectOptions, folder: Path) -> list[ScoreSet]:
         raise ConfigurationError(str(error)) from None
     found = []
     for job in settings:
-        with _bar(messages) as bar:
+        with scoring_bar(messages) as bar:
             found.append(
                 score_dataset(job, report=lambda text: messages.print(text, markup=False), on_batch=bar.update)
             )

@@ -45,7 +45,7 @@ def score_command(data: Mapping[str, Any], options: Mapping[str, Any], *, as_jso
         raise ConfigurationError(str(error)) from None
     messages = Console(stderr=True, highlight=False, soft_wrap=True)
     try:
-        with _bar(messages) as bar:
+        with scoring_bar(messages) as bar:
             scores = score_dataset(
                 settings, report=lambda line: messages.print(line, markup=False), on_batch=bar.update
             )
@@ -98,7 +98,8 @@ class _Bar:
 
 
 @contextmanager
-def _bar(console: Console) -> Iterator[_Bar]:
+def scoring_bar(console: Console) -> Iterator[_Bar]:
+    """Show progress on `console` while scores are made; hand its `update` to `score_dataset` as `on_batch`."""
     bar = _Bar(console)
     try:
         yield bar

@@ -46,7 +46,7 @@ def render_mask_page(report: MaskReport, *, examples: int = MAX_EXAMPLES, today:
         "mask.html",
         data=page_data(report, shown),
         styles=("mask.css",),
-        scripts=("mask.js", "mask_charts.js"),
+        scripts=("mask.js", "mask_charts.js", "mask_controls.js"),
         values={
             "title": f"What the mask hides in {Path(report.manifests[0].data['dataset_name']).name}",
             "caveat": _CAVEAT,

@@ -349,7 +349,7 @@ function tokenKeys(event) {
   if (all[target]) goTo(all[target]);
 }
 
-// ---- Start, once everything is defined (mask_charts.js comes after) ----
+// ---- Drawing once a frame; mask_charts.js and mask_controls.js come after ----
 
 let frame = 0;
 /** Draw what depends on the threshold, once a frame at most. */
