@@ -50,7 +50,7 @@ def ifeval_grader(report: Callable[[str], None]) -> Callable[[Mapping[str, Any],
 
 
 def _sign_checker(of_letters: type[Any]) -> type[Any]:
-    """Return the checker of letter frequencies that also counts signs, as three problems ask for "#" and "!".
+    """Return the checker of letter frequencies that also counts signs, as two problems ask for "#" and "!".
 
     The original counts a letter drawn at random there, so that the same answer is right today and wrong tomorrow.
     """
