@@ -17,7 +17,7 @@ from profit_sft.report.mask_page import write_mask_page
 from profit_sft.report.mask_report import make_report
 from profit_sft.score_store import load_scores
 
-_WIDTH, _HEIGHT = 1200, 900
+_WIDTH, _HEIGHT = 1200, 1090
 
 
 def main() -> None:
@@ -25,7 +25,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("scores", type=Path, nargs="+", help="one folder `profit score` wrote, or two of the same data")
     parser.add_argument("--output_file", type=Path, default=Path(__file__).parent / "images" / "mask.png")
-    parser.add_argument("--section", default="examples", help="id of the part of the page to show")
+    parser.add_argument("--section", default="probabilities", help="id of the part to begin with")
     parser.add_argument("--dark", action="store_true")
     args = parser.parse_args()
     chromium = shutil.which("chromium")
@@ -39,11 +39,14 @@ def main() -> None:
             executable_path=chromium, args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
         )
         page = browser.new_page(
-            viewport={"width": _WIDTH, "height": _HEIGHT}, color_scheme="dark" if args.dark else "light"
+            viewport={"width": _WIDTH, "height": _HEIGHT},
+            color_scheme="dark" if args.dark else "light",
+            reduced_motion="reduce",
         )
         page.goto(page_file.as_uri())
+        page.check("#kinds")
         page.locator(f"#{args.section}").evaluate("section => section.scrollIntoView()")
-        page.wait_for_timeout(500)  # fonts and charts
+        page.locator(".flow").first.locator(".t:not(.m)").nth(9).hover()
         page.screenshot(path=str(args.output_file))
         browser.close()
 
