@@ -66,6 +66,7 @@ def test_a_text_without_an_answer(text):
         "The answer is 1",  # of 15, perhaps
         "#### 1",
         r"So it is \boxed{12",
+        r"So it is \boxed 12",
         r"We get $x = 4$ and",
     ],
 )

@@ -123,6 +123,7 @@ def test_a_comparison_without_end_is_wrong_and_says_so(judge, monkeypatch):
         ("The answer is C", "C", "stated"),
         ("**Answer:** B) because", "B", "stated"),
         ("The correct answer is option D.", "D", "stated"),
+        ("Answer: Choice (D)", "D", "stated"),
         (r"\boxed{A}", "A", "boxed"),
         (r"\boxed{\text{(B)}}", "B", "boxed"),
         ("Not (A). So (D)", "D", "fallback"),

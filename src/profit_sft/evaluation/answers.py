@@ -42,9 +42,9 @@ def find_answer(text: str, *, truncated: bool = False) -> FoundAnswer | None:
 
     Example:
         >>> find_answer(r"So $x=\frac{1}{2}$ and the answer is $\boxed{\frac{1}{2}}$.")
-        FoundAnswer(text='\\frac{1}{2}', rule='boxed', boxes=('\\frac{1}{2}',))
+        FoundAnswer(text='\\frac{1}{2}', rule='boxed')
         >>> find_answer("The answer is 12 dollars. I hope this helps!")
-        FoundAnswer(text='12 dollars', rule='stated', boxes=())
+        FoundAnswer(text='12 dollars', rule='stated')
         >>> find_answer("The answer is 12", truncated=True)
     """
     text = _BOLD.sub("", text.rpartition("</think>")[2])
@@ -72,7 +72,7 @@ def _boxed(text: str, truncated: bool) -> str | None:
     boxes: list[tuple[int, int, str]] = []
     for match in _BOX.finditer(text):
         end = match.end() if match[1] else _closing_brace(text, match.end())
-        if end is not None:
+        if end is not None and not (match[1] and truncated and end == len(text)):
             boxes.append((match.start(), end, match[1] or text[match.end() : end - 1]))
     joined = boxes[-1:]
     for box in reversed(boxes[:-1]):
@@ -118,6 +118,6 @@ _FORMULA = re.compile(r"\$\$(.+?)\$\$|(?<!\\)\$(?!\s)([^$\n]+?)(?<!\\)\$|\\\((.+
 def last_formula_or_number(text: str) -> str | None:
     r"""Return the last formula between `$`, `\(` or `\[`, or the last number, whichever ends later."""
     places = [(match.end(), next(filter(None, match.groups()))) for match in _FORMULA.finditer(text)]
-    numbers = (match for match in NUMBER.finditer(text) if not text[: match.start()][-1:].isalpha())
+    numbers = (match for match in NUMBER.finditer(text) if not text[match.start() - 1 : match.start()].isalpha())
     places += [(match.end(), match[0]) for match in numbers]
     return max(places)[1].strip() if places else None

@@ -81,7 +81,7 @@ def grade_choice(text: str, expected: str, *, truncated: bool = False) -> Grade:
 
 
 def _letter(text: str) -> str | None:
-    match = re.match(r"[\s($*_]*(?:option |choice )?[\s($*_]*([A-D])(?![A-Za-z'])", tidy(text))
+    match = re.match(r"[\s($*_]*(?i:option |choice )?[\s($*_]*([A-D])(?![A-Za-z'])", tidy(text))
     return None if match is None else match[1]
 
 

@@ -75,8 +75,8 @@ class EvalReport:
     output_dir: Path
 
     def task(self, name: str) -> TaskResult:
-        """Return the result of a task by name."""
-        return next(result for result in self.tasks if result.task == name)
+        """Return the result of a task by name; KeyError if it was not evaluated."""
+        return {result.task: result for result in self.tasks}[name]
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything as plain values, as `results.json` holds it."""

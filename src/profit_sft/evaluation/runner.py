@@ -12,7 +12,7 @@ from typing import Any
 from profit_sft.errors import ConfigurationError
 from profit_sft.evaluation.engine import Engine, Generated, Request, load_engine
 from profit_sft.evaluation.math_judge import MathJudge
-from profit_sft.evaluation.records import EvalFolder, SampleFile
+from profit_sft.evaluation.records import EvalFolder, SampleFile, sole_use
 from profit_sft.evaluation.results import EvalReport, Record, TaskResult, summarize
 from profit_sft.evaluation.sampling import sample_seed
 from profit_sft.evaluation.settings import EvalSettings
@@ -55,21 +55,21 @@ def evaluate(
         tasks = [load_task(name, settings, judge, report=report) for name in settings.tasks]
         fingerprint = model_fingerprint(settings.model_name_or_path)
         jobs = {task.name: _task_job(task, settings) for task in tasks}
-        folder = EvalFolder(settings.output_dir, _job(settings, fingerprint), jobs)
-        folder.start()
-        run = _Run(settings, folder, report, progress)
-        results = tuple(run.task(task) for task in tasks)
-    found = EvalReport(
-        model_name_or_path=settings.model_name_or_path,
-        model_fingerprint=fingerprint,
-        settings=_plain_settings(settings),
-        tasks=results,
-        versions={name: _version(name) for name in _PACKAGES},
-        device=run.device_name,
-        seconds=time.perf_counter() - started,
-        output_dir=settings.output_dir,
-    )
-    folder.write_results(found.as_dict())
+        with sole_use(settings.output_dir):
+            folder = EvalFolder(settings.output_dir, _job(settings, fingerprint), jobs)
+            folder.start()
+            run = _Run(settings, folder, report, progress)
+            found = EvalReport(
+                model_name_or_path=settings.model_name_or_path,
+                model_fingerprint=fingerprint,
+                settings=_plain_settings(settings),
+                tasks=tuple(run.task(task) for task in tasks),
+                versions={name: _version(name) for name in _PACKAGES},
+                device=run.device_name,
+                seconds=time.perf_counter() - started,
+                output_dir=settings.output_dir,
+            )
+            folder.write_results(found.as_dict())
     return found
 
 
