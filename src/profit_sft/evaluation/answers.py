@@ -58,6 +58,7 @@ def find_answer(text: str, *, truncated: bool = False) -> FoundAnswer | None:
 
 _BOLD = re.compile(r"(?<!\w)\*\*|\*\*(?!\w)")  # not the power in x**2
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*(?:\{|([^\s{}$\\]+))")
+_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # with what is escaped, which is to be skipped
 _BETWEEN_BOXES = re.compile(r"[\s$,;]*(?:\\text\s*\{\s*(?:and|or)\s*\}|and|or)?[\s$,;]*(?:[A-Za-z]\s*=\s*)?")
 _HASHES = re.compile(r"####[ \t]*(\S[^\n]*)")
 _MARKER = re.compile(
@@ -70,8 +71,9 @@ _SENTENCE_END = re.compile(r"(?<!\\)[.!?](?=[\s\"')\]]|$)|\n")
 def _boxed(text: str, truncated: bool) -> str | None:
     """Return what the last box holds, and those that are joined to it."""
     boxes: list[tuple[int, int, str]] = []
+    closing = _closing_braces(text)
     for match in _BOX.finditer(text):
-        end = match.end() if match[1] else _closing_brace(text, match.end())
+        end = match.end() if match[1] else closing.get(match.end())
         if end is not None and not (match[1] and truncated and end == len(text)):
             boxes.append((match.start(), end, match[1] or text[match.end() : end - 1]))
     joined = boxes[-1:]
@@ -82,14 +84,16 @@ def _boxed(text: str, truncated: bool) -> str | None:
     return ", ".join(content.strip() for _, _, content in joined if content.strip())
 
 
-def _closing_brace(text: str, start: int) -> int | None:
-    """Return where the group that is open at `start` has been closed."""
-    depth = 1
-    for match in re.compile(r"\\.|[{}]", re.DOTALL).finditer(text, start):
-        depth += {"{": 1, "}": -1}.get(match[0], 0)
-        if depth == 0:
-            return match.end()
-    return None
+def _closing_braces(text: str) -> dict[int, int]:
+    """Return where each group ends, its closing brace included, by where its content starts."""
+    closing: dict[int, int] = {}
+    open_groups: list[int] = []
+    for match in _BRACE.finditer(text):
+        if match[0] == "{":
+            open_groups.append(match.end())
+        elif match[0] == "}" and open_groups:
+            closing[open_groups.pop()] = match.end()
+    return closing
 
 
 def _hashes(text: str, truncated: bool) -> str | None:
