@@ -15,9 +15,9 @@ from tiny import chat_tokenizer
 @pytest.fixture(scope="session")
 def text_example():
     """Call it for an example of a prompt and an answer, with probabilities given or drawn."""
-    tokenizer = chat_tokenizer()
+    plain = chat_tokenizer()
 
-    def make(number, prompt, answer, *, p=None, kinds=None, seed=0):
+    def make(number, prompt, answer, *, p=None, kinds=None, seed=0, tokenizer=plain):
         prompt_ids, answer_ids = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (prompt, answer))
         count = len(answer_ids)
         random = np.random.default_rng((seed, number))
@@ -80,8 +80,8 @@ def make_scores(tmp_path):
     """Call it for a finished score set of examples."""
     made = []
 
-    def make(examples):
-        made.append(write_scores(tmp_path / f"scores{len(made)}", examples))
+    def make(examples, **options):
+        made.append(write_scores(tmp_path / f"scores{len(made)}", examples, **options))
         return made[-1]
 
     return make

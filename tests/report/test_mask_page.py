@@ -11,9 +11,11 @@ from profit_sft.report.mask_page import page_data
 from profit_sft.report.mask_report import make_report
 from profit_sft.report.thresholds import threshold_grid
 from profit_sft.score_store import ScoreSet
+from tiny import chat_tokenizer
 
 GRID = threshold_grid()
-HOSTILE = '<script>alert(1)</script> "quotes" \' </script> {{ 7*7 }} <!-- \u2028 & <img src=x onerror=alert(2)>'
+ELEMENTS = ["<img src=x onerror=alert(2)>", "<b>bold</b>"]
+HOSTILE = '<script>alert(1)</script> "quotes" \' </script> {{ 7*7 }} <!-- \u2028 & ' + "".join(ELEMENTS)
 
 
 def likely(scores, threshold):
@@ -44,7 +46,10 @@ def settle(page):
     """Wait until what a change of the threshold redraws is drawn, off the screen too."""
     # In the page, since its policy forbids the evaluation of strings that wait_for_function would need.
     page.evaluate(
-        "() => new Promise(done => (function look() { frame || stale.size ? setTimeout(look, 10) : done(); })())"
+        """() => new Promise((done, fail) => {
+            setTimeout(() => fail(new Error("never drawn")), 20000);
+            (function look() { frame || stale.size ? setTimeout(look, 10) : done(); })();
+        })"""
     )
 
 
@@ -91,6 +96,10 @@ def test_moving_the_slider_changes_exactly_what_is_masked(scores, write_page, op
         kept = likely(scores, threshold) == (direction == "higher")
         assert masked_on_page(page) == np.flatnonzero(~kept).tolist()
         assert shown_share(page) == f"{percent(kept.mean())} kept"
+    # Not by color alone.
+    assert (
+        page.locator(".flow .t.m").first.evaluate("span => getComputedStyle(span).textDecorationLine") == "line-through"
+    )
     page.locator("#slider").focus()
     for key, index in (("ArrowRight", 1), ("PageUp", 11), ("ArrowLeft", 10), ("End", 622), ("Home", 0)):
         page.press("#slider", key)
@@ -214,21 +223,29 @@ def test_search_finds_text_and_rows(scores, write_page, open_page):
 
 
 def test_a_row_s_text_is_shown_as_text_and_nothing_runs(make_scores, text_example, write_page, open_page):
-    scores = make_scores([text_example(0, HOSTILE, HOSTILE)])
+    tokenizer = chat_tokenizer()
+    tokenizer.add_tokens(ELEMENTS)  # a vocabulary may hold whole elements, so that one token is one
+    example = text_example(0, HOSTILE, HOSTILE, tokenizer=tokenizer)
+    example = dataclasses.replace(
+        example, top1=np.full_like(example.top1, tokenizer.convert_tokens_to_ids(ELEMENTS[0]))
+    )
+    scores = make_scores([example], tokenizer=tokenizer)
     named = dataclasses.replace(
         scores.manifest, model_name_or_path=HOSTILE, data={**scores.manifest.data, "dataset_name": HOSTILE}
     )
     page = open_page(write_page(ScoreSet(scores.folder, named), threshold=0.9))
     assert page.locator(".flow").first.evaluate("flow => flow.textContent") == HOSTILE + HOSTILE
-    # Its dangerous characters are still there, in the facts and in the table of tokens.
+    assert ELEMENTS[0] in page.locator(".flow .t").all_inner_texts()
     assert page.locator(".facts dd").first.evaluate("fact => fact.textContent") == HOSTILE
-    assert "<" in page.locator("#token-table").inner_text()
+    page.select_option("#rank", "count")
+    page.click("#more")
+    assert ELEMENTS[1] in page.locator("#token-table button").all_inner_texts()
     page.fill("#search", "<script>alert(1)</script>")
     assert page.locator("mark").first.inner_text() == "<script>alert(1)</script>"
-    for _ in range(2):
-        page.locator(".flow .t").nth(3).hover()
+    page.locator(".flow .t").nth(3).hover()
+    assert ELEMENTS[0].replace(" ", "␣") in page.locator("#tip").inner_text()
     assert page.evaluate("document.scripts.length") == 2
-    assert page.locator("img").count() == 0
+    assert page.locator("img, b:not(.segments b)").count() == 0
 
 
 def test_tables_count_over_all_examples(make_scores, text_example, write_page, open_page):
