@@ -74,7 +74,7 @@ function sortTable() {
   byId("sort-table").tBodies[0].replaceChildren(...groups.map((group) => {
     const shares = SETS.map((_, set) => keptOf(group, set) / group.count);
     return el("tr", {}, el("th", { scope: "row" }, group.sort), ...(KINDS ? [el("td", { class: "dim" }, KIND_WORDS[group.kind] ?? group.kind)] : []),
-      el("td", { class: "number" }, whole(group.count)), el("td", { class: "number" }, arrow(shares.map(percent)), meter(shares[shares.length - 1])),
+      el("td", { class: "number" }, whole(group.count)), el("td", { class: "number" }, arrow(shares.map(percent)), ...(COMPARED ? [] : [meter(shares[0])])),
       el("td", { class: "number optional" }, arrow(group.p.map(shownP))));
   }));
 }
