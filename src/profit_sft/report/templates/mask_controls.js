@@ -68,14 +68,14 @@ function tokenTable() {
 }
 
 function sortTable() {
-  const head = ["sort", ...(KINDS ? ["kind"] : []), "tokens", COMPARED ? "kept before → after" : "kept", "mean p"];
+  const head = ["sort", ...(KINDS ? ["kind"] : []), "tokens", ...(COMPARED ? ["kept before → after"] : ["kept", "mean p"])];
   byId("sort-table").tHead.replaceChildren(el("tr", {}, ...head.map((name, column) => el("th", { scope: "col", class: `${column > (KINDS ? 1 : 0) ? "number" : ""} ${name === "mean p" ? "optional" : ""}` }, name))));
   const groups = [...FIGURES.by_sort].sort((one, other) => other.count - one.count);
   byId("sort-table").tBodies[0].replaceChildren(...groups.map((group) => {
     const shares = SETS.map((_, set) => keptOf(group, set) / group.count);
     return el("tr", {}, el("th", { scope: "row" }, group.sort), ...(KINDS ? [el("td", { class: "dim" }, KIND_WORDS[group.kind] ?? group.kind)] : []),
       el("td", { class: "number" }, whole(group.count)), el("td", { class: "number" }, arrow(shares.map(percent)), ...(COMPARED ? [] : [meter(shares[0])])),
-      el("td", { class: "number optional" }, arrow(group.p.map(shownP))));
+      ...(COMPARED ? [] : [el("td", { class: "number optional" }, shownP(group.p[0]))]));
   }));
 }
 
