@@ -10,7 +10,7 @@
 import torch
 from torch import Tensor
 
-from profit_sft.loss.gradient_budget import largest_values
+from profit_sft.loss.largest_values import largest_values
 from profit_sft.loss.mixed_precision import add_products, fp32_columns, multiplies_bf16_fast
 
 
@@ -53,8 +53,8 @@ class HeadGradients:
         self.d_weight: Tensor | None = None  # (V, D), made by the first chunk that has something to put there
         self.d_bias = torch.zeros(weight.shape[0], dtype=dtype, device=device) if wants_bias else None  # (V,)
         self.wanted = self.d_hidden is not None or self.wants_weight or wants_bias
-        fast_bf16 = self.wanted and multiplies_bf16_fast(weight_operand)
-        self._bf16_weight = weight_operand.bfloat16() if fast_bf16 else None  # (V, D)
+        self._may_round = multiplies_bf16_fast(weight_operand)
+        self._bf16_weight: Tensor | None = None  # (V, D), made by the first chunk that is worth splitting
         self.inverse: Tensor | None = None  # 1 / normalizer, if it is known before the gradients are formed
         self._dropped_mass = torch.zeros((), dtype=torch.float64, device=device)
         self._total_mass = torch.zeros((), dtype=torch.float64, device=device)
@@ -80,7 +80,7 @@ class HeadGradients:
             factors = torch.ones_like(factors)
         if self.d_bias is not None:
             self.add_to_d_bias(_column_sums(exps, factors))
-        if self.gradient_budget == 0.0 and self._bf16_weight is None:
+        if self.gradient_budget == 0.0 and not self._may_round:
             self._add(exps, tokens, factors, None)
             return
         # All entries but the labels' are positive, so that one pass gives the column sums of absolute values.
@@ -92,7 +92,7 @@ class HeadGradients:
             columns = self.within_budget(mass)
             exps, mass = _with_padding(exps).index_select(1, columns), mass[columns]
         inner = None
-        if self._bf16_weight is not None:
+        if self._may_round:
             inner = fp32_columns(mass, tokens.numel() * self.weight.shape[1], gradient_budget=self.gradient_budget)
         if inner is None:
             self._add(exps, tokens, factors, columns)
@@ -179,7 +179,8 @@ class HeadGradients:
         self, exps: Tensor, tokens: Tensor, factors: Tensor, columns: Tensor | None, inner: Tensor
     ) -> None:
         """Multiply the columns `inner` of `exps` in fp32 and its others in bf16."""
-        assert self._bf16_weight is not None
+        if self._bf16_weight is None:
+            self._bf16_weight = self.weight.bfloat16()
         factors = (factors * self._inverse())[:, None]
         inner_columns = inner if columns is None else columns[inner]
         rows = None

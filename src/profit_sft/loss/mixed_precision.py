@@ -9,7 +9,7 @@ less than half the time where the processor multiplies bf16 in hardware.
 import torch
 from torch import Tensor
 
-from profit_sft.loss.gradient_budget import largest_values
+from profit_sft.loss.largest_values import largest_values
 
 # Share of sum |G| that may be in bf16. Error of dH on real data (49k columns, 57% kept) and share of columns left in
 # fp32: 1e-3: 5e-6, 31%; 2e-3: 9e-6, 20%; 5e-3: 2e-5, 9%; 1e-2: 4e-5, 4%. The fp32 logits alone give 4e-6.
