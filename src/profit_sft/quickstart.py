@@ -27,7 +27,7 @@ from profit_sft.data.generated import (
     write_jsonl,
 )
 from profit_sft.embedded_model import embedded_model_folder
-from profit_sft.head import apply_profit, remove_profit, selective_head
+from profit_sft.head import apply_profit, label_statistics, remove_profit
 from profit_sft.objectives import Objective
 from profit_sft.pretrained import EMBEDDED
 from profit_sft.report.mask_page import write_mask_page
@@ -255,25 +255,24 @@ def mask_by_kind(
 ) -> dict[str, float]:
     """Return plain NLL, and the kept share of all, core and style tokens under `objective`."""
     data = prepare_dataset(DataSettings(dataset_name=str(data_file), max_length=None), tokenizer, False).dataset
-    apply_profit(model, objective)
-    selective_head(model).statistics = "all"
-    model.train()  # the selective head is for training; dropout is zero in this family
+    apply_profit(model, objective)  # checks the head once
     counts = {"labels": 0.0, "nll": 0.0, "kept": 0.0, "core": 0.0, "core_kept": 0.0, "style": 0.0, "style_kept": 0.0}
-    with torch.no_grad():
-        for row in data:
-            found = model(
-                input_ids=torch.tensor([row["input_ids"]], device=model.device),
-                labels=torch.tensor([row["labels"]], device=model.device),
-            )["selective"]
-            kept = (found.weights[0, :-1] != 0).cpu()  # position t predicts token t + 1
-            kinds = torch.tensor(row["token_kinds"])[1:]
-            counts["labels"] += float(found.num_labels)
-            counts["nll"] -= float(found.log_probs.sum())
-            counts["kept"] += float(found.num_kept)
-            for kind in ("core", "style"):
-                of_kind = kinds == TOKEN_KINDS[kind]
-                counts[kind] += float(of_kind.sum())
-                counts[f"{kind}_kept"] += float((of_kind & kept).sum())
+    for row in data:
+        found = label_statistics(
+            model,
+            input_ids=torch.tensor([row["input_ids"]], device=model.device),
+            labels=torch.tensor([row["labels"]], device=model.device),
+            objective=objective,
+        )
+        kept = (found.weights[0, :-1] != 0).cpu()  # position t predicts token t + 1
+        kinds = torch.tensor(row["token_kinds"])[1:]
+        counts["labels"] += float(found.num_labels)
+        counts["nll"] -= float(found.log_probs.sum())
+        counts["kept"] += float(found.num_kept)
+        for kind in ("core", "style"):
+            of_kind = kinds == TOKEN_KINDS[kind]
+            counts[kind] += float(of_kind.sum())
+            counts[f"{kind}_kept"] += float((of_kind & kept).sum())
     remove_profit(model)
     return {
         "nll": counts["nll"] / counts["labels"],

@@ -1,8 +1,8 @@
 """The typer application: one function a command, and what becomes of their errors."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -10,9 +10,12 @@ from rich.console import Console
 from profit_sft.cli.options import (
     ChatTemplatePath,
     DatasetFormat,
+    DataToScore,
     MaxLength,
+    ModelToScoreWith,
     PromptColumn,
     ResponseColumn,
+    ScoresDir,
     SystemPrompt,
 )
 from profit_sft.errors import ConfigurationError, ProFitError
@@ -160,8 +163,8 @@ def score(
         from profit_sft.cli.score import score_command
 
         return score_command(
-            {name: value for name, value in data.items() if value is not None},
-            {name: value for name, value in options.items() if value is not None},
+            _given(data),
+            _given(options),
             as_json=as_json,
         )
 
@@ -181,13 +184,8 @@ def inspect(
         Path | None,
         typer.Argument(metavar="SCORES2", help="Another, of the same data, to compare with.", show_default=False),
     ] = None,
-    dataset_name: Annotated[
-        str | None, typer.Option("--dataset_name", "--dataset-name", help="Data to score first, in place of SCORES.")
-    ] = None,
-    model_name_or_path: Annotated[
-        str | None,
-        typer.Option("--model_name_or_path", "--model-name-or-path", help="Model to score with (default: embedded)."),
-    ] = None,
+    dataset_name: DataToScore = None,
+    model_name_or_path: ModelToScoreWith = None,
     compare_to: Annotated[
         str | None,
         typer.Option("--compare_to", "--compare-to", help="A second model or checkpoint: how the mask moved."),
@@ -202,9 +200,7 @@ def inspect(
     response_column: ResponseColumn = None,
     system_prompt: SystemPrompt = None,
     chat_template_path: ChatTemplatePath = None,
-    scores_dir: Annotated[
-        Path | None, typer.Option("--scores_dir", "--scores-dir", help="Keep the scores there (default: thrown away).")
-    ] = None,
+    scores_dir: ScoresDir = None,
     threshold: Annotated[float, typer.Option("--threshold", help="Where the page starts, a probability.")] = 0.1,
     threshold_direction: Annotated[
         str,
@@ -238,8 +234,8 @@ def inspect(
         return inspect_command(
             {
                 "scores": tuple(folder for folder in (scores, second_scores) if folder is not None),
-                "data": {name: value for name, value in data.items() if value is not None},
-                "scoring": {name: value for name, value in scoring.items() if value is not None},
+                "data": _given(data),
+                "scoring": _given(scoring),
                 "compare_to": compare_to,
                 "scores_dir": scores_dir,
                 "output_file": output_file,
@@ -410,13 +406,8 @@ def study(
 )
 def advise(
     scores: Annotated[Path | None, typer.Argument(metavar="SCORES", help="A folder `profit score` wrote.")] = None,
-    dataset_name: Annotated[
-        str | None, typer.Option("--dataset_name", "--dataset-name", help="Data to score first, in place of SCORES.")
-    ] = None,
-    model_name_or_path: Annotated[
-        str | None,
-        typer.Option("--model_name_or_path", "--model-name-or-path", help="Model to score with (default: embedded)."),
-    ] = None,
+    dataset_name: DataToScore = None,
+    model_name_or_path: ModelToScoreWith = None,
     dtype: Annotated[str | None, typer.Option("--dtype", help="Of that model (default: float32).")] = None,
     max_samples: Annotated[
         int | None, typer.Option("--max_samples", "--max-samples", help="Rows to look at (default: 200).")
@@ -427,9 +418,7 @@ def advise(
     response_column: ResponseColumn = None,
     system_prompt: SystemPrompt = None,
     chat_template_path: ChatTemplatePath = None,
-    scores_dir: Annotated[
-        Path | None, typer.Option("--scores_dir", "--scores-dir", help="Keep the scores there (default: thrown away).")
-    ] = None,
+    scores_dir: ScoresDir = None,
     threshold: Annotated[float, typer.Option("--threshold", help="The threshold to judge, a probability.")] = 0.1,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
@@ -455,8 +444,8 @@ def advise(
         return advise_command(
             scores,
             dataset_name,
-            data={name: value for name, value in data.items() if value is not None},
-            model={name: value for name, value in model.items() if value is not None},
+            data=_given(data),
+            model=_given(model),
             threshold=threshold,
             as_json=as_json,
         )
@@ -477,6 +466,11 @@ def _root(
     version: Annotated[bool, typer.Option("--version", callback=_version_callback, is_eager=True)] = False,
 ) -> None:
     pass
+
+
+def _given(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out the options that were not given, so that the library's defaults hold."""
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _guarded(command: Callable[[], int]) -> int:

@@ -1,5 +1,6 @@
-"""Options that several commands spell alike: how data is read and labelled. None: the library's default."""
+"""Options that several commands spell alike: what is scored, how it is read and labelled. None: the default."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -23,4 +24,14 @@ ChatTemplatePath = Annotated[
 ]
 MaxLength = Annotated[
     int | None, typer.Option("--max_length", "--max-length", help="Tokens a row may have (default: 1024).")
+]
+DataToScore = Annotated[
+    str | None, typer.Option("--dataset_name", "--dataset-name", help="Data to score first, in place of SCORES.")
+]
+ModelToScoreWith = Annotated[
+    str | None,
+    typer.Option("--model_name_or_path", "--model-name-or-path", help="Model to score with (default: embedded)."),
+]
+ScoresDir = Annotated[
+    Path | None, typer.Option("--scores_dir", "--scores-dir", help="Keep the scores there (default: thrown away).")
 ]
