@@ -8,7 +8,6 @@ import pytest
 from made_scores import made_example, write_scores
 from profit_sft.cli.app import run_app
 from profit_sft.data.generated import SYSTEM_PROMPT, generate_problems, write_jsonl
-from tiny import save_tiny_chat_model
 
 CORE, STYLE = 1, 2
 
@@ -33,11 +32,6 @@ def rows(tmp_path):
     lines = [{"question": f"What is {n}+1?", "answer": f"It is {n + 1}."} for n in range(6)]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return str(path)
-
-
-@pytest.fixture(scope="module")
-def tiny_folder(tmp_path_factory):
-    return save_tiny_chat_model(tmp_path_factory.mktemp("tiny"))
 
 
 def test_the_tables_show_profile_positions_and_kinds(scores, capsys, monkeypatch):

@@ -11,12 +11,6 @@ import pytest
 from profit_sft.cli.app import run_app
 from profit_sft.errors import DownloadError
 from profit_sft.evaluation.punkt import ensure_punkt
-from tiny import save_tiny_chat_model
-
-
-@pytest.fixture(scope="session")
-def tiny_folder(tmp_path_factory):
-    return save_tiny_chat_model(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture

@@ -16,12 +16,6 @@ import yaml
 
 from profit_sft.cli.app import run_app
 from profit_sft.score_store import load_scores
-from tiny import save_tiny_chat_model
-
-
-@pytest.fixture(scope="module")
-def tiny_folder(tmp_path_factory):
-    return save_tiny_chat_model(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture

@@ -8,14 +8,8 @@ import yaml
 
 from profit_sft.cli.app import run_app
 from profit_sft.study.plan import load_plan
-from tiny import save_tiny_chat_model
 
 STUDIES = sorted((Path(__file__).resolve().parents[2] / "recipes" / "studies").glob("*.yaml"))
-
-
-@pytest.fixture(scope="module")
-def tiny_folder(tmp_path_factory):
-    return save_tiny_chat_model(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture

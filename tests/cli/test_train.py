@@ -13,16 +13,10 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from profit_sft.cli.app import _TRAIN_HELP, run_app
-from tiny import save_tiny_chat_model
 
 RECIPES = sorted((Path(__file__).resolve().parents[2] / "recipes").glob("*.yaml"))
 # A tiny random model gives every token p near 1/320, under any threshold a person would set.
 pytestmark = pytest.mark.filterwarnings("ignore:.*so it teaches nothing:UserWarning")
-
-
-@pytest.fixture(scope="session")
-def tiny_folder(tmp_path_factory):
-    return save_tiny_chat_model(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture
