@@ -25,9 +25,9 @@ from profit_sft.loss.head_gradients import HeadGradients
 from profit_sft.loss.row_blocks import in_blocks
 from profit_sft.objectives import ENTROPY_TOP_K, TokenStats
 
-# fp32 logits held at once. Larger chunks feed the products better, smaller ones touch less fresh memory; between 64
-# and 256 MiB the difference was under 5% (two cores, V = 49,152, D = 576, N = 2,048).
-CPU_CHUNK_BYTES = 128 * 2**20
+# fp32 logits held at once. Larger chunks feed the products better: in processor time 64 MiB cost 5% more than 128, and
+# 96 two (two cores, V = 49,152, D = 576, N = 2,048).
+CPU_CHUNK_BYTES = 96 * 2**20
 GPU_CHUNK_TOKENS = 4096
 # Rows of the sweep that are worked on at once, so that they stay in a core's cache.
 _BLOCK_BYTES = 2 * 2**20
@@ -38,6 +38,7 @@ _ROW_PADDING = 16
 # Prefixes of the vocabulary tried on the first tokens of a call, as shares; the cheapest is used for the others.
 _PREFIX_SHARES = (1 / 32, 1 / 16, 1 / 8)
 _PILOT_TOKENS = 256
+_CPU_SCREENED_TOKENS = 256  # screened at a time; few, since their logits are held besides a chunk's
 _PREFIX_SAVING = 0.01  # of all projections, that a wider prefix must bring to be preferred to a shorter one
 _MIN_SCREENED_VOCABULARY = 2048
 # The bound must fail by more than rounding before a token is dropped: nats, and relative to the largest logit.
@@ -182,7 +183,6 @@ class ChunkedRun:
 
     def _finish(self) -> None:
         self.logits_memory = None
-        self.sums.forget_operands()
         kept = self.values.weights != 0
         self.values.nothing_kept = self.rows.numel() > 0 and not bool(kept.any())
         inverse = self.sums.inverse
@@ -209,44 +209,68 @@ class ChunkedRun:
         return self.weight.shape[0] >= _MIN_SCREENED_VOCABULARY and self.rows.numel() > 0
 
     def _screened(self, token_reference: Tensor | None) -> None:
-        """Screen group by group, and hand the survivors on with the logits they already have."""
+        """Screen group by group; survivors keep the logits they have, and are completed when they fill a chunk."""
         target_logits = self._target_logits()  # (M,)
-        width = self._prefix_width(target_logits[:_PILOT_TOKENS])
+        width, surviving_share = self._prefix_width(target_logits[:_PILOT_TOKENS])
         tokens = torch.arange(self.rows.numel(), device=self.hidden.device)
         if width == 0:
             for part in self._chunks(tokens):
                 self._chunk(part, self._logits(part), None, token_reference)
             return
-        groups = -(-tokens.numel() // (2 * self._chunk_size()))
-        for group in tokens.tensor_split(groups):
+        size = self._survivors_per_chunk(surviving_share)
+        logits: Tensor | None = None  # (size, V), the first columns of the rows of `waiting` filled
+        waiting: list[Tensor] = []
+        for group in tokens.split(2 * self._chunk_size() if self.hidden.is_cuda else _CPU_SCREENED_TOKENS):
             prefix = self._transformed(self.sums.product(self.hidden[group], self.weight[:width].T), slice(width))
-            survives = self._may_be_kept(group, prefix, target_logits)
-            survivors = survives.nonzero().squeeze(1)  # syncs with the host
-            for part in self._chunks(survivors):
-                # Not held in a name, or two chunks' logits would be there at a time.
-                self._chunk(group[part], self._logits(group[part], raw_prefix=prefix[part]), None, token_reference)
+            survivors = self._may_be_kept(group, prefix, target_logits).nonzero().squeeze(1)  # syncs with the host
+            while survivors.numel():
+                logits = self._logits_rows(size) if logits is None else logits
+                filled = sum(part.numel() for part in waiting)
+                added, survivors = survivors[: size - filled], survivors[size - filled :]
+                logits[filled : filled + added.numel(), :width] = prefix[added]
+                waiting.append(group[added])
+                if filled + added.numel() == size:
+                    self._chunk_with_prefix(torch.cat(waiting), logits, width, token_reference)
+                    logits, waiting = None, []  # before the next are made
+        if logits is not None:
+            self._chunk_with_prefix(torch.cat(waiting), logits, width, token_reference)
+
+    def _survivors_per_chunk(self, surviving_share: float) -> int:
+        """Return how many survivors to wait for, so that the chunks come out about equally large."""
+        expected = surviving_share * self.rows.numel()
+        chunks = max(1, math.ceil(expected / self._chunk_size()))
+        # A tenth more than expected, lest a few tokens be left for a chunk of their own.
+        return min(self._chunk_size(), self.rows.numel(), math.ceil(1.1 * expected / chunks) + 1)
+
+    def _chunk_with_prefix(self, tokens: Tensor, logits: Tensor, width: int, token_reference: Tensor | None) -> None:
+        """Complete the logits of some tokens, of which the first `width` columns are there, and run the chunk."""
+        logits = logits[: tokens.numel()]
+        self.sums.product(self.hidden[tokens], self.weight[width:].T, out=logits[:, width:])
+        self._transformed(logits[:, width:], slice(width, None))
+        self._chunk(tokens, logits, None, token_reference)
 
     def _target_logits(self) -> Tensor:
         raw = (self.hidden.to(self.dtype) * self.weight[self.targets].to(self.dtype)).sum(-1)  # (M,)
         return self._transformed(raw[:, None], self.targets, one_each=True).squeeze(1)
 
-    def _prefix_width(self, target_logits: Tensor) -> int:
-        """Try prefixes on the first tokens; return the columns of the cheapest, 0 if screening would not pay.
+    def _prefix_width(self, target_logits: Tensor) -> tuple[int, float]:
+        """Try prefixes on the first tokens; return the columns of the cheapest and the share of tokens it leaves.
 
-        Cost in projections of all columns for all tokens: the prefix for everyone, the rest for the survivors.
+        0 columns if screening would not pay. Cost in projections of all columns for all tokens: the prefix for
+        everyone, the rest for the survivors.
         """
         vocab_size = self.weight.shape[0]
         pilot = torch.arange(target_logits.numel(), device=self.hidden.device)
         widest = int(_PREFIX_SHARES[-1] * vocab_size)
         prefix = self._transformed(self.sums.product(self.hidden[pilot], self.weight[:widest].T), slice(widest))
-        best_cost, best_width = 0.95, 0  # a saving below 5% is not worth the extra pass
+        best_cost, best_width, best_share = 0.95, 0, 1.0  # a saving below 5% is not worth the extra pass
         for share in _PREFIX_SHARES:
             width = int(share * vocab_size)
             survivors = self._may_be_kept(pilot, prefix[:, :width], target_logits).float().mean().item()
             cost = share + (1.0 - share) * survivors
             if cost < best_cost - _PREFIX_SAVING:
-                best_cost, best_width = cost, width
-        return best_width
+                best_cost, best_width, best_share = cost, width, survivors
+        return best_width, best_share
 
     def _may_be_kept(self, tokens: Tensor, prefix: Tensor, target_logits: Tensor) -> Tensor:
         """Return the mask `(G,)`, False where the prefix alone proves p below the floor."""
@@ -276,30 +300,23 @@ class ChunkedRun:
         cap = self.options.logit_softcap
         return raw if cap is None else raw.div_(cap).tanh_().mul_(cap)
 
-    def _logits(self, tokens: Tensor, raw_prefix: Tensor | None = None) -> Tensor:
-        """Return the logits `(C, V)` fp32 of some tokens; `raw_prefix` holds their first columns, finished."""
+    def _logits(self, tokens: Tensor) -> Tensor:
+        """Return the logits `(C, V)` fp32 of some tokens."""
         hidden = self.hidden[tokens]
-        if raw_prefix is None and self.sums.native:
-            return self._transformed(self.sums.product(hidden, self.weight.T), slice(None))
-        logits, width = self._logits_rows(tokens.numel()), 0
-        if raw_prefix is not None:
-            width = raw_prefix.shape[1]
-            logits[:, :width] = raw_prefix
-        self.sums.product(hidden, self.weight[width:].T, out=logits[:, width:])
-        self._transformed(logits[:, width:], slice(width, None))
-        return logits
+        out = None if self.sums.native else self._logits_rows(tokens.numel())
+        return self._transformed(self.sums.product(hidden, self.weight.T, out=out), slice(None))
 
     def _logits_rows(self, count: int) -> Tensor:
-        """Return memory for the logits of a chunk, `(count, V)`; on the CPU the same for every chunk.
+        """Return memory for the logits of a chunk, `(count, V)`; on the CPU the same memory for every chunk.
 
         There fresh memory is cleared by the system page by page, a tenth of the projection's time.
         """
         vocab_size = self.weight.shape[0]
         if self.hidden.is_cuda:
             return torch.empty((count, vocab_size), dtype=self.dtype, device=self.hidden.device)
-        if self.logits_memory is None:
-            most = min(self._chunk_size(), self.rows.numel())
-            self.logits_memory = torch.empty((most, vocab_size + _ROW_PADDING), dtype=self.dtype)
+        if self.logits_memory is None or self.logits_memory.shape[0] < count:
+            self.logits_memory = None  # freed before the larger one is made
+            self.logits_memory = torch.empty((count, vocab_size + _ROW_PADDING), dtype=self.dtype)
             self.logits_memory[:, vocab_size:] = 0.0
         return self.logits_memory[:count, :vocab_size]
 

@@ -54,7 +54,6 @@ class HeadGradients:
         self.d_bias = torch.zeros(weight.shape[0], dtype=dtype, device=device) if wants_bias else None  # (V,)
         self.wanted = self.d_hidden is not None or self.wants_weight or wants_bias
         self._may_round = multiplies_bf16_fast(weight_operand)
-        self._bf16_weight: Tensor | None = None  # (V, D), made by the first chunk that is worth splitting
         self.inverse: Tensor | None = None  # 1 / normalizer, if it is known before the gradients are formed
         self._dropped_mass = torch.zeros((), dtype=torch.float64, device=device)
         self._total_mass = torch.zeros((), dtype=torch.float64, device=device)
@@ -90,14 +89,16 @@ class HeadGradients:
         columns = None
         if self.gradient_budget > 0.0:
             columns = self.within_budget(mass)
-            exps, mass = _with_padding(exps).index_select(1, columns), mass[columns]
+            mass = mass[columns]
         inner = None
         if self._may_round:
             inner = fp32_columns(mass, tokens.numel() * self.weight.shape[1], gradient_budget=self.gradient_budget)
-        if inner is None:
-            self._add(exps, tokens, factors, columns)
-        else:
+        if inner is not None:
             self._add_in_two_precisions(exps, tokens, factors, columns, inner)
+        elif columns is not None:
+            self._add(_with_padding(exps).index_select(1, columns), tokens, factors, columns)
+        else:
+            self._add(exps, tokens, factors, None)
 
     def within_budget(self, mass: Tensor) -> Tensor:
         """Return the fewest columns that carry all but the budget's share of `mass`, and note what is left out.
@@ -145,10 +146,6 @@ class HeadGradients:
             found.append(gradient if gradient is None or dtype is None else gradient.to(dtype))
         return found[0], found[1], found[2]
 
-    def forget_operands(self) -> None:
-        """Free what only the products needed; the sums stay until `finished`."""
-        self._bf16_weight = None
-
     def product(self, left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
         """Matrix product with fp32 accumulation and output, from bf16 or fp16 operands where the device has that."""
         if self.native:
@@ -178,37 +175,25 @@ class HeadGradients:
     def _add_in_two_precisions(
         self, exps: Tensor, tokens: Tensor, factors: Tensor, columns: Tensor | None, inner: Tensor
     ) -> None:
-        """Multiply the columns `inner` of `exps` in fp32 and its others in bf16."""
-        if self._bf16_weight is None:
-            self._bf16_weight = self.weight.bfloat16()
+        """Multiply the columns of which `inner` says where they are in fp32, and the others in bf16."""
         factors = (factors * self._inverse())[:, None]
-        inner_columns = inner if columns is None else columns[inner]
         rows = None
         if self.d_hidden is not None:
             rows = torch.zeros((tokens.numel(), self.weight.shape[1]), device=exps.device)  # (K, D) fp32
-        d_weight = None
-        if self.wants_weight and columns is None:
-            if self.d_weight is None:
-                self.d_weight = torch.zeros(self.weight.shape, device=exps.device)
-            d_weight = self.d_weight
-        elif self.wants_weight:
-            assert columns is not None
-            d_weight = torch.zeros((columns.numel(), self.weight.shape[1]), device=exps.device)  # (U, D) fp32
+        if self.wants_weight and self.d_weight is None:
+            self.d_weight = torch.zeros(self.weight.shape, device=exps.device)
         add_products(
-            exps,
-            _with_padding(exps).index_select(1, inner),
+            _with_padding(exps),
+            columns,
             inner,
-            weight=self._bf16_weight if columns is None else self._bf16_weight[columns],
-            inner_weight=self.weight[inner_columns],
+            weight=self.weight,
             hidden=self.hidden[tokens] * factors,
             d_hidden=rows,
-            d_weight=d_weight,
+            d_weight=self.d_weight,
         )
         if self.d_hidden is not None:
             assert rows is not None
             self.d_hidden[self.rows[tokens]] = rows.mul_(factors)
-        if columns is not None and d_weight is not None:
-            self._add_to_d_weight(d_weight, columns)
 
     def _add_to_d_weight(self, product: Tensor, columns: Tensor | None) -> None:
         if columns is not None:
