@@ -64,8 +64,16 @@ def test_what_is_no_model_is_named(tmp_path):
         model_fingerprint("org/absent")
     with pytest.raises(ConfigurationError, match="no causal language model could be loaded from"):
         load_model(str(tmp_path))
-    with pytest.raises(ConfigurationError, match="no tokenizer could be loaded from"):
+    with pytest.raises(ConfigurationError, match=r"no tokenizer could be loaded from '.*' \((?!no folder)"):
         load_tokenizer(str(tmp_path))
+    with pytest.raises(ConfigurationError, match=r"'absent' \(no folder here has that name, and on the hub: "):
+        load_tokenizer("absent")
+
+
+@pytest.mark.parametrize("name", ["/absent", "./absent", "../absent", "runs/study/absent"])
+def test_a_path_without_a_folder_does_not_ask_the_hub(name):
+    with pytest.raises(ConfigurationError, match=f"there is no folder '{name}'"):
+        load_model(name)
 
 
 def test_the_chat_template_comes_from_a_file_or_from_another_model(folder, tmp_path):

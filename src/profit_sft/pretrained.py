@@ -22,8 +22,18 @@ _BLOCK_BYTES = 1 << 20
 
 
 def pretrained_path(name: str | None) -> str:
-    """Return what transformers loads: a hub name, a folder, or the embedded model's folder, fetched on first use."""
-    return str(embedded_model_folder(progress=logger.warning)) if name in (None, EMBEDDED) else str(name)
+    """Return what transformers loads: a hub name, a folder, or the embedded model's folder, fetched on first use.
+
+    Raises:
+        ConfigurationError: The name can only be a folder's, and there is none.
+    """
+    if name in (None, EMBEDDED):
+        return str(embedded_model_folder(progress=logger.warning))
+    path = str(name)
+    # A hub name is NAME or OWNER/NAME. Anything else would be refused by the hub as a malformed name.
+    if (path.startswith(("/", ".", "~")) or path.count("/") > 1) and not Path(path).is_dir():
+        raise ConfigurationError(f"model_name_or_path: there is no folder '{path}'.")
+    return path
 
 
 def load_tokenizer(
@@ -51,7 +61,7 @@ def load_tokenizer(
         )
     except (OSError, ValueError) as error:
         raise ConfigurationError(
-            f"model_name_or_path: no tokenizer could be loaded from '{path}' ({_first_line(error)}). Name a hub model, "
+            f"model_name_or_path: no tokenizer could be loaded from '{path}' ({_why(path, error)}). Name a hub model, "
             f"a folder that save_pretrained wrote, or '{EMBEDDED}' for the small model that needs no hub."
         ) from None
     if tokenizer.pad_token is None:
@@ -97,7 +107,7 @@ def load_model(
         )
     except (OSError, ValueError) as error:
         raise ConfigurationError(
-            f"model_name_or_path: no causal language model could be loaded from '{path}' ({_first_line(error)})."
+            f"model_name_or_path: no causal language model could be loaded from '{path}' ({_why(path, error)})."
         ) from None
     model.eval()
     return model
@@ -161,6 +171,10 @@ def _hub_commit(name: str, revision: str | None) -> str:
             f"model_name_or_path: '{name}' is neither a folder nor a model of the hub ({_first_line(error)})."
         ) from None
     return Path(file).parent.name
+
+
+def _why(path: str, error: Exception) -> str:
+    return f"{'' if Path(path).is_dir() else 'no folder here has that name, and on the hub: '}{_first_line(error)}"
 
 
 def _first_line(error: Exception) -> str:

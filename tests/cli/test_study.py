@@ -124,7 +124,7 @@ def test_without_the_data_the_grids_assumptions_are_used(tmp_path, capsys, monke
         (["--jobs", "0"], 2, "--jobs must be at least 1, got 0."),
         (["--report_only"], 2, "holds no finished cell, so there is nothing to report."),
         (["--dataset_name", "absent.jsonl", "--dry-run"], 2, "To estimate without it, give estimate.rows and"),
-        (["--model_name_or_path", "./absent", "--dry-run"], 2, "no tokenizer could be loaded from './absent'"),
+        (["--model_name_or_path", "./absent", "--dry-run"], 2, "there is no folder './absent'"),
     ],
 )
 def test_a_mistake_gets_one_message(study_file, tmp_path, capsys, flags, status, message):

@@ -153,7 +153,7 @@ def test_bad_rows_can_be_skipped_and_are_reported(arguments, rows, tmp_path, cap
         (["--dataset_name", "absent.jsonl"], 1, "'absent.jsonl' does not exist. Check the path"),
         (["--config", "absent.yaml"], 2, "--config cannot be read"),
         (["--config"], 2, "--config needs a file"),
-        (["--model_name_or_path", "./absent"], 2, "no tokenizer could be loaded from './absent'"),
+        (["--model_name_or_path", "./absent"], 2, "there is no folder './absent'"),
         (["--resume_from_checkpoint", "latest"], 2, "holds no checkpoint. Leave the flag out"),
         (["--resume_from_checkpoint", "absent"], 2, "'absent' is no checkpoint (it has no trainer_state.json)"),
         (["--eval_strategy", "epoch"], 2, "there is nothing to evaluate on. Name it with --eval_dataset_name"),

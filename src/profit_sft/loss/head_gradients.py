@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from profit_sft.loss.largest_values import largest_values
-from profit_sft.loss.mixed_precision import add_products, fp32_columns, multiplies_bf16_fast
+from profit_sft.loss.mixed_precision import add_products, fp32_columns, multiplies_bf16_fast, take_columns
 
 
 class HeadGradients:
@@ -96,7 +96,7 @@ class HeadGradients:
         if inner is not None:
             self._add_in_two_precisions(exps, tokens, factors, columns, inner)
         elif columns is not None:
-            self._add(_with_padding(exps).index_select(1, columns), tokens, factors, columns)
+            self._add(take_columns(exps, columns), tokens, factors, columns)
         else:
             self._add(exps, tokens, factors, None)
 
@@ -123,10 +123,10 @@ class HeadGradients:
         """
         inverse = self._inverse()
         if self.d_hidden is not None:
-            head = self.weight if columns is None else self.weight[columns]
+            head = self.weight if columns is None else self.weight.index_select(0, columns)
             self.d_hidden[self.rows[tokens]] = self.product(gradient, head) * inverse
         if self.wants_weight:
-            self._add_to_d_weight(self.product(gradient.T, self.hidden[tokens]) * inverse, columns)
+            self._add_to_d_weight(self.product(gradient.T, self.hidden.index_select(0, tokens)) * inverse, columns)
 
     def add_to_d_bias(self, sums: Tensor) -> None:
         """Add one chunk's `sum_k G_kv`, `(V,)`."""
@@ -163,10 +163,10 @@ class HeadGradients:
             return
         factors = (factors * self._inverse())[:, None]
         if self.d_hidden is not None:
-            head = self.weight if columns is None else self.weight[columns]
+            head = self.weight if columns is None else self.weight.index_select(0, columns)
             self.d_hidden[self.rows[tokens]] = torch.mm(exps, head).mul_(factors)
         if self.wants_weight:
-            scaled = self.hidden[tokens] * factors
+            scaled = self.hidden.index_select(0, tokens) * factors
             if columns is None and self.d_weight is not None:
                 self.d_weight.addmm_(exps.T, scaled)  # without a buffer for the product
             else:
@@ -183,11 +183,11 @@ class HeadGradients:
         if self.wants_weight and self.d_weight is None:
             self.d_weight = torch.zeros(self.weight.shape, device=exps.device)
         add_products(
-            _with_padding(exps),
+            exps,
             columns,
             inner,
             weight=self.weight,
-            hidden=self.hidden[tokens] * factors,
+            hidden=self.hidden.index_select(0, tokens) * factors,
             d_hidden=rows,
             d_weight=self.d_weight,
         )
