@@ -15,10 +15,10 @@ def nothing_kept():
     logits_memory._kept.clear()
 
 
-def loss_and_gradient(problem, threshold=0.0):
+def loss_and_gradient(problem, threshold=None):
     hidden, lm_head_weight, labels = (tensor.clone() for tensor in problem[:3])
     hidden.requires_grad_()
-    objective = ProFit(threshold=threshold)
+    objective = NLL() if threshold is None else ProFit(threshold=threshold)
     loss = selective_linear_cross_entropy(hidden, lm_head_weight, labels, objective=objective, chunk_size=50).loss
     return torch.cat([loss.detach()[None], torch.autograd.grad(loss, hidden)[0].flatten()])
 
