@@ -211,8 +211,10 @@ class ChunkedRun:
     def _screened(self, token_reference: Tensor | None) -> None:
         """Screen group by group; survivors keep the logits they have, and are completed when they fill a chunk."""
         target_logits = self._target_logits()  # (M,)
-        width, surviving_share = self._prefix_width(target_logits[:_PILOT_TOKENS])
         tokens = torch.arange(self.rows.numel(), device=self.hidden.device)
+        pilot, others = tokens[:_PILOT_TOKENS], tokens[_PILOT_TOKENS:]
+        widest = self._prefix(pilot, int(_PREFIX_SHARES[-1] * self.weight.shape[0]))  # (256, V / 8)
+        width, surviving_share = self._prefix_width(pilot, widest, target_logits)
         if width == 0:
             for part in self._chunks(tokens):
                 self._chunk(part, self._logits(part), None, token_reference)
@@ -220,8 +222,9 @@ class ChunkedRun:
         size = self._survivors_per_chunk(surviving_share)
         logits: Tensor | None = None  # (size, V), the first columns of the rows of `waiting` filled
         waiting: list[Tensor] = []
-        for group in tokens.split(2 * self._chunk_size() if self.hidden.is_cuda else _CPU_SCREENED_TOKENS):
-            prefix = self._transformed(self.sums.product(self.hidden[group], self.weight[:width].T), slice(width))
+        group_size = 2 * self._chunk_size() if self.hidden.is_cuda else _CPU_SCREENED_TOKENS
+        for group in (pilot, *(others.split(group_size) if others.numel() else ())):
+            prefix = widest[:, :width] if group is pilot else self._prefix(group, width)
             survivors = self._may_be_kept(group, prefix, target_logits).nonzero().squeeze(1)  # syncs with the host
             while survivors.numel():
                 logits = self._logits_rows(size) if logits is None else logits
@@ -253,19 +256,20 @@ class ChunkedRun:
         raw = (self.hidden.to(self.dtype) * self.weight.index_select(0, self.targets).to(self.dtype)).sum(-1)  # (M,)
         return self._transformed(raw[:, None], self.targets, one_each=True).squeeze(1)
 
-    def _prefix_width(self, target_logits: Tensor) -> tuple[int, float]:
+    def _prefix(self, tokens: Tensor, width: int) -> Tensor:
+        """Return the first `width` logits of some tokens, `(G, width)`."""
+        raw = self.sums.product(self.hidden.index_select(0, tokens), self.weight[:width].T)
+        return self._transformed(raw, slice(width))
+
+    def _prefix_width(self, pilot: Tensor, prefix: Tensor, target_logits: Tensor) -> tuple[int, float]:
         """Try prefixes on the first tokens; return the columns of the cheapest and the share of tokens it leaves.
 
         0 columns if screening would not pay. Cost in projections of all columns for all tokens: the prefix for
         everyone, the rest for the survivors.
         """
-        vocab_size = self.weight.shape[0]
-        pilot = torch.arange(target_logits.numel(), device=self.hidden.device)
-        widest = int(_PREFIX_SHARES[-1] * vocab_size)
-        prefix = self._transformed(self.sums.product(self.hidden[pilot], self.weight[:widest].T), slice(widest))
         best_cost, best_width, best_share = 0.95, 0, 1.0  # a saving below 5% is not worth the extra pass
         for share in _PREFIX_SHARES:
-            width = int(share * vocab_size)
+            width = int(share * self.weight.shape[0])
             survivors = self._may_be_kept(pilot, prefix[:, :width], target_logits).float().mean().item()
             cost = share + (1.0 - share) * survivors
             if cost < best_cost - _PREFIX_SAVING:
