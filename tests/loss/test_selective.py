@@ -253,8 +253,9 @@ def test_nan_is_not_masked_away(backend, objective):
     hidden[100, 3] = float("nan")
     labels[100] = 17
     options = {"objective": objective, "backend": backend, "reference_log_probs": torch.zeros(labels.shape)}
-    result = selective_linear_cross_entropy(hidden, lm_head_weight, labels, **options)
-    assert result.loss.isnan()
+    assert selective_linear_cross_entropy(hidden, lm_head_weight, labels, **options).loss.isnan()
+    everywhere = torch.full_like(hidden, float("nan"))  # and no warning that nothing was kept
+    assert selective_linear_cross_entropy(everywhere, lm_head_weight, labels, **options).loss.isnan()
 
 
 def test_a_padded_vocabulary_does_not_spoil_the_statistics(backend):

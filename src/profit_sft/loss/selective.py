@@ -1,5 +1,6 @@
 """The public loss: checks its inputs, picks a backend, and returns a loss with what was measured on the way."""
 
+import math
 import warnings
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -244,6 +245,8 @@ def _warn_nothing_kept(objective: Objective, weights: Tensor | None, found: Toke
     if weights is not None:
         return  # the caller chose these weights
     largest = found.largest_log_prob.exp().item()
+    if math.isnan(largest):
+        return  # the loss is NaN, too, and says more
     screened = bool(found.log_probs.isnan().any())
     if largest > 0:
         reason = f"the largest p seen is {'at most ' if screened else ''}{largest:.3g}"
