@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
@@ -70,9 +71,9 @@ def test_what_is_no_model_is_named(tmp_path):
         load_tokenizer("absent")
 
 
-@pytest.mark.parametrize("name", ["/absent", "./absent", "../absent", "runs/study/absent"])
+@pytest.mark.parametrize("name", ["/absent", "./absent", "../absent", "~/absent", "runs/study/absent"])
 def test_a_path_without_a_folder_does_not_ask_the_hub(name):
-    with pytest.raises(ConfigurationError, match=f"there is no folder '{name}'"):
+    with pytest.raises(ConfigurationError, match=f"there is no folder '{Path(name).expanduser()}'"):
         load_model(name)
 
 

@@ -29,9 +29,9 @@ def pretrained_path(name: str | None) -> str:
     """
     if name in (None, EMBEDDED):
         return str(embedded_model_folder(progress=logger.warning))
-    path = str(name)
+    path = str(Path(name).expanduser()) if str(name).startswith("~") else str(name)
     # A hub name is NAME or OWNER/NAME. Anything else would be refused by the hub as a malformed name.
-    if (path.startswith(("/", ".", "~")) or path.count("/") > 1) and not Path(path).is_dir():
+    if (path.startswith(("/", ".")) or path.count("/") > 1) and not Path(path).is_dir():
         raise ConfigurationError(f"model_name_or_path: there is no folder '{path}'.")
     return path
 

@@ -31,6 +31,32 @@ def test_prescreen_changes_neither_mask_nor_gradients(backend, head, threshold, 
     assert_close(gradients, exact, tolerance(torch.float32, *problem[:2]))
 
 
+@pytest.mark.parametrize("chunk_size", [50, 257])
+@pytest.mark.parametrize("order", ["as they come", "unlikely first", "likely first"])
+def test_many_groups_are_screened_whatever_the_first_tokens_are_like(backend, order, chunk_size, monkeypatch):
+    hidden, lm_head_weight, labels, bias, reference = planted_problem(sizes=(900, 127, 5003), bias=True)
+    if order != "as they come":
+        logits = hidden @ lm_head_weight.T + bias
+        log_probs = logits.log_softmax(-1).gather(-1, labels.clamp(min=0)[:, None]).squeeze(1)
+        places = log_probs.argsort(descending=order == "likely first")
+        hidden, labels = hidden[places], labels[places]
+    problem = hidden, lm_head_weight, labels, bias, reference
+    sizes = []
+    run_chunk = chunked.ChunkedRun._chunk
+
+    def counted(run, tokens, *args):
+        sizes.append(tokens.numel())
+        run_chunk(run, tokens, *args)
+
+    monkeypatch.setattr(chunked.ChunkedRun, "_chunk", counted)
+    objective = ProFit(threshold=THRESHOLD)
+    (result, gradients), (loss, exact, values) = both(problem, objective, backend=backend, chunk_size=chunk_size)
+    assert torch.equal(result.weights[labels != -100].double(), values["weights"])
+    assert result.loss.item() == pytest.approx(loss.item(), rel=1e-6)
+    assert_close(gradients, exact, tolerance(torch.float32, hidden, lm_head_weight))
+    assert min(sizes[:-1]) > 0.8 * min(chunk_size, 256)  # no chunk of a few tokens but the last
+
+
 def test_prescreened_tokens_are_reported_as_not_computed_and_are_all_masked(backend):
     problem = planted_problem()
     (result, _), (_, _, values) = both(problem, ProFit(threshold=THRESHOLD), backend=backend)

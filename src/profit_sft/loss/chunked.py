@@ -37,6 +37,7 @@ _BLOCK_BYTES = 2 * 2**20
 _PREFIX_SHARES = (1 / 32, 1 / 16, 1 / 8)
 _PILOT_TOKENS = 256
 _CPU_SCREENED_TOKENS = 256  # screened at a time; few, since their logits are held besides a chunk's
+_FEWEST_SURVIVORS = 256  # completed together, unless the chunk size is smaller
 _PREFIX_SAVING = 0.01  # of all projections, that a wider prefix must bring to be preferred to a shorter one
 _MIN_SCREENED_VOCABULARY = 2048
 # The bound must fail by more than rounding before a token is dropped: nats, and relative to the largest logit.
@@ -215,6 +216,8 @@ class ChunkedRun:
         pilot, others = tokens[:_PILOT_TOKENS], tokens[_PILOT_TOKENS:]
         widest = self._prefix(pilot, int(_PREFIX_SHARES[-1] * self.weight.shape[0]))  # (256, V / 8)
         width, surviving_share = self._prefix_width(pilot, widest, target_logits)
+        prefix: Tensor | None = widest[:, :width] if width else None
+        del widest
         if width == 0:
             for part in self._chunks(tokens):
                 self._chunk(part, self._logits(part), None, token_reference)
@@ -224,7 +227,8 @@ class ChunkedRun:
         waiting: list[Tensor] = []
         group_size = 2 * self._chunk_size() if self.hidden.is_cuda else _CPU_SCREENED_TOKENS
         for group in (pilot, *(others.split(group_size) if others.numel() else ())):
-            prefix = widest[:, :width] if group is pilot else self._prefix(group, width)
+            if prefix is None:
+                prefix = self._prefix(group, width)
             survivors = self._may_be_kept(group, prefix, target_logits).nonzero().squeeze(1)  # syncs with the host
             while survivors.numel():
                 logits = self._logits_rows(size) if logits is None else logits
@@ -235,15 +239,20 @@ class ChunkedRun:
                 if filled + added.numel() == size:
                     self._chunk_with_prefix(torch.cat(waiting), logits, width, token_reference)
                     logits, waiting = None, []  # before the next are made
+            prefix = None
         if logits is not None:
             self._chunk_with_prefix(torch.cat(waiting), logits, width, token_reference)
 
     def _survivors_per_chunk(self, surviving_share: float) -> int:
-        """Return how many survivors to wait for, so that the chunks come out about equally large."""
+        """Return how many survivors to wait for, so that the chunks come out about equally large.
+
+        The share is the pilot's, which may be one odd example: not below `_FEWEST_SURVIVORS`, whatever it says.
+        """
         expected = surviving_share * self.rows.numel()
         chunks = max(1, math.ceil(expected / self._chunk_size()))
         # A tenth more than expected, lest a few tokens be left for a chunk of their own.
-        return min(self._chunk_size(), self.rows.numel(), math.ceil(1.1 * expected / chunks) + 1)
+        wanted = max(math.ceil(1.1 * expected / chunks), _FEWEST_SURVIVORS)
+        return min(wanted, self._chunk_size(), self.rows.numel())
 
     def _chunk_with_prefix(self, tokens: Tensor, logits: Tensor, width: int, token_reference: Tensor | None) -> None:
         """Complete the logits of some tokens, of which the first `width` columns are there, and run the chunk."""
@@ -317,7 +326,7 @@ class ChunkedRun:
             return torch.empty((count, vocab_size), dtype=self.dtype, device=self.hidden.device)
         if self.logits_memory is None or self.logits_memory.shape[0] < count:
             self.logits_memory = None  # freed before the larger one is made
-            self.logits_memory = take_logits_memory(count, vocab_size, self.dtype)
+            self.logits_memory = take_logits_memory(count, vocab_size, self.dtype, self.hidden.device)
         return self.logits_memory[:count, :vocab_size]
 
     def _chunk(

@@ -101,7 +101,7 @@ class HeadGradients:
             self._add(exps, tokens, factors, None)
 
     def within_budget(self, mass: Tensor) -> Tensor:
-        """Return the fewest columns that carry all but the budget's share of `mass`, and note what is left out.
+        """Return about the fewest columns that carry all but the budget's share of `mass`, and note what is left out.
 
         Args:
             mass: `(V,)`, `sum_k |G_kv|`. Two host syncs.
@@ -179,9 +179,9 @@ class HeadGradients:
         factors = (factors * self._inverse())[:, None]
         rows = None
         if self.d_hidden is not None:
-            rows = torch.zeros((tokens.numel(), self.weight.shape[1]), device=exps.device)  # (K, D) fp32
+            rows = torch.zeros((tokens.numel(), self.weight.shape[1]), dtype=self.dtype, device=exps.device)  # (K, D)
         if self.wants_weight and self.d_weight is None:
-            self.d_weight = torch.zeros(self.weight.shape, device=exps.device)
+            self.d_weight = torch.zeros(self.weight.shape, dtype=self.dtype, device=exps.device)
         add_products(
             exps,
             columns,

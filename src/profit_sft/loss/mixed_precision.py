@@ -15,7 +15,7 @@ from profit_sft.loss.largest_values import largest_values
 # fp32: 1e-3: 4.6e-6, 30%; 2e-3: 5.1e-6, 19%; 4e-3: 6.7e-6, 10%; 6e-3: 8.7e-6, 6%; 1e-2: 1.3e-5, 3%. The fp32 logits
 # alone give 4.4e-6.
 TAIL_SHARE = 5e-3
-# With a gradient budget, so much of it: rounding then adds at most 8 * 3 * 2^-9, a twentieth of the budget.
+# With a gradient budget, so much of it if that is more: rounding then adds at most 8 * 3 * 2^-9, a twentieth of it.
 TAIL_PER_BUDGET = 8
 # With a larger share of the columns in fp32, splitting them costs what bf16 saves.
 _LARGEST_FP32_SHARE = 0.5
@@ -65,7 +65,7 @@ def add_products(
     Everything in between is that of one block of columns, a few MiB.
 
     Args:
-        gradient: `(K, V)` fp32; overwritten.
+        gradient: `(K, V)` fp32; overwritten where `columns` is None.
         columns: `(U,)` int64, the columns that take part; None: all V.
         inner: `(I,)` int64 in order, places among the U of the columns to multiply in fp32.
         weight: `(V, D)` fp32.

@@ -97,7 +97,8 @@ def selective_linear_cross_entropy(
             whether it is the likeliest, of every label token; `"ranks"` its rank and the likeliest token as well.
         gradient_budget: Share of `sum |d loss / d logits|` that may be left out of the two backward products, in
             [0, 1). 0 is exact; 0.003 leaves most columns of a large vocabulary out.
-        chunk_size: Tokens whose logits are held at once; memory is `chunk_size * V * 4` bytes. None: chosen.
+        chunk_size: Tokens whose logits are held at once; memory is `chunk_size * V * 4` bytes, on the CPU
+            kept for the next call. None: chosen, 128 MiB or 64 tokens there.
         backend: `"chunked"` is plain torch on any device, `"triton"` has kernels for CUDA. `"auto"` takes the kernels
             on a CUDA device if Triton is installed.
 

@@ -1,0 +1,32 @@
+"""The columns that are kept carry all but what is allowed, and hardly one of them could go."""
+
+import pytest
+import torch
+
+from profit_sft.loss.largest_values import largest_values
+
+
+@pytest.mark.parametrize("allowed_share", [0.0, 1e-6, 0.003, 0.2, 1.0])
+@pytest.mark.parametrize("power", [1, 8, 40])  # the larger, the longer the tail: down to 1e-200, that is 0
+def test_what_is_left_out_is_allowed_and_one_more_would_not_be(allowed_share, power):
+    values = torch.rand(5000, generator=torch.Generator().manual_seed(0)) ** power
+    allowed = allowed_share * values.sum(dtype=torch.float64)
+    places, left_out = largest_values(values, allowed)
+    rest = values.double().clone()
+    rest[places] = 0
+    assert left_out == pytest.approx(rest.sum().item(), rel=1e-12)
+    assert left_out <= allowed
+    assert torch.equal(places, places.sort().values)
+    if places.numel():
+        smallest = values[places].min()
+        assert values[places].double().sum() + left_out == pytest.approx(values.double().sum().item())
+        undecided = (values >= smallest) & (values <= smallest * 1.005)
+        assert left_out + values[undecided].double().sum() >= min(allowed, values.double().sum()) * (1 - 1e-6)
+
+
+def test_nothing_to_choose_from_and_nothing_to_hide():
+    none_allowed = torch.zeros((), dtype=torch.float64)
+    for values in (torch.zeros(7), torch.full((7,), float("nan"))):
+        places, left_out = largest_values(values, none_allowed)
+        assert places.numel() == 7
+        assert left_out == 0
