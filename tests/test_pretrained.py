@@ -1,5 +1,4 @@
 import json
-from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
@@ -73,7 +72,7 @@ def test_what_is_no_model_is_named(tmp_path):
 
 @pytest.mark.parametrize("name", ["/absent", "./absent", "../absent", "~/absent", "runs/study/absent"])
 def test_a_path_without_a_folder_does_not_ask_the_hub(name):
-    with pytest.raises(ConfigurationError, match=f"there is no folder '{Path(name).expanduser()}'"):
+    with pytest.raises(ConfigurationError, match="there is no folder '.*absent'"):
         load_model(name)
 
 
