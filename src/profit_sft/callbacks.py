@@ -4,7 +4,7 @@ import json
 import logging
 import signal
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -55,9 +55,11 @@ class MetricsFile(TrainerCallback):
 class CollapseWarning(TrainerCallback):
     """Warn, once, when the loss that is minimized falls while plain NLL of the full reference rises.
 
-    That is what a mask looks like which feeds on itself: tokens it hides are never learned, grow less likely, and
-    stay hidden. Compared are the means of the first and the last `window` training logs; the rise must exceed
-    `tolerance`.
+    That is what an objective looks like that feeds on itself: tokens it gives little or no weight are never learned,
+    grow less likely, and get even less. Compared are the means of the first and the last `window` training logs; the
+    rise must exceed `tolerance`. Of 22 runs (docs/results/one-to-many.md) it warns of 13, of which 12 answered 8 to 34
+    points fewer problems right than plain SFT with the same seed and one as many; any tolerance from 0 to 5% would
+    have chosen the same.
 
     Attributes:
         window: Logs in each mean.
@@ -78,25 +80,38 @@ class CollapseWarning(TrainerCallback):
             self._warned = True
             warnings.warn(message, stacklevel=2)
 
-    def verdict(self, log_history: Sequence[dict[str, Any]]) -> str | None:
-        """Return the warning's text, or None where there is nothing to warn of."""
-        logs = [entry for entry in log_history if "nll" in entry and "loss" in entry]
-        if len(logs) < 2 * self.window:
-            return None
+    def verdict(self, log_history: Sequence[Mapping[str, Any]]) -> str | None:
+        """Return the warning's text as of the last log, or None where there is nothing to warn of."""
+        logs = _with_losses(log_history)
+        return self._compare(logs[: self.window], logs[-self.window :]) if len(logs) >= 2 * self.window else None
 
-        def mean(entries: Sequence[dict[str, Any]], name: str) -> float:
+    def first_verdict(self, log_history: Sequence[Mapping[str, Any]]) -> str | None:
+        """Return the text that a whole run was warned with, or None where it was not."""
+        logs = _with_losses(log_history)
+        for end in range(2 * self.window, len(logs) + 1):
+            message = self._compare(logs[: self.window], logs[end - self.window : end])
+            if message is not None:
+                return message
+        return None
+
+    def _compare(self, first: Sequence[Mapping[str, Any]], last: Sequence[Mapping[str, Any]]) -> str | None:
+        def mean(entries: Sequence[Mapping[str, Any]], name: str) -> float:
             return sum(float(entry[name]) for entry in entries) / len(entries)
 
-        first, last = logs[: self.window], logs[-self.window :]
         nll = mean(first, "nll"), mean(last, "nll")
         loss = mean(first, "loss"), mean(last, "loss")
         if loss[1] >= loss[0] or nll[1] <= nll[0] * (1 + self.tolerance):
             return None
         return (
             f"collapse: plain NLL of the reference rose from {nll[0]:.3f} to {nll[1]:.3f} while the training loss fell "
-            f"from {loss[0]:.3f} to {loss[1]:.3f}. The mask hides what the model has not learned. Lower the threshold, "
-            "or take the mask from a frozen reference."
+            f"from {loss[0]:.3f} to {loss[1]:.3f}. What the objective gives little or no weight is not learned and "
+            "grows less likely. Compare with plain SFT (objective nll) before you trust this run; a lower threshold or "
+            "a mask from a frozen reference weakens the effect."
         )
+
+
+def _with_losses(log_history: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return [entry for entry in log_history if "nll" in entry and "loss" in entry]
 
 
 class SafeStop(TrainerCallback):

@@ -67,13 +67,7 @@ def made_study(folder, plan, rates, *, problems=120, collapsed=(), skip=(), atte
         summary = {
             "format": FORMAT,
             "cell": cell.slug,
-            "training": {
-                "steps": 30,
-                "kept_share": 1.0 if name == "nll" else 0.7,
-                "collapse": "collapse: plain NLL rose" if name in collapsed else None,
-            }
-            if trained
-            else None,
+            "training": {"steps": 30, "kept_share": 1.0 if name == "nll" else 0.7} if trained else None,
             "heldout": {"nll": 0.5 + 0.01 * index, "nll_core": 0.2, "nll_style": 0.8},
             "cost": {"measure_seconds": 30.0 * attempts, "attempts": attempts}
             | ({"train_seconds": 120.0 * attempts, "train_tokens": 16000} if trained else {}),

@@ -52,6 +52,18 @@ def test_a_comparison_is_of_scores_averaged_over_seeds(tmp_path):
     assert (row.seeds.first_seeds, row.seeds.second_seeds) == (3, 3)
 
 
+def test_a_comparison_is_of_the_seeds_that_both_have(tmp_path):
+    results, analysis = analyzed(tmp_path, made_plan())
+    rows = by_name(analysis.comparisons)
+    scores = {result.cell.slug: result.scores["generated"] for result in results}
+    one = paired_comparison(scores["profit-t0.1-s0"], scores["nll-s0"], strata=["generated"] * 120)
+    assert rows["profit-t0.1", "nll"].comparison == one
+    assert (rows["profit-t0.1", "nll"].seeds.first_seeds, rows["profit-t0.1", "nll"].seeds.second_seeds) == (1, 1)
+    nll, _ = problem_scores([result for result in results if result.cell.variant.name == "nll"], "generated")
+    against_untrained = paired_comparison(scores["untrained"], nll, strata=["generated"] * 120)
+    assert rows["untrained", "nll"].comparison == against_untrained
+
+
 def test_only_what_is_shown_is_said(tmp_path):
     plan = made_plan(comparisons=[["profit-t0.1", "profit-t0.5"]])
     _, analysis = analyzed(tmp_path, plan)

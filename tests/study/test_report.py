@@ -27,7 +27,7 @@ def test_markdown_has_verdict_tables_limits_and_settings(report):
     assert "2 of 3" in text
     assert "| profit-t0.5 | 1 of 1 |" in text
     assert "| 1 of 1 |\n" in text, "the collapse flag"
-    assert "- profit-t0.5-s0: collapse: plain NLL rose" in text
+    assert "- profit-t0.5-s0: collapse: plain NLL of the reference rose" in text
     assert "no difference shown between profit-t0.5 and nll" in text
     assert "What this cannot show" in text
     assert f"    {COMMAND}" in text

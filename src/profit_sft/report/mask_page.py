@@ -21,8 +21,8 @@ MAX_EXAMPLES = 500
 # A label token takes 30 bytes of the page, twice that for two models: with these a page stays below about 20 MB.
 _MOST_TOKENS = 400_000
 _CAVEAT = (
-    "This is the mask at one moment: with an online mask a model never learns what is masked, and on the one small "
-    "model measured so far plain fine-tuning scored higher, so read it as what a threshold hides, no more."
+    "This is the mask at one moment: with an online mask a model never learns what is masked, and on the two small "
+    "models measured so far plain fine-tuning scored higher, so read it as what a threshold hides, no more."
 )
 
 

@@ -55,7 +55,7 @@ class VariantRow:
         heldout_nll_core: That of core tokens alone, where data says which those are.
         heldout_nll_style: That of style tokens.
         kept_share: Share of tokens of non-zero weight, mean over training and seeds; None for the untrained model.
-        collapsed: Seeds whose run had the signs of a collapse.
+        collapsed: Seeds whose run was warned of as a collapse, at its end or before.
         curves: By name of `CURVES`, `[step, value]` pairs, mean over seeds.
     """
 
@@ -197,7 +197,7 @@ def _row(plan: StudyPlan, outcomes: Sequence[str], results: Sequence[CellResult]
         heldout_nll_core=_mean_of(heldout, "nll_core"),
         heldout_nll_style=_mean_of(heldout, "nll_style"),
         kept_share=_mean_of(trained, "kept_share"),
-        collapsed=sum(entry["collapse"] is not None for entry in trained),
+        collapsed=sum(result.collapse is not None for result in results),
         curves={name: mean_curve([result.metrics for result in results], name) for name in CURVES},
     )
 
@@ -250,10 +250,24 @@ def _comparisons(plan: StudyPlan, outcomes: Sequence[str], groups: Groups) -> tu
 def _compare(
     first: Sequence[CellResult], second: Sequence[CellResult], outcome: str
 ) -> tuple[PairedComparison, SeedSpread]:
+    first, second = _with_common_seeds(first, second)
     scores, strata = problem_scores(first, outcome)
     other, _ = problem_scores(second, outcome)
     seeds = seed_spread(*(_means_or_fixed(results, outcome) for results in (first, second)))
     return paired_comparison(scores, other, strata=strata), seeds
+
+
+def _with_common_seeds(
+    first: Sequence[CellResult], second: Sequence[CellResult]
+) -> tuple[Sequence[CellResult], Sequence[CellResult]]:
+    """Leave the seeds that both have: a seed is an order of the rows, and some orders serve every objective better.
+
+    Where they have none in common, and against the untrained model, all stay.
+    """
+    common = {result.cell.seed for result in first} & {result.cell.seed for result in second}
+    if not common:
+        return first, second
+    return [r for r in first if r.cell.seed in common], [r for r in second if r.cell.seed in common]
 
 
 def _means_or_fixed(results: Sequence[CellResult], outcome: str) -> list[float] | float:

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from profit_sft.atomic_write import write_text
-from profit_sft.callbacks import METRICS_FILE, CollapseWarning
+from profit_sft.callbacks import METRICS_FILE
 from profit_sft.data import DataSettings
 from profit_sft.errors import ConfigurationError, ProFitError
 from profit_sft.study.claims import Claim, ClaimLost, attempts, try_claim
@@ -343,7 +343,7 @@ def summarize(run: CellRun, *, measure_seconds: float) -> dict[str, Any]:
 
 
 def training_summary(metrics: list[dict[str, Any]]) -> dict[str, Any]:
-    """Sum up the training logs: steps, mean kept share over the run, first and last plain NLL, collapse or not."""
+    """Sum up the training logs: steps, mean kept share over the run, first and last plain NLL."""
     shares = [entry["kept_share"] for entry in metrics if "kept_share" in entry]
     nll = [entry["nll"] for entry in metrics if "nll" in entry]
     return {
@@ -351,7 +351,6 @@ def training_summary(metrics: list[dict[str, Any]]) -> dict[str, Any]:
         "kept_share": sum(shares) / len(shares) if shares else None,
         "first_nll": nll[0] if nll else None,
         "last_nll": nll[-1] if nll else None,
-        "collapse": CollapseWarning().verdict(metrics),
     }
 
 

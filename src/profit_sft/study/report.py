@@ -100,9 +100,7 @@ def report_values(plan: StudyPlan, results: Sequence[CellResult], analysis: Anal
         "rows": [_table_row(row) for row in analysis.rows],
         "comparisons": [_comparison_row(row) for row in analysis.comparisons],
         "collapses": [
-            {"cell": result.cell.slug, "text": result.summary["training"]["collapse"]}
-            for result in results
-            if result.summary["training"] and result.summary["training"]["collapse"]
+            {"cell": result.cell.slug, "text": result.collapse} for result in results if result.collapse is not None
         ],
         "cost": _cost(results),
         "settings": yaml.safe_dump(_settings(plan), sort_keys=False, width=100).strip(),

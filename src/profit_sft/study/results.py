@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from profit_sft.callbacks import CollapseWarning
 from profit_sft.errors import DataError
 from profit_sft.study.cells import FORMAT, read_metrics
 from profit_sft.study.layout import StudyFolder
@@ -27,6 +28,11 @@ class CellResult:
     summary: Mapping[str, Any]
     metrics: Sequence[Mapping[str, Any]]
     scores: Mapping[str, Sequence[float]]
+
+    @property
+    def collapse(self) -> str | None:
+        """What `profit train` warned this run of, by the rule of today; None where there was nothing."""
+        return CollapseWarning().first_verdict(self.metrics)
 
 
 def read_results(plan: StudyPlan, output_dir: Path) -> list[CellResult]:
