@@ -32,12 +32,12 @@ PRESCREEN_PROVEN_SHARE = 0.9
 PLAIN_SFT_COST = 3.0  # dense forward 1, dense backward 2
 
 CAVEAT = (
-    "No number here predicts accuracy. What was measured on small models: SmolLM2-135M-Instruct on 240 generated problems "
-    "with hundreds of wordings, three seeds, right answers to 400 others: untrained 7.5%, plain SFT 54.8%, threshold 0.1 "
-    "38.9%, with a reference mask 44.6%, as many tokens kept at random 50.7% (intervals of 4 points to either side); and "
-    "a 4-bit 0.5B model on 2,000 GSM8K solutions, one seed, GSM8K with a standard error of 1.2 points: untrained 27.1%, "
-    "plain SFT 24.5%, threshold 0.1 19.4%, threshold 0.5 12.8%. The paper reports gains for strong base models. Train "
-    "both ways and measure: profit study."
+    "No number here predicts accuracy. What was measured on small models: SmolLM2-135M-Instruct on 240 generated "
+    "problems with hundreds of wordings, three seeds, right answers to 400 others: untrained 7.5%, plain SFT 54.8%, "
+    "threshold 0.1 38.9%, with a reference mask 44.6%, as many tokens kept at random 50.7% (intervals of 4 points to "
+    "either side); and a 4-bit 0.5B model on 2,000 GSM8K solutions, one seed, GSM8K with a standard error of 1.2 "
+    "points: untrained 27.1%, plain SFT 24.5%, threshold 0.1 19.4%, threshold 0.5 12.8%. The paper reports gains for "
+    "strong base models. Train both ways and measure: profit study."
 )
 
 # Answer positions are shown in bins that grow by four: first and last position, counted from 1; None is no end.
