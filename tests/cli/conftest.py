@@ -1,4 +1,6 @@
-"""A model a command can be pointed at."""
+"""A model and data a command can be pointed at."""
+
+import json
 
 import pytest
 
@@ -9,3 +11,11 @@ from tiny import save_tiny_chat_model
 def tiny_folder(tmp_path_factory):
     """Shared by the session: no test changes it."""
     return save_tiny_chat_model(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def rows(tmp_path):
+    path = tmp_path / "train.jsonl"
+    lines = [{"question": f"What is {n}+1?", "answer": f"It is {n + 1}."} for n in range(6)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return str(path)

@@ -26,14 +26,6 @@ def scores(tmp_path):
     return str(folder)
 
 
-@pytest.fixture
-def rows(tmp_path):
-    path = tmp_path / "train.jsonl"
-    lines = [{"question": f"What is {n}+1?", "answer": f"It is {n + 1}."} for n in range(6)]
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return str(path)
-
-
 def test_the_tables_show_profile_positions_and_kinds(scores, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
     assert run_app(["advise", scores, "--threshold", "0.15"]) == 0

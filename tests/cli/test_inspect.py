@@ -23,14 +23,6 @@ def scores(tmp_path):
     return folder
 
 
-@pytest.fixture
-def rows(tmp_path):
-    path = tmp_path / "train.jsonl"
-    lines = [{"question": f"What is {n}+1?", "answer": f"It is {n + 1}."} for n in range(6)]
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return str(path)
-
-
 def test_a_page_is_written_beside_the_scores_and_its_path_printed(scores, capsys):
     assert run_app(["inspect", str(scores)]) == 0
     out, err = capsys.readouterr()

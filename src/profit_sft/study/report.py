@@ -100,13 +100,12 @@ def report_values(plan: StudyPlan, results: Sequence[CellResult], analysis: Anal
         "rows": [_table_row(row) for row in analysis.rows],
         "comparisons": [_comparison_row(row) for row in analysis.comparisons],
         "collapses": [
-            {"cell": result.cell.slug, "text": result.collapse} for result in results if result.collapse is not None
+            {"cell": result.cell.slug, "text": text} for result in results if (text := result.collapse) is not None
         ],
         "cost": _cost(results),
         "settings": yaml.safe_dump(_settings(plan), sort_keys=False, width=100).strip(),
         "versions": _versions(results),
-        "devices": ", ".join(sorted({result.summary["environment"]["device"] for result in _trained(results)}))
-        or _DASH,
+        "devices": _devices(results),
         "command": command,
     }
 
