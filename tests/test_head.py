@@ -167,6 +167,7 @@ def test_positional_labels_return_dict_and_logits_to_keep():
     assert plain[0] == expected
     assert model(**inputs, logits_to_keep=1).loss == expected
     assert model(**inputs).past_key_values is None
+    assert model(**inputs, use_cache=True).past_key_values.get_seq_length() == inputs["input_ids"].shape[1]
     assert len(model(**inputs, output_hidden_states=True).hidden_states) == SIZES["num_hidden_layers"] + 1
     positional = model(inputs["input_ids"], inputs["attention_mask"], None, None, None, inputs["labels"])
     assert positional.loss == expected

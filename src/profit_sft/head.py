@@ -12,7 +12,7 @@ import sys
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 _IGNORE_INDEX = -100  # what transformers and TRL write into labels
 _HEAD = "_profit_head"
+# transformers 5.24 renamed the field from `past_key_values`.
+_CACHE = next(field.name for field in fields(CausalLMOutputWithPast) if field.name in ("cache", "past_key_values"))
 
 
 @dataclass(kw_only=True)
@@ -318,11 +320,11 @@ def _training_forward(
         loss = loss + model.router_aux_loss_coef * aux_loss.to(loss.device)
     found = SelectiveCausalLMOutput(
         loss=loss,
-        past_key_values=outputs.get("past_key_values"),
         hidden_states=outputs.get("hidden_states"),
         attentions=outputs.get("attentions"),
         aux_loss=aux_loss,
         selective=result,
+        **{_CACHE: outputs.get(_CACHE)},
     )
     return found.to_tuple() if return_dict is False else found
 
