@@ -211,12 +211,12 @@ def test_settings_reach_the_loss():
         needs=frozenset({"log_probs"}), elementwise=True, probability_floor=0.0, token_weights=token_weights
     )
     expected = model(**inputs), apply_profit(model, DFT())(**inputs).selective
-    apply_profit(model, objective, chunk_size=7, gradient_budget=0.05)
+    apply_profit(model, objective, chunk_size=7, gradient_budget=0.4)
     selective_head(model).statistics = "all"
     found = model(**inputs).selective
     assert 1 < max(sizes) <= 7
     assert sum(sizes) == found.num_labels == expected[1].num_labels
-    assert 0 < found.dropped_share <= 0.05
+    assert 0.1 < found.dropped_share <= 0.4
     labels = nn.functional.pad(inputs["labels"][:, 1:], (0, 1), value=-100)
     assert torch.equal(found.is_top1, expected[0].logits.argmax(-1) == labels)
     assert expected[1].is_top1 is None

@@ -33,20 +33,25 @@ HEADS = {
 N, D, V = 257, 127, 5003
 
 
-def planted_problem(dtype=torch.float32, *, bias=False, sizes=(N, D, V), seed=0, **head):
+def planted_problem(dtype=torch.float32, *, bias=False, sizes=(N, D, V), seed=0, falling=0.0, **head):
     """Hidden states that lean toward their label's row; no p within rounding of a threshold under test.
 
-    `randn` inputs would give every label p below 0.001, and a masked test is an empty one.
+    `randn` inputs would give every label p below 0.001, and a masked test is an empty one. `falling` is how far logits
+    fall from the first column to the last; where they do not, no column is so small that a gradient budget drops it.
     """
     generator = torch.Generator().manual_seed(seed)
     tokens, width, vocab_size = sizes
     spread = 0.15 * (D / width) ** 0.5
     lm_head_weight = (spread * torch.randn(vocab_size, width, generator=generator)).to(dtype)
+    if falling:
+        lm_head_weight[:, 0] = (-falling * torch.arange(vocab_size) / vocab_size).to(dtype)
     # Frequent tokens come first, as in byte-pair vocabularies.
     labels = (vocab_size ** torch.rand(tokens, generator=generator) - 1).long().clamp(0, vocab_size - 1)
     labels[:2] = torch.tensor([0, vocab_size - 1])
     lean = 8 * torch.rand(tokens, 1, generator=generator)
     hidden = (torch.randn(tokens, width, generator=generator) + lean * lm_head_weight[labels].float()).to(dtype)
+    if falling:
+        hidden[:, 0] = 1.0
     vector = (0.5 * torch.randn(vocab_size, generator=generator)).to(dtype) if bias else None
     reference = -3.0 * torch.rand(tokens, generator=generator)
     scale = head.get("logit_scale", 1.0), head.get("logit_softcap")

@@ -89,7 +89,7 @@ def test_objectives_without_a_floor_measure_every_token(backend):
 @pytest.mark.parametrize("objective", [ProFit(threshold=THRESHOLD), DFT()], ids=str)
 def test_budget_leaves_out_at_most_its_share_and_keeps_the_stated_bound(backend, gradient_budget, head, objective):
     options = HEADS[head]
-    problem = planted_problem(**options)
+    problem = planted_problem(falling=12.0, **options)
     (result, gradients), (loss, exact, values) = both(
         problem, objective, head=options, backend=backend, gradient_budget=gradient_budget, chunk_size=100
     )
@@ -108,6 +108,19 @@ def test_budget_leaves_out_nothing_when_it_is_zero(backend):
     problem = planted_problem()
     (result, _), _ = both(problem, ProFit(threshold=THRESHOLD), backend=backend)
     assert result.dropped_share == 0
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_budget_leaves_out_nothing_where_nearly_every_column_is_needed(backend, head):
+    options = HEADS[head]
+    problem = planted_problem(**options)  # flat: 99.7% of the gradient lies in 97% of the columns
+    found = [
+        both(problem, DFT(), head=options, backend=backend, gradient_budget=budget, chunk_size=100)[0]
+        for budget in (0.0, 0.003)
+    ]
+    assert found[1][0].dropped_share == 0
+    for exact, budgeted in zip(found[0][1], found[1][1], strict=True):
+        assert torch.equal(exact, budgeted)
 
 
 @pytest.mark.slow
@@ -133,6 +146,7 @@ def test_on_real_hidden_states_the_errors_are_those_promised(
     assert torch.equal(result.weights.double(), values["weights"])
     assert_close(gradients, exact, 2e-5)
     (result, gradients), _ = both(problem, ProFit(threshold=threshold), backend=backend, gradient_budget=0.003)
+    assert 0.002 < result.dropped_share <= 0.003
     assert_close(gradients, exact, 1e-2)
     mass = (2 * values["weights"] * (1 - values["log_probs"].exp())).sum() / len(labels)
     error = (gradients[0].double() - exact[0]).norm(dim=-1).sum()

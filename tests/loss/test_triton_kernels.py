@@ -38,21 +38,23 @@ def test_every_objective_matches_the_oracle(objective):
 @pytest.mark.parametrize("head", HEADS)
 def test_every_head_matches_the_oracle_with_and_without_a_budget(head, gradient_budget):
     options = HEADS[head]
-    problem = small(**options)
+    problem = small(falling=12.0, **options)
     bound = None if gradient_budget == 0 else 0.1
     result, _ = check(problem, DFT(), bound, head=options, gradient_budget=gradient_budget)
     assert (result.dropped_share > 0) == (gradient_budget > 0)
     assert result.dropped_share <= gradient_budget * (1 + 1e-4)
 
 
-def test_the_budget_leaves_out_what_the_torch_backend_leaves_out():
+@pytest.mark.parametrize(("falling", "gradient_budget"), [(12.0, 0.05), (0.0, 0.003)])
+def test_the_budget_leaves_out_what_the_torch_backend_leaves_out(falling, gradient_budget):
     for head, options in HEADS.items():
-        problem = small(**options)
+        problem = small(falling=falling, **options)
         shares = [
-            both(problem, DFT(), head=options, backend=backend, gradient_budget=0.05)[0][0].dropped_share.item()
+            both(problem, DFT(), head=options, backend=backend, gradient_budget=gradient_budget)[0][0].dropped_share
             for backend in ("triton", "chunked")
         ]
-        assert shares[0] == pytest.approx(shares[1], rel=1e-3), head
+        assert shares[0].item() == pytest.approx(shares[1].item(), rel=1e-3), head
+        assert (shares[0] > 0) == (falling > 0), head
 
 
 @pytest.mark.parametrize("head", ["plain", "all"])

@@ -13,6 +13,10 @@ from torch import Tensor
 from profit_sft.loss.largest_values import largest_values
 from profit_sft.loss.mixed_precision import add_products, fp32_columns, multiplies_bf16_fast, take_columns
 
+# With a larger share of the columns within the budget, copying them costs more than the others' products. Time against
+# the exact loss by share (CPU, V = 49,152, D = 576, N = 1,024): 31%: 0.65, 66%: 0.91, 83%: 1.11, 99%: 1.30.
+_LARGEST_COLUMN_SHARE = 0.75
+
 
 class HeadGradients:
     """Accumulators `(N, D)`, `(V, D)` and `(V,)`, of which those that are not wanted are None.
@@ -89,7 +93,7 @@ class HeadGradients:
         columns = None
         if self.gradient_budget > 0.0:
             columns = self.within_budget(mass)
-            mass = mass[columns]
+            mass = mass if columns is None else mass[columns]
         inner = None
         if self._may_round:
             inner = fp32_columns(mass, tokens.numel() * self.weight.shape[1], gradient_budget=self.gradient_budget)
@@ -100,8 +104,10 @@ class HeadGradients:
         else:
             self._add(exps, tokens, factors, None)
 
-    def within_budget(self, mass: Tensor) -> Tensor:
+    def within_budget(self, mass: Tensor) -> Tensor | None:
         """Return about the fewest columns that carry all but the budget's share of `mass`, and note what is left out.
+
+        None where they are so many that to choose them costs more than it saves; then nothing is left out.
 
         Args:
             mass: `(V,)`, `sum_k |G_kv|`. Two host syncs.
@@ -109,8 +115,10 @@ class HeadGradients:
         mass = mass.clamp(min=0.0)
         total = mass.sum(dtype=torch.float64)
         columns, left_out = largest_values(mass, self.gradient_budget * total)
-        self._dropped_mass += left_out
         self._total_mass += total
+        if columns.numel() > _LARGEST_COLUMN_SHARE * mass.numel():
+            return None
+        self._dropped_mass += left_out
         return columns
 
     def add_columns(self, gradient: Tensor, tokens: Tensor, columns: Tensor | None) -> None:

@@ -180,7 +180,7 @@ class TritonRun(ChunkedRun):
 
     def _within_budget(
         self, logits: Tensor, rows: Tensor, targets: Tensor, largest: Tensor, factors: Tensor, label_entries: Tensor
-    ) -> Tensor:
+    ) -> Tensor | None:
         mass = self._column_sums(logits, rows, largest, factors.abs())
         target_logits = logits[rows, targets]
         own = (target_logits - largest).exp() * self._slope(target_logits)  # (K,), what mass holds at the label
