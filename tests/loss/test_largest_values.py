@@ -30,3 +30,13 @@ def test_nothing_to_choose_from_and_nothing_to_hide():
         places, left_out = largest_values(values, none_allowed)
         assert places.numel() == 7
         assert left_out == 0
+
+
+def test_zeros_of_either_sign_go_first_and_infinity_stays():
+    values = torch.tensor([-0.0, 2.0, 0.0, float("inf"), -0.0])
+    places, left_out = largest_values(values, torch.zeros((), dtype=torch.float64))
+    assert places.tolist() == [1, 3]
+    assert left_out == 0
+    places, left_out = largest_values(values, torch.full((), float("inf"), dtype=torch.float64))
+    assert places.tolist() == [3]
+    assert left_out == 2

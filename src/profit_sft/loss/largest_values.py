@@ -3,26 +3,26 @@
 import torch
 from torch import Tensor
 
+# Bits of an fp32 value, read as an integer, that tell buckets apart: the exponent and nine of the mantissa, so that the
+# values of a bucket are within 0.2% of each other. Positive numbers have the order of their bits.
+_BUCKET_SHIFT = 14
+_BUCKETS = 2 ** (31 - _BUCKET_SHIFT)
+
 
 def largest_values(values: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
     """Return the places of the values to keep, in order, and the sum of the others, which is at most `allowed`.
 
-    Values are kept from the largest on. A bisection for the smallest one to keep takes 1 ms where a sort of 49k values
-    takes 28 (CPU); what it leaves undecided lies within 0.3% of that value.
+    Values are kept from the largest on; those that share the bucket of the smallest one kept are kept with it. At least
+    the largest is kept, and all of them where one is NaN. Adding up buckets takes 0.5 ms where a sort of 49k values
+    takes 4 (CPU).
 
     Args:
         values: `(n,)`, not negative.
         allowed: 0-d float64.
     """
-    largest = values.amax()
-    smallest_kept = torch.zeros_like(largest)
-    # Bisected are the binary logarithms, relative to the largest: masses span many orders of magnitude.
-    low, high = torch.full_like(largest, -60.0), torch.zeros_like(largest)
-    for _ in range(14):
-        middle = (low + high) / 2
-        candidate = largest * torch.exp2(middle)
-        fits = torch.where(values < candidate, values, 0.0).sum(dtype=torch.float64) <= allowed
-        low, high = torch.where(fits, middle, low), torch.where(fits, high, middle)
-        smallest_kept = torch.where(fits, candidate, smallest_kept)
-    dropped = values < smallest_kept
-    return (~dropped).nonzero().squeeze(1), torch.where(dropped, values, 0.0).sum(dtype=torch.float64)  # syncs
+    bucket = (values.float() + 0.0).view(torch.int32) >> _BUCKET_SHIFT  # (n,); the sum turns -0 into 0
+    exact = values.double()
+    sums = torch.zeros(_BUCKETS, dtype=torch.float64, device=values.device).index_add_(0, bucket, exact)
+    first_kept = torch.minimum((sums.cumsum(0) <= allowed).sum(), bucket.amax())
+    kept = bucket >= first_kept
+    return kept.nonzero().squeeze(1), torch.where(kept, 0.0, exact).sum()  # syncs
