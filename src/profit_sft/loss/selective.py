@@ -36,7 +36,8 @@ class SelectiveLoss:
         label_mask: `(N,)`, bool. True where the position carries a label.
         num_labels: 0-d int64. Positions with a label.
         num_kept: 0-d int64. Positions of non-zero weight.
-        dropped_share: 0-d fp32, at most `gradient_budget`: the share of `sum |d loss / d logits|` that was left out.
+        dropped_share: 0-d fp32, at most `gradient_budget`: the share of `sum |d loss / d logits|` that was left out. 0
+            where nearly every column of the vocabulary is needed, since leaving out so few would save nothing.
     """
 
     loss: Tensor
