@@ -313,7 +313,7 @@ def _training_forward(
     )
     loss = result.loss
     if head.normalize == "kept" and num_items_in_batch is not None:
-        loss = loss * (result.num_labels / num_items_in_batch)
+        loss = loss * (result.num_labels.to(loss.dtype) / num_items_in_batch)
     aux_loss = None
     if balanced is not None:
         aux_loss = balanced(outputs.router_logits, kwargs.get("attention_mask"))

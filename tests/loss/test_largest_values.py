@@ -26,7 +26,8 @@ def test_what_is_left_out_is_allowed_and_one_more_would_not_be(allowed_share, po
 
 def test_nothing_to_choose_from_and_nothing_to_hide():
     none_allowed = torch.zeros((), dtype=torch.float64)
-    for values in (torch.zeros(7), torch.full((7,), float("nan"))):
+    infinite = torch.full((7,), float("inf"))
+    for values in (torch.zeros(7), torch.full((7,), float("nan")), infinite - infinite):  # a NaN of either sign
         places, left_out = largest_values(values, none_allowed)
         assert places.numel() == 7
         assert left_out == 0

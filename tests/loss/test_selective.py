@@ -58,6 +58,14 @@ def test_normalizers_match_the_oracle(backend, objective, options):
     assert result.loss.item() == pytest.approx(loss.item(), rel=1e-5)
 
 
+def test_normalizing_by_the_kept_tokens_is_as_precise_as_the_inputs(backend):
+    (result, gradients), (loss, exact, _) = both(
+        planted_problem(torch.float64), ProFit(threshold=THRESHOLD), backend=backend, normalize="kept"
+    )
+    assert result.loss.item() == pytest.approx(loss.item(), rel=1e-12)
+    assert_close(gradients, exact, 1e-12)
+
+
 @pytest.mark.parametrize("head", HEADS)
 def test_all_statistics_match_the_oracle(backend, head):
     options = HEADS[head]
@@ -368,6 +376,14 @@ def test_autocast_rounds_the_operands_as_a_linear_layer_would(backend, head, obj
     assert result.loss.item() == pytest.approx(loss.item(), rel=1e-5)
     assert all(gradient.dtype == torch.float32 for gradient in gradients)
     assert_close(gradients, exact, tolerance(torch.bfloat16, hidden, lm_head_weight))
+
+
+def test_autocast_leaves_float64_alone(backend):
+    problem = planted_problem(torch.float64)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        (result, gradients), (loss, exact, _) = both(problem, NLL(), backend=backend)
+    assert result.loss.item() == pytest.approx(loss.item(), rel=1e-12)
+    assert_close(gradients, exact, 1e-12)
 
 
 # dynamo looks at .grad of what it resumes with

@@ -9,7 +9,7 @@ from problems import BACKENDS, HEADS, THRESHOLD, assert_close, both, planted_pro
 from torch.nn import functional
 
 from profit_sft import NLL, Objective, ProFit, selective_linear_cross_entropy
-from profit_sft.objectives import DFT
+from profit_sft.objectives import DFT, EAFT
 
 pytestmark = pytest.mark.parametrize("backend", BACKENDS)
 
@@ -172,6 +172,39 @@ def test_negative_weights_push_away(backend):
     assert result.loss < 0
     assert result.num_kept == result.num_labels
     assert_close(gradients, exact, tolerance(torch.float32, *problem[:2]))
+
+
+@pytest.mark.parametrize("gradient_budget", [0.0, 0.003])
+@pytest.mark.parametrize("value", [math.inf, -math.inf])
+def test_an_infinite_hidden_state_is_seen_as_nan(backend, value, gradient_budget):
+    # Large enough that on some processors part of the gradient is multiplied in bf16.
+    hidden, lm_head_weight = torch.randn(300, 64), torch.randn(32768, 64)
+    hidden[3, 0] = value
+    result = selective_linear_cross_entropy(
+        hidden.requires_grad_(),
+        lm_head_weight.requires_grad_(),
+        torch.arange(300),
+        objective=NLL(),
+        backend=backend,
+        gradient_budget=gradient_budget,
+    )
+    result.loss.backward()
+    assert result.loss.isnan()
+    assert hidden.grad[3].isnan().any()
+
+
+def test_fewer_tokens_that_can_be_than_the_entropy_looks_at(backend):
+    # EAFT looks at the 20 likeliest; here 16 of 24 are not ruled out.
+    hidden, lm_head_weight, labels, _, reference = planted_problem()
+    lm_head_weight, labels = lm_head_weight[:24], labels.clamp(max=15)
+    bias = torch.zeros(24)
+    bias[16:] = -math.inf
+    possible = hidden, lm_head_weight[:16], labels, None, reference
+    (result, gradients), (loss, exact, _) = both((hidden, lm_head_weight, labels, bias, reference), EAFT(alpha=0.5))
+    _, (fewer, _, _) = both(possible, EAFT(alpha=0.5))
+    assert result.loss.item() == pytest.approx(loss.item(), rel=1e-5)
+    assert loss.item() == pytest.approx(fewer.item(), rel=1e-9)
+    assert_close(gradients[:2], exact[:2], tolerance(torch.float32, hidden, lm_head_weight))
 
 
 def test_a_label_the_bias_rules_out_is_masked_without_harm(backend):

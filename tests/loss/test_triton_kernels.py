@@ -17,9 +17,8 @@ DEVICES = [torch.device("cuda" if torch.cuda.is_available() else "cpu")]
 
 
 def small(**options):
-    return tuple(
-        None if tensor is None else tensor.to(DEVICES[0]) for tensor in planted_problem(sizes=SIZES, **options)
-    )
+    problem = planted_problem(**{"sizes": SIZES, **options})
+    return tuple(None if tensor is None else tensor.to(DEVICES[0]) for tensor in problem)
 
 
 def check(problem, objective, bound=None, **options):
@@ -81,6 +80,14 @@ def test_low_precision_operands_match_the_oracle_on_the_rounded_inputs(dtype):
     problem = small(dtype=dtype)
     # On a GPU the gradient itself is rounded to the operands' dtype before the products.
     check(problem, ProFit(threshold=THRESHOLD), 4 * torch.finfo(dtype).eps)
+
+
+def test_a_block_of_the_vocabulary_that_is_ruled_out():
+    hidden, lm_head_weight, labels, _, reference = small(sizes=(37, 33, 5003))
+    labels = torch.where(labels == -100, labels, 4096 + labels % 900)
+    bias = torch.zeros(len(lm_head_weight), device=hidden.device)
+    bias[:4096] = -torch.inf  # all of the kernel's first block
+    check((hidden, lm_head_weight, labels, bias, reference), DFT(), statistics="all")
 
 
 @pytest.mark.parametrize("frozen", ["hidden", "weight"])

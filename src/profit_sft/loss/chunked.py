@@ -188,7 +188,7 @@ class ChunkedRun:
         self.values.nothing_kept = self.rows.numel() > 0 and not bool(kept.any())
         inverse = self.sums.inverse
         if inverse is None:
-            inverse = self.scale = 1.0 / kept.sum().clamp(min=1)
+            inverse = self.scale = 1.0 / kept.sum().clamp(min=1).to(self.dtype)
         self.loss = (self.loss_sum * inverse).to(self.dtype)
         self.values.dropped_share = self.sums.dropped_share()
 
@@ -471,4 +471,4 @@ def _move_to_front(rows: Tensor, kept: Tensor) -> Tensor:
 def topk_entropy(logits: Tensor) -> Tensor:
     """Entropy of the likeliest tokens, renormalized, `(b,)`, from logits `(b, V)`."""
     likeliest = logits.topk(min(ENTROPY_TOP_K, logits.shape[-1]), dim=-1).values.log_softmax(dim=-1)
-    return -(likeliest.exp() * likeliest).sum(dim=-1)
+    return torch.special.entr(likeliest.exp()).sum(dim=-1)

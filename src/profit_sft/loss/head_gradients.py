@@ -77,18 +77,19 @@ class HeadGradients:
             targets: `(K,)`, their labels.
             factors: `(K,)`.
         """
+        magnitudes = factors.abs()
         if self.native:
             # 16-bit operands: bring every row to the scale of probabilities first, or fp16 would overflow.
             exps.mul_(factors[:, None])
-            factors = torch.ones_like(factors)
+            factors, magnitudes = torch.ones_like(factors), factors.sign()
         if self.d_bias is not None:
             self.add_to_d_bias(_column_sums(exps, factors))
         if self.gradient_budget == 0.0 and not self._may_round:
             self._add(exps, tokens, factors, None)
             return
         # All entries but the labels' are positive, so that one pass gives the column sums of absolute values.
-        mass = _column_sums(exps, factors.abs())  # (V,)
-        label = exps.gather(-1, targets[:, None]).squeeze(1) * factors.abs()  # (K,), not positive
+        mass = _column_sums(exps, magnitudes)  # (V,)
+        label = exps.gather(-1, targets[:, None]).squeeze(1) * magnitudes  # (K,), not positive
         mass.index_add_(0, targets, -2.0 * label)
         columns = None
         if self.gradient_budget > 0.0:
@@ -110,7 +111,7 @@ class HeadGradients:
         None where they are so many that to choose them costs more than it saves; then nothing is left out.
 
         Args:
-            mass: `(V,)`, `sum_k |G_kv|`. Two host syncs.
+            mass: `(V,)`, `sum_k |G_kv|`. Syncs with the host.
         """
         mass = mass.clamp(min=0.0)
         total = mass.sum(dtype=torch.float64)

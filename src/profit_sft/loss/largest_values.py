@@ -20,9 +20,10 @@ def largest_values(values: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
         values: `(n,)`, not negative.
         allowed: 0-d float64.
     """
-    bucket = (values.float() + 0.0).view(torch.int32) >> _BUCKET_SHIFT  # (n,); the sum turns -0 into 0
+    bucket = values.float().abs().view(torch.int32) >> _BUCKET_SHIFT  # (n,); -0 and some NaN have a sign bit
     exact = values.double()
     sums = torch.zeros(_BUCKETS, dtype=torch.float64, device=values.device).index_add_(0, bucket, exact)
-    first_kept = torch.minimum((sums.cumsum(0) <= allowed).sum(), bucket.amax())
-    kept = bucket >= first_kept
+    # On the CPU: a GPU's cumulative sum is refused where deterministic algorithms are asked for. Syncs.
+    fitting = int((sums.cpu().cumsum(0) <= allowed.cpu()).sum())
+    kept = bucket >= bucket.amax().clamp(max=fitting)
     return kept.nonzero().squeeze(1), torch.where(kept, 0.0, exact).sum()  # syncs

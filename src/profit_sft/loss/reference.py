@@ -72,8 +72,8 @@ def reference_loss(
     stats = TokenStats(
         labels=targets,
         log_probs=log_probs.detach(),
-        entropy=-(frozen.exp() * frozen).sum(-1),
-        topk_entropy=-(likeliest * likeliest.log()).sum(-1),
+        entropy=torch.special.entr(frozen.exp()).sum(-1),
+        topk_entropy=torch.special.entr(likeliest).sum(-1),
         reference_log_probs=None if reference_log_probs is None else reference_log_probs[counted],
     )
     token_weights = objective.token_weights(stats) if weights is None else weights[counted]

@@ -149,9 +149,8 @@ def selective_linear_cross_entropy(
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1 token, got {chunk_size}.")
     if torch.is_autocast_enabled(hidden.device.type):
-        dtype = torch.get_autocast_dtype(hidden.device.type)
-        hidden, weight = hidden.to(dtype), weight.to(dtype)
-        bias = None if bias is None else bias.to(dtype)
+        hidden, weight = _autocast(hidden), _autocast(weight)
+        bias = None if bias is None else _autocast(bias)
     options = HeadOptions(
         objective=objective,
         normalize=normalize,
@@ -189,6 +188,13 @@ def selective_linear_cross_entropy(
         num_kept=(found.weights != 0).sum(),
         dropped_share=found.dropped_share,
     )
+
+
+def _autocast(operand: Tensor) -> Tensor:
+    """Round to the dtype of autocast, which leaves float64 alone."""
+    if operand.dtype == torch.float64:
+        return operand
+    return operand.to(torch.get_autocast_dtype(operand.device.type))
 
 
 def _run_class(backend: Backend, hidden: Tensor) -> type[ChunkedRun]:

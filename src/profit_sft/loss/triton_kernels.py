@@ -50,12 +50,14 @@ def _sweep_fwd_kernel(
         inside = columns < V
         z = tl.load(row_ptr + columns, mask=inside, other=-float("inf"))
         new_largest = tl.maximum(largest, tl.max(z, axis=0))
-        rescale = tl.exp(largest - new_largest)
-        exps = tl.exp(z - new_largest)
+        # A block of -inf before any other (a padded vocabulary): the sums stay 0, where -inf less -inf would be NaN.
+        origin = tl.where(new_largest == -float("inf"), 0.0, new_largest)
+        rescale = tl.exp(largest - origin)
+        exps = tl.exp(z - origin)
         if HAS_ENTROPY:
             # Before the first block there is nothing to shift, and the shift would be -inf.
-            shift = tl.where(total > 0.0, largest - new_largest, 0.0)
-            shifted = tl.maximum(z - new_largest, -1e4)  # -inf has p = 0: 0 * -1e4, not 0 * -inf
+            shift = tl.where(total > 0.0, largest - origin, 0.0)
+            shifted = tl.maximum(z - origin, -1e4)  # -inf has p = 0: 0 * -1e4, not 0 * -inf
             weighted = rescale * (weighted + total * shift) + tl.sum(exps * shifted, axis=0)
         total = total * rescale + tl.sum(exps, axis=0)
         largest = new_largest
