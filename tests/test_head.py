@@ -51,6 +51,9 @@ FAMILIES = {
     "mistral": {},
     "gpt_neox": {},
     "phi": {},  # its head has a bias
+    "gpt2": {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
+    "opt": {"dropout": 0.0, "word_embed_proj_dim": 32},  # its forward calls the decoder of its base model
+    "llama4_text": {"num_local_experts": 2, "intermediate_size_mlp": 48},  # its prefix names no attribute
 }
 
 

@@ -200,7 +200,7 @@ def label_statistics(
     head = getattr(base, _HEAD, None)
     logit_scale, logit_softcap = (head.logit_scale, head.logit_softcap) if head is not None else _tail_of(base)
     with _in_evaluation_mode(base):
-        hidden_states = base.base_model(input_ids=input_ids, use_cache=False, **inputs).last_hidden_state
+        hidden_states = _backbone(base)(input_ids=input_ids, use_cache=False, **inputs).last_hidden_state
     lm_head_weight, bias = _head_parameters(base)
     device = lm_head_weight.device
     result: SelectiveLoss = selective_linear_cross_entropy(
@@ -250,6 +250,16 @@ def _causal_lm(model: nn.Module) -> Any:
     return model
 
 
+def _backbone(model: Any) -> Any:
+    """Return the module whose last hidden states the head multiplies."""
+    base = model.base_model
+    if base is model:  # Llama 4's backbone is not the attribute that its prefix names
+        base = getattr(model, "model", model)
+    parts = list(base.children())
+    # OPT's forward goes past a base model that does nothing but hold a decoder.
+    return parts[0] if len(parts) == 1 and parts[0] is model.get_decoder() else base
+
+
 def _selective_forward(model_class: type) -> Callable[..., Any]:
     """Return the forward to install on an instance of `model_class`; its signature is the model's own."""
     own_forward = model_class.forward  # type: ignore[attr-defined]  # every torch module class has one
@@ -285,7 +295,7 @@ def _training_forward(
     return_dict = kwargs.pop("return_dict", None)
     kwargs["use_cache"] = bool(kwargs.get("use_cache"))
     balanced = _wants_router_logits(model, kwargs)
-    outputs = model.base_model(**kwargs)
+    outputs = _backbone(model)(**kwargs)
     hidden_states = outputs.last_hidden_state  # (B, S, D)
     if shift_labels is None:
         assert labels is not None
@@ -430,15 +440,23 @@ def _probe_tail(model: Any) -> tuple[Tensor, Tensor]:
     if "output_router_logits" in inspect.signature(own_forward).parameters:
         options["output_router_logits"] = False
     input_ids = torch.zeros(size[:2], dtype=torch.long, device=lm_head_weight.device)
-    with torch.no_grad(), _backbone_returning(model.base_model, hidden_states):
+    with torch.no_grad(), _backbone_returning(_backbone(model), hidden_states):
         outputs = own_forward(model, input_ids=input_ids, **options)
     return hidden_states, outputs.logits
+
+
+class _ProbeOutput(MoeModelOutputWithPast):
+    """A backbone's output of which only the hidden states are there: families read others by name (GPT-2, RWKV)."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
 
 
 @contextmanager
 def _backbone_returning(backbone: Any, hidden_states: Tensor) -> Iterator[None]:
     previous = backbone.__dict__.get("forward")
-    backbone.forward = lambda *args, **kwargs: MoeModelOutputWithPast(last_hidden_state=hidden_states)
+    backbone.forward = lambda *args, **kwargs: _ProbeOutput(last_hidden_state=hidden_states)
     try:
         yield
     finally:

@@ -471,4 +471,5 @@ def _move_to_front(rows: Tensor, kept: Tensor) -> Tensor:
 def topk_entropy(logits: Tensor) -> Tensor:
     """Entropy of the likeliest tokens, renormalized, `(b,)`, from logits `(b, V)`."""
     likeliest = logits.topk(min(ENTROPY_TOP_K, logits.shape[-1]), dim=-1).values.log_softmax(dim=-1)
-    return torch.special.entr(likeliest.exp()).sum(dim=-1)
+    entropy: Tensor = torch.special.entr(likeliest.exp()).sum(dim=-1)
+    return entropy
