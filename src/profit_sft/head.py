@@ -269,9 +269,9 @@ def _selective_forward(model_class: type) -> Callable[..., Any]:
     @functools.wraps(own_forward)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         kwargs.update(zip(names, args, strict=False))
-        labelled = kwargs.get("labels") is not None or kwargs.get("shift_labels") is not None
+        labeled = kwargs.get("labels") is not None or kwargs.get("shift_labels") is not None
         # `fused_lm_head` asks TRL's own forward, which may lie below this one, for per-token values.
-        if not (self.training and labelled) or kwargs.get("fused_lm_head"):
+        if not (self.training and labeled) or kwargs.get("fused_lm_head"):
             kwargs.pop("reference_log_probs", None)
             wrapped = self._profit_wrapped
             return own_forward(self, **kwargs) if wrapped is None else wrapped(**kwargs)

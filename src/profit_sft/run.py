@@ -30,6 +30,7 @@ from profit_sft.atomic_write import write_text
 from profit_sft.callbacks import SafeStop
 from profit_sft.data import DataSettings, PreparedData, prepare_dataset
 from profit_sft.errors import ConfigurationError
+from profit_sft.output_folder import check_output_folder
 from profit_sft.pretrained import EMBEDDED, pretrained_path
 from profit_sft.reference_scores import add_reference_log_probs, settle_reference
 from profit_sft.scoring import ScoreSettings, command_line
@@ -148,6 +149,7 @@ def prepare_output_dir(run: RunArguments, config: ProFitConfig) -> str | None:
     `resume_from_checkpoint` may be a folder, or `latest`, `true` or True for the last one in the output folder.
     """
     output_dir = Path(str(config.output_dir))
+    check_output_folder(output_dir)
     wanted = config.resume_from_checkpoint
     if wanted is not None and str(wanted).lower() != "false":
         if str(wanted).lower() not in ("true", "latest"):
@@ -219,6 +221,11 @@ def load_data(
         raise ConfigurationError(
             f"eval_strategy is '{getattr(config.eval_strategy, 'value', config.eval_strategy)}' but there is nothing "
             "to evaluate on. Name it with --eval_dataset_name, or set --eval_strategy no."
+        )
+    if run.eval_dataset_name is not None and not evaluating:
+        raise ConfigurationError(
+            f"eval_dataset_name is '{run.eval_dataset_name}' but eval_strategy is 'no', so it would not be looked at. "
+            "Set --eval_strategy epoch or steps, or leave it out."
         )
     settings = _data_settings(run, config, run.dataset_name, run.dataset_train_split)
     train = prepare_dataset(settings, tokenizer, progress)

@@ -27,9 +27,11 @@ from accelerate.utils import parse_flag_from_env
 
 from profit_sft.data import IGNORE_INDEX, DataSettings, PreparedData, prepare_dataset
 from profit_sft.errors import ConfigurationError, DataError
+from profit_sft.output_folder import check_output_folder
 from profit_sft.pretrained import DTYPES, load_tokenizer, model_fingerprint
 from profit_sft.score_store import ScoredExample, ScoreJob, ScoreSet, ScoreWriter, load_scores
 from profit_sft.scoring_hf import Engine, LabelPositions, LabelScores, hf_engine
+from profit_sft.scoring_vllm import check_vllm, vllm_engine
 
 logger = logging.getLogger(__name__)
 
@@ -171,6 +173,7 @@ def score_dataset(
     state = PartialState(cpu=on_cpu, timeout=timedelta(days=1))
     if settings.engine == "vllm" and state.num_processes > 1:
         raise ConfigurationError("engine 'vllm' spreads over devices by itself; start it as one process.")
+    check_output_folder(settings.output_dir)
     tell = report if state.is_main_process else _ignore
     tokenizer = load_tokenizer(
         settings.model_name_or_path,
@@ -183,6 +186,8 @@ def score_dataset(
     writer = ScoreWriter(settings.output_dir, _job(settings, prepared))
     if writer.is_finished:
         return writer.finish()
+    if settings.engine == "vllm":
+        check_vllm(settings.model_name_or_path)
     missing = writer.missing_shards()
     state.wait_for_everyone()  # every rank must have seen the same shards before one writes
     if state.is_main_process:
@@ -240,8 +245,6 @@ def _engine(settings: ScoreSettings, prepared: PreparedData, device: torch.devic
         "trust_remote_code": settings.trust_remote_code,
     }
     if settings.engine == "vllm":
-        from profit_sft.scoring_vllm import vllm_engine
-
         return vllm_engine(settings.model_name_or_path, longest=prepared.report.longest, **model)
     return hf_engine(settings.model_name_or_path, device=device, **model)
 

@@ -63,12 +63,15 @@ def test_warnings_are_shown(scores, capsys):
 
 
 def test_data_is_scored_first_and_the_scores_are_kept_where_wanted(rows, tiny_folder, tmp_path, capsys):
-    flags = ["--dataset_name", rows, "--model_name_or_path", tiny_folder, "--max_samples", "4", "--json"]
+    with open(rows, "a") as lines:
+        lines.write('{"question": "no answer"}\n')
+    flags = ["--dataset_name", rows, "--model_name_or_path", tiny_folder, "--skip-bad-rows", "--train_on", "last"]
+    flags += ["--json"]
     assert run_app(["advise", *flags, "--scores_dir", str(tmp_path / "kept")]) == 0
     out, err = capsys.readouterr()
     assert "scoring" in err
     found = json.loads(out)
-    assert (found["examples"], found["final_answers"], found["kinds"]) == (4, 4, None)
+    assert (found["examples"], found["final_answers"], found["kinds"]) == (6, 6, None)
     assert run_app(["advise", str(tmp_path / "kept"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == found
 

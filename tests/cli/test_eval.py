@@ -66,15 +66,17 @@ def test_ifeval_shows_its_four_accuracies(tiny_folder, tmp_path, capsys):
         (["--greedy", "--samples", "4"], 2, "greedy decoding gives the same answer each time"),
         (["--top_p", "80"], 2, "top_p must be a probability"),
         (["--engine", "vllm"], 2, "profit-sft[eval,vllm]"),
+        (["--output_dir", __file__], 2, "test_eval.py' is none. Choose another."),
         (["--tasks", "gsm8k", "--data_dir", "/nowhere"], 1, "gsm8k needs /nowhere/gsm8k_test.jsonl"),
         (["--tasks", "gpqa_diamond"], 1, "from the hub only"),
     ],
 )
-def test_a_mistake_is_one_message_and_an_exit_status(arguments, capsys, flags, status, message):
+def test_a_mistake_is_one_message_and_an_exit_status(arguments, tmp_path, capsys, flags, status, message):
     assert run_app([*arguments, *flags]) == status
     err = capsys.readouterr().err
     assert message in err
     assert "Traceback" not in err
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_model_that_does_not_exist_is_named(tmp_path, capsys):

@@ -105,6 +105,7 @@ def test_two_checkpoints_of_a_run_are_scored_and_compared(tiny_folder, rows, tmp
         (["SCORES", "--plain", "--json"], "--plain and --json both print to stdout. Choose one."),
         (["SCORES", "--dataset_name", "x.jsonl"], "is scored already, so --dataset_name would change nothing"),
         (["SCORES", "--compare_to", "x"], "is scored already, so --compare_to would change nothing"),
+        (["--dataset_name", "x.jsonl", "--output_file", f"{__file__}/m.html"], "test_inspect.py' is none. Choose"),
         (["--dataset_name", "x.jsonl", "--dtype", "int8"], "dtype must be one of float32"),
         (["--dataset_name", "x.jsonl", "--max_samples", "0"], "max_samples must be at least 1, got 0"),
     ],

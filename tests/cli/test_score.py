@@ -156,6 +156,7 @@ def test_a_template_of_ones_own_is_part_of_the_check_and_of_the_run(tiny_folder,
         (["--max_length", "0"], 2, "max_length must be at least 1, got 0"),
         (["--model", "./absent"], 2, "there is no folder './absent'"),
         (["--engine", "vllm"], 2, "pip install 'profit-sft[vllm]'"),
+        (["--out", f"{__file__}/x"], 2, "test_score.py' is none. Choose another."),
         (["--max_length", "5"], 1, "nothing is left to train on"),
     ],
 )
@@ -166,6 +167,7 @@ def test_a_mistake_gets_one_message(tiny_folder, rows, tmp_path, capsys, flags, 
     assert out == ""
     assert message in err
     assert "Traceback" not in err
+    assert not (tmp_path / "scores").exists()
 
 
 def test_missing_arguments_are_usage_errors(rows, capsys):

@@ -158,6 +158,9 @@ def test_bad_rows_can_be_skipped_and_are_reported(arguments, rows, tmp_path, cap
         (["--resume_from_checkpoint", "absent"], 2, "'absent' is no checkpoint (it has no trainer_state.json)"),
         (["--eval_strategy", "epoch"], 2, "there is nothing to evaluate on. Name it with --eval_dataset_name"),
         (["--chat_template_path", "absent.jinja"], 2, "chat_template_path: 'absent.jinja' cannot be read"),
+        (["--eval_dataset_name", "absent.jsonl"], 2, "eval_strategy is 'no', so it would not be looked at"),
+        (["other.jsonl"], 2, "'other.jsonl' belongs to no flag. Data is named by --dataset_name."),
+        (["--output_dir", __file__], 2, "test_train.py' is none. Choose another."),
         (["--train_on", "some"], 2, "train_on must be one of all, last, got 'some'"),
     ],
 )
@@ -168,6 +171,24 @@ def test_a_mistake_gets_one_message_and_leaves_nothing(arguments, tmp_path, caps
     assert message in err
     assert "Traceback" not in err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"skip-bad-rows: true", "unknown setting --skip-bad-rows. In YAML write skip_bad_rows."),
+        (b"objective: caf\xe9", "the file of --config is not UTF-8. Convert it first."),
+    ],
+)
+def test_a_mistake_in_the_file_gets_one_message(arguments, tmp_path, capsys, content, message):
+    (tmp_path / "c.yaml").write_bytes(content)
+    assert run_app([*arguments, "--config", str(tmp_path / "c.yaml")]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_what_the_system_refuses_on_the_way_is_one_message_too(arguments, capsys):
+    assert run_app([*arguments, "--output_dir", "/proc/new"]) == 1
+    assert "error: '/proc/new': " in capsys.readouterr().err
 
 
 def test_an_earlier_run_is_not_overwritten_unasked(arguments, capsys):

@@ -118,7 +118,7 @@ BAD_FILES = {
     "jsonl in json": ("rows.json", b'{"a": 1}\n{"a": 2}\n', "A file with one object a line is named .jsonl"),
     "json number": ("rows.json", b"3", "must hold a list of rows, or an object with one list in it"),
     "deep json": ("rows.json", b"[" * 100_000, "is JSON nested too deeply"),
-    "latin json": ("rows.json", b'[{"a": "\xff"}]', r"is not UTF-8 \(byte 8\). Convert it first"),
+    "latin json": ("rows.json", b'[{"a": "\xff"}]', r"is not UTF-8 \(byte 9\). Convert it first"),
     "latin csv": ("rows.csv", b"question\n\xff\n", "is not UTF-8"),
     "no parquet": ("rows.parquet", b"x", "is not a Parquet file .* Write it again, or name another"),
 }

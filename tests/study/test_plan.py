@@ -149,6 +149,25 @@ def test_training_flags_are_those_of_profit_train():
     check_flags(plan_with(train={"learning_rate": 1e-5, "max_length": 64, "lora_r": 8, "skip_bad_rows": True}))
     with pytest.raises(ConfigurationError, match=r"train\.learning_rat is unknown\. Did you mean learning_rate\?"):
         check_flags(plan_with(train={"learning_rat": 1e-5}))
+    check_flags(plan_with(train={"learning_rate": "1e-5"}))  # as YAML reads 1e-5; `profit train` takes it for a number
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train": {"learning_rate": "fast"}}, r"train\.learning_rate must be a number, got 'fast'"),
+        ({"heldout_dataset_name": "absent.jsonl"}, r"heldout_dataset_name: 'absent\.jsonl' does not exist"),
+        ({"evaluate": {"task": ["gsm8k"]}}, r"evaluate\.task is unknown\. Did you mean tasks\?"),
+        ({"evaluate": {"tasks": "gsm8k"}}, r"evaluate\.tasks must be a list such as \[gsm8k, math500\], got 'gsm8k'"),
+        ({"evaluate": {"tasks": ["gsm8k"], "output_dir": "x"}}, r"evaluate\.output_dir is set by the study itself"),
+        ({"evaluate": {"tasks": ["gsm8k"], "limit": "x"}}, r"evaluate: limit must be a whole number, got 'x'"),
+        ({"evaluate": {"tasks": ["gsm8k"], "top_p": True}}, r"evaluate: top_p must be a number, got True"),
+        ({"evaluate": {"tasks": ["gsm8k"], "data_dir": "absent"}}, r"evaluate\.data_dir: there is no folder 'absent'"),
+    ],
+)
+def test_what_training_or_evaluation_would_refuse_is_refused_first(changes, message):
+    with pytest.raises(ConfigurationError, match=message):
+        check_flags(plan_with(**changes))
 
 
 def test_the_file_is_named_in_every_message(tmp_path):

@@ -9,14 +9,18 @@ from rich.console import Console
 
 from profit_sft.cli.options import (
     ChatTemplatePath,
+    DatasetConfig,
     DatasetFormat,
+    DatasetSplit,
     DataToScore,
     MaxLength,
     ModelToScoreWith,
     PromptColumn,
     ResponseColumn,
     ScoresDir,
+    SkipBadRows,
     SystemPrompt,
+    TrainOn,
 )
 from profit_sft.errors import ConfigurationError, ProFitError
 
@@ -110,24 +114,16 @@ def score(
         ),
     ] = None,
     shard_rows: Annotated[int, typer.Option("--shard_rows", "--shard-rows", help="Rows in a shard.")] = 256,
-    dataset_config: Annotated[
-        str | None, typer.Option("--dataset_config", "--dataset-config", help="Configuration of a hub data set.")
-    ] = None,
-    dataset_split: Annotated[
-        str, typer.Option("--dataset_split", "--dataset-split", help="Split of a hub data set.")
-    ] = "train",
+    dataset_config: DatasetConfig = None,
+    dataset_split: DatasetSplit = None,
     dataset_format: DatasetFormat = None,
     prompt_column: PromptColumn = None,
     response_column: ResponseColumn = None,
     system_prompt: SystemPrompt = None,
     chat_template_path: ChatTemplatePath = None,
     max_length: MaxLength = None,
-    train_on: Annotated[
-        str, typer.Option("--train_on", "--train-on", help="Assistant turns that carry labels: all or last.")
-    ] = "all",
-    skip_bad_rows: Annotated[
-        bool, typer.Option("--skip_bad_rows", "--skip-bad-rows", help="Leave out and list rows that cannot be used.")
-    ] = False,
+    train_on: TrainOn = None,
+    skip_bad_rows: SkipBadRows = False,
     max_samples: Annotated[
         int | None, typer.Option("--max_samples", "--max-samples", help="Use only the first N rows.")
     ] = None,
@@ -195,11 +191,15 @@ def inspect(
         int | None, typer.Option("--max_samples", "--max-samples", help="Rows to score (default: 500).")
     ] = None,
     max_length: MaxLength = None,
+    dataset_config: DatasetConfig = None,
+    dataset_split: DatasetSplit = None,
     dataset_format: DatasetFormat = None,
     prompt_column: PromptColumn = None,
     response_column: ResponseColumn = None,
     system_prompt: SystemPrompt = None,
     chat_template_path: ChatTemplatePath = None,
+    train_on: TrainOn = None,
+    skip_bad_rows: SkipBadRows = False,
     scores_dir: ScoresDir = None,
     threshold: Annotated[float, typer.Option("--threshold", help="Where the page starts, a probability.")] = 0.1,
     threshold_direction: Annotated[
@@ -221,10 +221,14 @@ def inspect(
         "dataset_name": dataset_name,
         "max_samples": max_samples,
         "max_length": max_length,
+        "dataset_config": dataset_config,
+        "dataset_split": dataset_split,
         "dataset_format": dataset_format,
         "prompt_column": prompt_column,
         "response_column": response_column,
         "system_prompt": system_prompt,
+        "train_on": train_on,
+        "skip_bad_rows": skip_bad_rows or None,
     }
     scoring = {"model_name_or_path": model_name_or_path, "dtype": dtype, "chat_template_path": chat_template_path}
 
@@ -413,11 +417,15 @@ def advise(
         int | None, typer.Option("--max_samples", "--max-samples", help="Rows to look at (default: 200).")
     ] = None,
     max_length: MaxLength = None,
+    dataset_config: DatasetConfig = None,
+    dataset_split: DatasetSplit = None,
     dataset_format: DatasetFormat = None,
     prompt_column: PromptColumn = None,
     response_column: ResponseColumn = None,
     system_prompt: SystemPrompt = None,
     chat_template_path: ChatTemplatePath = None,
+    train_on: TrainOn = None,
+    skip_bad_rows: SkipBadRows = False,
     scores_dir: ScoresDir = None,
     threshold: Annotated[float, typer.Option("--threshold", help="The threshold to judge, a probability.")] = 0.1,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
@@ -426,10 +434,14 @@ def advise(
     data = {
         "max_samples": max_samples,
         "max_length": max_length,
+        "dataset_config": dataset_config,
+        "dataset_split": dataset_split,
         "dataset_format": dataset_format,
         "prompt_column": prompt_column,
         "response_column": response_column,
         "system_prompt": system_prompt,
+        "train_on": train_on,
+        "skip_bad_rows": skip_bad_rows or None,
     }
     model = {
         "model_name_or_path": model_name_or_path,
@@ -491,6 +503,11 @@ def _guarded(command: Callable[[], int]) -> int:
         return 2
     except ProFitError as error:
         report(error)
+        return 1
+    except OSError as error:
+        if error.filename is None:
+            raise
+        report(f"'{error.filename}': {error.strerror}")
         return 1
 
 

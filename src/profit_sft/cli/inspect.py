@@ -16,6 +16,7 @@ from profit_sft.cli.progress import quiet_libraries
 from profit_sft.cli.score import scoring_bar
 from profit_sft.data import DataSettings
 from profit_sft.errors import ConfigurationError
+from profit_sft.output_folder import check_output_folder
 from profit_sft.pretrained import EMBEDDED
 from profit_sft.report.mask_page import MAX_EXAMPLES, write_mask_page
 from profit_sft.report.mask_report import MaskReport, checked_view, make_report, summary
@@ -85,6 +86,8 @@ def inspect_command(fields: Mapping[str, Any]) -> int:
         options = InspectOptions(**fields)
     except ValueError as error:
         raise ConfigurationError(str(error)) from None
+    if options.output_file is not None:
+        check_output_folder(options.output_file.parent, "output_file")  # before minutes of scoring
     with _score_sets(options) as score_sets:
         direction = checked_view(options.threshold, options.threshold_direction)
         report = make_report(score_sets, threshold=options.threshold, direction=direction)

@@ -1,4 +1,4 @@
-"""Options that several commands spell alike: what is scored, how it is read and labelled. None: the default."""
+"""Options that several commands spell alike: what is scored, how it is read and labeled. None: the default."""
 
 from pathlib import Path
 from typing import Annotated
@@ -21,6 +21,19 @@ SystemPrompt = Annotated[
 ChatTemplatePath = Annotated[
     str | None,
     typer.Option("--chat_template_path", "--chat-template-path", help="Jinja file, or a model to take it from."),
+]
+DatasetConfig = Annotated[
+    str | None, typer.Option("--dataset_config", "--dataset-config", help="Configuration of a hub data set.")
+]
+DatasetSplit = Annotated[
+    str | None, typer.Option("--dataset_split", "--dataset-split", help="Split of a hub data set (default: train).")
+]
+TrainOn = Annotated[
+    str | None,
+    typer.Option("--train_on", "--train-on", help="Assistant turns that carry labels: all (default) or last."),
+]
+SkipBadRows = Annotated[
+    bool, typer.Option("--skip_bad_rows", "--skip-bad-rows", help="Leave out and list rows that cannot be used.")
 ]
 MaxLength = Annotated[
     int | None, typer.Option("--max_length", "--max-length", help="Tokens a row may have (default: 1024).")

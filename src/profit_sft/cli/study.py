@@ -13,6 +13,7 @@ from rich.table import Table
 
 from profit_sft.cli.progress import quiet_libraries
 from profit_sft.errors import ConfigurationError
+from profit_sft.output_folder import check_output_folder
 from profit_sft.study.analysis import Analysis, headline
 from profit_sft.study.dry_run import StudyDryRun, dry_run
 from profit_sft.study.plan import StudyPlan, check_flags, load_plan
@@ -46,6 +47,7 @@ def study_command(options: StudyOptions) -> int:
     folder = options.output_dir or Path("runs") / "studies" / options.study_file.stem
     if options.only_dry:
         check_flags(plan)
+        check_output_folder(folder)
         print_dry_run(dry_run(plan, folder, cells=options.cells), as_json=options.as_json)
         return 0
     status = 0 if options.report_only else _run(plan, folder, options)

@@ -14,6 +14,7 @@ from transformers import TrainerCallback
 from trl import ModelConfig, TrlParser
 
 from profit_sft.cli.progress import ProgressBar, quiet_libraries
+from profit_sft.data import LISTED_ROWS
 from profit_sft.dry_run import DryRunReport, dry_run
 from profit_sft.errors import ConfigurationError
 from profit_sft.run import RunArguments, RunResult, run_training
@@ -51,16 +52,22 @@ def parse(arguments: Sequence[str]) -> tuple[RunArguments, ProFitConfig, ModelCo
         run, config, model_config, unknown = parser.parse_args_and_config(
             args=list(arguments), return_remaining_strings=True, fail_with_unknown_args=False
         )
+    except UnicodeDecodeError:
+        raise ConfigurationError("the file of --config is not UTF-8. Convert it first.") from None
     except (ValueError, TypeError) as error:
         raise ConfigurationError(str(error)) from None
     except (OSError, yaml.YAMLError) as error:
         raise ConfigurationError(f"--config cannot be read: {error}") from None
     except IndexError:
-        raise ConfigurationError("--config needs a file. Example: --config recipes/quickstart.yaml") from None
+        raise ConfigurationError("--config needs a file. Example: --config recipes/qwen3-0.6b-profit.yaml") from None
     if unknown:
+        if not unknown[0].startswith("--"):
+            raise ConfigurationError(f"{unknown[0]!r} belongs to no flag. Data is named by --dataset_name.")
         known = [option for action in parser._actions for option in action.option_strings]
         near = difflib.get_close_matches(unknown[0], known, n=1)
         hint = f" Did you mean {near[0]}?" if near else " See profit train --help-all."
+        if near == unknown[:1]:  # only in a file: on the command line hyphens have become underscores
+            hint = f" In YAML write {near[0][2:].replace('-', '_')}."
         raise ConfigurationError(f"unknown setting {unknown[0]}.{hint}")
     return run, config, model_config, switches["--dry_run"], switches["--json"]
 
@@ -109,7 +116,8 @@ def print_result(result: RunResult, *, as_json: bool) -> int:
     )
     if result.data["rows_skipped"]:
         messages.print(
-            f"{result.data['rows_skipped']} bad rows were left out; {result.output_dir}/data.json lists them."
+            f"{result.data['rows_skipped']} bad rows were left out; {result.output_dir}/data.json lists the first "
+            f"{LISTED_ROWS}."
         )
     if not as_json and result.last_log is not None:
         sys.stdout.write(json.dumps(result.last_log) + "\n")

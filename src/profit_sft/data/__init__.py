@@ -1,7 +1,8 @@
-"""Formats in, tokenized and labelled examples out; and the generated data set."""
+"""Formats in, tokenized and labeled examples out; and the generated data set."""
 
 from profit_sft.data.formats import FORMATS, Conversation, detect_format, to_conversation
 from profit_sft.data.prepare import (
+    LISTED_ROWS,
     DataReport,
     DataSettings,
     PreparedData,
@@ -15,6 +16,7 @@ from profit_sft.data.tokenize import IGNORE_INDEX, TOKEN_KINDS, Tokenized, token
 __all__ = [
     "FORMATS",
     "IGNORE_INDEX",
+    "LISTED_ROWS",
     "TOKEN_KINDS",
     "Conversation",
     "DataReport",

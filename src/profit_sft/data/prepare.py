@@ -18,7 +18,7 @@ from profit_sft.data.rows import Row, RowSource, load_rows
 from profit_sft.data.tokenize import IGNORE_INDEX, TOKEN_KINDS, Tokenized, TrainOn, tokenize_conversation
 from profit_sft.errors import DataError
 
-_LISTED_ROWS = 100  # bad rows named in a report; the count is always complete
+LISTED_ROWS = 100  # bad rows named in a report; the count is always complete
 _ROWS_A_TABLE = 2000  # Python's ints take several times the memory of Arrow's, so few rows are held in lists at a time
 _SCHEMA = pyarrow.schema(
     {
@@ -233,7 +233,7 @@ class _Collected:
 
     def skip(self, row: Row, reason: str) -> None:
         self.skipped_count += 1
-        if len(self.skipped) < _LISTED_ROWS:
+        if len(self.skipped) < LISTED_ROWS:
             self.skipped.append(SkippedRow(file=row.file, row=row.number, reason=reason))
 
     def add(self, row: Row, example: Tokenized, settings: DataSettings) -> None:

@@ -88,7 +88,7 @@ def load_rows(source: str, *, name: str | None = None, split: str = "train", lim
         parts = tuple(_open_file(file) for file in _files_in(path))
     elif path.exists():
         parts = (_open_file(path),)
-    elif _means_a_file(source):
+    elif means_a_file(source):
         raise DataError(
             f"'{source}' does not exist. Check the path: a {', '.join(SUFFIXES)} file or a folder of them. A hub data "
             "set is named like 'openai/gsm8k'."
@@ -101,7 +101,7 @@ def load_rows(source: str, *, name: str | None = None, split: str = "train", lim
     return rows
 
 
-def _means_a_file(source: str) -> bool:
+def means_a_file(source: str) -> bool:
     """Hub names are 'name' or 'owner/name'; anything that looks otherwise was meant as a path."""
     looks_like_a_path = source.startswith((".", "/", "~")) or "\\" in source or source.count("/") > 1
     return looks_like_a_path or source.lower().endswith(_FILE_SUFFIXES)
@@ -132,7 +132,7 @@ def _open_file(path: Path) -> _Part:
     try:
         return opener(path)
     except UnicodeDecodeError as error:
-        raise DataError(f"'{path}' is not UTF-8 (byte {error.start}). Convert it first.") from None
+        raise DataError(f"'{path}' is not UTF-8 (byte {error.start + 1}). Convert it first.") from None
     except OSError as error:
         raise DataError(f"'{path}' cannot be read ({error}). Check its permissions.") from None
 

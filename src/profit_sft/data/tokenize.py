@@ -102,12 +102,12 @@ def _trained_characters(
     if not ended.startswith(prompt):
         raise row.error(
             f"the chat template's generation prompt is not how it begins turn {turn + 1} (some add a thinking tag to "
-            "the prompt alone), so its tokens cannot be labelled. Name another template with --chat_template_path."
+            "the prompt alone), so its tokens cannot be labeled. Name another template with --chat_template_path."
         )
     if not whole.startswith(ended):
         raise row.error(
             f"the chat template renders turn {turn + 1} otherwise once the conversation goes on (templates that drop "
-            "earlier reasoning do), so its tokens cannot be labelled. Train the last turn only: --train_on last."
+            "earlier reasoning do), so its tokens cannot be labeled. Train the last turn only: --train_on last."
         )
     return len(prompt), _end_of_turn(whole, len(prompt), len(ended), tokenizer)
 

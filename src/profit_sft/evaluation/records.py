@@ -19,6 +19,7 @@ from profit_sft.errors import ConfigurationError, DataError
 from profit_sft.evaluation.results import Record
 
 _FORMAT = 1
+_JOB = "job.json"
 
 
 @contextmanager
@@ -42,6 +43,11 @@ def sole_use(output_dir: Path) -> Iterator[None]:
         lock.release()
 
 
+def is_begun(output_dir: Path) -> bool:
+    """Whether an evaluation was begun in the folder."""
+    return (output_dir / _JOB).is_file()
+
+
 class EvalFolder:
     """Open the folder for a job.
 
@@ -57,7 +63,7 @@ class EvalFolder:
 
     def __init__(self, output_dir: Path, job: Mapping[str, Any], tasks: Mapping[str, Mapping[str, Any]]) -> None:
         self.output_dir = output_dir
-        self._path = output_dir / "job.json"
+        self._path = output_dir / _JOB
         there = self._read()
         if there is None and any((output_dir / "samples").glob("*.jsonl")):
             raise ConfigurationError(

@@ -11,11 +11,13 @@ from typing import Any
 from profit_sft.errors import ConfigurationError
 from profit_sft.evaluation.engine import Engine, Generated, Request, load_engine
 from profit_sft.evaluation.math_judge import MathJudge
-from profit_sft.evaluation.records import EvalFolder, SampleFile, sole_use
+from profit_sft.evaluation.records import EvalFolder, SampleFile, is_begun, sole_use
 from profit_sft.evaluation.results import EvalReport, Record, TaskResult, summarize
 from profit_sft.evaluation.sampling import sample_seed
 from profit_sft.evaluation.settings import EvalSettings
 from profit_sft.evaluation.tasks import EvalTask, load_task
+from profit_sft.evaluation.vllm_engine import check_vllm
+from profit_sft.output_folder import check_output_folder
 from profit_sft.pretrained import model_fingerprint
 from profit_sft.versions import package_versions
 
@@ -51,6 +53,9 @@ def evaluate(
     """
     started = time.perf_counter()
     _require_extra()
+    if settings.engine == "vllm" and not is_begun(settings.output_dir):
+        check_vllm(settings)  # before the folder is begun with an engine that cannot go on with it
+    check_output_folder(settings.output_dir)
     with _quiet_harness(), MathJudge() as judge:
         tasks = [load_task(name, settings, judge, report=report) for name in settings.tasks]
         fingerprint = model_fingerprint(settings.model_name_or_path)

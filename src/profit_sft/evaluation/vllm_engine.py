@@ -17,14 +17,14 @@ from profit_sft.evaluation.settings import EvalSettings
 from profit_sft.pretrained import pretrained_path
 
 
-def load_vllm(settings: EvalSettings) -> Engine:
-    """Load the model into vLLM.
+def check_vllm(settings: EvalSettings) -> None:
+    """Refuse what the engine cannot do, before anything is written.
 
     Raises:
         ConfigurationError: vLLM is not installed, or the model is a LoRA adapter.
     """
     try:
-        from lm_eval.models.vllm_causallms import VLLM
+        import lm_eval.models.vllm_causallms  # noqa: F401
     except ImportError:
         raise ConfigurationError(
             "engine: vllm is not installed. Install it with `pip install 'profit-sft[eval,vllm]'` (it needs a GPU), or "
@@ -36,6 +36,14 @@ def load_vllm(settings: EvalSettings) -> Engine:
             f"model_name_or_path: '{path}' is a LoRA adapter, which the engine vllm cannot take. Merge it into "
             "its model, or use the engine hf."
         )
+
+
+def load_vllm(settings: EvalSettings) -> Engine:
+    """Load the model into vLLM; errors as `check_vllm`."""
+    check_vllm(settings)
+    from lm_eval.models.vllm_causallms import VLLM
+
+    path = pretrained_path(settings.model_name_or_path)
 
     class VLLMEngine(VLLM):  # here, since its base cannot be imported without vLLM
         """`VLLM` that notes how each answer ended."""

@@ -110,7 +110,7 @@ def evaluation_settings(settings: Mapping[str, Any], model_name_or_path: str, ou
     """Turn the study file's `evaluate` into settings of `profit eval`.
 
     Raises:
-        TypeError: There is no such setting.
+        TypeError: A value is of another type.
         ValueError: A value is out of range.
     """
     from profit_sft.evaluation import EvalSettings

@@ -9,13 +9,15 @@ entries; an entry with lists stands for every combination:
       - {objective: profit, direction: random, kept_share_of: profit-t0.1, seed: 0}
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import yaml
 
+from profit_sft.data.rows import means_a_file
 from profit_sft.errors import ConfigurationError
 from profit_sft.study.estimate import Assumptions, read_assumptions
 from profit_sft.study.sections import Section, unknown_key
@@ -214,35 +216,65 @@ def _generated(section: Section) -> GeneratedData:
 
 
 def check_flags(plan: StudyPlan) -> None:
-    """Refuse settings that `profit train` and `profit eval` would refuse by name. Imports both.
+    """Refuse settings that `profit train` and `profit eval` would refuse, and data that is not there. Imports both.
 
     Raises:
-        ConfigurationError: A training setting is no flag of `profit train`, or an evaluation setting is wrong.
+        ConfigurationError: A training setting is no flag of `profit train` or no number where it takes one, an
+            evaluation setting is wrong, or the held-out data is missing.
     """
-    import dataclasses
-
     from trl import ModelConfig
 
     from profit_sft.run import RunArguments
     from profit_sft.trainer import ProFitConfig
 
-    known = [entry.name for source in (RunArguments, ProFitConfig, ModelConfig) for entry in dataclasses.fields(source)]
+    kinds: dict[str, Any] = {}
+    for source in (RunArguments, ProFitConfig, ModelConfig):
+        hints = get_type_hints(source)
+        kinds |= {entry.name: hints[entry.name] for entry in dataclasses.fields(source)}
     places = [("train", plan.train)]
     places += [(f"models[{index}].train", model.train) for index, model in enumerate(plan.models)]
     places += [(f"cells: {variant.name}: train", variant.train) for variant in plan.variants]
     for place, settings in places:
-        for key in settings:
-            if key not in known:
-                raise unknown_key(f"{place}.{key}", key, known)
+        for key, value in settings.items():
+            if key not in kinds:
+                raise unknown_key(f"{place}.{key}", key, list(kinds))
+            _check_number(f"{place}.{key}", value, kinds[key])
+    heldout = plan.heldout_dataset_name
+    if heldout not in (None, GENERATED) and means_a_file(heldout) and not Path(heldout).exists():
+        raise ConfigurationError(f"heldout_dataset_name: '{heldout}' does not exist. Check the path.")
     if plan.evaluate:
         _check_evaluation(plan)
 
 
+def _check_number(place: str, value: Any, kind: Any) -> None:
+    """Refuse text where a flag takes a number. YAML reads 1e-5 as text, and `profit train` as a number."""
+    kinds = get_args(kind) or (kind,)
+    if not isinstance(value, str) or str in kinds or not {int, float} & set(kinds):
+        return
+    try:
+        float(value)
+    except ValueError:
+        raise ConfigurationError(f"{place} must be a number, got {value!r}.") from None
+
+
 def _check_evaluation(plan: StudyPlan) -> None:
     try:
+        from profit_sft.evaluation import EvalSettings
         from profit_sft.study.measure import evaluation_settings
 
-        evaluation_settings(plan.evaluate, plan.models[0].model_name_or_path, Path())
+        own = ("model_name_or_path", "output_dir")
+        known = [entry.name for entry in dataclasses.fields(EvalSettings) if entry.name not in own]
+        for key in plan.evaluate:
+            if key in own:
+                raise ConfigurationError(f"evaluate.{key} is set by the study itself. Take it out.")
+            if key not in known:
+                raise unknown_key(f"evaluate.{key}", key, known)
+        tasks = plan.evaluate.get("tasks")
+        if not isinstance(tasks, list):
+            raise ConfigurationError(f"evaluate.tasks must be a list such as [gsm8k, math500], got {tasks!r}.")
+        settings = evaluation_settings(plan.evaluate, plan.models[0].model_name_or_path, Path())
+        if settings.data_dir is not None and not settings.data_dir.is_dir():
+            raise ConfigurationError(f"evaluate.data_dir: there is no folder '{settings.data_dir}'.")
     except ModuleNotFoundError as error:
         raise ConfigurationError(
             f"evaluate: '{error.name}' is not installed. Install the extra: pip install 'profit-sft[eval]'."

@@ -13,6 +13,7 @@ from types import FrameType
 
 from profit_sft.data.generated import SYSTEM_PROMPT, generate_problems, write_jsonl
 from profit_sft.errors import ConfigurationError, ProFitError
+from profit_sft.output_folder import check_output_folder
 from profit_sft.study.cells import CellRun, check_settings, drop_weights, imitated_cell, run_cell
 from profit_sft.study.claims import Claim, ClaimLost, try_claim
 from profit_sft.study.layout import StudyFolder
@@ -76,6 +77,7 @@ def run_study(
     Raises:
         ConfigurationError: The folder holds cells with other settings, or a chosen cell waits for one left out.
     """
+    check_output_folder(output_dir)
     chosen, study = choose_cells(plan, cells), StudyFolder(output_dir)
     for cell in chosen:
         check_settings(plan, cell, study.cell(cell.slug))
