@@ -141,7 +141,7 @@ def test_a_mistake_gets_one_message(study_file, tmp_path, capsys, flags, status,
         ({"train": {"learning_rat": 1}}, "train.learning_rat is unknown. Did you mean learning_rate?"),
         ({"train": {"max_length": 0}}, "train: max_length must be at least 1, got 0."),
         ({"evaluate": {"tasks": ["gsm9k"]}}, "evaluate: tasks: gsm9k given. Known are"),
-        ({"evaluate": {"task": ["gsm8k"]}}, "evaluate: "),
+        ({"evaluate": {"task": ["gsm8k"]}}, "evaluate.task is unknown. Did you mean tasks?"),
     ],
 )
 def test_settings_of_training_and_evaluation_are_checked_before_anything_runs(
