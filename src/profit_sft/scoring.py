@@ -31,7 +31,6 @@ from profit_sft.output_folder import check_output_folder
 from profit_sft.pretrained import DTYPES, load_tokenizer, model_fingerprint
 from profit_sft.score_store import ScoredExample, ScoreJob, ScoreSet, ScoreWriter, load_scores
 from profit_sft.scoring_hf import Engine, LabelPositions, LabelScores, hf_engine
-from profit_sft.scoring_vllm import check_vllm, vllm_engine
 
 logger = logging.getLogger(__name__)
 
@@ -186,17 +185,17 @@ def score_dataset(
     writer = ScoreWriter(settings.output_dir, _job(settings, prepared))
     if writer.is_finished:
         return writer.finish()
-    if settings.engine == "vllm":
-        check_vllm(settings.model_name_or_path)
     missing = writer.missing_shards()
+    mine = missing[state.process_index :: state.num_processes]
+    engine = None
+    if mine:
+        _say_how_much(tell, writer.job, missing)
+        engine = _engine(settings, prepared, state.device)  # before the folder is begun with one that cannot be had
     state.wait_for_everyone()  # every rank must have seen the same shards before one writes
     if state.is_main_process:
         writer.start(tokenizer)
     state.wait_for_everyone()  # and the folder must say what it is before it holds any
-    mine = missing[state.process_index :: state.num_processes]
-    if mine:
-        _say_how_much(tell, writer.job, missing)
-        engine = _engine(settings, prepared, state.device)
+    if engine is not None:
         _score_shards(mine, writer, prepared, engine, _batch_tokens(settings, state.device), on_batch)
     state.wait_for_everyone()
     if state.is_main_process:
@@ -245,6 +244,8 @@ def _engine(settings: ScoreSettings, prepared: PreparedData, device: torch.devic
         "trust_remote_code": settings.trust_remote_code,
     }
     if settings.engine == "vllm":
+        from profit_sft.scoring_vllm import vllm_engine
+
         return vllm_engine(settings.model_name_or_path, longest=prepared.report.longest, **model)
     return hf_engine(settings.model_name_or_path, device=device, **model)
 

@@ -21,25 +21,6 @@ from profit_sft.pretrained import pretrained_path
 from profit_sft.scoring_hf import Engine, LabelPositions, LabelScores
 
 
-def check_vllm(name: str) -> None:
-    """Refuse what the engine cannot do, before anything is written.
-
-    Raises:
-        ConfigurationError: vLLM is not installed, or the model is a LoRA adapter.
-    """
-    path = pretrained_path(name)
-    if (Path(path) / "adapter_config.json").is_file():
-        raise ConfigurationError(
-            f"engine 'vllm' loads whole models, and '{path}' is a LoRA adapter. Merge it first, or use --engine hf."
-        )
-    try:
-        import vllm  # noqa: F401
-    except ImportError:
-        raise ConfigurationError(
-            "engine 'vllm' needs vLLM, which is not installed: pip install 'profit-sft[vllm]'. Or use --engine hf."
-        ) from None
-
-
 def vllm_engine(
     name: str, *, longest: int, dtype: str = "auto", revision: str | None = None, trust_remote_code: bool = False
 ) -> Engine:
@@ -55,10 +36,17 @@ def vllm_engine(
     Raises:
         ConfigurationError: vLLM is not installed, or the model is a LoRA adapter.
     """
-    check_vllm(name)
-    from vllm import LLM, SamplingParams
-
     path = pretrained_path(name)
+    if (Path(path) / "adapter_config.json").is_file():
+        raise ConfigurationError(
+            f"engine 'vllm' loads whole models, and '{path}' is a LoRA adapter. Merge it first, or use --engine hf."
+        )
+    try:
+        from vllm import LLM, SamplingParams
+    except ImportError:
+        raise ConfigurationError(
+            "engine 'vllm' needs vLLM, which is not installed: pip install 'profit-sft[vllm]'. Or use --engine hf."
+        ) from None
     model = LLM(
         model=path,
         dtype=dtype,

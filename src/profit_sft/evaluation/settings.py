@@ -69,13 +69,14 @@ class EvalSettings:
         self._check_numbers()
 
     def _check_numbers(self) -> None:
-        whole = ("max_new_tokens", "batch_size", "limit", "samples", "top_k", "seed")
+        counts = ("max_new_tokens", "batch_size", "limit", "samples")
+        whole = (*counts, "top_k", "seed")
         for name in (*whole, "temperature", "top_p"):
             value = getattr(self, name)
             kinds = int if name in whole else (int, float)
             if value is not None and (not isinstance(value, kinds) or isinstance(value, bool)):
                 raise TypeError(f"{name} must be a {'whole ' if name in whole else ''}number, got {value!r}.")
-        for name in ("max_new_tokens", "batch_size", "limit", "samples"):
+        for name in counts:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}.")
