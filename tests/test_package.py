@@ -15,6 +15,7 @@ PUBLIC = [
     "NLL",
     "Objective",
     "ProFit",
+    "ProFitCallback",
     "ProFitConfig",
     "ProFitTrainer",
     "SelectiveLoss",
@@ -55,6 +56,7 @@ def test_every_error_a_user_meets_is_a_profit_error():
         "ConfigurationError",
         "DataError",
         "DownloadError",
+        "LossBypassedError",
         "UnsupportedModelError",
     }
     for kind in kinds:

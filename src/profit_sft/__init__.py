@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from profit_sft.head import apply_profit, remove_profit
+    from profit_sft.integrations.callback import ProFitCallback
     from profit_sft.loss import SelectiveLoss, selective_linear_cross_entropy
     from profit_sft.objectives import NLL, Objective, ProFit, make_objective
     from profit_sft.trainer import ProFitConfig, ProFitTrainer
@@ -16,6 +17,7 @@ _LAZY = {
     "NLL": "profit_sft.objectives",
     "Objective": "profit_sft.objectives",
     "ProFit": "profit_sft.objectives",
+    "ProFitCallback": "profit_sft.integrations.callback",
     "ProFitConfig": "profit_sft.trainer",
     "ProFitTrainer": "profit_sft.trainer",
     "SelectiveLoss": "profit_sft.loss",
@@ -29,6 +31,7 @@ __all__ = [
     "NLL",
     "Objective",
     "ProFit",
+    "ProFitCallback",
     "ProFitConfig",
     "ProFitTrainer",
     "SelectiveLoss",

@@ -4,6 +4,7 @@
     ├── DataError               a row, a file or a data set cannot be used; names file, row and field
     ├── ConfigurationError      settings that contradict each other or name something that does not exist
     ├── UnsupportedModelError   a model whose head this library would not reproduce exactly
+    ├── LossBypassedError       a training step that would be on another loss than the installed one
     └── DownloadError           a file could not be fetched, or is not the expected one
 
 Wrong values and types handed to a function are plain `ValueError` and `TypeError`.
@@ -24,6 +25,10 @@ class ConfigurationError(ProFitError):
 
 class UnsupportedModelError(ProFitError):
     """The model computes its logits in a way the selective head would not reproduce exactly."""
+
+
+class LossBypassedError(ProFitError):
+    """A training step would leave the selective loss that was installed, and train something else."""
 
 
 class DownloadError(ProFitError):

@@ -1,34 +1,36 @@
 """Install the selective loss on a Hugging Face causal language model, and take it off again.
 
 `apply_profit` replaces `model.forward` on the instance, so that wrappers such as DDP, FSDP2 and PEFT still run around
-it. In training mode with labels the new forward runs the backbone and hands its hidden states and the head's matrix to
-`selective_linear_cross_entropy`; in every other case it is the model's own forward.
+it. In training mode with labels the new forward runs the backbone and calls the head's module with
+`selective_linear_cross_entropy` as its forward (`head_module.py`); in evaluation and generation it is the model's own.
+
+A training step that would leave the selective loss is never silent: without labels, by TRL's fused head, or past the
+installed forward altogether, it raises and says what to write instead.
 """
 
 import functools
 import inspect
-import logging
 import sys
 import types
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass, fields, replace
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.modeling_outputs import CausalLMOutputWithPast, MoeModelOutputWithPast
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from profit_sft.errors import UnsupportedModelError
+from profit_sft.errors import LossBypassedError, UnsupportedModelError
+from profit_sft.head_module import backbone_of, head_linears, tail_of, through_head
 from profit_sft.loss import SelectiveLoss, selective_linear_cross_entropy
 from profit_sft.loss.selective import Backend, Normalize, Statistics
 from profit_sft.objectives import NLL, Objective, ProFit
 
-logger = logging.getLogger(__name__)
-
 _IGNORE_INDEX = -100  # what transformers and TRL write into labels
-_HEAD = "_profit_head"
+_INSTALLED = "_profit_head"
 # transformers 5.24 renamed the field from `past_key_values`.
 _CACHE = next(field.name for field in fields(CausalLMOutputWithPast) if field.name in ("cache", "past_key_values"))
 
@@ -44,6 +46,7 @@ class SelectiveHead:
         chunk_size: Tokens whose logits are held at once, or None.
         backend: Backend of the loss.
         gradient_budget: Share of the gradient mass that may be left out.
+        adds_aux_loss: Add a mixture of experts' load-balancing loss to the loss, as the model's own forward does.
         logit_scale: The model's factor on its logits.
         logit_softcap: The model's soft cap, or None.
     """
@@ -54,8 +57,58 @@ class SelectiveHead:
     chunk_size: int | None = None
     backend: Backend = "auto"
     gradient_budget: float = 0.0
+    adds_aux_loss: bool = True
     logit_scale: float = 1.0
     logit_softcap: float | None = None
+
+
+class HeadCounts:
+    """What the training steps through an installed head have seen on this rank.
+
+    Attributes:
+        calls: Calls with gradients since the head was installed.
+    """
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self._sums: list[Tensor] | None = None
+
+    def add(self, result: SelectiveLoss) -> None:
+        """Count one call. No sync with the host."""
+        self.calls += 1
+        sums = [result.num_labels, result.num_kept, -result.log_probs.sum()]
+        self._sums = sums if self._sums is None else [a + b for a, b in zip(self._sums, sums, strict=True)]
+
+    def take(self, device: torch.device | str) -> Tensor:
+        """Return label tokens, kept tokens and the sum of `-log p` in nats since the last reading, `(3,)` fp32.
+
+        The last is NaN where a call did not compute every `log p`: see `statistics` of `apply_profit`.
+        """
+        sums, self._sums = self._sums, None
+        if sums is None:
+            return torch.zeros(3, device=device)
+        return torch.stack([value.detach().float().to(device) for value in sums])
+
+
+class _Installed:
+    """What `apply_profit` leaves on the model: the settings, and what is needed to take it off again."""
+
+    def __init__(self, model: Any) -> None:
+        self.settings = SelectiveHead(objective=NLL())
+        self.counts = HeadCounts()
+        # Another library may have put its own forward on the instance; it is called, and restored, not lost.
+        self.wrapped = model.__dict__.get("forward")
+        self.removed = False  # while another library's forward on top still calls this one
+        self.in_call = False
+        self.look: SelectiveHead | None = None  # settings of `label_statistics`, while it calls the model
+        self.warned_of_evaluation_mode = False
+        self.had_accepts_loss_kwargs = model.__dict__.get("accepts_loss_kwargs")
+        self.guard = backbone_of(model).register_forward_pre_hook(self._refuse_a_step_past_the_head)
+
+    def _refuse_a_step_past_the_head(self, backbone: nn.Module, args: Any) -> None:
+        """Raise if the backbone runs a training step that the installed forward knows nothing of."""
+        if backbone.training and torch.is_grad_enabled() and not self.in_call and self.look is None:
+            _refuse_another_loss("the model's layers ran outside of the forward that apply_profit installed")
 
 
 @dataclass
@@ -65,10 +118,27 @@ class SelectiveCausalLMOutput(CausalLMOutputWithPast):
     Attributes:
         aux_loss: 0-d, the load-balancing loss of a mixture of experts before its coefficient, or None.
         selective: The loss's per-token values, shape `(B, S)`, aligned with the positions that predict.
+        log_probs: `(B, S)`; this and the next three under the names that TRL reads in evaluation, elsewhere None.
+        entropy: `(B, S)`.
+        is_top1: `(B, S)`, bool.
+        label_mask: `(B, S)`, bool.
     """
 
     aux_loss: Tensor | None = None
     selective: SelectiveLoss | None = None
+    log_probs: Tensor | None = None
+    entropy: Tensor | None = None
+    is_top1: Tensor | None = None
+    label_mask: Tensor | None = None
+
+    def __getattribute__(self, name: str) -> Any:
+        # TRL before 1.15 reads these after every step, and would fail on what is not there.
+        if name in _READ_BY_TRL and str(sys._getframe(1).f_globals.get("__name__")).startswith("trl."):
+            _refuse_another_loss(f"TRL's SFTTrainer reads '{name}' of the output, which is never formed")
+        return super().__getattribute__(name)
+
+
+_READ_BY_TRL = frozenset({"logits", "num_valid_tokens", "entropy_sum", "num_correct_tokens"})
 
 
 def apply_profit(
@@ -76,14 +146,19 @@ def apply_profit(
     objective: Objective | None = None,
     *,
     normalize: Normalize = "all",
+    statistics: Statistics = "objective",
     chunk_size: int | None = None,
     backend: Backend = "auto",
     gradient_budget: float = 0.0,
 ) -> nn.Module:
     """Make `model(**batch).loss` the selective loss in training mode. Evaluation and generation stay untouched.
 
+    Call it before the trainer is made or `accelerator.prepare` is called, with the model in training mode from the
+    first step on: `from_pretrained` returns it in evaluation mode, and trainers call `model.train()`.
+
     The batch may carry `labels` (shifted here) or `shift_labels`, `num_items_in_batch`, and `reference_log_probs` in
-    the layout of whichever labels it has. Calling it again replaces the objective.
+    the layout of whichever labels it has. `logits_to_keep`, a number or a mask, goes with labels that were cut alike.
+    Calling it again replaces the objective.
 
     Args:
         model: A Hugging Face causal language model, or a PEFT model around one. Changed in place.
@@ -91,6 +166,8 @@ def apply_profit(
         normalize: `"all"` divides by `num_items_in_batch` (or the labels of the call), `"kept"` by the tokens of
             non-zero weight. With `num_items_in_batch`, `"kept"` gives each call its share of the step by its labels,
             which equals one big batch only for a single call; `ProFitTrainer` is exact for any number.
+        statistics: What `output.selective` holds after each training call: `"objective"` what the objective needs,
+            `"all"` log-probabilities of every label token (so plain NLL is known), entropy and accuracy as well.
         chunk_size: Tokens whose logits are held at once. None: chosen.
         backend: Backend of the loss.
         gradient_budget: Share of the gradient mass that may be left out, see `selective_linear_cross_entropy`.
@@ -99,7 +176,8 @@ def apply_profit(
         The same model.
 
     Raises:
-        UnsupportedModelError: The model's logits come about in a way the head would not reproduce: it names the part.
+        UnsupportedModelError: The model's logits come about in a way the head would not reproduce, or the model cannot
+            take another forward any more: it names the part.
 
     Example:
         >>> from transformers import LlamaConfig, LlamaForCausalLM
@@ -109,35 +187,55 @@ def apply_profit(
         >>> input_ids = torch.tensor([[1, 2, 3, 4]])
         >>> model(input_ids=input_ids, labels=input_ids).loss.backward()
     """
-    base = _causal_lm(model)
-    head = SelectiveHead(
+    settings = SelectiveHead(
         objective=ProFit() if objective is None else objective,
         normalize=normalize,
+        statistics=statistics,
         chunk_size=chunk_size,
         backend=backend,
         gradient_budget=gradient_budget,
     )
-    if not isinstance(head.objective, Objective):
+    if not isinstance(settings.objective, Objective):
         raise TypeError(f"objective must be an Objective such as ProFit(threshold=0.1), got {objective!r}.")
     if normalize not in ("all", "kept"):
         raise ValueError(f"normalize must be 'all' or 'kept', got {normalize!r}.")
+    if statistics not in ("objective", "all", "ranks"):
+        raise ValueError(f"statistics must be 'objective', 'all' or 'ranks', got {statistics!r}.")
     if not 0.0 <= gradient_budget < 1.0:
         raise ValueError(f"gradient_budget must be a share in [0, 1), got {gradient_budget}. Write 0.3% as 0.003.")
-    _head_parameters(base)
-    installed = getattr(base, _HEAD, None)
-    if installed is not None:
-        head.logit_scale, head.logit_softcap = installed.logit_scale, installed.logit_softcap
+    base = causal_lm(model)
+    head_linears(base)
+    installed = _installed_on(base)
+    if installed is None:
+        settings.logit_scale, settings.logit_softcap = tail_of(base)
+        installed = _install(base)
     else:
-        head.logit_scale, head.logit_softcap = _tail_of(base)
-        # Another library may have put its own forward on the instance; it is called, and restored, not lost.
-        base._profit_wrapped = base.__dict__.get("forward")
-        base.forward = types.MethodType(_selective_forward(type(base)), base)
-    setattr(base, _HEAD, head)
+        before = installed.settings
+        settings.logit_scale, settings.logit_softcap = before.logit_scale, before.logit_softcap
+    installed.settings = settings
     return model
+
+
+def _install(base: Any) -> _Installed:
+    if hasattr(base, "_original_forward"):  # accelerate's, when it wraps the forward in autocast
+        raise UnsupportedModelError(
+            "accelerate has wrapped the model's forward in autocast already, and the selective loss would run outside "
+            "of it. Call apply_profit before accelerator.prepare, that is before the trainer starts to train."
+        )
+    installed = _Installed(base)
+    base.forward = types.MethodType(_selective_forward(type(base)), base)
+    # Families that say False have micro-batches averaged by the Trainer; this forward does read num_items_in_batch.
+    base.accepts_loss_kwargs = True
+    # The replicas of nn.DataParallel would run this forward on the parameters of the first device.
+    base._replicate_for_data_parallel = _refuse_data_parallel
+    setattr(base, _INSTALLED, installed)
+    return installed
 
 
 def remove_profit(model: nn.Module) -> nn.Module:
     """Undo `apply_profit`. A model without a selective head is returned as it is.
+
+    A forward that another library put on top in the meantime stays, and calls the model's own from then on.
 
     Args:
         model: What `apply_profit` was given or returned.
@@ -145,25 +243,35 @@ def remove_profit(model: nn.Module) -> nn.Module:
     Returns:
         The same model.
     """
-    base = _causal_lm(model)
-    if getattr(base, _HEAD, None) is not None:
-        wrapped = base._profit_wrapped
-        if wrapped is None:
+    base = causal_lm(model)
+    installed = _installed_on(base)
+    if installed is None:
+        return model
+    installed.guard.remove()
+    del base._replicate_for_data_parallel
+    if installed.had_accepts_loss_kwargs is None:
+        del base.accepts_loss_kwargs
+    else:
+        base.accepts_loss_kwargs = installed.had_accepts_loss_kwargs
+    if getattr(base.forward, "_is_selective", False):
+        if installed.wrapped is None:
             del base.forward
         else:
-            base.forward = wrapped
-        delattr(base, _HEAD)
-        del base._profit_wrapped
+            base.forward = installed.wrapped
+        delattr(base, _INSTALLED)
+    else:
+        installed.removed = True
     return model
 
 
 def selective_head(model: nn.Module) -> SelectiveHead:
     """Return the settings of the head that `apply_profit` installed, or raise ValueError when there is none."""
-    head = getattr(_causal_lm(model), _HEAD, None)
-    if head is None:
-        raise ValueError("the model has no selective head; call apply_profit(model) first.")
-    assert isinstance(head, SelectiveHead)
-    return head
+    return _require_installed(model).settings
+
+
+def head_counts(model: nn.Module) -> HeadCounts:
+    """Return the counts of the head that `apply_profit` installed, or raise ValueError when there is none."""
+    return _require_installed(model).counts
 
 
 @torch.no_grad()
@@ -180,15 +288,18 @@ def label_statistics(
 ) -> SelectiveLoss:
     """Look at every label token without training: no gradient, no dropout, never `(N, V)` logits.
 
+    The model is called as a whole, so whatever shards it works as in a step: every rank must call.
+
     Args:
-        model: A causal language model, with or without a selective head. Its training mode is the same afterwards.
+        model: A causal language model, with or without a selective head, as its engine wrapped it. Its training mode is
+            the same afterwards.
         input_ids: `(B, S)`, int64.
         labels: `(B, S)`, int64, unshifted; -100 where there is none.
         objective: Whose token weights to report; None weighs every label 1.
         statistics: As `selective_linear_cross_entropy` takes them.
         chunk_size: Tokens whose logits are held at once. None: chosen.
         backend: Backend of the loss.
-        **inputs: What else the backbone takes, such as `attention_mask`.
+        **inputs: What else the model takes, such as `attention_mask`.
 
     Returns:
         Values `(B, S)`; those at position t are of token t + 1, so the last position never holds one.
@@ -196,27 +307,28 @@ def label_statistics(
     Raises:
         UnsupportedModelError: As `apply_profit`.
     """
-    base = _causal_lm(model)
-    head = getattr(base, _HEAD, None)
-    logit_scale, logit_softcap = (head.logit_scale, head.logit_softcap) if head is not None else _tail_of(base)
-    with _in_evaluation_mode(base):
-        hidden_states = _backbone(base)(input_ids=input_ids, use_cache=False, **inputs).last_hidden_state
-    lm_head_weight, bias = _head_parameters(base)
-    device = lm_head_weight.device
-    result: SelectiveLoss = selective_linear_cross_entropy(
-        hidden_states.to(device),
-        lm_head_weight,
-        _shifted(labels, _IGNORE_INDEX).to(device),
+    base = causal_lm(model)
+    was_installed = _installed_on(base) is not None
+    if not was_installed:
+        apply_profit(model)
+    installed = _require_installed(model)
+    installed.look = replace(
+        installed.settings,
         objective=NLL() if objective is None else objective,
-        bias=bias,
-        ignore_index=_IGNORE_INDEX,
-        logit_scale=logit_scale,
-        logit_softcap=logit_softcap,
+        normalize="all",
         statistics=statistics,
         chunk_size=chunk_size,
         backend=backend,
+        adds_aux_loss=False,
     )
-    return result
+    try:
+        with _in_evaluation_mode(base):
+            found: SelectiveLoss = model(input_ids=input_ids, labels=labels, use_cache=False, **inputs).selective
+    finally:
+        installed.look = None
+        if not was_installed:
+            remove_profit(model)
+    return found
 
 
 @contextmanager
@@ -231,17 +343,17 @@ def _in_evaluation_mode(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _causal_lm(model: nn.Module) -> Any:
-    """Unwrap DDP, torch.compile and PEFT down to the Hugging Face model."""
-    while True:
-        if hasattr(model, "_orig_mod"):
-            model = model._orig_mod  # type: ignore[assignment]  # torch.compile's wrapper types it as Tensor | Module
-        elif isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
-            model = model.module
-        elif not isinstance(model, PreTrainedModel) and hasattr(model, "get_base_model"):
-            model = model.get_base_model()  # type: ignore[operator]  # PEFT
-        else:
+def causal_lm(model: nn.Module) -> Any:
+    """Unwrap DDP, FSDP1, DeepSpeed, torch.compile and PEFT down to the Hugging Face model."""
+    while not isinstance(model, PreTrainedModel):
+        if isinstance(model, nn.DataParallel):
+            _refuse_data_parallel()
+        inner = next((model._modules[name] for name in _WRAPPERS if name in model._modules), None)
+        if inner is None and hasattr(model, "get_base_model"):
+            inner = model.get_base_model()  # type: ignore[operator]  # PEFT
+        if inner is None:
             break
+        model = inner
     if not isinstance(model, PreTrainedModel) or model.get_output_embeddings() is None:
         raise UnsupportedModelError(
             f"{type(model).__name__} is not a Hugging Face causal language model with an output embedding. "
@@ -250,14 +362,36 @@ def _causal_lm(model: nn.Module) -> Any:
     return model
 
 
-def _backbone(model: Any) -> Any:
-    """Return the module whose last hidden states the head multiplies."""
-    base = model.base_model
-    if base is model:  # Llama 4's backbone is not the attribute that its prefix names
-        base = getattr(model, "model", model)
-    parts = list(base.children())
-    # OPT's forward goes past a base model that does nothing but hold a decoder.
-    return parts[0] if len(parts) == 1 and parts[0] is model.get_decoder() else base
+# The attributes under which torch.compile, FSDP1, and DDP and DeepSpeed keep what they wrap.
+_WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "module")
+
+
+def _installed_on(base: Any) -> _Installed | None:
+    installed: _Installed | None = getattr(base, _INSTALLED, None)
+    return None if installed is None or installed.removed else installed
+
+
+def _require_installed(model: nn.Module) -> _Installed:
+    installed = _installed_on(causal_lm(model))
+    if installed is None:
+        raise ValueError("the model has no selective head; call apply_profit(model) first.")
+    return installed
+
+
+def _refuse_another_loss(what: str) -> NoReturn:
+    raise LossBypassedError(
+        f"{what}, so this training step would not be on the selective loss that apply_profit installed. In TRL write "
+        "ProFitTrainer and ProFitConfig for SFTTrainer and SFTConfig; they take the same arguments. In another trainer "
+        "switch off what computes the loss itself (label smoothing, compute_loss_func, a DFT or loss-scale switch). To "
+        "look at logits, use model.eval() or torch.no_grad(); to train on another loss, remove_profit(model)."
+    )
+
+
+def _refuse_data_parallel() -> NoReturn:
+    raise UnsupportedModelError(
+        "nn.DataParallel copies a model without the forward that apply_profit installed. Start one process a GPU "
+        "(torchrun or accelerate launch), or show the process one GPU (CUDA_VISIBLE_DEVICES=0)."
+    )
 
 
 def _selective_forward(model_class: type) -> Callable[..., Any]:
@@ -269,66 +403,110 @@ def _selective_forward(model_class: type) -> Callable[..., Any]:
     @functools.wraps(own_forward)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         kwargs.update(zip(names, args, strict=False))
+        installed: _Installed = getattr(self, _INSTALLED)
         labeled = kwargs.get("labels") is not None or kwargs.get("shift_labels") is not None
-        # `fused_lm_head` asks TRL's own forward, which may lie below this one, for per-token values.
-        if not (self.training and labeled) or kwargs.get("fused_lm_head"):
-            kwargs.pop("reference_log_probs", None)
-            wrapped = self._profit_wrapped
-            return own_forward(self, **kwargs) if wrapped is None else wrapped(**kwargs)
-        return _training_forward(self, getattr(self, _HEAD), **kwargs)
+        if not installed.removed and (settings := _settings_of_call(self, installed, kwargs, labeled=labeled)):
+            fused = kwargs.pop("fused_lm_head", False)
+            installed.in_call = True
+            try:
+                output = _loss_forward(self, settings, **kwargs)
+            finally:
+                installed.in_call = False
+            assert output.selective is not None
+            if fused:
+                for name in ("log_probs", "entropy", "is_top1", "label_mask"):
+                    output[name] = getattr(output.selective, name)
+            if self.training and torch.is_grad_enabled():
+                installed.counts.add(output.selective)
+            return output.to_tuple() if kwargs.get("return_dict") is False else output
+        kwargs.pop("reference_log_probs", None)
+        return own_forward(self, **kwargs) if installed.wrapped is None else installed.wrapped(**kwargs)
 
+    forward._is_selective = True  # type: ignore[attr-defined]  # how remove_profit knows it
     return forward
 
 
-def _training_forward(
+def _settings_of_call(
+    model: Any, installed: _Installed, kwargs: dict[str, Any], *, labeled: bool
+) -> SelectiveHead | None:
+    """Return what to compute in this call, or None for the model's own forward; refuse another loss in a step."""
+    if installed.look is not None:
+        return installed.look
+    fused = bool(kwargs.get("fused_lm_head"))  # TRL asks its own forward for per-token values in place of a loss
+    stepping = model.training and torch.is_grad_enabled()
+    if stepping and not labeled:
+        _refuse_another_loss("the model was called in training mode without labels")
+    if stepping and fused:
+        _refuse_another_loss("TRL's SFTTrainer computes its loss from log-probabilities (fused_lm_head=True)")
+    if model.training and labeled and not fused:
+        return installed.settings
+    if labeled and fused:
+        return replace(installed.settings, objective=NLL(), normalize="all", statistics="all")
+    if labeled and torch.is_grad_enabled() and not installed.warned_of_evaluation_mode:
+        installed.warned_of_evaluation_mode = True
+        warnings.warn(
+            "the model got labels in evaluation mode with gradients on: its loss is plain NLL, not the selective loss. "
+            "Call model.train() to train, or use torch.no_grad() to evaluate.",
+            stacklevel=5,
+        )
+    return None
+
+
+def _loss_forward(
     model: Any,
-    head: SelectiveHead,
+    settings: SelectiveHead,
     *,
     labels: Tensor | None = None,
     shift_labels: Tensor | None = None,
     num_items_in_batch: int | Tensor | None = None,
     reference_log_probs: Tensor | None = None,
+    logits_to_keep: int | Tensor = 0,
+    return_dict: bool | None = None,
     **kwargs: Any,
-) -> Any:
-    if isinstance(kwargs.pop("logits_to_keep", 0), Tensor):
-        raise ValueError("logits_to_keep as a tensor selects logits, of which a training forward with labels has none.")
-    return_dict = kwargs.pop("return_dict", None)
+) -> "SelectiveCausalLMOutput":
     kwargs["use_cache"] = bool(kwargs.get("use_cache"))
     balanced = _wants_router_logits(model, kwargs)
-    outputs = _backbone(model)(**kwargs)
+    outputs = backbone_of(model)(**kwargs)
     hidden_states = outputs.last_hidden_state  # (B, S, D)
+    given = labels if shift_labels is None else shift_labels
+    assert given is not None
+    hidden_states = _kept_positions(hidden_states, given, logits_to_keep)
     if shift_labels is None:
-        assert labels is not None
-        shift_labels = _shifted(labels, _IGNORE_INDEX)
+        shift_labels = _shifted(given, _IGNORE_INDEX)
         reference_log_probs = None if reference_log_probs is None else _shifted(reference_log_probs, 0.0)
-    lm_head_weight, bias = _head_parameters(model)
-    device = lm_head_weight.device  # a model split by device_map may end on another device than its head
-    shift_labels = shift_labels.to(device)
-    result = selective_linear_cross_entropy(
-        hidden_states.to(device),
-        lm_head_weight,
-        shift_labels,
-        objective=head.objective,
-        bias=bias,
-        num_items=num_items_in_batch if head.normalize == "all" else None,
-        normalize=head.normalize,
-        ignore_index=_IGNORE_INDEX,
-        logit_scale=head.logit_scale,
-        logit_softcap=head.logit_softcap,
-        reference_log_probs=None if reference_log_probs is None else reference_log_probs.to(device),
-        statistics=head.statistics,
-        gradient_budget=head.gradient_budget,
-        chunk_size=head.chunk_size,
-        backend=head.backend,
-    )
-    loss = result.loss
-    if head.normalize == "kept" and num_items_in_batch is not None:
-        loss = loss * (result.num_labels.to(loss.dtype) / num_items_in_batch)
+
+    def loss_of(hidden: Tensor, lm_head_weight: Tensor, bias: Tensor | None) -> tuple[Tensor, SelectiveLoss]:
+        device = hidden.device
+        result: SelectiveLoss = selective_linear_cross_entropy(
+            hidden,
+            lm_head_weight,
+            shift_labels.to(device),
+            objective=settings.objective,
+            bias=bias,
+            num_items=num_items_in_batch if settings.normalize == "all" else None,
+            normalize=settings.normalize,
+            ignore_index=_IGNORE_INDEX,
+            logit_scale=settings.logit_scale,
+            logit_softcap=settings.logit_softcap,
+            reference_log_probs=None if reference_log_probs is None else reference_log_probs.to(device),
+            statistics=settings.statistics,
+            gradient_budget=settings.gradient_budget,
+            chunk_size=settings.chunk_size,
+            backend=settings.backend,
+        )
+        return result.loss, result
+
+    loss, result = through_head(model, loss_of, hidden_states)
+    if settings.normalize == "kept" and num_items_in_batch is not None:
+        # A step without a label anywhere divides zero by one, not by zero.
+        num_items = torch.as_tensor(num_items_in_batch, device=loss.device).clamp(min=1)
+        loss = loss * (result.num_labels.to(loss.dtype) / num_items)
     aux_loss = None
     if balanced is not None:
         aux_loss = balanced(outputs.router_logits, kwargs.get("attention_mask"))
-        loss = loss + model.router_aux_loss_coef * aux_loss.to(loss.device)
-    found = SelectiveCausalLMOutput(
+        if settings.adds_aux_loss:
+            loss = loss + model.router_aux_loss_coef * aux_loss.to(loss.device)
+    return SelectiveCausalLMOutput(
         loss=loss,
         hidden_states=outputs.get("hidden_states"),
         attentions=outputs.get("attentions"),
@@ -336,7 +514,26 @@ def _training_forward(
         selective=result,
         **{_CACHE: outputs.get(_CACHE)},
     )
-    return found.to_tuple() if return_dict is False else found
+
+
+def _kept_positions(hidden_states: Tensor, labels: Tensor, logits_to_keep: int | Tensor) -> Tensor:
+    """Return the hidden states that belong to the labels: all, or where the labels were cut, those of the kept logits.
+
+    Args:
+        hidden_states: `(B, S, D)`.
+        labels: `(B, S)`, or `(B, K)` cut by the caller as the logits would be.
+        logits_to_keep: As transformers takes it: the last K (0: all), or positions `(K,)`, or a mask `(S,)`.
+    """
+    if labels.shape[1] == hidden_states.shape[1]:
+        return hidden_states  # no logits are formed, so those that nobody wants cost nothing
+    kept: Any = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep.squeeze()
+    selected = hidden_states[:, kept]
+    if labels.shape[1] != selected.shape[1]:
+        raise ValueError(
+            f"labels {tuple(labels.shape)} go neither with all {hidden_states.shape[1]} positions nor with the "
+            f"{selected.shape[1]} that logits_to_keep selects. Cut them by the same logits_to_keep, or leave it out."
+        )
+    return selected
 
 
 def _shifted(values: Tensor, fill: float) -> Tensor:
@@ -360,107 +557,3 @@ def _wants_router_logits(model: Any, kwargs: dict[str, Any]) -> Callable[..., Te
         )
     kwargs["output_router_logits"] = True
     return lambda router_logits, attention_mask: function(router_logits, sizes[0], sizes[1], attention_mask)
-
-
-def _head_parameters(model: Any) -> tuple[Tensor, Tensor | None]:
-    """Return the head's matrix `(V, D)` and bias `(V,)` or None, or refuse the head by name."""
-    head = model.get_output_embeddings()
-    if hasattr(head, "modules_to_save"):  # PEFT trains a full copy of the head
-        head = head.modules_to_save[head.active_adapter]
-    if isinstance(head, nn.Linear) and type(head).forward is nn.Linear.forward and head.weight.is_floating_point():
-        lm_head_weight: Any = head.weight
-        bias: Any = head.bias
-        if hasattr(lm_head_weight, "ds_id") and lm_head_weight.numel() == 0:
-            raise UnsupportedModelError(
-                "the language-model head is partitioned by DeepSpeed ZeRO-3, where the selective loss cannot read it. "
-                "Use ZeRO-2 or FSDP2."
-            )
-        if hasattr(lm_head_weight, "full_tensor"):  # FSDP2 shards it as a DTensor
-            lm_head_weight = lm_head_weight.full_tensor()
-            bias = None if bias is None else bias.full_tensor()
-        return lm_head_weight, bias
-    kind = f"{type(head).__module__.split('.')[0]}.{type(head).__name__}"
-    if hasattr(head, "lora_A") or hasattr(head, "base_layer"):
-        raise UnsupportedModelError(
-            f"the language-model head carries an adapter ({kind}), which the selective loss would bypass and never "
-            "train. Leave the head out of target_modules, or train all of it with modules_to_save=['lm_head']."
-        )
-    raise UnsupportedModelError(f"the language-model head is a {kind}; the selective loss reads a plain nn.Linear.")
-
-
-_MULTIPLIERS = ("logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")
-
-
-def _tail_of(model: Any) -> tuple[float, float | None]:
-    """Return the scale and soft cap between head and logits, checked against the model's own forward."""
-    config = model.config.get_text_config()
-    softcap = getattr(config, "final_logit_softcapping", None)
-    factor = next((v for name in _MULTIPLIERS if (v := getattr(config, name, None)) is not None), 1.0)
-    parameter = model.get_output_embeddings().weight
-    if parameter.is_meta or hasattr(parameter, "full_tensor") or hasattr(parameter, "ds_id"):
-        logger.info("the head is not materialized here; its tail is taken from the configuration unchecked")
-        return (1.0 / factor if getattr(config, "logits_scaling", None) else factor), softcap
-    torch_state = torch.random.get_rng_state()
-    try:
-        hidden_states, logits = _probe_tail(model)
-    except Exception as error:
-        raise UnsupportedModelError(
-            f"{type(model).__name__}.forward could not be run on given hidden states ({error}), so its head cannot be "
-            "checked. Call selective_linear_cross_entropy on your hidden states instead."
-        ) from error
-    finally:
-        torch.random.set_rng_state(torch_state)
-    lm_head_weight, bias = _head_parameters(model)
-    with torch.no_grad():
-        raw = nn.functional.linear(hidden_states, lm_head_weight, bias).float()
-    # Families disagree on whether the configured factor multiplies or divides.
-    for scale in (factor, 1.0 / factor if factor else factor):
-        ours = raw * scale
-        if softcap is not None:
-            ours = softcap * torch.tanh(ours / softcap)
-        bound = 16 * torch.finfo(logits.dtype).eps * logits.abs().max().float()
-        if logits.shape == ours.shape and (ours - logits.float()).abs().max() <= bound:
-            return scale, softcap
-    raise UnsupportedModelError(
-        f"the logits of {type(model).__name__} are not its head's product with scale {factor} and soft cap {softcap}. "
-        "Something else happens between head and logits, which the selective loss would leave out."
-    )
-
-
-def _probe_tail(model: Any) -> tuple[Tensor, Tensor]:
-    """Run the model's forward on random hidden states `(1, 3, D)` without its backbone; return them and the logits."""
-    lm_head_weight, _ = _head_parameters(model)
-    generator = torch.Generator().manual_seed(0)
-    # Large enough that a soft cap bends the logits.
-    size = (1, 3, lm_head_weight.shape[1])
-    hidden_states = 8 * torch.randn(size, generator=generator)
-    hidden_states = hidden_states.to(device=lm_head_weight.device, dtype=lm_head_weight.dtype)
-    own_forward = type(model).forward
-    options: dict[str, Any] = {"use_cache": False}
-    if "output_router_logits" in inspect.signature(own_forward).parameters:
-        options["output_router_logits"] = False
-    input_ids = torch.zeros(size[:2], dtype=torch.long, device=lm_head_weight.device)
-    with torch.no_grad(), _backbone_returning(_backbone(model), hidden_states):
-        outputs = own_forward(model, input_ids=input_ids, **options)
-    return hidden_states, outputs.logits
-
-
-class _ProbeOutput(MoeModelOutputWithPast):
-    """A backbone's output of which only the hidden states are there: families read others by name (GPT-2, RWKV)."""
-
-    def __getattr__(self, name: str) -> None:
-        if name.startswith("__"):
-            raise AttributeError(name)
-
-
-@contextmanager
-def _backbone_returning(backbone: Any, hidden_states: Tensor) -> Iterator[None]:
-    previous = backbone.__dict__.get("forward")
-    backbone.forward = lambda *args, **kwargs: _ProbeOutput(last_hidden_state=hidden_states)
-    try:
-        yield
-    finally:
-        if previous is None:
-            del backbone.forward
-        else:
-            backbone.forward = previous

@@ -1,0 +1,97 @@
+"""A callback that puts the selective loss into any trainer built on `transformers.Trainer`, and sees that it runs.
+
+Needs torch and transformers alone.
+"""
+
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from profit_sft.errors import LossBypassedError, UnsupportedModelError
+from profit_sft.head import apply_profit, causal_lm, head_counts
+from profit_sft.objectives import Objective
+
+
+class ProFitCallback(TrainerCallback):
+    """Install the selective loss when a Trainer is made, log what it keeps, and stop a run that does not use it.
+
+    Training logs get `kept_share`, the share of label tokens of non-zero weight over all ranks since the last log, and
+    with `statistics="all"` also `nll`, plain NLL of all label tokens in nats.
+
+    Args:
+        objective: The token objective; None is `ProFit()`, threshold 0.1.
+        **options: As `apply_profit` takes them. `normalize="kept"` is exact only where a step is a single batch on a
+            single process.
+
+    Raises:
+        UnsupportedModelError: When the Trainer is made: as `apply_profit`, or the Trainer has read from the model
+            already that its micro-batches are to be averaged.
+        LossBypassedError: After the first optimizer step of a run whose loss came from elsewhere.
+
+    Example:
+        >>> from profit_sft import ProFit, ProFitCallback
+        >>> callbacks = [ProFitCallback(ProFit(threshold=0.1))]  # Trainer(model=model, ..., callbacks=callbacks)
+    """
+
+    def __init__(self, objective: Objective | None = None, **options: Any) -> None:
+        self.objective = objective
+        self.options = options
+        self._model: Any = None
+        self._calls_before: int | None = None  # None: the first step of this run has been seen
+
+    def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Install the head, before the Trainer hands the model to accelerate."""
+        model = kwargs["model"]
+        base = causal_lm(model)
+        if getattr(base, "accepts_loss_kwargs", True) is False:
+            raise UnsupportedModelError(
+                f"{type(base).__name__} says that its loss takes no num_items_in_batch, and the Trainer has read that "
+                "already, so micro-batches would be averaged. Call apply_profit(model, objective) before the Trainer "
+                "is made; the callback may then stay."
+            )
+        apply_profit(model, self.objective, **self.options)
+        self._model = model
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Begin to count."""
+        if self._model is None:
+            raise LossBypassedError(
+                "ProFitCallback was added after the Trainer was made, so it has installed nothing. Pass it in the "
+                "Trainer's callbacks=[...], or call apply_profit(model, objective) yourself before the Trainer is made."
+            )
+        counts = head_counts(self._model)
+        counts.take(args.device)
+        self._calls_before = counts.calls
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Stop the run if its first step went by without the head."""
+        if self._calls_before == head_counts(self._model).calls:
+            raise LossBypassedError(
+                "the first optimizer step did not use the selective loss: the trainer computed its loss elsewhere. "
+                "Switch off what does that (label smoothing, compute_loss_func, a DFT or loss-scale switch, another "
+                "fused loss), or see that the model the trainer trains is the one apply_profit was given."
+            )
+        self._calls_before = None
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Add what was counted since the last training log."""
+        if logs is None or "loss" not in logs:
+            return
+        sums = head_counts(self._model).take(args.device)
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(sums)
+        labels, kept, nll = sums.tolist()
+        added = {"kept_share": kept / labels, "nll": nll / labels} if labels else {}
+        added = {name: value for name, value in added.items() if value == value}  # NaN: not all of it was computed
+        logs.update(added)
+        state.log_history[-1].update(added)
