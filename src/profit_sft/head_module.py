@@ -53,12 +53,17 @@ def head_linears(model: Any) -> list[nn.Linear]:
         elif hasattr(head, "modules_to_save"):  # PEFT trains a full copy of the head
             heads += [head.original_module, *head.modules_to_save.values()]
         else:
-            _check_linear(head)
+            _check_linear(head, has_other_forward=_has_other_forward(model, head))
             linears.append(head)
     return linears
 
 
-def _check_linear(head: Any) -> None:
+def _has_other_forward(model: Any, head: Any) -> bool:
+    """Say whether another library replaced the forward, unless it is accelerate's hooks or tensor parallelism."""
+    return "forward" in head.__dict__ and not hasattr(head, "_hf_hook") and not _is_tensor_parallel(model, head)
+
+
+def _check_linear(head: Any, *, has_other_forward: bool) -> None:
     kind = f"{type(head).__module__.split('.')[0]}.{type(head).__name__}"
     if hasattr(head, "lora_A") or hasattr(head, "base_layer"):
         raise UnsupportedModelError(
@@ -72,7 +77,7 @@ def _check_linear(head: Any) -> None:
             f"the language-model head holds {head.weight.dtype}; the selective loss reads floating point. Leave the "
             "head out of the quantization (llm_int8_skip_modules=['lm_head'])."
         )
-    if "forward" in head.__dict__ and not hasattr(head, "_hf_hook"):
+    if has_other_forward:
         raise UnsupportedModelError(
             "another library replaced the forward of the language-model head, which the selective loss would leave "
             "out. Call apply_profit on the model as it was loaded, and switch that library's head off."
