@@ -115,6 +115,19 @@ def test_a_tail_the_configuration_does_not_tell_is_refused_in_any_dtype(change, 
     assert "forward" not in model.model.__dict__
 
 
+@pytest.mark.parametrize("family", ["bart", "xlm"])
+def test_a_family_whose_loss_takes_labels_already_shifted_is_refused(family):
+    model = make_other(family)
+    with pytest.raises(UnsupportedModelError, match="is not the next-token cross-entropy of its labels"):
+        apply_profit(model)
+
+
+def make_other(family):
+    sizes = {"d_model": 32, "decoder_layers": 1, "decoder_attention_heads": 4, "decoder_ffn_dim": 48, "dropout": 0.0}
+    sizes |= {"emb_dim": 32, "n_layers": 1, "n_heads": 4}
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(family, vocab_size=211, is_decoder=True, **sizes))
+
+
 def test_a_model_without_weights_is_checked_like_any_other():
     with torch.device("meta"):
         fine = AutoModelForCausalLM.from_config(AutoConfig.for_model("gemma2", **SIZES, final_logit_softcapping=3.0))

@@ -7,6 +7,7 @@ the forward of the `nn.Linear` inside is the loss. The matrix is gathered once a
 """
 
 import inspect
+import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -173,7 +174,7 @@ def _is_tensor_parallel(model: Any, linear: nn.Linear) -> bool:
 
 
 _MULTIPLIERS = ("logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")
-_PROBE_VOCABULARY = 31
+_PROBE_TOKENS = 3
 _PROBE_HIDDEN = 8.0  # spread of the hidden states and the raw logits: large enough that a soft cap bends them
 
 
@@ -185,8 +186,8 @@ def tail_of(model: Any) -> tuple[float, float | None]:
     checked like any other.
 
     Raises:
-        UnsupportedModelError: The logits are not the raw ones, scaled and capped as the configuration says, or the head
-            is not given the backbone's hidden states.
+        UnsupportedModelError: The logits are not the raw ones, scaled and capped as the configuration says, the head is
+            not given the backbone's hidden states, or the loss is not that of the next tokens.
     """
     config = model.config.get_text_config()
     softcap = getattr(config, "final_logit_softcapping", None)
@@ -194,7 +195,7 @@ def tail_of(model: Any) -> tuple[float, float | None]:
     torch_state = torch.random.get_rng_state()
     try:
         with _probe(model) as probe:
-            logits = probe.logits()
+            outputs = probe.outputs()
     except Exception as error:
         raise UnsupportedModelError(
             f"{type(model).__name__}.forward could not be run on given hidden states ({error}), so its head cannot be "
@@ -207,22 +208,45 @@ def tail_of(model: Any) -> tuple[float, float | None]:
             f"{type(model).__name__} does not hand its backbone's last hidden states to its head as they are. "
             "Something happens in between, which the selective loss would leave out."
         )
-    # Families disagree on whether the configured factor multiplies or divides.
+    logits = outputs.logits.float()
+    scale = _matching_scale(probe.head.raw, logits, factor, softcap, eps=torch.finfo(outputs.logits.dtype).eps)
+    if scale is None:
+        raise UnsupportedModelError(
+            f"the logits of {type(model).__name__} are not its head's product with scale {factor} and soft cap "
+            f"{softcap}. Something else happens between head and logits, which the selective loss would leave out."
+        )
+    loss = math.nan if outputs.loss is None else outputs.loss.item()
+    next_token = nn.functional.cross_entropy(logits[0, :-1], probe.labels[0, 1:]).item()
+    if not math.isclose(loss, next_token, rel_tol=1e-2):  # of a family that rounds its loss
+        raise UnsupportedModelError(
+            f"the loss of {type(model).__name__} is not the next-token cross-entropy of its labels, of which the "
+            f"selective loss is made ({loss:.3f} where that is {next_token:.3f}): it takes them already shifted, or "
+            "adds something. Call selective_linear_cross_entropy on your hidden states instead."
+        )
+    return scale, softcap
+
+
+def _matching_scale(raw: Tensor, logits: Tensor, factor: float, softcap: float | None, *, eps: float) -> float | None:
+    """Return the scale with which the raw logits give these, or None: families disagree whether to multiply or divide.
+
+    Args:
+        raw: `(1, S, V)`.
+        logits: `(1, S, V)`.
+        factor: The configuration's.
+        softcap: The configuration's, or None.
+        eps: Of the dtype that the family rounds its logits to.
+    """
+    if logits.shape != raw.shape:
+        return None
     for scale in (factor, 1.0 / factor if factor else factor):
-        ours = probe.head.raw * scale
-        if softcap is not None:
-            ours = softcap * torch.tanh(ours / softcap)
-        bound = 2 * torch.finfo(logits.dtype).eps * logits.abs().max()  # of a family that rounds its logits
-        if logits.shape == ours.shape and (ours - logits).abs().max() <= bound:
-            return scale, softcap
-    raise UnsupportedModelError(
-        f"the logits of {type(model).__name__} are not its head's product with scale {factor} and soft cap {softcap}. "
-        "Something else happens between head and logits, which the selective loss would leave out."
-    )
+        ours = raw * scale if softcap is None else softcap * torch.tanh(raw * scale / softcap)
+        if (ours - logits).abs().max() <= 2 * eps * logits.abs().max():
+            return scale
+    return None
 
 
 class _GivenHead(nn.Module):
-    """A head that answers with given raw logits `(1, 3, v)` fp32, and keeps what it was asked."""
+    """A head that answers with given raw logits `(1, S, V)` fp32, and keeps what it was asked."""
 
     def __init__(self, head: nn.Module, raw: Tensor) -> None:
         super().__init__()
@@ -240,7 +264,7 @@ class _GivenHead(nn.Module):
 
 
 class _Probe:
-    """The model's own forward on given hidden states `(1, 3, D)`."""
+    """The model's own forward on given hidden states `(1, S, D)` and labels `(1, S)`."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
@@ -249,22 +273,20 @@ class _Probe:
         weight, width = linear.weight, linear.in_features
         generator = torch.Generator().manual_seed(0)
         device = torch.device("cpu") if weight.is_meta else weight.device
-        hidden_states = _PROBE_HIDDEN * torch.randn((1, 3, width), generator=generator)
+        hidden_states = _PROBE_HIDDEN * torch.randn((1, _PROBE_TOKENS, width), generator=generator)
         self.hidden_states = hidden_states.to(device=device, dtype=weight.dtype)
-        raw = _PROBE_HIDDEN * torch.randn((1, 3, _PROBE_VOCABULARY), generator=generator)
+        raw = _PROBE_HIDDEN * torch.randn((1, _PROBE_TOKENS, linear.out_features), generator=generator)
         self.head = _GivenHead(head, raw.to(device))
+        self.labels = torch.arange(_PROBE_TOKENS, device=device)[None] % linear.out_features
 
-    def logits(self) -> Tensor:
-        """Return the logits `(1, 3, v)` of the given raw ones."""
+    def outputs(self) -> Any:
+        """Return the logits `(1, S, V)` of the given raw ones, and the loss."""
         own_forward = type(self.model).forward
         options: dict[str, Any] = {"use_cache": False}
         if "output_router_logits" in inspect.signature(own_forward).parameters:
             options["output_router_logits"] = False
-        input_ids = torch.zeros((1, 3), dtype=torch.long, device=self.hidden_states.device)
         with torch.no_grad():
-            outputs = own_forward(self.model, input_ids=input_ids, **options)
-        logits: Tensor = outputs.logits
-        return logits
+            return own_forward(self.model, input_ids=torch.zeros_like(self.labels), labels=self.labels, **options)
 
 
 @contextmanager
