@@ -5,11 +5,15 @@ import math
 
 import pytest
 import torch
+import transformers
 from trl import SFTConfig
 
 from profit_sft.callbacks import CollapseWarning
 from profit_sft.trainer import ProFitConfig, ProFitTrainer, refuse_split_sequences
 from tiny import tiny_dataset, tiny_model, tiny_tokenizer
+
+# transformers 4 logs the loss with four decimals.
+LOGGED_LOSS_ROUNDING = 5e-5 if transformers.__version__.startswith("4.") else 0.0
 
 
 def config(tmp_path, **overrides):
@@ -71,7 +75,8 @@ def test_logged_figures_are_those_of_the_batch(tmp_path):
         "mean_token_accuracy": correct.double().mean(),
     }
     for name, value in expected.items():
-        assert log[name] == pytest.approx(value.item(), rel=2e-6), name
+        rounding = LOGGED_LOSS_ROUNDING if name == "loss" else 0.0
+        assert log[name] == pytest.approx(value.item(), rel=2e-6, abs=rounding), name
     assert log["num_tokens"] == sum(len(row["input_ids"]) for row in tiny_dataset(16))
     assert log["tokens_per_second"] > 0
 
@@ -252,6 +257,8 @@ def test_several_gpus_in_one_process_are_refused(tmp_path):
 )
 def test_sequences_split_over_ranks_are_refused(name, settings):
     parallelism_config = pytest.importorskip("accelerate.parallelism_config")
+    if not hasattr(parallelism_config.ParallelismConfig, name):
+        pytest.skip(f"this accelerate has no {name}")
     refuse_split_sequences(None)
     refuse_split_sequences(parallelism_config.ParallelismConfig(tp_size=2))
     with pytest.raises(ValueError, match=rf"{name}=2: under .* parallelism .* Set {name} to 1"):

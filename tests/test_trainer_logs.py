@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+import transformers
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from profit_sft.loss import selective_linear_cross_entropy
@@ -71,7 +72,8 @@ def test_kept_loss_is_the_mean_of_what_the_steps_have_minimized(tmp_path):
     losses, shares = zip(*found, strict=True)
     assert max(shares) - min(shares) > 0.05
     logs = [entry["loss"] for entry in run.state.log_history if "loss" in entry]
-    assert logs == pytest.approx([(losses[0] + losses[1]) / 2, (losses[2] + losses[3]) / 2], rel=1e-5)
+    rounding = 5e-5 if transformers.__version__.startswith("4.") else 0.0
+    assert logs == pytest.approx([(losses[0] + losses[1]) / 2, (losses[2] + losses[3]) / 2], rel=1e-5, abs=rounding)
     assert run.state.log_history[-1]["train_loss"] == pytest.approx(sum(losses) / 4, rel=1e-5)
 
 

@@ -79,6 +79,7 @@ class ProFitConfig(SFTConfig):
                 self.objective_kwargs = json.loads(self.objective_kwargs)
             except json.JSONDecodeError as error:
                 raise ValueError(f"objective_kwargs is not JSON: {self.objective_kwargs!r} ({error}).") from None
+        counts_over_ranks = self.average_tokens_across_devices  # transformers 4 switches it off for a single rank
         super().__post_init__()
         # TRL 1.9 to 1.14 call plain NLL, computed in chunks, by a name of its own.
         if self.loss_type not in ("nll", "chunked_nll"):
@@ -89,7 +90,7 @@ class ProFitConfig(SFTConfig):
             raise ValueError("label_smoothing_factor changes the loss under the objective; set it to 0.")
         if self.normalize not in ("all", "kept"):
             raise ValueError(f"normalize must be 'all' or 'kept', got {self.normalize!r}.")
-        if self.normalize == "kept" and not self.average_tokens_across_devices:
+        if self.normalize == "kept" and not counts_over_ranks:
             raise ValueError("normalize='kept' counts over all ranks; leave average_tokens_across_devices on.")
         if not 0.0 <= self.gradient_budget < 1.0:
             raise ValueError(f"gradient_budget must be a share in [0, 1), got {self.gradient_budget}.")
