@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import transformers
+from datasets import Dataset
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from profit_sft.loss import selective_linear_cross_entropy
@@ -178,3 +179,36 @@ def test_ranks_that_are_given_the_same_batch_count_its_tokens_once():
     rank = metrics.as_tensor(torch.device("cpu"))
     _, tokens = metrics.means(torch.cat([rank, rank]), copies=2)
     assert tokens == 62
+
+
+@pytest.mark.filterwarnings("ignore:.*so it teaches nothing:UserWarning")
+@pytest.mark.parametrize("normalize", ["all", "kept"])
+@pytest.mark.parametrize("settings", [{"threshold": THRESHOLD}, {"threshold": 1.0}], ids=["no label", "nothing kept"])
+def test_a_step_with_nothing_to_learn_changes_nothing(tmp_path, normalize, settings):
+    rows = [{**row, "labels": [-100] * len(row["labels"])} for row in tiny_dataset(16)]
+    labeled = settings["threshold"] == 1.0
+    args = ProFitConfig(
+        str(tmp_path),
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=2,
+        max_steps=1,
+        learning_rate=0.1,
+        logging_steps=1,
+        normalize=normalize,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        gradient_checkpointing=False,
+        bf16=False,
+        use_cpu=True,
+        report_to=[],
+        save_strategy="no",
+        disable_tqdm=True,
+        **settings,
+    )
+    dataset = tiny_dataset(16) if labeled else Dataset.from_list(rows)
+    run = ProFitTrainer(tiny_model(), args, train_dataset=dataset, processing_class=tiny_tokenizer())
+    run.train()
+    log = next(entry for entry in run.state.log_history if "loss" in entry)
+    assert log["loss"] == log["grad_norm"] == 0.0
+    assert log.get("kept_share") == (0.0 if labeled else None)
+    for found, expected in zip(run.model.parameters(), tiny_model().parameters(), strict=True):
+        assert torch.equal(found, expected)

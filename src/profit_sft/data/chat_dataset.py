@@ -8,10 +8,15 @@ from transformers import PreTrainedTokenizerBase
 from profit_sft.data.formats import to_conversation
 from profit_sft.data.rows import Row
 from profit_sft.data.tokenize import IGNORE_INDEX, tokenize_conversation
+from profit_sft.errors import DataError
 
 _CHAT_COLUMNS = ("messages", "conversations")
 # TRL hands these to the chat template, which the commands do not.
 _TEMPLATE_COLUMNS = ("tools", "chat_template_kwargs")
+_OTHER_WAYS = (
+    "ProFitTrainer also takes assistant_only_loss=True, which leaves the labels to TRL and the chat template, and rows "
+    "of 'input_ids' and 'labels' with -100 where nothing is to be trained."
+)
 
 
 def is_chat(example: dict[str, Any]) -> bool:
@@ -57,8 +62,8 @@ def assistant_turns(dataset: Any, tokenizer: Any, *, name: str, num_proc: int | 
 def warn_of_every_turn(name: str, obstacle: str) -> None:
     """Say that TRL trains system and user turns, too, and what to do about it."""
     warnings.warn(
-        f"every turn of the {name} data set will be trained, those of system and user too, as {obstacle}. Set "
-        "assistant_only_loss=True, or give rows of 'input_ids' and 'labels' with -100 where nothing is to be trained.",
+        f"every turn of the {name} data set will be trained, those of system and user too, as {obstacle}. "
+        f"{_OTHER_WAYS}",
         stacklevel=2,
     )
 
@@ -78,6 +83,9 @@ def _tokenize(
     values: dict[str, Any], index: int, *, tokenizer: PreTrainedTokenizerBase, name: str
 ) -> dict[str, list[int]]:
     row = Row(values, f"{name} data set", index + 1)
-    example = tokenize_conversation(to_conversation(row), tokenizer, row)
+    try:
+        example = tokenize_conversation(to_conversation(row), tokenizer, row)
+    except DataError as error:
+        raise DataError(f"{error} {_OTHER_WAYS}") from None
     masks = [int(label != IGNORE_INDEX) for label in example.labels]
     return {"input_ids": example.input_ids, "assistant_masks": masks}
