@@ -4,7 +4,6 @@ The loss itself is in `profit_sft.loss`; nothing here computes one.
 """
 
 import json
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,11 @@ from trl import SFTConfig, SFTTrainer
 
 from profit_sft.atomic_write import write_text
 from profit_sft.callbacks import CollapseWarning, MetricsFile
+from profit_sft.data.chat_dataset import assistant_turns, is_chat, warn_of_every_turn
 from profit_sft.head import apply_profit, selective_head
-from profit_sft.loss import SelectiveLoss
 from profit_sft.model_card import render_model_card
 from profit_sft.objectives import Objective, make_objective
+from profit_sft.step_metrics import StepMetrics
 
 REFERENCE_COLUMN = "reference_log_probs"
 
@@ -79,8 +79,10 @@ class ProFitConfig(SFTConfig):
                 self.objective_kwargs = json.loads(self.objective_kwargs)
             except json.JSONDecodeError as error:
                 raise ValueError(f"objective_kwargs is not JSON: {self.objective_kwargs!r} ({error}).") from None
+        counts_over_ranks = self.average_tokens_across_devices  # transformers 4 switches it off for a single rank
         super().__post_init__()
-        if self.loss_type != "nll":
+        # TRL 1.9 to 1.14 call plain NLL, computed in chunks, by a name of its own.
+        if self.loss_type not in ("nll", "chunked_nll"):
             raise ValueError(
                 f"loss_type={self.loss_type!r} is TRL's own switch; write objective={self.loss_type!r} instead."
             )
@@ -88,7 +90,7 @@ class ProFitConfig(SFTConfig):
             raise ValueError("label_smoothing_factor changes the loss under the objective; set it to 0.")
         if self.normalize not in ("all", "kept"):
             raise ValueError(f"normalize must be 'all' or 'kept', got {self.normalize!r}.")
-        if self.normalize == "kept" and not self.average_tokens_across_devices:
+        if self.normalize == "kept" and not counts_over_ranks:
             raise ValueError("normalize='kept' counts over all ranks; leave average_tokens_across_devices on.")
         if not 0.0 <= self.gradient_budget < 1.0:
             raise ValueError(f"gradient_budget must be a share in [0, 1), got {self.gradient_budget}.")
@@ -107,17 +109,20 @@ class ProFitConfig(SFTConfig):
 class ProFitTrainer(SFTTrainer):
     """`trl.SFTTrainer` with a selective loss. Takes the same arguments; `args` is a `ProFitConfig`.
 
-    Training logs, besides TRL's `entropy`, `mean_token_accuracy` and `num_tokens`: `kept_share`, `mean_p_kept`,
-    `mean_p_masked` (probabilities), `nll` (plain NLL of the full reference in nats, whatever the objective),
-    `tokens_per_second`, and with a gradient budget `dropped_share`. They are measured over all ranks on the optimizer
-    step that is logged. Evaluation is plain NLL. `metrics.jsonl` in the output folder has one line a log.
+    Training logs, besides TRL's `entropy`, `mean_token_accuracy`, `num_tokens` and `aux_loss`: `kept_share`,
+    `mean_p_kept`, `mean_p_masked` (probabilities), `nll` (plain NLL of the full reference in nats, whatever the
+    objective), `tokens_per_second`, and with a gradient budget `dropped_share`. They are measured over all ranks on the
+    optimizer step that is logged. Evaluation is plain NLL. `metrics.jsonl` in the output folder has one line a log.
+
+    Of chats (`messages` or `conversations`) only what the assistant says is trained, as by `profit train`; TRL's
+    `assistant_only_loss` leaves that to the chat template. Rows may also bring `input_ids` and `labels`.
 
     A training data set may carry the column `reference_log_probs`, a list a row as long as its `input_ids`: `log p` of
     each token under a frozen model in nats, anything where there is no label. Objectives that need it get it.
 
     Raises:
-        ValueError: `compute_loss_func` is given, or `normalize="kept"` meets DeepSpeed or an MoE auxiliary loss, where
-            gradients cannot be rescaled exactly.
+        ValueError: `compute_loss_func` is given; the batches would be split by `nn.DataParallel` or along the sequence;
+            or `normalize="kept"` meets DeepSpeed or an MoE auxiliary loss, where gradients cannot be rescaled exactly.
 
     Source: Liu et al. 2026, arXiv:2601.09195.
     """
@@ -133,8 +138,12 @@ class ProFitTrainer(SFTTrainer):
         if kwargs.get("compute_loss_func") is not None:
             raise ValueError("compute_loss_func would replace the objective; write an objective instead.")
         super().__init__(model=model, args=args, **kwargs)
-        if REFERENCE_COLUMN in (getattr(self.train_dataset, "column_names", None) or ()):
+        self._refuse_split_batches()
+        columns = getattr(self.train_dataset, "column_names", None) or ()
+        if REFERENCE_COLUMN in columns:
             self.data_collator: Any = _WithReference(self.data_collator)
+        if getattr(self, "_is_vision_dataset", False) and "messages" in columns and not args.assistant_only_loss:
+            warn_of_every_turn("train", "it has images")
         apply_profit(
             self.model,
             args.make_objective(),
@@ -142,6 +151,10 @@ class ProFitTrainer(SFTTrainer):
             gradient_budget=args.gradient_budget,
         )
         self._head = selective_head(self.model)
+        self._head.adds_aux_loss = False  # compute_loss does, scaled as TRL's
+        # The installed head divides by the step's labels whatever the model's own forward does with their number.
+        self._model_takes_num_items = bool(getattr(self, "model_accepts_loss_kwargs", False))
+        self.model_accepts_loss_kwargs = True
         self._kept_only = args.normalize == "kept"
         if self._kept_only and (self.is_deepspeed_enabled or self.aux_loss_enabled):
             what = "DeepSpeed" if self.is_deepspeed_enabled else "a mixture of experts' auxiliary loss"
@@ -150,8 +163,36 @@ class ProFitTrainer(SFTTrainer):
         self.add_callback(CollapseWarning())
         self.add_callback(MetricsFile())
         self._step_kept: Tensor | None = None  # of the optimizer step under way, this rank
-        self._measured = _Measured()
-        self._kept_losses: list[Tensor] = []
+        self._step_loss: Tensor | None = None  # as reported for its micro-batches so far
+        self._step_metrics = StepMetrics()
+
+    def _refuse_split_batches(self) -> None:
+        if self.args.n_gpu > 1:
+            raise ValueError(
+                f"{self.args.n_gpu} GPUs in one process would be used by nn.DataParallel, whose copies of the model "
+                "bypass the objective. Launch with torchrun or accelerate launch, or show one by CUDA_VISIBLE_DEVICES."
+            )
+        refuse_split_sequences(getattr(self.accelerator, "parallelism_config", None))
+
+    def _prepare_dataset(
+        self,
+        dataset: Any,
+        processing_class: Any,
+        args: Any,
+        packing: bool,
+        formatting_func: Any,
+        dataset_name: str,
+    ) -> Any:
+        if formatting_func is None and not args.assistant_only_loss and is_chat(next(iter(dataset))):
+            dataset = assistant_turns(dataset, processing_class, name=dataset_name, num_proc=args.dataset_num_proc)
+        labeled = "labels" in (dataset.column_names or ())
+        dataset = super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, dataset_name)
+        if labeled and "labels" not in (dataset.column_names or ("labels",)):
+            raise ValueError(
+                f"this version of TRL drops the labels of the {dataset_name} data set when it packs or uses Liger's "
+                "kernels, and would train every token. Set packing=False and use_liger_kernel=False, or use TRL 1.9."
+            )
+        return dataset
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
@@ -171,6 +212,8 @@ class ProFitTrainer(SFTTrainer):
     ) -> Any:
         """Return the selective loss in training, TRL's plain NLL in evaluation."""
         if not self.model.training:
+            self._total_train_tokens = self._tokens_logged()  # TRL logs it beside the evaluation
+            num_items_in_batch = num_items_in_batch if self._model_takes_num_items else None
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         inputs["use_cache"] = False
         if self.aux_loss_enabled:
@@ -179,50 +222,65 @@ class ProFitTrainer(SFTTrainer):
         self._head.statistics = "all" if measure else "objective"
         outputs = model(**inputs, num_items_in_batch=num_items_in_batch)
         loss = outputs["loss"]
-        if self.aux_loss_enabled:
-            # The model adds the whole auxiliary loss to every micro-batch; as in TRL, a step counts it once.
-            share = 1.0 if num_items_in_batch is None else 1.0 / self.current_gradient_accumulation_steps
-            loss = loss - (1.0 - share) * self.router_aux_loss_coef * outputs["aux_loss"]
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             # num_items_in_batch counts every rank's tokens, and DDP averages the gradients over ranks.
-            loss = loss * (self.accelerator.num_processes // self.get_tp_size())
-        self._record(outputs["selective"], inputs, measure=measure)
+            loss = loss * (self.accelerator.num_processes // self._copies_of_a_batch())
+        aux_loss = outputs["aux_loss"] if self.aux_loss_enabled else None
+        if aux_loss is not None:
+            # A mean of the micro-batch already, so only to be averaged over those of the step, which Trainer leaves to
+            # the loss where that is divided by the step's labels.
+            steps = 1 if num_items_in_batch is None else self.current_gradient_accumulation_steps
+            loss = loss + self._aux_loss_coefficient() * aux_loss.to(loss.device) / steps
+        selective = outputs["selective"]
+        if self._kept_only:
+            self._step_kept = selective.num_kept + (0 if self._step_kept is None else self._step_kept)
+        mask = inputs.get("attention_mask")
+        tokens = inputs["input_ids"].numel() if mask is None else mask.sum()
+        self._step_metrics.add(selective, tokens=tokens, aux_loss=aux_loss, measure=measure)
         return (loss, outputs) if return_outputs else loss
+
+    def _aux_loss_coefficient(self) -> float:
+        """Return TRL's, where that version has one, or the model's."""
+        coefficient = getattr(self, "router_aux_loss_coef", None)
+        if coefficient is None:
+            coefficient = self.model.config.get_text_config().router_aux_loss_coef
+        return float(coefficient)
+
+    def _copies_of_a_batch(self) -> int:
+        """Return the number of ranks that are given the same rows: those of one tensor-parallel group."""
+        return int(self.get_tp_size()) if hasattr(self, "get_tp_size") else 1
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
         """Run one micro-batch; after the last one of a step, rescale to the kept tokens where that is asked for."""
         loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
-        if self._kept_only and self.accelerator.sync_gradients:
-            self._rescale_to_kept(num_items_in_batch)
-        return loss
+        if not self._kept_only:
+            return loss
+        before = torch.zeros_like(loss) if self._step_loss is None else self._step_loss
+        self._step_loss = before + loss
+        if not self.accelerator.sync_gradients:
+            return loss
+        # Trainer adds up what is returned: with this, to the loss that the step has minimized.
+        reported = self._step_loss * self._rescale_to_kept(num_items_in_batch) - before
+        self._step_kept = self._step_loss = None
+        return reported
 
-    def _rescale_to_kept(self, num_items_in_batch: Tensor | int | None) -> None:
+    def _rescale_to_kept(self, num_items_in_batch: Tensor | int | None) -> Tensor:
         """Turn gradients divided by all label tokens into gradients divided by the kept ones of all ranks.
 
         The kept tokens are only known when every micro-batch has run, so this is the earliest place, and before
-        clipping, the latest.
+        clipping, the latest. Returns the factor.
         """
         assert self._step_kept is not None
-        kept = self.accelerator.reduce(self._step_kept, reduction="sum")
-        self._step_kept = None
         if num_items_in_batch is None:
             raise ValueError("normalize='kept' needs batches with labels that can be counted.")
-        factor = num_items_in_batch / kept.clamp(min=1)
+        kept = self.accelerator.reduce(self._step_kept, reduction="sum") / self._copies_of_a_batch()
+        factor: Tensor = num_items_in_batch / kept.clamp(min=1)
         for parameter in self.model.parameters():
             if parameter.grad is not None:
                 parameter.grad.mul_(factor.to(parameter.grad.device))
-        self._kept_losses.append(factor)
-
-    def _record(self, selective: SelectiveLoss, inputs: dict[str, Any], *, measure: bool) -> None:
-        if self._kept_only:
-            kept = selective.num_kept
-            self._step_kept = kept if self._step_kept is None else self._step_kept + kept
-        self._measured.add(selective, measure=measure)
-        mask = inputs.get("attention_mask")
-        tokens = inputs["input_ids"].numel() if mask is None else mask.sum()
-        self._measured.tokens += tokens
+        return factor
 
     def _is_logged(self, step: int) -> bool:
         """True if the optimizer step that ends as `step` will be logged, so that statistics are worth their cost."""
@@ -230,18 +288,17 @@ class ProFitTrainer(SFTTrainer):
             return bool(step % self.state.logging_steps == 0 or (step == 1 and self.args.logging_first_step))
         return bool(self.args.logging_strategy == IntervalStrategy.EPOCH)
 
+    def _tokens_logged(self) -> int:
+        """Return the tokens trained on up to the last log. A checkpoint brings its logs, so a resumed run counts on."""
+        return next((log["num_tokens"] for log in reversed(self.state.log_history) if "num_tokens" in log), 0)
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add what was measured since the last training log."""
         if "loss" in logs:
-            sums = self.accelerator.reduce(self._measured.as_tensor(self.accelerator.device), reduction="sum")
-            metrics, new_tokens = self._measured.metrics(sums)
-            self._total_train_tokens += new_tokens
-            logs.update(metrics, num_tokens=self._total_train_tokens)
-            if self._kept_only and self._kept_losses:
-                # The trainer's running loss is divided by all label tokens; report the one that was minimized.
-                logs["loss"] *= torch.stack(self._kept_losses).mean().item()
-            self._measured = _Measured()
-            self._kept_losses = []
+            gathered = self.accelerator.gather(self._step_metrics.as_tensor(self.accelerator.device))
+            metrics, tokens = self._step_metrics.means(gathered, copies=self._copies_of_a_batch())
+            logs.update(metrics, num_tokens=self._tokens_logged() + tokens)
+            self._step_metrics = StepMetrics()
         super().log(logs, start_time)
 
     def create_model_card(
@@ -258,6 +315,19 @@ class ProFitTrainer(SFTTrainer):
             tags=[*self._tag_names, *([tags] if isinstance(tags, str) else tags or [])],
         )
         write_text(Path(self.args.output_dir) / "README.md", text)
+
+
+def refuse_split_sequences(parallelism: Any) -> None:
+    """Raise ValueError where accelerate's `ParallelismConfig` cuts each sequence into pieces for several ranks.
+
+    Every rank would divide the loss by the labels of its own pieces.
+    """
+    for name, size in (("sequence", "sp_size"), ("context", "cp_size")):
+        if getattr(parallelism, size, 1) > 1:
+            raise ValueError(
+                f"{size}={getattr(parallelism, size)}: under {name} parallelism each rank would divide by the labels "
+                f"of its own part of a sequence. Set {size} to 1 and shard the model by FSDP2 or ZeRO-3 instead."
+            )
 
 
 class _WithReference:
@@ -287,75 +357,3 @@ class _WithReference:
     def _collated(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         batch: dict[str, Any] = self._collator(examples)
         return batch
-
-
-class _Measured:
-    """Sums and counts since the last log, on one rank. Means are formed only after the ranks have been summed."""
-
-    _NAMES = (
-        "labels",
-        "kept",
-        "measured",
-        "p_kept",
-        "p_masked",
-        "measured_kept",
-        "nll",
-        "entropy",
-        "correct",
-        "dropped",
-        "calls",
-        "tokens",
-    )
-
-    def __init__(self) -> None:
-        self.sums: Tensor | None = None
-        self.tokens: Tensor | int = 0
-        self.start = time.perf_counter()
-
-    def add(self, result: SelectiveLoss, *, measure: bool) -> None:
-        labels, kept = result.num_labels, result.num_kept
-        zero = torch.zeros_like(result.loss)
-        measured = [zero] * 7
-        if measure:
-            assert result.entropy is not None
-            assert result.is_top1 is not None
-            kept_mask = result.weights != 0
-            masked = result.label_mask & ~kept_mask
-            probs = result.log_probs.exp()
-            measured = [
-                labels,
-                probs[kept_mask].sum(),
-                probs[masked].sum(),
-                kept,
-                -result.log_probs.sum(),
-                result.entropy.sum(),
-                result.is_top1.sum(),
-            ]
-        dropped = result.dropped_share, torch.ones_like(zero)
-        sums = torch.stack([value.detach().double() for value in (labels, kept, *measured, *dropped)])
-        self.sums = sums if self.sums is None else self.sums + sums
-
-    def as_tensor(self, device: torch.device) -> Tensor:
-        sums = torch.zeros(len(self._NAMES) - 1, dtype=torch.float64) if self.sums is None else self.sums
-        tokens = torch.as_tensor(self.tokens, dtype=torch.float64).reshape(1)
-        return torch.cat([sums.to(device), tokens.to(device)])
-
-    def metrics(self, sums: Tensor) -> tuple[dict[str, float], int]:
-        """Turn the sums over all ranks into named metrics; leave out what nothing was measured for."""
-        total = dict(zip(self._NAMES, sums.tolist(), strict=True))
-        found: dict[str, float] = {}
-
-        def ratio(name: str, numerator: float, denominator: float) -> None:
-            if denominator > 0:
-                found[name] = numerator / denominator
-
-        ratio("kept_share", total["kept"], total["labels"])
-        ratio("mean_p_kept", total["p_kept"], total["measured_kept"])
-        ratio("mean_p_masked", total["p_masked"], total["measured"] - total["measured_kept"])
-        ratio("nll", total["nll"], total["measured"])
-        ratio("entropy", total["entropy"], total["measured"])
-        ratio("mean_token_accuracy", total["correct"], total["measured"])
-        if total["dropped"] > 0:
-            ratio("dropped_share", total["dropped"], total["calls"])
-        ratio("tokens_per_second", total["tokens"], time.perf_counter() - self.start)
-        return found, round(total["tokens"])

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 
 SCRIPT = Path(__file__).with_name("one_step.py")
 
@@ -53,4 +54,7 @@ def test_the_normalizers_differ_by_exactly_the_kept_share(gradients):
     for name, gradient in all_labels.items():
         if not name.startswith("log/"):
             assert (kept_only[name] * kept_share - gradient).norm() <= 1e-5 * gradient.norm(), name
-    assert kept_only["log/loss"] * kept_share == pytest.approx(all_labels["log/loss"].item(), rel=1e-5)
+    # transformers 4 logs the loss with four decimals.
+    rounding = 5e-5 if transformers.__version__.startswith("4.") else 0.0
+    expected = all_labels["log/loss"].item()
+    assert kept_only["log/loss"] * kept_share == pytest.approx(expected, rel=1e-5, abs=rounding)
