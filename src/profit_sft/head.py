@@ -26,7 +26,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from profit_sft.errors import LossBypassedError, UnsupportedModelError
 from profit_sft.head_module import backbone_of, head_linears, tail_of, through_head
 from profit_sft.loss import SelectiveLoss, selective_linear_cross_entropy
-from profit_sft.loss.selective import Backend, Normalize, Statistics
+from profit_sft.loss.selective import Backend, Normalize, Statistics, shifted
 from profit_sft.objectives import NLL, Objective, ProFit
 
 _IGNORE_INDEX = -100  # what transformers and TRL write into labels
@@ -56,7 +56,7 @@ class SelectiveHead:
     statistics: Statistics = "objective"
     chunk_size: int | None = None
     backend: Backend = "auto"
-    gradient_budget: float = 0.0
+    gradient_budget: float | None = None
     adds_aux_loss: bool = True
     logit_scale: float = 1.0
     logit_softcap: float | None = None
@@ -149,7 +149,7 @@ def apply_profit(
     statistics: Statistics = "objective",
     chunk_size: int | None = None,
     backend: Backend = "auto",
-    gradient_budget: float = 0.0,
+    gradient_budget: float | None = None,
 ) -> nn.Module:
     """Make `model(**batch).loss` the selective loss in training mode. Evaluation and generation stay untouched.
 
@@ -201,7 +201,7 @@ def apply_profit(
         raise ValueError(f"normalize must be 'all' or 'kept', got {normalize!r}.")
     if statistics not in ("objective", "all", "ranks"):
         raise ValueError(f"statistics must be 'objective', 'all' or 'ranks', got {statistics!r}.")
-    if not 0.0 <= gradient_budget < 1.0:
+    if gradient_budget is not None and not 0.0 <= gradient_budget < 1.0:
         raise ValueError(f"gradient_budget must be a share in [0, 1), got {gradient_budget}. Write 0.3% as 0.003.")
     base = causal_lm(model)
     head_linears(base)
@@ -472,8 +472,8 @@ def _loss_forward(
     assert given is not None
     hidden_states = _kept_positions(hidden_states, given, logits_to_keep)
     if shift_labels is None:
-        shift_labels = _shifted(given, _IGNORE_INDEX)
-        reference_log_probs = None if reference_log_probs is None else _shifted(reference_log_probs, 0.0)
+        shift_labels = shifted(given, _IGNORE_INDEX)
+        reference_log_probs = None if reference_log_probs is None else shifted(reference_log_probs, 0.0)
 
     def loss_of(hidden: Tensor, lm_head_weight: Tensor, bias: Tensor | None) -> tuple[Tensor, SelectiveLoss]:
         device = hidden.device
@@ -481,6 +481,7 @@ def _loss_forward(
             hidden,
             lm_head_weight,
             shift_labels.to(device),
+            shift=False,
             objective=settings.objective,
             bias=bias,
             num_items=num_items_in_batch if settings.normalize == "all" else None,
@@ -534,11 +535,6 @@ def _kept_positions(hidden_states: Tensor, labels: Tensor, logits_to_keep: int |
             f"{selected.shape[1]} that logits_to_keep selects. Cut them by the same logits_to_keep, or leave it out."
         )
     return selected
-
-
-def _shifted(values: Tensor, fill: float) -> Tensor:
-    """Move `(B, S)` values one to the left, so that position t holds what it predicts."""
-    return nn.functional.pad(values[..., 1:], (0, 1), value=fill)
 
 
 def _wants_router_logits(model: Any, kwargs: dict[str, Any]) -> Callable[..., Tensor] | None:

@@ -37,7 +37,8 @@ class ProFitConfig(SFTConfig):
         threshold_direction: Shorthand for ProFit's direction: higher, lower, middle or random.
         normalize: `"all"` divides by all label tokens of the optimizer step, `"kept"` by those of non-zero weight.
             Both are exact under gradient accumulation and data parallelism.
-        gradient_budget: Share of the loss's gradient mass that may be left out of its backward products, in [0, 1).
+        gradient_budget: Share of the loss's gradient mass that may be left out of its backward products, in [0, 1); see
+            `selective_linear_cross_entropy` for None and 0.
         loss_chunk_size: Tokens whose logits are held at once. None: chosen.
         trl_telemetry: Let TRL send its usage ping.
 
@@ -62,9 +63,12 @@ class ProFitConfig(SFTConfig):
         default="all",
         metadata={"help": "Divide by all label tokens of the optimizer step, or by the kept ones: all or kept."},
     )
-    gradient_budget: float = field(
-        default=0.0,
-        metadata={"help": "Share of the loss's gradient mass that may be left out, in [0, 1); 0 is exact, 0.003 fast."},
+    gradient_budget: float | None = field(
+        default=None,
+        metadata={
+            "help": "Share of the loss's gradient mass that may be left out, in [0, 1); 0.003 is fast. Default: none, "
+            "but CPUs with bf16 instructions round the smallest columns; 0: none, and all of it in fp32."
+        },
     )
     loss_chunk_size: int | None = field(
         default=None, metadata={"help": "Tokens whose logits are held at once (default: chosen from the vocabulary)."}
@@ -92,7 +96,7 @@ class ProFitConfig(SFTConfig):
             raise ValueError(f"normalize must be 'all' or 'kept', got {self.normalize!r}.")
         if self.normalize == "kept" and not counts_over_ranks:
             raise ValueError("normalize='kept' counts over all ranks; leave average_tokens_across_devices on.")
-        if not 0.0 <= self.gradient_budget < 1.0:
+        if self.gradient_budget is not None and not 0.0 <= self.gradient_budget < 1.0:
             raise ValueError(f"gradient_budget must be a share in [0, 1), got {self.gradient_budget}.")
         self.make_objective()  # refuse a wrong one now, not after the model has been loaded
 

@@ -115,7 +115,9 @@ def test_batches_of_sequences_and_other_ignore_index(backend, objective, ignore_
     hidden, lm_head_weight, labels, _, reference = planted_problem()
     labels = torch.where(labels == -100, ignore_index, labels)[:256].view(4, 64)
     problem = hidden[:256].view(4, 64, -1), lm_head_weight, labels, None, reference[:256]
-    (result, gradients), (loss, exact, values) = both(problem, objective, backend=backend, ignore_index=ignore_index)
+    (result, gradients), (loss, exact, values) = both(
+        problem, objective, backend=backend, ignore_index=ignore_index, shift=False
+    )
     assert result.loss.item() == pytest.approx(loss.item(), rel=1e-5)
     for name in ("log_probs", "weights", "label_mask"):
         assert getattr(result, name).shape == labels.shape, name

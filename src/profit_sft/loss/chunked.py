@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from profit_sft.loss.call import AttachGradients, HeadOptions, Swept, TokenValues
+from profit_sft.loss.call import AttachGradients, HeadOptions, Swept, TokenValues, accumulation_dtype, on_cpu
 from profit_sft.loss.head_gradients import HeadGradients
 from profit_sft.loss.logits_memory import give_back_logits_memory, take_logits_memory
 from profit_sft.loss.row_blocks import in_blocks
@@ -86,7 +86,8 @@ class ChunkedRun:
         self.options = options
         # float64 inputs are computed in float64 (gradcheck); everything else in fp32.
         self.dtype = torch.float64 if torch.float64 in (hidden.dtype, weight.dtype) else torch.float32
-        native = hidden.is_cuda and hidden.dtype == weight.dtype  # 16-bit products with fp32 sums
+        self.on_cpu = on_cpu(hidden)
+        native = hidden.is_cuda and hidden.dtype == weight.dtype  # 16-bit products with fp32 sums, which CUDA has
         label_mask = labels != options.ignore_index
         self.rows = label_mask.nonzero().squeeze(1)  # (M,) positions with a label; syncs with the host
         self.targets = labels[self.rows]  # (M,)
@@ -116,7 +117,7 @@ class ChunkedRun:
             largest_log_prob=torch.full((), -math.inf, dtype=self.dtype, device=hidden.device),
         )
         self.logits_memory: Tensor | None = None
-        self.loss_sum = torch.zeros((), dtype=torch.float64, device=hidden.device)
+        self.loss_sum = torch.zeros((), dtype=accumulation_dtype(hidden.device), device=hidden.device)
         self.loss = torch.zeros((), dtype=self.dtype, device=hidden.device)
         self.scale: Tensor | None = None  # still to be multiplied into the gradients
 
@@ -195,9 +196,7 @@ class ChunkedRun:
     def _chunk_size(self) -> int:
         if self.options.chunk_size is not None:
             return self.options.chunk_size
-        if self.hidden.is_cuda:
-            return GPU_CHUNK_TOKENS
-        return max(64, CPU_CHUNK_BYTES // (4 * self.weight.shape[0]))
+        return max(64, CPU_CHUNK_BYTES // (4 * self.weight.shape[0])) if self.on_cpu else GPU_CHUNK_TOKENS
 
     def _chunks(self, tokens: Tensor) -> Iterator[Tensor]:
         """Split `tokens` into chunks of nearly equal size, none above the chunk size."""
@@ -225,7 +224,7 @@ class ChunkedRun:
         size = self._survivors_per_chunk(surviving_share)
         logits: Tensor | None = None  # (size, V), the first columns of the rows of `waiting` filled
         waiting: list[Tensor] = []
-        group_size = 2 * self._chunk_size() if self.hidden.is_cuda else _CPU_SCREENED_TOKENS
+        group_size = _CPU_SCREENED_TOKENS if self.on_cpu else 2 * self._chunk_size()
         for group in (pilot, *(others.split(group_size) if others.numel() else ())):
             if prefix is None:
                 prefix = self._prefix(group, width)
@@ -322,7 +321,7 @@ class ChunkedRun:
     def _logits_rows(self, count: int) -> Tensor:
         """Return memory for the logits of a chunk, `(count, V)`; on the CPU the same memory for every chunk."""
         vocab_size = self.weight.shape[0]
-        if self.hidden.is_cuda:
+        if not self.on_cpu:
             return torch.empty((count, vocab_size), dtype=self.dtype, device=self.hidden.device)
         if self.logits_memory is None or self.logits_memory.shape[0] < count:
             self.logits_memory = None  # freed before the larger one is made
@@ -344,7 +343,7 @@ class ChunkedRun:
         # A masked token may have log p = -inf, and zero times that must stay zero; but NaN must not be masked away.
         counts = (token_weights != 0) | swept.log_probs.isnan()
         terms = torch.where(counts, token_weights * swept.log_probs, 0.0)
-        self.loss_sum -= terms.sum(dtype=torch.float64)
+        self.loss_sum -= terms.sum(dtype=self.loss_sum.dtype)
         if not self.sums.wanted:
             return
         kept = token_weights.nonzero().squeeze(1)  # (K,) syncs with the host
@@ -435,11 +434,11 @@ class ChunkedRun:
             exps.mul_(slope)
 
     def _in_blocks(self, work: Callable[[slice], object], count: int) -> None:
-        """Call `work` on slices of `count` rows: all at once on a GPU, a few at a time on the CPU's threads."""
-        if self.hidden.is_cuda:
-            work(slice(0, count))
-        else:
+        """Call `work` on slices of `count` rows: a few at a time on the CPU's threads, all at once elsewhere."""
+        if self.on_cpu:
             in_blocks(work, count, rows_per_block=max(1, _BLOCK_BYTES // (4 * self.weight.shape[0])))
+        else:
+            work(slice(0, count))
 
     # -- stage 3: products --------------------------------------------------------------------------------------
 

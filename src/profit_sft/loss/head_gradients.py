@@ -10,6 +10,7 @@
 import torch
 from torch import Tensor
 
+from profit_sft.loss.call import accumulation_dtype, on_cpu
 from profit_sft.loss.largest_values import largest_values
 from profit_sft.loss.mixed_precision import add_products, fp32_columns, multiplies_bf16_fast, take_columns
 
@@ -29,7 +30,7 @@ class HeadGradients:
         hidden_operand: `(M, D)`, the rows of hidden in the dtype products are made of.
         weight_operand: `(V, D)`, weight in that dtype.
         dtype: Of the sums.
-        gradient_budget: Share of `sum |G|` that may be left out.
+        gradient_budget: Share of `sum |G|` that may be left out. 0.0 also keeps every product in fp32; None may round.
     """
 
     def __init__(
@@ -42,14 +43,14 @@ class HeadGradients:
         hidden_operand: Tensor,
         weight_operand: Tensor,
         dtype: torch.dtype,
-        gradient_budget: float,
+        gradient_budget: float | None,
     ) -> None:
         recording, device = torch.is_grad_enabled(), hidden.device
         wants_bias = bias is not None and bias.requires_grad and recording
         self.rows, self.hidden, self.weight, self.dtype = rows, hidden_operand, weight_operand, dtype
         self.input_dtypes = hidden.dtype, weight.dtype, None if bias is None else bias.dtype
         self.native = weight_operand.dtype != dtype  # 16-bit operands, products in fp32
-        self.gradient_budget = gradient_budget
+        self.gradient_budget = gradient_budget or 0.0
         self.wants_weight = weight.requires_grad and recording
         self.d_hidden: Tensor | None = None  # (N, D)
         if hidden.requires_grad and recording:
@@ -57,10 +58,11 @@ class HeadGradients:
         self.d_weight: Tensor | None = None  # (V, D), made by the first chunk that has something to put there
         self.d_bias = torch.zeros(weight.shape[0], dtype=dtype, device=device) if wants_bias else None  # (V,)
         self.wanted = self.d_hidden is not None or self.wants_weight or wants_bias
-        self._may_round = multiplies_bf16_fast(weight_operand)
+        self._may_round = gradient_budget != 0.0 and multiplies_bf16_fast(weight_operand)
         self.inverse: Tensor | None = None  # 1 / normalizer, if it is known before the gradients are formed
-        self._dropped_mass = torch.zeros((), dtype=torch.float64, device=device)
-        self._total_mass = torch.zeros((), dtype=torch.float64, device=device)
+        self._mass_dtype = accumulation_dtype(device)
+        self._dropped_mass = torch.zeros((), dtype=self._mass_dtype, device=device)
+        self._total_mass = torch.zeros((), dtype=self._mass_dtype, device=device)
 
     def dropped_share(self) -> Tensor:
         """Return the share of `sum |G|` left out so far, 0-d fp32."""
@@ -114,7 +116,7 @@ class HeadGradients:
             mass: `(V,)`, `sum_k |G_kv|`. Syncs with the host.
         """
         mass = mass.clamp(min=0.0)
-        total = mass.sum(dtype=torch.float64)
+        total = mass.sum(dtype=self._mass_dtype)
         columns, left_out = largest_values(mass, self.gradient_budget * total)
         self._total_mass += total
         if columns.numel() > _LARGEST_COLUMN_SHARE * mass.numel():
@@ -146,8 +148,8 @@ class HeadGradients:
         """Return dH, dW and db, times `grad_output`, in the dtypes of the inputs."""
         if self.wants_weight and self.d_weight is None:
             self.d_weight = self._no_d_weight()
-        # Reading one scalar is free on the CPU; on a GPU it would sync, and the multiplication is the cheaper one.
-        unscaled = not grad_output.is_cuda and grad_output.item() == 1.0
+        # Reading one scalar is free on the CPU; elsewhere it would sync, and the multiplication is the cheaper one.
+        unscaled = on_cpu(grad_output) and grad_output.item() == 1.0
         found = []
         for gradient, dtype in zip((self.d_hidden, self.d_weight, self.d_bias), self.input_dtypes, strict=True):
             if gradient is not None and not unscaled:

@@ -5,6 +5,7 @@ hundreds of times; on a machine whose cores are busy that made the sweep ten tim
 blocks through the whole chain by itself, and there is one wait at the end.
 """
 
+import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,16 @@ import torch
 _pool: ThreadPoolExecutor | None = None
 _pool_size = 0
 _lock = threading.Lock()
+
+
+def _forget_threads() -> None:
+    """A forked child has the pool but not its threads, and would wait for them forever."""
+    global _pool, _lock
+    _pool, _lock = None, threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_threads)
 
 
 def in_blocks(work: Callable[[slice], object], count: int, *, rows_per_block: int) -> None:

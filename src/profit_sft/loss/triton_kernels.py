@@ -175,7 +175,7 @@ class TritonRun(ChunkedRun):
             sums = self._column_sums(logits, rows, largest, factors)
             self.sums.add_to_d_bias(sums.index_add_(0, targets, label_entries * factors))
         columns = None
-        if self.options.gradient_budget > 0.0:
+        if self.sums.gradient_budget > 0.0:
             columns = self._within_budget(logits, rows, targets, largest, factors, label_entries)
         gradient = self._gradient(logits, rows, columns, targets, largest, factors, label_entries)
         self.sums.add_columns(gradient, tokens, columns)
