@@ -225,6 +225,8 @@ def test_lora_trains_only_the_adapter(tmp_path):
         ({"loss_type": "dft"}, "write objective='dft' instead"),
         ({"gradient_budget": 1.0}, r"gradient_budget must be a share in \[0, 1\), got 1.0"),
         ({"label_smoothing_factor": 0.1}, "label_smoothing_factor changes the loss"),
+        ({"probe_rows": 8}, "probe_rows must be 0 for no probe, or at least 16, got 8"),
+        ({"probe_measurements": 0}, "probe_measurements must be at least 1, got 0. For none, set probe_rows to 0"),
     ],
 )
 def test_wrong_settings_are_refused_before_a_model_is_loaded(tmp_path, settings, message):
