@@ -15,6 +15,7 @@ from trl import SFTConfig, SFTTrainer
 
 from profit_sft.atomic_write import write_text
 from profit_sft.callbacks import CollapseWarning, MetricsFile
+from profit_sft.collapse_probe import LEAST_ROWS, CollapseProbe
 from profit_sft.data.chat_dataset import assistant_turns, is_chat, warn_of_every_turn
 from profit_sft.head import apply_profit, selective_head
 from profit_sft.model_card import render_model_card
@@ -40,6 +41,9 @@ class ProFitConfig(SFTConfig):
         gradient_budget: Share of the loss's gradient mass that may be left out of its backward products, in [0, 1); see
             `selective_linear_cross_entropy` for None and 0.
         loss_chunk_size: Tokens whose logits are held at once. None: chosen.
+        probe_rows: Training rows whose plain NLL is measured again and again, to warn of a collapse; 0: none.
+        probe_measurements: How often that is done after the start. None: 20 times, or fewer, so that it costs at most
+            about 5% of the training.
         trl_telemetry: Let TRL send its usage ping.
 
     Raises:
@@ -73,6 +77,16 @@ class ProFitConfig(SFTConfig):
     loss_chunk_size: int | None = field(
         default=None, metadata={"help": "Tokens whose logits are held at once (default: chosen from the vocabulary)."}
     )
+    probe_rows: int = field(
+        default=16,
+        metadata={"help": "Training rows whose NLL is measured again and again, to warn of a collapse; 0: none."},
+    )
+    probe_measurements: int | None = field(
+        default=None,
+        metadata={
+            "help": "How often they are measured (default: 20 times, or fewer for at most 5 percent of the time)."
+        },
+    )
     trl_telemetry: bool = field(default=False, metadata={"help": "Let TRL send its usage ping."})
 
     def __post_init__(self) -> None:
@@ -98,6 +112,12 @@ class ProFitConfig(SFTConfig):
             raise ValueError("normalize='kept' counts over all ranks; leave average_tokens_across_devices on.")
         if self.gradient_budget is not None and not 0.0 <= self.gradient_budget < 1.0:
             raise ValueError(f"gradient_budget must be a share in [0, 1), got {self.gradient_budget}.")
+        if self.probe_rows and self.probe_rows < LEAST_ROWS:
+            raise ValueError(f"probe_rows must be 0 for no probe, or at least {LEAST_ROWS}, got {self.probe_rows}.")
+        if self.probe_measurements is not None and self.probe_measurements < 1:
+            raise ValueError(
+                f"probe_measurements must be at least 1, got {self.probe_measurements}. For none, set probe_rows to 0."
+            )
         self.make_objective()  # refuse a wrong one now, not after the model has been loaded
 
     def make_objective(self) -> Objective:
@@ -116,7 +136,10 @@ class ProFitTrainer(SFTTrainer):
     Training logs, besides TRL's `entropy`, `mean_token_accuracy`, `num_tokens` and `aux_loss`: `kept_share`,
     `mean_p_kept`, `mean_p_masked` (probabilities), `nll` (plain NLL of the full reference in nats, whatever the
     objective), `tokens_per_second`, and with a gradient budget `dropped_share`. They are measured over all ranks on the
-    optimizer step that is logged. Evaluation is plain NLL. `metrics.jsonl` in the output folder has one line a log.
+    optimizer step that is logged. At the start and at some logs the same training rows are measured again
+    (`CollapseProbe`): `probe_nll`, `probe_loss` (the objective's), both nats a label token, and `probe_rise_se`, the
+    standard error of the rise of `probe_nll` since the start. Evaluation is plain NLL. `metrics.jsonl` in the output
+    folder has one line a log.
 
     Of chats (`messages` or `conversations`) only what the assistant says is trained, as by `profit train`; TRL's
     `assistant_only_loss` leaves that to the chat template. Rows may also bring `input_ids` and `labels`.
@@ -163,7 +186,8 @@ class ProFitTrainer(SFTTrainer):
         if self._kept_only and (self.is_deepspeed_enabled or self.aux_loss_enabled):
             what = "DeepSpeed" if self.is_deepspeed_enabled else "a mixture of experts' auxiliary loss"
             raise ValueError(f"normalize='kept' rescales gradients, which is not exact with {what}. Use 'all'.")
-        # The collapse warning reads what MetricsFile has written too, so their order does not matter.
+        self._probe = CollapseProbe(self)
+        self.add_callback(self._probe)
         self.add_callback(CollapseWarning())
         self.add_callback(MetricsFile())
         self._step_kept: Tensor | None = None  # of the optimizer step under way, this rank
@@ -302,6 +326,7 @@ class ProFitTrainer(SFTTrainer):
             gathered = self.accelerator.gather(self._step_metrics.as_tensor(self.accelerator.device))
             metrics, tokens = self._step_metrics.means(gathered, copies=self._copies_of_a_batch())
             logs.update(metrics, num_tokens=self._tokens_logged() + tokens)
+            logs.update(self._probe.figures())  # before the clock of tokens_per_second starts anew
             self._step_metrics = StepMetrics()
         super().log(logs, start_time)
 

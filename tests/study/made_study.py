@@ -32,7 +32,7 @@ def made_plan(**changes):
     return parse_plan(content | changes)
 
 
-def made_study(folder, plan, rates, *, problems=120, collapsed=(), skip=(), attempts=1):
+def made_study(folder, plan, rates, *, problems=120, collapsed=(), not_probed=(), skip=(), attempts=1):
     """Write the files of finished cells.
 
     Args:
@@ -40,7 +40,8 @@ def made_study(folder, plan, rates, *, problems=120, collapsed=(), skip=(), atte
         plan: The study.
         rates: Share of right answers by variant; a problem's hardness is the same for all.
         problems: Problems a task.
-        collapsed: Variants whose training NLL rises while their loss falls.
+        collapsed: Variants whose plain NLL rises while their loss falls.
+        not_probed: Variants trained without a probe.
         skip: Cells that are not finished.
         attempts: What the cells cost, which no figure may depend on.
     """
@@ -63,7 +64,10 @@ def made_study(folder, plan, rates, *, problems=120, collapsed=(), skip=(), atte
         trained = cell.variant.objective is not None
         if trained:
             files.run.mkdir(parents=True, exist_ok=True)
-            (files.run / "metrics.jsonl").write_text("".join(_log(step, name, collapsed) for step in range(1, 31)))
+            logs = [_log(step, name, name in collapsed, name not in not_probed) for step in range(1, 31)]
+            if name not in not_probed:
+                logs.insert(0, {"step": 0, "probe_nll": 2.5, "probe_loss": 2.5})
+            (files.run / "metrics.jsonl").write_text("".join(json.dumps(log) + "\n" for log in logs))
         summary = {
             "format": FORMAT,
             "cell": cell.slug,
@@ -77,13 +81,15 @@ def made_study(folder, plan, rates, *, problems=120, collapsed=(), skip=(), atte
         files.finished.write_text(json.dumps(summary))
 
 
-def _log(step, name, collapsed):
+def _log(step, name, collapsed, probed):
     falling = 2.5 * 0.93**step + 0.5
     entry = {
         "step": step,
         "loss": falling * (1.0 if name == "nll" else 0.3),
-        "nll": 2.5 + 0.05 * step if name in collapsed else falling,
+        "nll": 2.5 + 0.05 * step if collapsed else falling,
         "kept_share": 1.0 if name == "nll" else 0.6 + 0.005 * step,
         "mean_token_accuracy": 1 - 0.4 * 0.95**step,
     }
-    return json.dumps(entry) + "\n"
+    if probed and step % 10 == 0:
+        entry |= {"probe_nll": entry["nll"], "probe_loss": entry["loss"], "probe_rise_se": 0.02}
+    return entry

@@ -14,7 +14,7 @@ COMMAND = "profit study some.yaml --output_dir out"
 @pytest.fixture
 def report(tmp_path):
     plan = made_plan()
-    made_study(tmp_path, plan, RATES, collapsed=("profit-t0.5",), skip=("dft-s2",))
+    made_study(tmp_path, plan, RATES, collapsed=("profit-t0.5",), not_probed=("dft",), skip=("dft-s2",))
     write_report(plan, tmp_path, command=COMMAND)
     return tmp_path
 
@@ -28,6 +28,8 @@ def test_markdown_has_verdict_tables_limits_and_settings(report):
     assert "| profit-t0.5 | 1 of 1 |" in text
     assert "| 1 of 1 |\n" in text, "the collapse flag"
     assert "- profit-t0.5-s0: collapse: plain NLL of the reference rose" in text
+    assert "Not looked at, for want of a probe in their logs: dft-s0, dft-s1.\n" in text
+    assert "for want of a probe in their logs: dft-s0, dft-s1." in (report / "report.html").read_text()
     assert "no difference shown between profit-t0.5 and nll" in text
     assert "What this cannot show" in text
     assert f"    {COMMAND}" in text
@@ -48,7 +50,7 @@ def test_json_holds_every_figure(report):
 
 def test_two_runs_give_the_same_report_up_to_their_cost(report, tmp_path_factory):
     plan, again = made_plan(), tmp_path_factory.mktemp("again")
-    made_study(again, plan, RATES, collapsed=("profit-t0.5",), skip=("dft-s2",), attempts=3)
+    made_study(again, plan, RATES, collapsed=("profit-t0.5",), not_probed=("dft",), skip=("dft-s2",), attempts=3)
     write_report(plan, again, command=COMMAND)
 
     def without_cost(folder):

@@ -17,7 +17,7 @@ def test_finished_cells_come_back_in_order_with_logs_and_scores(tmp_path):
     results = read_results(plan, tmp_path)
     assert [result.cell.slug for result in results] == [cell.slug for cell in plan.cells if cell.slug != "dft-s1"]
     assert results[0].metrics == []
-    assert [entry["step"] for entry in results[1].metrics] == list(range(1, 31))
+    assert [entry["step"] for entry in results[1].metrics] == list(range(31)), "the probe's start, then every log"
     assert len(results[1].scores["generated"]) == 120
 
 

@@ -303,10 +303,10 @@ def drop_weights(plan: StudyPlan, folder: CellFolder) -> None:
 
 
 def read_metrics(folder: CellFolder) -> list[dict[str, Any]]:
-    """Return the training logs of a cell, one a logged step."""
+    """Return the training logs of a cell, one a logged step, after the measurement of the probe at the start."""
     path = folder.run / METRICS_FILE
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return [entry for entry in map(json.loads, lines) if "loss" in entry]
+    return [entry for entry in map(json.loads, lines) if "loss" in entry or "probe_nll" in entry]
 
 
 def summarize(run: CellRun, *, measure_seconds: float) -> dict[str, Any]:
@@ -360,5 +360,5 @@ def training_cost(metrics: list[dict[str, Any]]) -> dict[str, Any]:
     for entry in metrics:
         if entry.get("tokens_per_second"):
             seconds += (entry["num_tokens"] - before) / entry["tokens_per_second"]
-        before = entry["num_tokens"]
+        before = entry.get("num_tokens", before)  # the start's measurement has none
     return {"train_tokens": before, "train_seconds": seconds}

@@ -102,6 +102,7 @@ def report_values(plan: StudyPlan, results: Sequence[CellResult], analysis: Anal
         "collapses": [
             {"cell": result.cell.slug, "text": text} for result in results if (text := result.collapse) is not None
         ],
+        "not_probed": [result.cell.slug for result in results if result.metrics and not result.was_probed],
         "cost": _cost(results),
         "settings": yaml.safe_dump(_settings(plan), sort_keys=False, width=100).strip(),
         "versions": _versions(results),

@@ -34,6 +34,11 @@ class CellResult:
         """What `profit train` warned this run of, by the rule of today; None where there was nothing."""
         return CollapseWarning().first_verdict(self.metrics)
 
+    @property
+    def was_probed(self) -> bool:
+        """Whether a collapse would have been seen: the logs have measurements of a probe."""
+        return any("probe_rise_se" in entry for entry in self.metrics)
+
 
 def read_results(plan: StudyPlan, output_dir: Path) -> list[CellResult]:
     """Return the finished cells, in the plan's order.
