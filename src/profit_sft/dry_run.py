@@ -13,7 +13,8 @@ from trl import ModelConfig
 from profit_sft.data import PreparedData
 from profit_sft.head import selective_head
 from profit_sft.loss.chunked import CPU_CHUNK_BYTES, GPU_CHUNK_TOKENS
-from profit_sft.run import RunArguments, build_trainer, load_data, load_tokenizer, resolved_config, settle
+from profit_sft.run import build_trainer, load_data, load_tokenizer, resolved_config, settle
+from profit_sft.run_arguments import RunArguments
 from profit_sft.trainer import REFERENCE_COLUMN, ProFitConfig, ProFitTrainer
 
 _SAMPLE_TOKENS = 2048  # a forward pass of the 135M model over these takes a few seconds on two cores

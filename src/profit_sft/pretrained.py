@@ -3,8 +3,9 @@
 import hashlib
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
@@ -19,6 +20,15 @@ EMBEDDED = "embedded"
 DTYPES = ("float32", "bfloat16", "float16", "auto")
 _ADAPTER = "adapter_config.json"
 _BLOCK_BYTES = 1 << 20
+
+
+def require_model(settings: Mapping[str, Any]) -> None:
+    """Raise ConfigurationError unless `model_name_or_path` is among a command's settings: no model is chosen for it."""
+    if settings.get("model_name_or_path") is None:
+        raise ConfigurationError(
+            "model_name_or_path is missing: name a hub model (--model_name_or_path Qwen/Qwen3-0.6B), a folder that "
+            f"save_pretrained wrote, or the small model that needs no hub (--model_name_or_path {EMBEDDED})."
+        )
 
 
 def pretrained_path(name: str | None) -> str:

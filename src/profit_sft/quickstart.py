@@ -32,7 +32,8 @@ from profit_sft.objectives import Objective
 from profit_sft.pretrained import EMBEDDED
 from profit_sft.report.mask_page import write_mask_page
 from profit_sft.report.mask_report import make_report
-from profit_sft.run import RunArguments, RunResult, run_training
+from profit_sft.run import RunResult, run_training
+from profit_sft.run_arguments import RunArguments
 from profit_sft.scoring import ScoreSettings, score_dataset
 from profit_sft.trainer import ProFitConfig
 

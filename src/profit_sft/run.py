@@ -1,21 +1,11 @@
-"""One training run: data, model, trainer, and the folder it leaves behind.
-
-output_dir/
-  config.yaml        every setting, resolved; `profit train --config` runs it again
-  environment.json   versions, device, command line, commit of nothing outside the run
-  data.json          what was read, used, skipped and truncated, with a fingerprint of the tokens
-  metrics.jsonl      one line a log
-  checkpoint-N/      TRL's checkpoints
-  README.md          model card
-  model.safetensors, tokenizer files
-"""
+"""One training run: data, model, trainer, and the folder it leaves behind (`run_folder.py` lists its files)."""
 
 import dataclasses
 import json
 import platform
-import shutil
 import sys
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,48 +19,23 @@ from profit_sft import pretrained
 from profit_sft.atomic_write import write_text
 from profit_sft.callbacks import SafeStop
 from profit_sft.data import DataSettings, PreparedData, prepare_dataset
-from profit_sft.errors import ConfigurationError
-from profit_sft.output_folder import check_output_folder
-from profit_sft.pretrained import EMBEDDED, pretrained_path
+from profit_sft.engine import Engine, launched_engine
+from profit_sft.errors import ConfigurationError, ProFitError
+from profit_sft.pretrained import pretrained_path, require_model
 from profit_sft.reference_scores import add_reference_log_probs, settle_reference
+from profit_sft.run_arguments import RunArguments
+from profit_sft.run_folder import (
+    CONFIG_FILE,
+    DATA_FILE,
+    ENVIRONMENT_FILE,
+    choose_start,
+    clear_earlier_run,
+    holds_weights,
+)
 from profit_sft.scoring import ScoreSettings, command_line
+from profit_sft.start_report import CountsReport, settled_facts
 from profit_sft.trainer import ProFitConfig, ProFitTrainer
 from profit_sft.versions import package_versions
-
-
-@dataclass(kw_only=True)
-class RunArguments:
-    """Which data, in which format, and what to do about trouble. The names are flags of `profit train`."""
-
-    dataset_name: str | None = field(
-        default=None, metadata={"help": "Training data: a jsonl, json, parquet or csv file, a folder, or a hub name."}
-    )
-    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a hub data set."})
-    dataset_train_split: str = field(default="train", metadata={"help": "Split of a hub data set to train on."})
-    eval_dataset_name: str | None = field(
-        default=None, metadata={"help": "Evaluation data, a file or hub name. Needs --eval_strategy."}
-    )
-    dataset_test_split: str = field(default="test", metadata={"help": "Split of a hub data set to evaluate on."})
-    dataset_format: str = field(
-        default="auto",
-        metadata={
-            "help": "auto, messages, prompt_completion, sharegpt, alpaca or question_answer. auto looks at the columns."
-        },
-    )
-    prompt_column: str | None = field(default=None, metadata={"help": "Column with the question (default: question)."})
-    response_column: str | None = field(default=None, metadata={"help": "Column with the answer (default: answer)."})
-    system_prompt: str | None = field(default=None, metadata={"help": "System message put before rows without one."})
-    train_on: str = field(default="all", metadata={"help": "Assistant turns that carry labels: all or last."})
-    skip_bad_rows: bool = field(default=False, metadata={"help": "Count and list rows that cannot be used; go on."})
-    max_samples: int | None = field(default=None, metadata={"help": "Use only the first N rows."})
-    reference_scores: str | None = field(
-        default=None,
-        metadata={
-            "help": "Folder that `profit score` wrote from the same data: the objective's reference log-probabilities. "
-            "With profit, the mask is taken from them."
-        },
-    )
-    overwrite_output_dir: bool = field(default=False, metadata={"help": "Delete what an earlier run left there."})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,6 +65,7 @@ def run_training(
     model_config: ModelConfig,
     *,
     callbacks: list[TrainerCallback] | None = None,
+    report: Callable[[Mapping[str, str]], None] = lambda facts: None,
     progress: bool = True,
 ) -> RunResult:
     """Train as the settings say.
@@ -109,32 +75,42 @@ def run_training(
         config: Trainer settings.
         model_config: Model, precision and LoRA settings, TRL's own.
         callbacks: Further callbacks, such as a progress display.
+        report: Called twice on the first rank with what the run has, by name: settings before the data is read, and
+            counts before the first step.
         progress: Show a bar while the data is tokenized.
 
     Returns:
         How it ended. The model is saved unless a signal stopped the run, which leaves a checkpoint instead.
 
     Raises:
-        ConfigurationError: The output folder is taken, or there is nothing to resume.
+        ConfigurationError: A setting is missing or contradicts another, the output folder is taken, or there is nothing
+            to resume.
         DataError: A row cannot be used.
+        ProFitError: The engine saved no model.
     """
-    settle(run, config, model_config)
-    checkpoint = prepare_output_dir(run, config)
+    engine = settle(run, config, model_config)
+    output_dir = Path(str(config.output_dir))
+    checkpoint = choose_start(output_dir, resume_from=config.resume_from_checkpoint, overwrite=run.overwrite_output_dir)
     settings = resolved_config(run, config, model_config)  # before what follows puts its own marks on `config`
+    if config.process_index == 0:
+        report(settled_facts(run, config, model_config, engine))
     tokenizer = load_tokenizer(model_config, config)
     train_data, eval_data = load_data(run, config, model_config, tokenizer, progress=progress)
     trainer = build_trainer(config, model_config, tokenizer, train_data, eval_data, callbacks or [])
     stop = SafeStop()
     trainer.add_callback(stop)
+    trainer.add_callback(CountsReport(train_data.report, trainer.model.parameters(), report))
+    if checkpoint is None and run.overwrite_output_dir:
+        _clear_once(output_dir, config)
     if trainer.is_world_process_zero():
         write_run_files(settings, config, train_data)
     output = trainer.train(resume_from_checkpoint=checkpoint)
     if stop.signal_number is None:
-        trainer.save_model(str(config.output_dir))
+        save_whole_model(trainer, output_dir)
         trainer.create_model_card(dataset_name=run.dataset_name)
     logs = [entry for entry in trainer.state.log_history if "loss" in entry]
     return RunResult(
-        output_dir=Path(str(config.output_dir)),
+        output_dir=output_dir,
         stopped_by=stop.signal_number,
         global_step=trainer.state.global_step,
         train_runtime_seconds=float(output.metrics.get("train_runtime", 0.0)),
@@ -143,38 +119,30 @@ def run_training(
     )
 
 
-def prepare_output_dir(run: RunArguments, config: ProFitConfig) -> str | None:
-    """Return the checkpoint to resume from, or None for a new run; refuse a folder that is taken.
+def _clear_once(output_dir: Path, config: ProFitConfig) -> None:
+    """Delete an earlier run, on one rank; the others wait, so that nobody reads or writes what is going."""
+    if config.should_save:
+        clear_earlier_run(output_dir)
+    assert config.distributed_state is not None
+    config.distributed_state.wait_for_everyone()
 
-    `resume_from_checkpoint` may be a folder, or `latest`, `true` or True for the last one in the output folder.
+
+def save_whole_model(trainer: ProFitTrainer, output_dir: Path) -> None:
+    """Save model and tokenizer so that plain transformers loads them, whatever the engine shards.
+
+    Raises:
+        ProFitError: No weights are in the folder afterwards.
     """
-    output_dir = Path(str(config.output_dir))
-    check_output_folder(output_dir)
-    wanted = config.resume_from_checkpoint
-    if wanted is not None and str(wanted).lower() != "false":
-        if str(wanted).lower() not in ("true", "latest"):
-            if not (Path(wanted) / "trainer_state.json").is_file():
-                raise ConfigurationError(
-                    f"resume_from_checkpoint: '{wanted}' is no checkpoint (it has no trainer_state.json). Name a "
-                    "checkpoint-N folder, or 'latest'."
-                )
-            return str(wanted)
-        last = get_last_checkpoint(str(output_dir)) if output_dir.is_dir() else None
-        if last is None:
-            raise ConfigurationError(
-                f"resume_from_checkpoint: '{output_dir}' holds no checkpoint. Leave the flag out to start a new run."
-            )
-        return str(last)
-    taken = output_dir.is_dir() and (get_last_checkpoint(str(output_dir)) or (output_dir / "config.json").is_file())
-    if taken and not run.overwrite_output_dir:
-        raise ConfigurationError(
-            f"output_dir: '{output_dir}' holds an earlier run. Go on with it by --resume_from_checkpoint latest, "
-            "choose another folder, or pass --overwrite_output_dir."
+    plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
+    if plugin is not None:  # accelerate's default for FSDP2 saves shards, and of the model as a whole nothing
+        plugin.set_state_dict_type("FULL_STATE_DICT")
+    trainer.save_model(str(output_dir))
+    if trainer.args.should_save and not holds_weights(output_dir):
+        last = get_last_checkpoint(str(output_dir))
+        raise ProFitError(
+            f"training is done, but its engine has left no weights in '{output_dir}'. "
+            + (f"They are in '{last}', in the engine's own format." if last else "Save checkpoints: --save_strategy.")
         )
-    if taken:
-        for old in output_dir.glob("checkpoint-*"):
-            shutil.rmtree(old)
-    return None
 
 
 def load_tokenizer(model_config: ModelConfig, config: ProFitConfig) -> PreTrainedTokenizerBase:
@@ -187,16 +155,36 @@ def load_tokenizer(model_config: ModelConfig, config: ProFitConfig) -> PreTraine
     )
 
 
-def settle(run: RunArguments, config: ProFitConfig, model_config: ModelConfig) -> None:
-    """Make the settings agree before anything is read: the objective, and where its reference comes from."""
+def settle(run: RunArguments, config: ProFitConfig, model_config: ModelConfig) -> Engine:
+    """Make the settings agree before anything is read: model, engine, objective, and where its reference comes from."""
+    require_model(vars(model_config))
+    _check_data_is_named(run, config)
+    engine = launched_engine(config)
     command = _score_command(run, config, model_config)
     settle_reference(config, given=run.reference_scores is not None, command=command)
+    return engine
+
+
+def _check_data_is_named(run: RunArguments, config: ProFitConfig) -> None:
+    if run.dataset_name is None:
+        raise ConfigurationError("dataset_name is missing: name a jsonl, json, parquet or csv file, or a hub data set.")
+    evaluating = str(getattr(config.eval_strategy, "value", config.eval_strategy)) != "no"
+    if evaluating and run.eval_dataset_name is None:
+        raise ConfigurationError(
+            f"eval_strategy is '{getattr(config.eval_strategy, 'value', config.eval_strategy)}' but there is nothing "
+            "to evaluate on. Name it with --eval_dataset_name, or set --eval_strategy no."
+        )
+    if run.eval_dataset_name is not None and not evaluating:
+        raise ConfigurationError(
+            f"eval_dataset_name is '{run.eval_dataset_name}' but eval_strategy is 'no', so it would not be looked at. "
+            "Set --eval_strategy epoch or steps, or leave it out."
+        )
 
 
 def _score_command(run: RunArguments, config: ProFitConfig, model_config: ModelConfig) -> str:
     """Return the command that scores this run's data under the model it starts from."""
     scoring = ScoreSettings(
-        model_name_or_path=model_config.model_name_or_path or EMBEDDED,
+        model_name_or_path=str(model_config.model_name_or_path),
         data=_data_settings(run, config, run.dataset_name or "DATA", run.dataset_train_split),
         output_dir=Path("FOLDER"),
         chat_template_path=config.chat_template_path,
@@ -214,27 +202,14 @@ def load_data(
     progress: bool,
 ) -> tuple[PreparedData, PreparedData | None]:
     """Tokenize the training data, with reference scores if there are any, and the evaluation data."""
-    if run.dataset_name is None:
-        raise ConfigurationError("dataset_name is missing: name a jsonl, json, parquet or csv file, or a hub data set.")
-    evaluating = str(getattr(config.eval_strategy, "value", config.eval_strategy)) != "no"
-    if evaluating and run.eval_dataset_name is None:
-        raise ConfigurationError(
-            f"eval_strategy is '{getattr(config.eval_strategy, 'value', config.eval_strategy)}' but there is nothing "
-            "to evaluate on. Name it with --eval_dataset_name, or set --eval_strategy no."
-        )
-    if run.eval_dataset_name is not None and not evaluating:
-        raise ConfigurationError(
-            f"eval_dataset_name is '{run.eval_dataset_name}' but eval_strategy is 'no', so it would not be looked at. "
-            "Set --eval_strategy epoch or steps, or leave it out."
-        )
+    assert run.dataset_name is not None
     settings = _data_settings(run, config, run.dataset_name, run.dataset_train_split)
     train = prepare_dataset(settings, tokenizer, progress)
     if run.reference_scores is not None:
         command = _score_command(run, config, model_config)
         train = add_reference_log_probs(train, settings, run.reference_scores, command=command)
-    if not evaluating:
+    if run.eval_dataset_name is None:
         return train, None
-    assert run.eval_dataset_name is not None
     settings = _data_settings(run, config, run.eval_dataset_name, run.dataset_test_split)
     return train, prepare_dataset(settings, tokenizer, progress)
 
@@ -293,6 +268,10 @@ def build_trainer(
         quantization_config=get_quantization_config(model_config),
         peft_config=get_peft_config(model_config),
     )
+    plugin = getattr(trainer.accelerator.state, "deepspeed_plugin", None)
+    if plugin is not None and plugin.zero_stage == 3:
+        # Without it ZeRO-3 saves shards that transformers cannot load.
+        plugin.deepspeed_config["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"] = True
     if config.disable_tqdm:
         trainer.remove_callback(PrinterCallback)  # the stand-in for the bar, which prints every log on stdout
     return trainer
@@ -301,7 +280,7 @@ def build_trainer(
 def write_run_files(settings: str, config: ProFitConfig, train_data: PreparedData) -> None:
     """Write config.yaml, environment.json and data.json, each completely or not at all."""
     output_dir = Path(str(config.output_dir))
-    write_text(output_dir / "config.yaml", settings)
+    write_text(output_dir / CONFIG_FILE, settings)
     environment = {
         "argv": sys.argv,
         "python": platform.python_version(),
@@ -310,8 +289,8 @@ def write_run_files(settings: str, config: ProFitConfig, train_data: PreparedDat
         "world_size": config.world_size,
         "packages": package_versions(_PACKAGES),
     }
-    write_text(output_dir / "environment.json", json.dumps(environment, indent=2) + "\n")
-    write_text(output_dir / "data.json", json.dumps(dataclasses.asdict(train_data.report), indent=2) + "\n")
+    write_text(output_dir / ENVIRONMENT_FILE, json.dumps(environment, indent=2) + "\n")
+    write_text(output_dir / DATA_FILE, json.dumps(dataclasses.asdict(train_data.report), indent=2) + "\n")
 
 
 def resolved_config(run: RunArguments, config: ProFitConfig, model_config: ModelConfig) -> str:
@@ -327,7 +306,7 @@ def resolved_config(run: RunArguments, config: ProFitConfig, model_config: Model
             if source is run or value != _plain(default):
                 settings[entry.name] = value
     settings.update({name: _plain(getattr(config, name)) for name in _ALWAYS_WRITTEN})
-    settings["model_name_or_path"] = model_config.model_name_or_path or EMBEDDED
+    settings["model_name_or_path"] = model_config.model_name_or_path
     return yaml.safe_dump({name: value for name, value in settings.items() if value is not None}, sort_keys=True)
 
 

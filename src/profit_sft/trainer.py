@@ -4,6 +4,7 @@ The loss itself is in `profit_sft.loss`; nothing here computes one.
 """
 
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,8 @@ REFERENCE_COLUMN = "reference_log_probs"
 class ProFitConfig(SFTConfig):
     """Everything `trl.SFTConfig` has, and the token-level objective.
 
-    Differences from its defaults: bf16 is off where no accelerator is present, and TRL's telemetry is off.
+    Differences from its defaults: where no accelerator is present bf16 is off, and processes that a launcher started
+    train together, as with `use_cpu`; TRL's telemetry is off.
 
     Attributes:
         objective: Name of the token objective: nll, profit, dft, eaft, power, focal, asft, rho, or a plug-in's.
@@ -92,6 +94,8 @@ class ProFitConfig(SFTConfig):
     def __post_init__(self) -> None:
         if self.bf16 is None:
             self.bf16: bool | None = not self.fp16 and torch.accelerator.is_available()
+        if _launched_on_cpus():
+            self.use_cpu = True  # or accelerate lets each process train by itself
         if isinstance(self.objective_kwargs, str):
             try:
                 self.objective_kwargs = json.loads(self.objective_kwargs)
@@ -128,6 +132,14 @@ class ProFitConfig(SFTConfig):
         if self.threshold_direction is not None:
             kwargs["direction"] = self.threshold_direction
         return make_objective(self.objective, **kwargs)
+
+
+def _launched_on_cpus() -> bool:
+    """Say whether a launcher started several processes on a machine without accelerators, to train as they are."""
+    wants_engine = any(
+        os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true" for name in ("FSDP", "DEEPSPEED")
+    )
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available() and not wants_engine
 
 
 class ProFitTrainer(SFTTrainer):

@@ -110,6 +110,9 @@ def test_the_real_model_finds_numbers_likelier_than_their_wording(smollm2_folder
     assert 0.4 < found["profile"][3]["kept_share"] < 0.8
 
 
+MODEL = ("--model_name_or_path", "TINY")
+
+
 @pytest.mark.parametrize(
     ("flags", "status", "message"),
     [
@@ -122,15 +125,14 @@ def test_the_real_model_finds_numbers_likelier_than_their_wording(smollm2_folder
             "so --max_samples, --scores_dir would change nothing",
         ),
         (["absent"], 1, "'absent' holds no scores"),
-        (["--dataset_name", "absent.jsonl"], 1, "'absent.jsonl' does not exist"),
-        (["--dataset_name", "x.jsonl", "--max_samples", "0"], 2, "max_samples must be at least 1, got 0"),
-        (["--dataset_name", "x.jsonl", "--dtype", "int3"], 2, "dtype must be one of"),
+        (["--dataset_name", "x.jsonl"], 2, "model_name_or_path is missing: name a hub model"),
+        (["--dataset_name", "absent.jsonl", *MODEL], 1, "'absent.jsonl' does not exist"),
+        (["--dataset_name", "x.jsonl", *MODEL, "--max_samples", "0"], 2, "max_samples must be at least 1, got 0"),
+        (["--dataset_name", "x.jsonl", *MODEL, "--dtype", "int3"], 2, "dtype must be one of"),
     ],
 )
 def test_a_mistake_gets_one_message(scores, tiny_folder, capsys, flags, status, message):
-    flags = [scores if flag == "SCORES" else flag for flag in flags]
-    if "absent.jsonl" in flags:
-        flags += ["--model_name_or_path", tiny_folder]
+    flags = [{"SCORES": scores, "TINY": tiny_folder}.get(flag, flag) for flag in flags]
     assert run_app(["advise", *flags]) == status
     out, err = capsys.readouterr()
     assert out == ""

@@ -104,10 +104,18 @@ def test_two_checkpoints_of_a_run_are_scored_and_compared(tiny_folder, rows, tmp
         (["SCORES", "--examples", "0"], "examples must be at least 1, got 0"),
         (["SCORES", "--plain", "--json"], "--plain and --json both print to stdout. Choose one."),
         (["SCORES", "--dataset_name", "x.jsonl"], "is scored already, so --dataset_name would change nothing"),
+        (["--dataset_name", "x.jsonl"], "model_name_or_path is missing: name a hub model"),
+        (["--dataset_name", "x.jsonl", "--compare_to", "m"], "model_name_or_path is missing: name a hub model"),
         (["SCORES", "--compare_to", "x"], "is scored already, so --compare_to would change nothing"),
-        (["--dataset_name", "x.jsonl", "--output_file", f"{__file__}/m.html"], "test_inspect.py' is none. Choose"),
-        (["--dataset_name", "x.jsonl", "--dtype", "int8"], "dtype must be one of float32"),
-        (["--dataset_name", "x.jsonl", "--max_samples", "0"], "max_samples must be at least 1, got 0"),
+        (
+            ["--dataset_name", "x.jsonl", "--model_name_or_path", "m", "--output_file", f"{__file__}/m.html"],
+            "test_inspect.py' is none. Choose",
+        ),
+        (["--dataset_name", "x.jsonl", "--model_name_or_path", "m", "--dtype", "int8"], "dtype must be one of float32"),
+        (
+            ["--dataset_name", "x.jsonl", "--model_name_or_path", "m", "--max_samples", "0"],
+            "max_samples must be at least 1, got 0",
+        ),
     ],
 )
 def test_usage_errors_say_what_to_do(scores, capsys, arguments, told):

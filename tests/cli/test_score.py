@@ -173,6 +173,8 @@ def test_a_mistake_gets_one_message(tiny_folder, rows, tmp_path, capsys, flags, 
 def test_missing_arguments_are_usage_errors(rows, capsys):
     assert run_app(["score", rows]) == 2
     assert run_app(["score"]) == 2
+    assert run_app(["score", rows, "--out", "scored"]) == 2
+    assert "model_name_or_path is missing: name a hub model" in capsys.readouterr().err
     assert run_app(["score", "--help"]) == 0
     assert "Example: profit score train.jsonl" in capsys.readouterr().out
 

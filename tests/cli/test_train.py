@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -116,7 +117,7 @@ def test_help_names_only_flags_that_exist(capsys):
     from trl import ModelConfig
 
     from profit_sft.cli.train import _Parser
-    from profit_sft.run import RunArguments
+    from profit_sft.run_arguments import RunArguments
     from profit_sft.trainer import ProFitConfig
 
     known = {
@@ -171,6 +172,44 @@ def test_a_mistake_gets_one_message_and_leaves_nothing(arguments, tmp_path, caps
     assert message in err
     assert "Traceback" not in err
     assert not (tmp_path / "run").exists()
+
+
+def test_the_model_must_be_named(arguments, tmp_path, capsys):
+    at = arguments.index("--model_name_or_path")
+    arguments = arguments[:at] + arguments[at + 2 :]
+    (tmp_path / "c.yaml").write_text("seed: 1\n")
+    for flags in ([], ["--dry-run"], ["--config", str(tmp_path / "c.yaml")]):
+        assert run_app([*arguments, *flags]) == 2
+        assert "or the small model that needs no hub (--model_name_or_path embedded)" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_it_says_at_once_what_it_has(arguments, tiny_folder, rows, tmp_path, capsys):
+    output_dir = str(tmp_path / "[bold]run[x]")  # a path is no markup
+    more = ["--output_dir", output_dir, "--gradient_accumulation_steps", "2", "--use_peft", "--normalize", "kept"]
+    assert run_app([*arguments, *more]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    facts = {line.split()[0]: " ".join(line.split()[1:]) for line in lines[:10]}
+    data = json.loads((tmp_path / "[bold]run[x]" / "data.json").read_text())
+    assert facts.pop("tokens") == f"{data['total_tokens']:,}, {data['label_tokens']} of them labels, in 16 rows"
+    assert re.fullmatch(r"[\d,]+, [\d,]+ trained", facts.pop("parameters"))
+    assert facts == {
+        "model": f"{tiny_folder}, float32, LoRA",
+        "objective": "ProFit(threshold=0.0034), divided by the kept tokens",
+        "data": rows,
+        "batch": "16 rows: 8 a device x 2 accumulated x 1 ranks",
+        "device": "cpu, one process",
+        "output": output_dir,
+        "steps": "3",
+        "step": facts["step"],  # the first log's line: nothing else stands in between
+    }
+    assert lines[-1].endswith(output_dir)
+
+
+def test_it_says_so_before_it_reads_the_data(arguments, rows, capsys):
+    Path(rows).write_text("no json")
+    assert run_app(arguments) == 1
+    assert [line.split()[0] for line in capsys.readouterr().err.splitlines()][:3] == ["model", "objective", "data"]
 
 
 @pytest.mark.parametrize(
@@ -228,6 +267,7 @@ def test_a_signal_saves_a_checkpoint_and_the_command_it_prints_goes_on(arguments
 def test_the_main_job_runs_on_real_rows_and_plain_transformers_loads_it(smollm2_folder, shared_data, tmp_path, capsys):
     arguments = [
         "train",
+        *("--model_name_or_path", "embedded"),
         *("--dataset_name", str(shared_data / "gsm8k_train.jsonl")),
         *("--max_samples", "8"),
         *("--max_length", "256"),

@@ -17,7 +17,7 @@ from profit_sft.cli.score import scoring_bar
 from profit_sft.data import DataSettings
 from profit_sft.errors import ConfigurationError
 from profit_sft.kind_comparison import HISTOGRAM_BINS, KindComparison, describe
-from profit_sft.pretrained import EMBEDDED
+from profit_sft.pretrained import require_model
 from profit_sft.score_store import ScoreSet, load_scores
 from profit_sft.scoring import ScoreSettings, score_dataset
 
@@ -58,6 +58,7 @@ def advise_command(
             raise ConfigurationError(f"'{scores}' is scored already, so {flags} would change nothing. Leave it out.")
         advice = advise(load_scores(scores), threshold=threshold)
     else:
+        require_model(model)
         with tempfile.TemporaryDirectory() as folder:
             store = _score(dataset_name, data, {"output_dir": Path(folder), **model})
             advice = advise(store, threshold=threshold)
@@ -73,7 +74,7 @@ def _score(dataset_name: str | None, data: dict[str, Any], model: dict[str, Any]
     try:
         settings = ScoreSettings(
             data=DataSettings(**{"dataset_name": dataset_name, "max_samples": _MAX_SAMPLES, **data}),
-            **{"model_name_or_path": EMBEDDED, **model},
+            **model,
         )
     except ValueError as error:
         raise ConfigurationError(str(error)) from None

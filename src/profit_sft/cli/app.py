@@ -22,6 +22,7 @@ from profit_sft.cli.options import (
     SystemPrompt,
     TrainOn,
 )
+from profit_sft.cli.ranks import works_here
 from profit_sft.errors import ConfigurationError, ProFitError
 
 app = typer.Typer(
@@ -39,7 +40,7 @@ Takes every flag of TRL's `trl sft`, spelled the same, and these:
 
 [bold]--config[/] FILE  YAML with any of the flags; flags on the command line win
 
-[bold]--model_name_or_path[/] NAME  hub name, folder, or `embedded` (default: SmolLM2-135M-Instruct, no hub needed)
+[bold]--model_name_or_path[/] NAME  hub name, folder, or `embedded` (SmolLM2-135M-Instruct, which needs no hub)
 
 [bold]--dataset_name[/] NAME  jsonl, json, parquet or csv file, folder, or hub name
 
@@ -68,7 +69,7 @@ Takes every flag of TRL's `trl sft`, spelled the same, and these:
 @app.command(
     "train",
     help=_TRAIN_HELP,
-    epilog="Example: profit train --dataset_name train.jsonl --threshold 0.1 --output_dir runs/first",
+    epilog="Example: profit train --model_name_or_path Qwen/Qwen3-0.6B --dataset_name train.jsonl --output_dir run",
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
 )
 def train(context: typer.Context) -> None:
@@ -92,11 +93,11 @@ def score(
         Path, typer.Option("--out", "--output_dir", "--output-dir", help="Where the scores go; a second run goes on.")
     ],
     model_name_or_path: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--model", "--model_name_or_path", "--model-name-or-path", help="Frozen model: hub name, folder, embedded."
         ),
-    ] = "embedded",
+    ] = None,
     model_revision: Annotated[
         str | None, typer.Option("--model_revision", "--model-revision", help="Branch, tag or commit of a hub model.")
     ] = None,
@@ -251,7 +252,7 @@ def inspect(
             }
         )
 
-    raise typer.Exit(_guarded(run))
+    raise typer.Exit(_guarded(run, one_process="inspect"))
 
 
 @app.command(
@@ -274,7 +275,7 @@ def quickstart(
             output_dir, objective=objective, threshold=threshold, overwrite=overwrite, as_json=as_json
         )
 
-    raise typer.Exit(_guarded(run))
+    raise typer.Exit(_guarded(run, one_process="quickstart"))
 
 
 @app.command(
@@ -352,7 +353,7 @@ def evaluate(
             as_json=as_json,
         )
 
-    raise typer.Exit(_guarded(run))
+    raise typer.Exit(_guarded(run, one_process="eval"))
 
 
 @app.command(
@@ -401,7 +402,7 @@ def study(
             )
         )
 
-    raise typer.Exit(_guarded(run))
+    raise typer.Exit(_guarded(run, one_process="study"))
 
 
 @app.command(
@@ -462,7 +463,7 @@ def advise(
             as_json=as_json,
         )
 
-    raise typer.Exit(_guarded(run))
+    raise typer.Exit(_guarded(run, one_process="advise"))
 
 
 def _version_callback(wanted: bool) -> None:
@@ -485,8 +486,15 @@ def _given(options: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def _guarded(command: Callable[[], int]) -> int:
-    """Run a command; turn what a user can mend into one message and an exit status."""
+def _guarded(command: Callable[[], int], *, one_process: str | None = None) -> int:
+    """Run a command; turn what a user can mend into one message and an exit status.
+
+    Args:
+        command: Returns the exit status.
+        one_process: The name of a command that knows nothing of ranks; it runs on the first.
+    """
+    if one_process is not None and not works_here(one_process):
+        return 0
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
     def report(message: object) -> None:

@@ -17,7 +17,7 @@ from profit_sft.cli.score import scoring_bar
 from profit_sft.data import DataSettings
 from profit_sft.errors import ConfigurationError
 from profit_sft.output_folder import check_output_folder
-from profit_sft.pretrained import EMBEDDED
+from profit_sft.pretrained import require_model
 from profit_sft.report.mask_page import MAX_EXAMPLES, write_mask_page
 from profit_sft.report.mask_report import MaskReport, checked_view, make_report, summary
 from profit_sft.report.terminal import PLAIN_EXAMPLES, print_report
@@ -86,6 +86,8 @@ def inspect_command(fields: Mapping[str, Any]) -> int:
         options = InspectOptions(**fields)
     except ValueError as error:
         raise ConfigurationError(str(error)) from None
+    if not options.scores:
+        require_model(options.scoring)
     if options.output_file is not None:
         check_output_folder(options.output_file.parent, "output_file")  # before minutes of scoring
     with _score_sets(options) as score_sets:
@@ -130,7 +132,7 @@ def _score_sets(options: InspectOptions) -> Iterator[Sequence[ScoreSet]]:
 def _score(options: InspectOptions, folder: Path) -> list[ScoreSet]:
     """Score the data under one model, into `folder`, or under two, into its subfolders `before` and `after`."""
     messages = Console(stderr=True, highlight=False, soft_wrap=True)
-    first = options.scoring.get("model_name_or_path", EMBEDDED)
+    first = options.scoring["model_name_or_path"]
     jobs = [(first, folder)]
     if options.compare_to is not None:
         jobs = [(first, folder / "before"), (options.compare_to, folder / "after")]

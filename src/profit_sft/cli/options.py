@@ -43,7 +43,9 @@ DataToScore = Annotated[
 ]
 ModelToScoreWith = Annotated[
     str | None,
-    typer.Option("--model_name_or_path", "--model-name-or-path", help="Model to score with (default: embedded)."),
+    typer.Option(
+        "--model_name_or_path", "--model-name-or-path", help="Model to score with: hub name, folder, embedded."
+    ),
 ]
 ScoresDir = Annotated[
     Path | None, typer.Option("--scores_dir", "--scores-dir", help="Keep the scores there (default: thrown away).")

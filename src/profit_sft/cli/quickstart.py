@@ -26,7 +26,7 @@ def quickstart_command(
             threshold=threshold,
             overwrite=overwrite,
             callbacks=[ProgressBar()],
-            report=messages.print,
+            report=lambda text: messages.print(text, markup=False),
         )
     except (ValueError, TypeError) as error:
         raise ConfigurationError(str(error)) from None

@@ -17,6 +17,7 @@ from rich.table import Table
 from profit_sft.cli.progress import quiet_libraries
 from profit_sft.data import DataSettings
 from profit_sft.errors import ConfigurationError
+from profit_sft.pretrained import require_model
 from profit_sft.score_store import ScoreSet
 from profit_sft.scoring import (
     ScoreProgress,
@@ -39,6 +40,7 @@ def score_command(data: Mapping[str, Any], options: Mapping[str, Any], *, as_jso
         as_json: Print the figures as JSON instead of a table.
     """
     quiet_libraries()
+    require_model(options)
     try:
         settings = ScoreSettings(data=DataSettings(**data), **options)
     except ValueError as error:

@@ -4,7 +4,7 @@ import difflib
 import json
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 import yaml
@@ -17,7 +17,8 @@ from profit_sft.cli.progress import ProgressBar, quiet_libraries
 from profit_sft.data import LISTED_ROWS
 from profit_sft.dry_run import DryRunReport, dry_run
 from profit_sft.errors import ConfigurationError
-from profit_sft.run import RunArguments, RunResult, run_training
+from profit_sft.run import RunResult, run_training
+from profit_sft.run_arguments import RunArguments
 from profit_sft.trainer import ProFitConfig
 
 
@@ -90,10 +91,17 @@ def train_command(arguments: Sequence[str]) -> int:
         print_dry_run(report, as_json=as_json)
         return 0
     callbacks: list[TrainerCallback] = [ProgressBar()]
-    result = run_training(run, config, model_config, callbacks=callbacks)
+    result = run_training(run, config, model_config, callbacks=callbacks, report=print_facts)
     if config.process_index != 0:  # one rank speaks for all
         return 0 if result.stopped_by is None else 130
     return print_result(result, as_json=as_json)
+
+
+def print_facts(facts: Mapping[str, str]) -> None:
+    """Print what a run has on stderr, a line a fact."""
+    messages = Console(stderr=True, highlight=False, soft_wrap=True)
+    for name, value in facts.items():
+        messages.print(f"{name:<11}{value}", markup=False)
 
 
 def print_result(result: RunResult, *, as_json: bool) -> int:
@@ -106,18 +114,21 @@ def print_result(result: RunResult, *, as_json: bool) -> int:
         name = signal.Signals(result.stopped_by).name
         messages.print(
             f"Stopped by {name} after step {result.global_step}; the checkpoint is saved. Go on with:\n"
-            f"  profit train --config {result.output_dir}/config.yaml --resume_from_checkpoint latest"
+            f"  profit train --config {result.output_dir}/config.yaml --resume_from_checkpoint latest",
+            markup=False,
         )
         return 130
     minutes, seconds = divmod(round(result.train_runtime_seconds), 60)
     messages.print(
         f"Trained {result.global_step} steps in {minutes} min {seconds} s. Model, metrics.jsonl and model card: "
-        f"{result.output_dir}"
+        f"{result.output_dir}",
+        markup=False,
     )
     if result.data["rows_skipped"]:
         messages.print(
             f"{result.data['rows_skipped']} bad rows were left out; {result.output_dir}/data.json lists the first "
-            f"{LISTED_ROWS}."
+            f"{LISTED_ROWS}.",
+            markup=False,
         )
     if not as_json and result.last_log is not None:
         sys.stdout.write(json.dumps(result.last_log) + "\n")

@@ -224,7 +224,7 @@ def check_flags(plan: StudyPlan) -> None:
     """
     from trl import ModelConfig
 
-    from profit_sft.run import RunArguments
+    from profit_sft.run_arguments import RunArguments
     from profit_sft.trainer import ProFitConfig
 
     kinds: dict[str, Any] = {}

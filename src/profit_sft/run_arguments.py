@@ -1,0 +1,38 @@
+"""The settings of a run that are neither the trainer's nor the model's."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(kw_only=True)
+class RunArguments:
+    """Which data, in which format, and what to do about trouble. The names are flags of `profit train`."""
+
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "Training data: a jsonl, json, parquet or csv file, a folder, or a hub name."}
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a hub data set."})
+    dataset_train_split: str = field(default="train", metadata={"help": "Split of a hub data set to train on."})
+    eval_dataset_name: str | None = field(
+        default=None, metadata={"help": "Evaluation data, a file or hub name. Needs --eval_strategy."}
+    )
+    dataset_test_split: str = field(default="test", metadata={"help": "Split of a hub data set to evaluate on."})
+    dataset_format: str = field(
+        default="auto",
+        metadata={
+            "help": "auto, messages, prompt_completion, sharegpt, alpaca or question_answer. auto looks at the columns."
+        },
+    )
+    prompt_column: str | None = field(default=None, metadata={"help": "Column with the question (default: question)."})
+    response_column: str | None = field(default=None, metadata={"help": "Column with the answer (default: answer)."})
+    system_prompt: str | None = field(default=None, metadata={"help": "System message put before rows without one."})
+    train_on: str = field(default="all", metadata={"help": "Assistant turns that carry labels: all or last."})
+    skip_bad_rows: bool = field(default=False, metadata={"help": "Count and list rows that cannot be used; go on."})
+    max_samples: int | None = field(default=None, metadata={"help": "Use only the first N rows."})
+    reference_scores: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder that `profit score` wrote from the same data: the objective's reference log-probabilities. "
+            "With profit, the mask is taken from them."
+        },
+    )
+    overwrite_output_dir: bool = field(default=False, metadata={"help": "Delete what an earlier run left there."})
