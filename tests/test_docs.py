@@ -37,10 +37,14 @@ def run_page(repo_root, tmp_path_factory):
 THRESHOLD = 1 / 320
 
 
+def dense_log_probs(model, input_ids):
+    logits = model.eval()(input_ids=input_ids).logits[0, :-1].double()
+    return logits.log_softmax(-1).gather(-1, input_ids[0, 1:, None])[:, 0]
+
+
 def dense(model, input_ids):
     """Plain NLL, the share of tokens of at least the threshold, and the loss on them alone, from dense logits."""
-    logits = model.eval()(input_ids=input_ids).logits[0, :-1].double()
-    log_probs = logits.log_softmax(-1).gather(-1, input_ids[0, 1:, None])[:, 0]
+    log_probs = dense_log_probs(model, input_ids)
     kept = log_probs >= math.log(THRESHOLD)
     assert 0 < kept.double().mean() < 1
     return -log_probs.mean().item(), kept.double().mean().item(), -(log_probs * kept).mean().item()
@@ -63,7 +67,18 @@ def test_the_page_on_trainers_of_ones_own(run_page):
     assert log["loss"] == pytest.approx(loss, rel=1e-3)
     assert (log["kept_share"], log["nll"]) == (pytest.approx(kept_share), pytest.approx(nll, rel=1e-5))
 
-    assert 0 < trl["trainer"].state.log_history[0]["kept_share"] < 1
+    prompt, whole = (
+        tokenizer.apply_chat_template(turns, add_generation_prompt=len(turns) == 1, return_dict=True)["input_ids"]
+        for turns in ([trl["question"]], [trl["question"], trl["answer"]])
+    )
+    answer = whole[len(prompt) : whole.index(tokenizer.eos_token_id, len(prompt)) + 1]
+    with torch.no_grad():
+        log_probs = dense_log_probs(AutoModelForCausalLM.from_pretrained(name), torch.tensor([prompt + answer]))
+    answered = log_probs[-len(answer) :]
+    kept = answered >= math.log(THRESHOLD)
+    log = next(entry for entry in trl["trainer"].state.log_history if "loss" in entry)
+    assert log["loss"] == pytest.approx(-answered[kept].mean().item(), rel=1e-3)
+    assert log["kept_share"] == pytest.approx(kept.double().mean().item())
     assert hidden["result"].loss.item() == pytest.approx(loss, rel=1e-5)
     output = own["model"].train()(**own["batch"], labels=own["batch"]["input_ids"])
     assert torch.equal(output.selective.weights[:, :-1], 1.0 - output.selective.log_probs[:, :-1].exp())
