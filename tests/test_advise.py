@@ -124,7 +124,7 @@ def test_the_profile_does_not_need_scipy(tmp_path, monkeypatch):
     found = advise(scores)
     assert found.kinds is None
     assert "Core and style tokens are not compared" in found.warnings[-1]
-    assert "profit-sft[stats]" in found.warnings[-1]
+    assert "needs the extra 'stats'" in found.warnings[-1]
 
 
 def test_a_threshold_that_is_no_probability_is_refused(tmp_path):

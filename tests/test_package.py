@@ -57,6 +57,7 @@ def test_every_error_a_user_meets_is_a_profit_error():
         "DataError",
         "DownloadError",
         "LossBypassedError",
+        "MissingExtraError",
         "UnsupportedModelError",
     }
     for kind in kinds:

@@ -44,7 +44,12 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
-        return getattr(importlib.import_module(_LAZY[name]), name)
+        try:
+            return getattr(importlib.import_module(_LAZY[name]), name)
+        except ModuleNotFoundError as error:
+            from profit_sft.extras import missing_extra
+
+            raise missing_extra(error.name, wanted_by=name) or error from error
     raise AttributeError(f"module 'profit_sft' has no attribute {name!r}")
 
 

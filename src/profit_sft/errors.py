@@ -3,6 +3,7 @@
     ProFitError                 everything below; the command line prints its text without a traceback
     ├── DataError               a row, a file or a data set cannot be used; names file, row and field
     ├── ConfigurationError      settings that contradict each other or name something that does not exist
+    │   └── MissingExtraError   a library is not installed; names the extra that brings it
     ├── UnsupportedModelError   a model whose head this library would not reproduce exactly
     ├── LossBypassedError       a training step that would be on another loss than the installed one
     └── DownloadError           a file could not be fetched, or is not the expected one
@@ -21,6 +22,10 @@ class DataError(ProFitError):
 
 class ConfigurationError(ProFitError):
     """Settings contradict each other or name something that does not exist."""
+
+
+class MissingExtraError(ConfigurationError, ImportError):
+    """A library that an extra brings is not installed. The message names the extra."""
 
 
 class UnsupportedModelError(ProFitError):

@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from profit_sft.data.tokenize import TOKEN_KINDS
-from profit_sft.errors import ConfigurationError, DataError
+from profit_sft.errors import DataError
+from profit_sft.extras import require_extra
 from profit_sft.label_tokens import THRESHOLDS, LabelTokens, checked_thresholds, kept_mask, label_tokens
 from profit_sft.score_store import ScoreSet
 
@@ -181,12 +182,9 @@ def describe(comparison: KindComparison) -> str:
 
 
 def _scipy_stats() -> Any:
-    try:
-        from scipy import stats
-    except ImportError:
-        raise ConfigurationError(
-            "comparing core and style tokens needs scipy, which is not installed. Run pip install 'profit-sft[stats]'."
-        ) from None
+    require_extra("stats", wanted_by="comparing core and style tokens")
+    from scipy import stats
+
     return stats
 
 

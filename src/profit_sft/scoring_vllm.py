@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from profit_sft.errors import ConfigurationError
+from profit_sft.extras import require_extra
 from profit_sft.pretrained import pretrained_path
 from profit_sft.scoring_hf import Engine, LabelPositions, LabelScores
 
@@ -41,12 +42,9 @@ def vllm_engine(
         raise ConfigurationError(
             f"engine 'vllm' loads whole models, and '{path}' is a LoRA adapter. Merge it first, or use --engine hf."
         )
-    try:
-        from vllm import LLM, SamplingParams
-    except ImportError:
-        raise ConfigurationError(
-            "engine 'vllm' needs vLLM, which is not installed: pip install 'profit-sft[vllm]'. Or use --engine hf."
-        ) from None
+    require_extra("vllm", wanted_by="engine 'vllm' (--engine hf does not)")
+    from vllm import LLM, SamplingParams
+
     model = LLM(
         model=path,
         dtype=dtype,

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 
 import pytest
 import torch
@@ -171,10 +172,10 @@ def test_a_model_without_a_chat_template_is_refused_with_the_way_out(settings, t
 
 
 def test_a_missing_package_names_the_extra(settings, monkeypatch):
-    from profit_sft.evaluation import runner
-
-    monkeypatch.setattr(runner, "find_spec", lambda name: None if name == "lm_eval" else object())
-    with pytest.raises(ConfigurationError, match=r"evaluation needs lm_eval, not installed.*profit-sft\[eval\]"):
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    with pytest.raises(
+        ConfigurationError, match=r"evaluation needs the extra 'eval': lm_eval is not installed.*\[eval\]"
+    ):
         evaluate(settings())
 
 

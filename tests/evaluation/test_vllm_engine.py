@@ -18,7 +18,7 @@ def settings(**changes):
 
 @pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed")
 def test_without_vllm_the_message_names_the_extra():
-    with pytest.raises(ConfigurationError, match=r"vllm is not installed.*profit-sft\[eval,vllm\].*engine hf"):
+    with pytest.raises(ConfigurationError, match=r"the engine hf does not.*vllm is not installed.*\[vllm\]"):
         load_engine(settings())
 
 

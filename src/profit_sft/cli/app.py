@@ -24,6 +24,7 @@ from profit_sft.cli.options import (
 )
 from profit_sft.cli.ranks import works_here
 from profit_sft.errors import ConfigurationError, ProFitError
+from profit_sft.extras import missing_extra
 
 app = typer.Typer(
     name="profit",
@@ -502,7 +503,10 @@ def _guarded(command: Callable[[], int], *, one_process: str | None = None) -> i
         errors.print(str(message), markup=False)
 
     try:
-        return command()
+        try:
+            return command()
+        except ModuleNotFoundError as error:
+            raise missing_extra(error.name, wanted_by="this command") or error from error
     except KeyboardInterrupt:
         report("interrupted")
         return 130

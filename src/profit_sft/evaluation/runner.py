@@ -5,7 +5,6 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from importlib.util import find_spec
 from typing import Any
 
 from profit_sft.errors import ConfigurationError
@@ -17,6 +16,7 @@ from profit_sft.evaluation.sampling import sample_seed
 from profit_sft.evaluation.settings import EvalSettings
 from profit_sft.evaluation.tasks import EvalTask, load_task
 from profit_sft.evaluation.vllm_engine import check_vllm
+from profit_sft.extras import require_extra
 from profit_sft.output_folder import check_output_folder
 from profit_sft.pretrained import model_fingerprint
 from profit_sft.versions import package_versions
@@ -52,7 +52,7 @@ def evaluate(
         DownloadError: Something cannot be fetched.
     """
     started = time.perf_counter()
-    _require_extra()
+    require_extra("eval", wanted_by="evaluation")
     if settings.engine == "vllm" and not is_begun(settings.output_dir):
         check_vllm(settings)  # before the folder is begun with an engine that cannot go on with it
     check_output_folder(settings.output_dir)
@@ -76,16 +76,6 @@ def evaluate(
             )
             folder.write_results(found.as_dict())
     return found
-
-
-def _require_extra() -> None:
-    missing = [
-        name for name in ("lm_eval", "math_verify", "langdetect", "immutabledict", "nltk") if not find_spec(name)
-    ]
-    if missing:
-        raise ConfigurationError(
-            f"evaluation needs {', '.join(missing)}, not installed here. Run: pip install 'profit-sft[eval]'"
-        )
 
 
 def _job(settings: EvalSettings, fingerprint: str) -> dict[str, Any]:

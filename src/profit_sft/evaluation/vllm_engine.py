@@ -14,6 +14,7 @@ import torch
 from profit_sft.errors import ConfigurationError
 from profit_sft.evaluation.engine import Engine, Generated, Request, answer_batch
 from profit_sft.evaluation.settings import EvalSettings
+from profit_sft.extras import require_extra
 from profit_sft.pretrained import pretrained_path
 
 
@@ -23,13 +24,7 @@ def check_vllm(settings: EvalSettings) -> None:
     Raises:
         ConfigurationError: vLLM is not installed, or the model is a LoRA adapter.
     """
-    try:
-        import lm_eval.models.vllm_causallms  # noqa: F401
-    except ImportError:
-        raise ConfigurationError(
-            "engine: vllm is not installed. Install it with `pip install 'profit-sft[eval,vllm]'` (it needs a GPU), or "
-            "use the engine hf."
-        ) from None
+    require_extra("vllm", wanted_by="engine 'vllm' (the engine hf does not)")
     path = pretrained_path(settings.model_name_or_path)
     if (Path(path) / "adapter_config.json").is_file():
         raise ConfigurationError(

@@ -19,6 +19,7 @@ import yaml
 
 from profit_sft.data.rows import means_a_file
 from profit_sft.errors import ConfigurationError
+from profit_sft.extras import missing_extra
 from profit_sft.study.estimate import Assumptions, read_assumptions
 from profit_sft.study.sections import Section, unknown_key
 from profit_sft.study.variants import UNTRAINED, Variant, check_train, make_slug, read_variants
@@ -276,9 +277,7 @@ def _check_evaluation(plan: StudyPlan) -> None:
         if settings.data_dir is not None and not settings.data_dir.is_dir():
             raise ConfigurationError(f"evaluate.data_dir: there is no folder '{settings.data_dir}'.")
     except ModuleNotFoundError as error:
-        raise ConfigurationError(
-            f"evaluate: '{error.name}' is not installed. Install the extra: pip install 'profit-sft[eval]'."
-        ) from None
+        raise missing_extra(error.name, wanted_by="evaluate") or error from error
     except (TypeError, ValueError) as error:
         raise ConfigurationError(f"evaluate: {error}") from None
 
