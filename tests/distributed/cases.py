@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
-BF16_ROUNDING = 2.0**-8  # half an eps: each micro-batch's gradient is rounded once
+# Half an eps. Each micro-batch's gradient is rounded once in a plain loop; in a trainer so is what reaches the layers
+# from the head, and what is reduced.
+BF16_ROUNDING = 2.0**-8
 # Rows of the plain loops' micro-batches, two a rank. Tensor-parallel ranks are all given all of them.
 MICRO_BATCHES = ((0, 1), (2, 3), (4, 5), (6, 7))
 
@@ -25,7 +27,7 @@ class Case:
         tied: One matrix for embedding and head.
         lora: PEFT's `modules_to_save` beside adapters on all layers; None: full fine-tuning.
         unlabeled: Rows of the global batch without any label.
-        bf16: Computed on bf16 copies of the parameters; gradients are reduced in fp32.
+        bf16: Computed on copies of the "parameters" in bf16, or under "autocast"; None: in fp32.
         normalize: As the trainer takes it.
         weight_decay: Of AdamW.
         bound: Relative error allowed of loss, gradients and parameters.
@@ -37,7 +39,7 @@ class Case:
     tied: bool = False
     lora: tuple[str, ...] | None = None
     unlabeled: tuple[int, ...] = ()
-    bf16: bool = False
+    bf16: str | None = None
     normalize: str = "all"
     weight_decay: float = 0.01
     bound: float = 1e-5
@@ -112,7 +114,7 @@ def _fsdp2_loops():
                 yield LoopCase(name=f"{name}, not resharded", unit=unit, reshard=False, **model)
                 yield LoopCase(name=f"{name}, applied after", unit=unit, apply="after", **model)
             yield LoopCase(name=f"{name}, reduced at the end", unit=unit, sync_each=False, **model)
-            yield LoopCase(name=f"{name}, bf16", unit=unit, bf16=True, bound=BF16_ROUNDING, **model)
+            yield LoopCase(name=f"{name}, bf16", unit=unit, bf16="parameters", bound=BF16_ROUNDING, **model)
     own = {"engine": "fsdp2", "unit": "own"}
     yield LoopCase(name="llama, untied, own unit, embedding too", engine="fsdp2", unit="own, embedding too")
     yield LoopCase(name="opt, untied, own unit", family="opt", **own)
@@ -223,7 +225,7 @@ DDP_TRAINERS = [
             "gradient_accumulation_steps": 2,
         },
     ),
-    TrainerCase(name="bf16", settings={"bf16": True}, bf16=True, bound=BF16_ROUNDING),
+    TrainerCase(name="bf16", settings={"bf16": True, "use_cpu": True}, bf16="autocast", bound=4 * BF16_ROUNDING),
     TrainerCase(name="compiled", settings={"torch_compile": True, "torch_compile_backend": "aot_eager"}),
     TrainerCase(name="transformers' Trainer", trainer="transformers"),
     TrainerCase(name="transformers' Trainer, qwen3, tied", trainer="transformers", family="qwen3", tied=True),
@@ -244,7 +246,7 @@ FSDP2_TRAINERS = [
     TrainerCase(name="opt, tied", family="opt", tied=True),
     TrainerCase(name="checkpointing", settings={"gradient_checkpointing": True}),
     TrainerCase(name="FSDP's checkpointing", environment={"FSDP_ACTIVATION_CHECKPOINTING": "true"}),
-    TrainerCase(name="bf16", settings={"bf16": True, "use_cpu": True}, bf16=True, bound=BF16_ROUNDING),
+    TrainerCase(name="bf16", settings={"bf16": True, "use_cpu": True}, bf16="parameters", bound=4 * BF16_ROUNDING),
     TrainerCase(name="adapters", lora=()),
     TrainerCase(name="adapters and the head", lora=HEAD),
     TrainerCase(name="adapters and the head, kept", lora=HEAD, normalize="kept"),
@@ -254,6 +256,12 @@ FSDP2_TRAINERS = [
         environment={"FSDP_CPU_RAM_EFFICIENT_LOADING": "false"},
     ),
     TrainerCase(name="transformers' Trainer", trainer="transformers"),
+    TrainerCase(
+        name="context parallelism",
+        settings={"gradient_accumulation_steps": 8, "pad_to_multiple_of": 4},
+        environment={"ACCELERATE_USE_PARALLELISM_CONFIG": "true", "PARALLELISM_CONFIG_CP_SIZE": "2"},
+        refused="cp_size=2: under context parallelism",
+    ),
 ]
 
 FSDP1_TRAINERS = [
@@ -312,6 +320,7 @@ DEEPSPEED_TRAINERS = [
             PARALLELISM_CONFIG_SP_SIZE="2",
             PARALLELISM_CONFIG_SP_BACKEND="deepspeed",
             PARALLELISM_CONFIG_SP_ATTN_IMPLEMENTATION="sdpa",
+            ACCELERATE_GRADIENT_ACCUMULATION_STEPS="8",
         ),
         refused="sp_size=2: under sequence parallelism",
     ),

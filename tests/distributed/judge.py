@@ -28,11 +28,12 @@ def errors_of(case, record):
     errors = {}
     for number, step in enumerate(record["steps"], start=1):
         model = one_process(case, step["parameters"])
-        rounded = to_bf16(model) if case.bf16 else model
-        if number == 2:
-            expected = evaluation_loss(rounded, problem, evaluated(case, problem))
-            errors["evaluation loss"] = relative(record["evaluation"], expected)
-        reference = reference_step(rounded, problem, normalize=case.normalize, micro_batches=micro_batches)
+        computed = with_bf16_parameters(model) if case.bf16 == "parameters" else model
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=case.bf16 == "autocast", cache_enabled=False):
+            if number == 2:
+                expected = evaluation_loss(computed, problem, evaluated(case, problem))
+                errors["evaluation loss"] = relative(record["evaluation"], expected)
+            reference = reference_step(computed, problem, normalize=case.normalize, micro_batches=micro_batches)
         assert 0.2 < reference.kept_share < 0.8
         errors[f"step {number}: loss"] = relative(step["loss"], reference.loss)
         if "kept_share" in step:
@@ -67,7 +68,7 @@ def one_process(case, parameters):
     return model.train()
 
 
-def to_bf16(model):
+def with_bf16_parameters(model):
     """Round the parameters, as FSDP2's policy does, and not the rotary frequencies, which it leaves in fp32."""
     model = copy.deepcopy(model)
     for parameter in model.parameters():

@@ -5,6 +5,7 @@ token is masked, and on request rows without any label. Nothing here imports pro
 """
 
 import copy
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -65,7 +66,9 @@ def with_adapters(model, lora):
     from peft import get_peft_model
 
     torch.manual_seed(3)
-    return get_peft_model(model, lora_config(lora))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a trained copy of a tied head, which is what is asked for
+        return get_peft_model(model, lora_config(lora))
 
 
 def lora_config(modules_to_save):
@@ -142,7 +145,10 @@ def token_log_probs(model, batch):
     output = model(**inputs, use_cache=False, output_hidden_states=True)
     logits = output.logits[:, :-1]
     if logits.dtype != torch.float32:  # as rounded they are half an eps of the largest off, and so is the gradient
-        logits = output.hidden_states[-1][:, :-1].float() @ model.get_output_embeddings().weight.float().T
+        hidden_states = output.hidden_states[-1][:, :-1].to(logits.dtype)
+        lm_head_weight = model.get_output_embeddings().weight.to(logits.dtype)
+        with torch.autocast("cpu", enabled=False):
+            logits = hidden_states.float() @ lm_head_weight.float().T
     labels = batch["labels"][:, 1:]
     log_probs = logits.log_softmax(-1).gather(-1, labels.clamp(min=0)[..., None]).squeeze(-1)
     return log_probs, labels != -100
