@@ -90,9 +90,11 @@ def test_nothing_to_train_is_an_attached_zero(backend, case):
         hidden, labels = hidden[:0], labels[:0]
     elif case == "all ignored":
         labels = torch.full_like(labels, -100)
+    objective = ProFit(threshold=0.5, mask_source="reference")
+    unlikely = torch.full(labels.shape, -9.0, device="cuda")
     hidden, lm_head_weight = hidden.clone().requires_grad_(), lm_head_weight.requires_grad_()
     result = selective_linear_cross_entropy(
-        hidden, lm_head_weight, labels, objective=ProFit(threshold=1.0), backend=backend
+        hidden, lm_head_weight, labels, objective=objective, reference_log_probs=unlikely, backend=backend
     )
     result.loss.backward()
     assert result.loss.item() == 0

@@ -9,7 +9,7 @@ import multiprocessing
 import pytest
 import torch
 from problems import HEADS, OBJECTIVES, assert_close, planted_problem, tolerance
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from profit_sft import NLL, selective_linear_cross_entropy
 from profit_sft.loss import call, chunked, head_gradients, largest_values, mixed_precision, row_blocks, selective
@@ -35,17 +35,10 @@ def refused(*args, **kwargs):
 @pytest.fixture
 def elsewhere(monkeypatch):
     """Enter it around a call of the loss that is to think its tensors lie on a device without float64."""
-    buckets_that_fit = largest_values._buckets_that_fit
-
-    def on_the_host(sums, allowed):
-        with _disable_current_modes():
-            return buckets_that_fit(sums, allowed)
-
     for module in (chunked, head_gradients, largest_values):
         monkeypatch.setattr(module, "accumulation_dtype", lambda device: call.accumulation_dtype(torch.device("mps")))
-    for module in (chunked, head_gradients, mixed_precision, selective):
+    for module in (chunked, head_gradients, largest_values, mixed_precision, selective):
         monkeypatch.setattr(module, "on_cpu", lambda tensor: False)
-    monkeypatch.setattr(largest_values, "_buckets_that_fit", on_the_host)
     for name in ("in_blocks", "take_logits_memory", "give_back_logits_memory"):
         monkeypatch.setattr(chunked, name, refused)
     monkeypatch.setattr(head_gradients, "fp32_columns", refused)

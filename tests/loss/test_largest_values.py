@@ -3,7 +3,18 @@
 import pytest
 import torch
 
+from profit_sft.loss import largest_values as module
 from profit_sft.loss.largest_values import largest_values
+
+
+@pytest.fixture(params=["on the CPU", "elsewhere", "elsewhere, deterministic"], autouse=True)
+def place(request, monkeypatch):
+    """Elsewhere values are sorted; where deterministic algorithms are asked for, they are added up on the CPU."""
+    monkeypatch.setattr(module, "on_cpu", lambda tensor: request.param == "on the CPU")
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms("deterministic" in request.param)
+    yield request.param
+    torch.use_deterministic_algorithms(deterministic)
 
 
 @pytest.mark.parametrize("allowed_share", [0.0, 1e-6, 0.003, 0.2, 1.0])
@@ -24,10 +35,12 @@ def test_what_is_left_out_is_allowed_and_one_more_would_not_be(allowed_share, po
         assert left_out + values[undecided].double().sum() >= min(allowed, values.double().sum()) * (1 - 1e-6)
 
 
-def test_nothing_to_choose_from_and_nothing_to_hide():
+def test_nothing_to_choose_from_and_nothing_to_hide(place):
     none_allowed = torch.zeros((), dtype=torch.float64)
     infinite = torch.full((7,), float("inf"))
-    for values in (torch.zeros(7), torch.full((7,), float("nan")), infinite - infinite):  # a NaN of either sign
+    places, left_out = largest_values(torch.zeros(7), none_allowed)
+    assert (places.numel(), left_out) == (7 if place == "on the CPU" else 1, 0)
+    for values in (torch.full((7,), float("nan")), infinite - infinite):  # a NaN of either sign
         places, left_out = largest_values(values, none_allowed)
         assert places.numel() == 7
         assert left_out == 0

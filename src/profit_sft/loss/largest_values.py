@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from profit_sft.loss.call import accumulation_dtype
+from profit_sft.loss.call import accumulation_dtype, on_cpu
 
 # Bits of an fp32 value, read as an integer, that tell buckets apart: the exponent and nine of the mantissa, so that the
 # values of a bucket are within 0.2% of each other. Positive numbers have the order of their bits.
@@ -22,16 +22,25 @@ def largest_values(values: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
         values: `(n,)`, not negative.
         allowed: 0-d, the largest sum that may be left out.
     """
+    if not on_cpu(values):
+        return _by_sorting(values, allowed)
     bucket = values.float().abs().view(torch.int32) >> _BUCKET_SHIFT  # (n,); -0 and some NaN have a sign bit
     exact = values.to(accumulation_dtype(values.device))
     sums = torch.zeros(_BUCKETS, dtype=exact.dtype, device=values.device).index_add_(0, bucket, exact)
-    kept = bucket >= bucket.amax().clamp(max=_buckets_that_fit(sums, allowed))
-    return kept.nonzero().squeeze(1), torch.where(kept, 0.0, exact).sum()  # syncs
+    fitting = int((sums.cumsum(0) <= allowed).sum())
+    kept = bucket >= bucket.amax().clamp(max=fitting)
+    return kept.nonzero().squeeze(1), torch.where(kept, 0.0, exact).sum()
 
 
-def _buckets_that_fit(sums: Tensor, allowed: Tensor) -> int:
-    """Return how many buckets, from the smallest values on, add up to at most `allowed`.
+def _by_sorting(values: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
+    """As `largest_values`, from the smallest value on; a GPU sorts faster than it fills buckets.
 
-    On the CPU: a GPU's cumulative sum is refused where deterministic algorithms are asked for. Syncs.
+    Syncs once, and where deterministic algorithms are asked for, which a GPU's cumulative sum is not, it is taken on
+    the CPU.
     """
-    return int((sums.cpu().double().cumsum(0) <= allowed.cpu().double()).sum())
+    ascending, order = values.sort()  # NaN last
+    sums = ascending.to(accumulation_dtype(values.device))
+    sums = sums.cpu().cumsum(0).to(sums) if torch.are_deterministic_algorithms_enabled() else sums.cumsum(0)
+    fitting = min(int((sums <= allowed).sum()), values.numel() - 1)  # syncs
+    left_out = sums[fitting - 1] if fitting else torch.zeros_like(allowed)
+    return order[fitting:].sort().values, left_out
