@@ -107,6 +107,8 @@ def test_evaluation_generation_and_removal_leave_the_model_as_it_was(family):
     with torch.no_grad():
         before = model(**inputs)
         prompt = {"input_ids": inputs["input_ids"][:, :4], "attention_mask": inputs["attention_mask"][:, :4]}
+        if "output_router_logits" in FAMILIES[family]:  # with them transformers 4 cannot generate
+            prompt["output_router_logits"] = False
         tokens = model.generate(**prompt, max_new_tokens=3, do_sample=False)
         apply_profit(model, ProFit(threshold=0.5))
         after = model(**inputs)
