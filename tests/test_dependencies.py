@@ -1,6 +1,7 @@
 """What pyproject.toml declares is what the code imports, and what is not installed is asked for by its extra."""
 
 import ast
+import importlib
 import re
 import subprocess
 import sys
@@ -65,6 +66,7 @@ def test_the_core_imports_what_it_declares(repo_root, project):
 def test_everything_else_that_is_imported_is_declared_by_an_extra_and_nothing_besides(repo_root, project):
     extras = project["optional-dependencies"]
     declared = names(project["dependencies"]) | names([text for extra in EXTRAS for text in extras[extra]])
+    declared.discard("profit-sft")
     found = imported(repo_root, core=False)
     assert not found.keys() - declared, {name: found[name] for name in found.keys() - declared}
     assert declared - found.keys() - names(project["dependencies"]) == NOT_IMPORTED.keys()
@@ -73,6 +75,9 @@ def test_everything_else_that_is_imported_is_declared_by_an_extra_and_nothing_be
 def test_the_extras_know_the_modules_of_what_they_declare(project):
     for extra, modules in EXTRAS.items():
         declared = names(project["optional-dependencies"][extra])
+        if extra != "train":  # what only commands use brings the command
+            assert "profit-sft" in declared, extra
+            declared.remove("profit-sft")
         assert {DISTRIBUTIONS.get(module, module).replace("_", "-") for module in modules} == declared, extra
 
 
@@ -108,7 +113,7 @@ def test_objectives_loss_head_and_callback_need_the_core_alone():
         (
             "from profit_sft.cli import main; sys.argv[1:] = ['eval', 'x', '--tasks', 'gsm8k']; main()",
             "lm_eval",
-            "evaluation needs",
+            "profit eval needs",
         ),
     ],
 )
@@ -130,4 +135,7 @@ def test_a_name_without_its_extra_is_an_import_error_that_says_which():
 def test_what_no_extra_brings_stays_what_it_is():
     assert missing_extra("antigravity") is None
     assert missing_extra(None) is None
-    assert "'.[stats]'" in str(missing_extra("scipy.stats"))
+    assert "'.[stats]'" in str(missing_extra("scipy"))
+    with pytest.raises(ModuleNotFoundError) as of_another_version:
+        importlib.import_module("trl.no_such_part")
+    assert missing_extra(of_another_version.value.name) is None

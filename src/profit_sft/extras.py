@@ -1,5 +1,6 @@
 """Which extra brings an optional library, and the one message for where it is missing."""
 
+import sys
 from importlib.util import find_spec
 
 from profit_sft.errors import MissingExtraError
@@ -19,16 +20,17 @@ EXTRAS = {
 def missing_extra(module: str | None, *, wanted_by: str = "this part of ProFit") -> MissingExtraError | None:
     """Return the error that names the extra, or None where the module is none that an extra brings.
 
+    A part of an installed library that its version lacks is none: what is missing there is no extra.
+
     Args:
         module: What could not be imported, such as `ModuleNotFoundError.name`.
         wanted_by: What asked for it.
     """
-    top = (module or "").partition(".")[0]
-    extra = next((extra for extra, modules in EXTRAS.items() if top in modules), None)
+    extra = next((extra for extra, modules in EXTRAS.items() if module in modules), None)
     if extra is None:
         return None
     return MissingExtraError(
-        f"{wanted_by} needs the extra '{extra}': {top} is not installed. Run pip install '.[{extra}]' in a clone of "
+        f"{wanted_by} needs the extra '{extra}': {module} is not installed. Run pip install '.[{extra}]' in a clone of "
         "ProFit."
     )
 
@@ -40,7 +42,7 @@ def require_extra(extra: str, *, wanted_by: str) -> None:
         MissingExtraError: Names the first one that is.
     """
     for module in EXTRAS[extra]:
-        if find_spec(module) is None:
+        if sys.modules.get(module) is None and find_spec(module) is None:
             error = missing_extra(module, wanted_by=wanted_by)
             assert error is not None
             raise error

@@ -24,7 +24,7 @@ from profit_sft.cli.options import (
 )
 from profit_sft.cli.ranks import works_here
 from profit_sft.errors import ConfigurationError, ProFitError
-from profit_sft.extras import missing_extra
+from profit_sft.extras import missing_extra, require_extra
 
 app = typer.Typer(
     name="profit",
@@ -329,6 +329,7 @@ def evaluate(
     """Answer benchmarks with a model; the paper's five, its decoding, and a standard error over problems."""
 
     def run() -> int:
+        require_extra("eval", wanted_by="profit eval")  # it brings all of it, so it is the one to name
         from profit_sft.cli.eval import eval_command
 
         return eval_command(
