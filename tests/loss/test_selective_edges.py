@@ -242,3 +242,26 @@ def test_nothing_requires_a_gradient_then_neither_does_the_loss(place):
     hidden, lm_head_weight, labels, _, _ = planted_problem(place)
     result = selective_loss(place, hidden, lm_head_weight, labels, objective=NLL())
     assert not result.loss.requires_grad
+
+
+@pytest.mark.parametrize("objective", [ProFit(threshold=THRESHOLD), DFT()], ids=str)
+def test_kept_share_and_plain_nll_are_on_the_result(place, objective):
+    problem = planted_problem(place)
+    label_mask = problem[2] != -100
+    (result, _), (_, _, values) = both(problem, objective, place=place, statistics="all")
+    for share in (result.kept_share, result.nll):
+        assert share.shape == ()
+        assert share.dtype == torch.float32
+        assert not share.requires_grad
+    assert result.kept_share.item() == pytest.approx((values["weights"] != 0).double().mean().item(), rel=1e-6)
+    assert result.nll.item() == pytest.approx(-values["log_probs"].mean().item(), rel=1e-6)
+    (quick, _), _ = both(problem, objective, place=place)
+    assert quick.kept_share == result.kept_share
+    screened = bool(quick.log_probs[label_mask].isnan().any())
+    assert screened == (objective == ProFit(threshold=THRESHOLD))
+    assert bool(quick.nll.isnan()) == screened  # no guess where not every log p was computed
+
+
+def test_without_labels_nothing_is_kept_and_nll_is_zero(place):
+    result = selective_loss(place, torch.randn(3, 8), torch.randn(30, 8), torch.full((3,), -100), objective=NLL())
+    assert result.kept_share == result.nll == 0
