@@ -1,4 +1,4 @@
-"""Labels of a batch belong to the position before them: the loss is the model's own, and what goes with them moves too."""
+"""Labels of a batch belong to the position before them: the loss is the model's, and what goes with them moves."""
 
 import pytest
 import torch
