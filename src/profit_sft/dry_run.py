@@ -12,7 +12,7 @@ from trl import ModelConfig
 
 from profit_sft.data import PreparedData
 from profit_sft.head import selective_head
-from profit_sft.loss.chunked import CPU_CHUNK_BYTES, GPU_CHUNK_TOKENS
+from profit_sft.loss.devices import default_chunk_size
 from profit_sft.run import build_trainer, load_data, load_tokenizer, resolved_config, settle
 from profit_sft.run_arguments import RunArguments
 from profit_sft.trainer import REFERENCE_COLUMN, ProFitConfig, ProFitTrainer
@@ -133,8 +133,7 @@ def estimate_memory_gib(trainer: ProFitTrainer, *, longest: int) -> dict[str, fl
     width = 2 if args.bf16 or args.fp16 else 4
     tokens = args.per_device_train_batch_size * min(longest, args.max_length or longest)
     layer = 17 * width * tokens * hidden_size
-    on_gpu = trainer.accelerator.device.type == "cuda"
-    chunk = min(tokens, GPU_CHUNK_TOKENS if on_gpu else CPU_CHUNK_BYTES // (4 * vocab_size))
+    chunk = min(tokens, default_chunk_size(trainer.accelerator.device, vocab_size))
     activations = layers * layer
     if args.gradient_checkpointing:
         activations = layer + layers * width * tokens * hidden_size

@@ -2,23 +2,35 @@
 
 import math
 
+import fake_accelerator
 import pytest
 import torch
-from problems import BACKENDS, HEADS, OBJECTIVES, THRESHOLD, assert_close, both, planted_problem, tolerance
+from problems import (
+    HEADS,
+    OBJECTIVES,
+    PLACES,
+    THRESHOLD,
+    assert_close,
+    both,
+    planted_problem,
+    selective_loss,
+    skip_without_float64,
+    tolerance,
+)
 from torch.nn import functional
 
 from profit_sft import NLL, ProFit, selective_linear_cross_entropy
 from profit_sft.objectives import DFT, Power, Rho
 
-pytestmark = pytest.mark.parametrize("backend", BACKENDS)
+pytestmark = pytest.mark.parametrize("place", PLACES)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
-def test_loss_and_gradients_match_the_oracle(backend, objective, dtype):
-    problem = planted_problem(dtype)
-    (result, gradients), (loss, exact, values) = both(problem, objective, backend=backend, chunk_size=64)
-    assert_close(gradients, exact, tolerance(dtype, *problem[:2]))
+def test_loss_and_gradients_match_the_oracle(place, objective, dtype):
+    problem = planted_problem(place, dtype)
+    (result, gradients), (loss, exact, values) = both(problem, objective, place=place, chunk_size=place.chunk_size)
+    assert_close(gradients, exact, tolerance(dtype, *problem[:2], place))
     assert result.loss.item() == pytest.approx(loss.item(), rel=1e-5)
     label_mask = problem[2] != -100
     assert torch.equal(result.label_mask, label_mask)
@@ -36,14 +48,13 @@ def test_loss_and_gradients_match_the_oracle(backend, objective, dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("objective", [ProFit(threshold=THRESHOLD), DFT()], ids=str)
 @pytest.mark.parametrize("head", HEADS)
-@pytest.mark.parametrize("chunk_size", [64, 257, 4096])
-def test_heads_and_chunk_sizes_match_the_oracle(backend, objective, head, chunk_size, dtype):
+@pytest.mark.parametrize("chunks", ["several", "one", "none smaller"])
+def test_heads_and_chunk_sizes_match_the_oracle(place, objective, head, chunks, dtype):
     options = HEADS[head]
-    problem = planted_problem(dtype, **options)
-    (result, gradients), (loss, exact, _) = both(
-        problem, objective, head=options, backend=backend, chunk_size=chunk_size
-    )
-    assert_close(gradients, exact, tolerance(dtype, *problem[:2]))
+    chunk_size = {"several": place.chunk_size, "one": place.sizes[0], "none smaller": 4096}[chunks]
+    problem = planted_problem(place, dtype, **options)
+    (result, gradients), (loss, exact, _) = both(problem, objective, head=options, place=place, chunk_size=chunk_size)
+    assert_close(gradients, exact, tolerance(dtype, *problem[:2], place))
     assert result.loss.item() == pytest.approx(loss.item(), rel=1e-5)
 
 
@@ -51,28 +62,29 @@ def test_heads_and_chunk_sizes_match_the_oracle(backend, objective, head, chunk_
     "options", [{"normalize": "kept"}, {"num_items": 1000}, {"num_items": torch.tensor(7.0)}], ids=str
 )
 @pytest.mark.parametrize("objective", [NLL(), ProFit(threshold=THRESHOLD), Power(k=0.5)], ids=str)
-def test_normalizers_match_the_oracle(backend, objective, options):
-    problem = planted_problem()
-    (result, gradients), (loss, exact, _) = both(problem, objective, backend=backend, **options)
-    assert_close(gradients, exact, tolerance(torch.float32, *problem[:2]))
+def test_normalizers_match_the_oracle(place, objective, options):
+    problem = planted_problem(place)
+    (result, gradients), (loss, exact, _) = both(problem, objective, place=place, **options)
+    assert_close(gradients, exact, tolerance(torch.float32, *problem[:2], place))
     assert result.loss.item() == pytest.approx(loss.item(), rel=1e-5)
 
 
-def test_normalizing_by_the_kept_tokens_is_as_precise_as_the_inputs(backend):
+def test_normalizing_by_the_kept_tokens_is_as_precise_as_the_inputs(place):
+    skip_without_float64(place)
     (result, gradients), (loss, exact, _) = both(
-        planted_problem(torch.float64), ProFit(threshold=THRESHOLD), backend=backend, normalize="kept"
+        planted_problem(place, torch.float64), ProFit(threshold=THRESHOLD), place=place, normalize="kept"
     )
     assert result.loss.item() == pytest.approx(loss.item(), rel=1e-12)
     assert_close(gradients, exact, 1e-12)
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_all_statistics_match_the_oracle(backend, head):
+def test_all_statistics_match_the_oracle(place, head):
     options = HEADS[head]
-    problem = planted_problem(**options)
+    problem = planted_problem(place, **options)
     objective = ProFit(threshold=THRESHOLD)
     (result, gradients), (_, exact, values) = both(
-        problem, objective, head=options, backend=backend, statistics="ranks", chunk_size=100
+        problem, objective, head=options, place=place, statistics="ranks", chunk_size=place.chunk_size
     )
     label_mask = problem[2] != -100
     for name in ("log_probs", "entropy"):
@@ -85,18 +97,18 @@ def test_all_statistics_match_the_oracle(backend, head):
     assert torch.equal(result.top1, torch.where(label_mask, logits.argmax(-1), 0))
     own = logits.gather(-1, problem[2].clamp(min=0)[:, None])
     assert torch.equal(result.rank, torch.where(label_mask, 1 + (logits > own).sum(-1), 0))
-    assert result.rank.max() > 100
-    assert_close(gradients, exact, tolerance(torch.float32, *problem[:2]))
+    assert result.rank.max() > 20
+    assert_close(gradients, exact, tolerance(torch.float32, *problem[:2], place))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
-def test_asking_for_all_statistics_changes_nothing_else(backend, objective, dtype):
-    problem = planted_problem(dtype)
+def test_asking_for_all_statistics_changes_nothing_else(place, objective, dtype):
+    problem = planted_problem(place, dtype)
     (result, gradients), (loss, exact, values) = both(
-        problem, objective, backend=backend, statistics="all", chunk_size=64
+        problem, objective, place=place, statistics="all", chunk_size=place.chunk_size
     )
-    assert_close(gradients, exact, tolerance(dtype, *problem[:2]))
+    assert_close(gradients, exact, tolerance(dtype, *problem[:2], place))
     assert result.loss.item() == pytest.approx(loss.item(), rel=1e-5)
     label_mask = problem[2] != -100
     for name in ("log_probs", "entropy"):
@@ -104,43 +116,45 @@ def test_asking_for_all_statistics_changes_nothing_else(backend, objective, dtyp
     top1 = (problem[0].double() @ problem[1].double().T).argmax(-1) == problem[2]
     assert torch.equal(result.is_top1, top1 & label_mask)
     assert 0.1 < result.is_top1.double().mean() < 0.9
-    assert torch.equal(result.weights != 0, both(problem, objective, backend=backend)[0][0].weights != 0)
+    assert torch.equal(result.weights != 0, both(problem, objective, place=place)[0][0].weights != 0)
 
 
 @pytest.mark.parametrize("ignore_index", [-1, 0])  # 0 is a token as well, such as a padding token
 @pytest.mark.parametrize(
     "objective", [ProFit(threshold=THRESHOLD), ProFit(mask_source="reference"), Rho(keep_share=0.4)], ids=str
 )
-def test_batches_of_sequences_and_other_ignore_index(backend, objective, ignore_index):
-    hidden, lm_head_weight, labels, _, reference = planted_problem()
-    labels = torch.where(labels == -100, ignore_index, labels)[:256].view(4, 64)
-    problem = hidden[:256].view(4, 64, -1), lm_head_weight, labels, None, reference[:256]
+def test_batches_of_sequences_and_other_ignore_index(place, objective, ignore_index):
+    hidden, lm_head_weight, labels, _, reference = planted_problem(place)
+    count = len(labels) // 4 * 4
+    labels = torch.where(labels == -100, ignore_index, labels)[:count].view(4, -1)
+    problem = hidden[:count].view(4, count // 4, -1), lm_head_weight, labels, None, reference[:count]
     (result, gradients), (loss, exact, values) = both(
-        problem, objective, backend=backend, ignore_index=ignore_index, shift=False
+        problem, objective, place=place, ignore_index=ignore_index, shift=False
     )
     assert result.loss.item() == pytest.approx(loss.item(), rel=1e-5)
     for name in ("log_probs", "weights", "label_mask"):
         assert getattr(result, name).shape == labels.shape, name
     assert torch.equal(result.weights[labels != ignore_index].double(), values["weights"])
-    assert gradients[0].shape == (4, 64, hidden.shape[1])
-    assert_close(gradients, exact, tolerance(torch.float32, hidden, lm_head_weight))
+    assert gradients[0].shape == problem[0].shape
+    assert_close(gradients, exact, tolerance(torch.float32, hidden, lm_head_weight, place))
 
 
 @pytest.mark.parametrize("statistics", ["objective", "all"])
-def test_known_weights_replace_the_objective(backend, statistics):
-    problem = planted_problem()
+def test_known_weights_replace_the_objective(place, statistics):
+    problem = planted_problem(place)
     weights = torch.rand(problem[2].shape, generator=torch.Generator().manual_seed(3))
     weights[::3] = 0
     (result, gradients), (loss, exact, _) = both(
-        problem, NLL(), backend=backend, weights=weights, statistics=statistics, chunk_size=50
+        problem, NLL(), place=place, weights=weights, statistics=statistics, chunk_size=place.chunk_size
     )
     assert result.loss.item() == pytest.approx(loss.item(), rel=1e-5)
-    assert_close(gradients, exact, tolerance(torch.float32, *problem[:2]))
+    assert_close(gradients, exact, tolerance(torch.float32, *problem[:2], place))
     unweighted = (problem[2] != -100) & (weights == 0)
     assert bool(result.log_probs[unweighted].isnan().all()) == (statistics == "objective")
 
 
-def test_gradients_agree_with_finite_differences(backend):
+def test_gradients_agree_with_finite_differences(place):
+    skip_without_float64(place)
     # torch's gradcheck calls backward several times, which this loss refuses; so the differences are taken here.
     generator = torch.Generator().manual_seed(0)
     inputs = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in ((5, 6), (11, 6), (11,))]
@@ -151,12 +165,11 @@ def test_gradients_agree_with_finite_differences(backend):
         "logit_scale": 0.8,
         "logit_softcap": 3.0,
         "chunk_size": 2,
-        "backend": backend,
     }
 
     def loss():
         labels = torch.tensor([0, 10, 3, -100, 7])
-        return selective_linear_cross_entropy(inputs[0], inputs[1], labels, bias=inputs[2], **options).loss
+        return selective_loss(place, inputs[0], inputs[1], labels, bias=inputs[2], **options).loss
 
     for tensor in inputs:
         tensor.requires_grad_()
@@ -175,10 +188,10 @@ def test_gradients_agree_with_finite_differences(backend):
                 assert gradient.view(-1)[index].item() == pytest.approx((above - below) / (2 * step), abs=1e-8)
 
 
-def test_token_weights_carry_no_gradient(backend):
-    problem = planted_problem()
-    (result, gradients), _ = both(problem, DFT(), backend=backend)
-    (_, fixed), _ = both(problem, NLL(), backend=backend, weights=result.weights)
+def test_token_weights_carry_no_gradient(place):
+    problem = planted_problem(place)
+    (result, gradients), _ = both(problem, DFT(), place=place)
+    (_, fixed), _ = both(problem, NLL(), place=place, weights=result.weights)
     assert not result.weights.requires_grad
     for found, expected in zip(gradients, fixed, strict=True):
         assert (found - expected).norm() <= 1e-5 * expected.norm()
@@ -187,11 +200,10 @@ def test_token_weights_carry_no_gradient(backend):
 # -- edges ------------------------------------------------------------------------------------------------------
 
 
-def run(backend, hidden, lm_head_weight, labels, objective=None, **options):
+def run(place, hidden, lm_head_weight, labels, objective=None, **options):
     hidden, lm_head_weight = hidden.detach().requires_grad_(), lm_head_weight.detach().requires_grad_()
-    result = selective_linear_cross_entropy(
-        hidden, lm_head_weight, labels, objective=objective or ProFit(threshold=THRESHOLD), backend=backend, **options
-    )
+    objective = objective or ProFit(threshold=THRESHOLD)
+    result = selective_loss(place, hidden, lm_head_weight, labels, objective=objective, **options)
     result.loss.backward()
     return result, hidden.grad, lm_head_weight.grad
 
@@ -200,13 +212,11 @@ def run(backend, hidden, lm_head_weight, labels, objective=None, **options):
 @pytest.mark.parametrize("case", ["no tokens", "all ignored"])
 @pytest.mark.parametrize("statistics", ["objective", "all"])
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
-def test_nothing_to_train_is_an_attached_zero(backend, case, normalize, statistics, objective):
+def test_nothing_to_train_is_an_attached_zero(place, case, normalize, statistics, objective):
     tokens = 0 if case == "no tokens" else 5
     labels = torch.full((tokens,), -100)
     options = {"normalize": normalize, "statistics": statistics, "reference_log_probs": torch.zeros(tokens)}
-    result, d_hidden, d_weight = run(
-        backend, torch.randn(tokens, 8), torch.randn(3000, 8), labels, objective, **options
-    )
+    result, d_hidden, d_weight = run(place, torch.randn(tokens, 8), torch.randn(3000, 8), labels, objective, **options)
     assert result.loss.item() == 0.0
     assert d_hidden.shape == (tokens, 8)
     assert d_weight.shape == (3000, 8)
@@ -217,7 +227,7 @@ def test_nothing_to_train_is_an_attached_zero(backend, case, normalize, statisti
 
 @pytest.mark.parametrize("gradient_budget", [0.0, 0.01])
 @pytest.mark.parametrize("vocab_size", [50, 5000])  # below and above the size that is screened
-def test_all_masked_is_zero_with_a_warning_that_names_threshold_and_largest_p(backend, vocab_size, gradient_budget):
+def test_all_masked_is_zero_with_a_warning_that_names_threshold_and_largest_p(place, vocab_size, gradient_budget):
     generator = torch.Generator().manual_seed(0)
     hidden, lm_head_weight = torch.randn(9, 8, generator=generator), torch.randn(vocab_size, 8, generator=generator)
     labels = torch.arange(9)
@@ -226,7 +236,7 @@ def test_all_masked_is_zero_with_a_warning_that_names_threshold_and_largest_p(ba
         UserWarning, match=r"ProFit\(threshold=0.99\) gave all 9 label tokens .* largest p seen is"
     ) as seen:
         result, d_hidden, d_weight = run(
-            backend, hidden, lm_head_weight, labels, ProFit(threshold=0.99), gradient_budget=gradient_budget
+            place, hidden, lm_head_weight, labels, ProFit(threshold=0.99), gradient_budget=gradient_budget
         )
     named = float(
         str(seen[0].message).split("largest p seen is ")[1].removeprefix("at most ").split(".  ")[0].split(". L")[0]
@@ -237,73 +247,71 @@ def test_all_masked_is_zero_with_a_warning_that_names_threshold_and_largest_p(ba
     assert (d_weight == 0).all()
 
 
-def test_masked_tokens_get_exactly_zero_gradient(backend):
-    hidden, lm_head_weight, labels, _, _ = planted_problem()
-    result, d_hidden, _ = run(backend, hidden, lm_head_weight, labels)
+def test_masked_tokens_get_exactly_zero_gradient(place):
+    hidden, lm_head_weight, labels, _, _ = planted_problem(place)
+    result, d_hidden, _ = run(place, hidden, lm_head_weight, labels)
     masked = result.weights == 0
     assert 0.2 < masked.double().mean() < 0.8
     assert (d_hidden[masked] == 0).all()
     assert (d_hidden[~masked].abs().sum(-1) > 0).all()
 
 
-def test_none_masked_equals_plain_cross_entropy(backend):
-    hidden, lm_head_weight, labels, _, _ = planted_problem()
-    result, d_hidden, d_weight = run(backend, hidden, lm_head_weight, labels, ProFit(threshold=0.0))
+def test_none_masked_equals_plain_cross_entropy(place):
+    hidden, lm_head_weight, labels, _, _ = planted_problem(place)
+    result, d_hidden, d_weight = run(place, hidden, lm_head_weight, labels, ProFit(threshold=0.0))
     inputs = hidden.double().requires_grad_(), lm_head_weight.double().requires_grad_()
     loss = functional.cross_entropy(inputs[0] @ inputs[1].T, labels)
     assert result.loss.item() == pytest.approx(loss.item(), rel=1e-6)
     assert_close(
-        (d_hidden, d_weight), torch.autograd.grad(loss, inputs), tolerance(torch.float32, hidden, lm_head_weight)
+        (d_hidden, d_weight), torch.autograd.grad(loss, inputs), tolerance(torch.float32, hidden, lm_head_weight, place)
     )
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
-def test_nan_is_not_masked_away(backend, objective):
-    hidden, lm_head_weight, labels, _, _ = planted_problem()
-    hidden[100, 3] = float("nan")
-    labels[100] = 17
-    options = {"objective": objective, "backend": backend, "reference_log_probs": torch.zeros(labels.shape)}
-    assert selective_linear_cross_entropy(hidden, lm_head_weight, labels, **options).loss.isnan()
+def test_nan_is_not_masked_away(place, objective):
+    hidden, lm_head_weight, labels, _, _ = planted_problem(place)
+    hidden[30, 3] = float("nan")
+    labels[30] = 17
+    options = {"objective": objective, "reference_log_probs": torch.zeros(labels.shape)}
+    assert selective_loss(place, hidden, lm_head_weight, labels, **options).loss.isnan()
     everywhere = torch.full_like(hidden, float("nan"))  # and no warning that nothing was kept
-    assert selective_linear_cross_entropy(everywhere, lm_head_weight, labels, **options).loss.isnan()
+    assert selective_loss(place, everywhere, lm_head_weight, labels, **options).loss.isnan()
 
 
-def test_a_padded_vocabulary_does_not_spoil_the_statistics(backend):
-    hidden, lm_head_weight, labels, bias, _ = planted_problem(bias=True)
+def test_a_padded_vocabulary_does_not_spoil_the_statistics(place):
+    hidden, lm_head_weight, labels, bias, _ = planted_problem(place, bias=True)
     bias[7:9] = -float("inf")
     labels[(labels == 7) | (labels == 8)] = -100
-    result = selective_linear_cross_entropy(
-        hidden, lm_head_weight, labels, bias=bias, objective=NLL(), statistics="all", backend=backend
-    )
+    result = selective_loss(place, hidden, lm_head_weight, labels, bias=bias, objective=NLL(), statistics="all")
     assert result.loss.isfinite()
     assert result.entropy.isfinite().all()
 
 
-def test_a_step_without_labels_divides_zero_by_one(backend):
+def test_a_step_without_labels_divides_zero_by_one(place):
     result, d_hidden, _ = run(
-        backend, torch.randn(3, 8), torch.randn(30, 8), torch.full((3,), -100), NLL(), num_items=torch.tensor(0)
+        place, torch.randn(3, 8), torch.randn(30, 8), torch.full((3,), -100), NLL(), num_items=torch.tensor(0)
     )
     assert result.loss.item() == 0.0
     assert (d_hidden == 0).all()
 
 
-def test_one_token(backend):
-    hidden, lm_head_weight, labels, _, _ = planted_problem()
-    result, d_hidden, _ = run(backend, hidden[20:21], lm_head_weight, labels[20:21], NLL())
+def test_one_token(place):
+    hidden, lm_head_weight, labels, _, _ = planted_problem(place)
+    result, d_hidden, _ = run(place, hidden[20:21], lm_head_weight, labels[20:21], NLL())
     expected = functional.cross_entropy((hidden[20:21].double() @ lm_head_weight.double().T), labels[20:21])
     assert result.loss.item() == pytest.approx(expected.item(), abs=5e-6)
     assert d_hidden.abs().sum() > 0
 
 
-def test_probability_equal_to_the_threshold_is_kept(backend):
+def test_probability_equal_to_the_threshold_is_kept(place):
     # Two tokens in the vocabulary with equal logits: p is 1/2 to the last bit.
-    result, _, _ = run(backend, torch.ones(1, 4), torch.ones(2, 4), torch.tensor([1]), ProFit(threshold=0.5))
+    result, _, _ = run(place, torch.ones(1, 4), torch.ones(2, 4), torch.tensor([1]), ProFit(threshold=0.5))
     assert result.num_kept == 1
 
 
 @pytest.mark.parametrize("layout", ["transposed", "expanded", "sliced"])
-def test_any_memory_layout_gives_the_same(backend, layout):
-    hidden, lm_head_weight, labels, _, _ = planted_problem()
+def test_any_memory_layout_gives_the_same(place, layout):
+    hidden, lm_head_weight, labels, _, _ = planted_problem(place)
     if layout == "transposed":
         other, expected = hidden.T.contiguous().T, hidden
     elif layout == "expanded":
@@ -311,39 +319,41 @@ def test_any_memory_layout_gives_the_same(backend, layout):
         expected = other.contiguous()
     else:
         other, expected = torch.stack([hidden, hidden], dim=1)[:, 1], hidden
-    found = run(backend, other, lm_head_weight.T.contiguous().T, labels, NLL())
-    wanted = run(backend, expected, lm_head_weight, labels, NLL())
+    found = run(place, other, lm_head_weight.T.contiguous().T, labels, NLL())
+    wanted = run(place, expected, lm_head_weight, labels, NLL())
     assert found[0].loss.item() == pytest.approx(wanted[0].loss.item(), rel=1e-6)
     assert (found[1] - wanted[1]).norm() <= 1e-6 * wanted[1].norm()
     assert (found[2] - wanted[2]).norm() <= 1e-6 * wanted[2].norm()
 
 
 @pytest.mark.parametrize("frozen", ["hidden", "weight", "bias"])
-def test_what_is_frozen_gets_no_gradient(backend, frozen):
-    hidden, lm_head_weight, labels, bias, _ = planted_problem(bias=True)
+def test_what_is_frozen_gets_no_gradient(place, frozen):
+    hidden, lm_head_weight, labels, bias, _ = planted_problem(place, bias=True)
     inputs = {"hidden": hidden, "weight": lm_head_weight, "bias": bias}
     for name, tensor in inputs.items():
         tensor.requires_grad_(name != frozen)
-    options = {"objective": ProFit(threshold=THRESHOLD), "backend": backend}
-    loss = selective_linear_cross_entropy(hidden, lm_head_weight, labels, bias=bias, **options).loss
+    options = {"objective": ProFit(threshold=THRESHOLD)}
+    loss = selective_loss(place, hidden, lm_head_weight, labels, bias=bias, **options).loss
     loss.backward()
     assert [name for name, tensor in inputs.items() if tensor.grad is None] == [frozen]
-    (result, gradients), _ = both((hidden, lm_head_weight, labels, bias, torch.zeros(len(labels))), **options)
+    problem = hidden, lm_head_weight, labels, bias, torch.zeros(len(labels))
+    (result, gradients), _ = both(problem, place=place, **options)
     assert loss.item() == pytest.approx(result.loss.item(), rel=1e-6)
     for (name, tensor), expected in zip(inputs.items(), gradients, strict=True):
         if name != frozen:
             assert (tensor.grad - expected).norm() <= 1e-6 * expected.norm(), name
 
 
-def test_tied_head_accumulates_both_gradients(backend):
-    _, lm_head_weight, labels, _, _ = planted_problem()
+def test_tied_head_accumulates_both_gradients(place):
+    skip_without_float64(place)
+    _, lm_head_weight, labels, _, _ = planted_problem(place)
     input_ids = labels.clamp(min=0).roll(1)
     gradients = []
     for selective in (True, False):
         tied = lm_head_weight.double().requires_grad_()
         hidden = 5 * functional.embedding(input_ids, tied)
         if selective:
-            loss = selective_linear_cross_entropy(hidden, tied, labels, objective=NLL(), backend=backend).loss
+            loss = selective_loss(place, hidden, tied, labels, objective=NLL()).loss
         else:
             loss = functional.cross_entropy(hidden @ tied.T, labels)
         gradients.append(torch.autograd.grad(loss, tied)[0])
@@ -351,11 +361,11 @@ def test_tied_head_accumulates_both_gradients(backend):
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-def test_without_gradients_only_the_values_are_computed(backend, mode):
-    hidden, lm_head_weight, labels, _, _ = planted_problem()
+def test_without_gradients_only_the_values_are_computed(place, mode):
+    hidden, lm_head_weight, labels, _, _ = planted_problem(place)
     with mode():
-        result = selective_linear_cross_entropy(
-            hidden.clone(), lm_head_weight.clone(), labels, objective=NLL(), backend=backend, statistics="all"
+        result = selective_loss(
+            place, hidden.clone(), lm_head_weight.clone(), labels, objective=NLL(), statistics="all"
         )
     assert not result.loss.requires_grad
     assert result.loss.item() == pytest.approx(
@@ -365,44 +375,47 @@ def test_without_gradients_only_the_values_are_computed(backend, mode):
 
 @pytest.mark.parametrize("objective", [NLL(), ProFit(threshold=THRESHOLD)], ids=str)
 @pytest.mark.parametrize("head", ["plain", "all"])
-def test_autocast_rounds_the_operands_as_a_linear_layer_would(backend, head, objective):
-    problem = planted_problem(**HEADS[head])
+def test_autocast_rounds_the_operands_as_a_linear_layer_would(place, head, objective):
+    if not torch.amp.is_autocast_available(place.device.type):
+        pytest.skip(f"no autocast for {place.device.type}")
+    problem = planted_problem(place, **HEADS[head])
     hidden, lm_head_weight, labels, bias, reference = problem
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        (result, gradients), _ = both(problem, objective, head=HEADS[head], backend=backend)
+    with torch.autocast(place.device.type, dtype=torch.bfloat16):
+        (result, gradients), _ = both(problem, objective, head=HEADS[head], place=place)
     rounded = [None if tensor is None else tensor.bfloat16().float() for tensor in (hidden, lm_head_weight, bias)]
     _, (loss, exact, values) = both(
-        (*rounded[:2], labels, rounded[2], reference), objective, head=HEADS[head], backend=backend
+        (*rounded[:2], labels, rounded[2], reference), objective, head=HEADS[head], place=place
     )
     assert (values["log_probs"] - math.log(THRESHOLD)).abs().min() > 1e-5  # rounding the inputs moved no p onto it
     assert result.loss.item() == pytest.approx(loss.item(), rel=1e-5)
     assert all(gradient.dtype == torch.float32 for gradient in gradients)
-    assert_close(gradients, exact, tolerance(torch.bfloat16, hidden, lm_head_weight))
+    assert_close(gradients, exact, tolerance(torch.bfloat16, hidden, lm_head_weight, place))
 
 
-def test_autocast_leaves_float64_alone(backend):
-    problem = planted_problem(torch.float64)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        (result, gradients), (loss, exact, _) = both(problem, NLL(), backend=backend)
+def test_autocast_leaves_float64_alone(place):
+    skip_without_float64(place)
+    problem = planted_problem(place, torch.float64)
+    with torch.autocast(place.device.type, dtype=torch.bfloat16):
+        (result, gradients), (loss, exact, _) = both(problem, NLL(), place=place)
     assert result.loss.item() == pytest.approx(loss.item(), rel=1e-12)
     assert_close(gradients, exact, 1e-12)
 
 
 # dynamo looks at .grad of what it resumes with
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
-def test_inside_a_compiled_function(backend):
-    hidden, lm_head_weight, labels, _, _ = planted_problem()
+def test_inside_a_compiled_function(place):
+    if place.device == fake_accelerator.DEVICE:
+        pytest.skip("dynamo takes the fake device's tensors for its own")
+    hidden, lm_head_weight, labels, _, _ = planted_problem(place)
 
     @torch.compile(backend="eager")
     def step(states):
-        result = selective_linear_cross_entropy(
-            states * 1.0, lm_head_weight, labels, objective=ProFit(threshold=THRESHOLD), backend=backend
-        )
+        result = selective_loss(place, states * 1.0, lm_head_weight, labels, objective=ProFit(threshold=THRESHOLD))
         return result.loss * 3.0
 
     states = hidden.clone().requires_grad_()
     step(states).backward()
-    _, expected, _ = run(backend, hidden, lm_head_weight, labels)
+    _, expected, _ = run(place, hidden, lm_head_weight, labels)
     assert (states.grad - 3.0 * expected).norm() <= 1e-6 * expected.norm()
 
 
@@ -410,65 +423,65 @@ def test_inside_a_compiled_function(backend):
 @pytest.mark.parametrize(
     ("change", "factor"), [(lambda loss: -2.5 * loss, -2.5), (lambda loss: loss.expand(3).sum(), 3.0)]
 )
-def test_upstream_gradient_is_applied(backend, normalize, change, factor):
-    problem = planted_problem(bias=True)
-    options = {"objective": ProFit(threshold=THRESHOLD), "normalize": normalize, "backend": backend}
-    (_, once), _ = both(problem, **options)
+def test_upstream_gradient_is_applied(place, normalize, change, factor):
+    problem = planted_problem(place, bias=True)
+    options = {"objective": ProFit(threshold=THRESHOLD), "normalize": normalize}
+    (_, once), _ = both(problem, place=place, **options)
     inputs = [tensor.clone().requires_grad_() for tensor in (problem[0], problem[1], problem[3])]
-    result = selective_linear_cross_entropy(*inputs[:2], problem[2], bias=inputs[2], **options)
+    result = selective_loss(place, *inputs[:2], problem[2], bias=inputs[2], **options)
     change(result.loss).backward()
     for tensor, expected in zip(inputs, once, strict=True):
         assert (tensor.grad - factor * expected).norm() <= 1e-6 * expected.norm()
 
 
-def test_second_derivatives_are_refused_by_name(backend):
-    hidden, lm_head_weight, labels, _, _ = planted_problem()
+def test_second_derivatives_are_refused_by_name(place):
+    hidden, lm_head_weight, labels, _, _ = planted_problem(place)
     hidden.requires_grad_()
-    result = selective_linear_cross_entropy(hidden, lm_head_weight, labels, objective=NLL(), backend=backend)
+    result = selective_loss(place, hidden, lm_head_weight, labels, objective=NLL())
     with pytest.raises(RuntimeError, match="has no second derivative"):
         torch.autograd.grad(result.loss, hidden, create_graph=True)
 
 
-def test_a_second_backward_is_refused_by_name(backend):
-    hidden, lm_head_weight, labels, _, _ = planted_problem()
+def test_a_second_backward_is_refused_by_name(place):
+    hidden, lm_head_weight, labels, _, _ = planted_problem(place)
     hidden.requires_grad_()
-    result = selective_linear_cross_entropy(hidden, lm_head_weight, labels, objective=NLL(), backend=backend)
+    result = selective_loss(place, hidden, lm_head_weight, labels, objective=NLL())
     result.loss.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="handed over in an earlier backward"):
         result.loss.backward()
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
-def test_order_of_tokens_does_not_matter(backend, objective):
-    hidden, lm_head_weight, labels, _, reference = planted_problem()
+def test_order_of_tokens_does_not_matter(place, objective):
+    hidden, lm_head_weight, labels, _, reference = planted_problem(place)
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
-    options = {"objective": objective, "chunk_size": 50}
-    found = run(backend, hidden[order], lm_head_weight, labels[order], reference_log_probs=reference[order], **options)
-    wanted = run(backend, hidden, lm_head_weight, labels, reference_log_probs=reference, **options)
+    options = {"objective": objective, "chunk_size": place.chunk_size}
+    found = run(place, hidden[order], lm_head_weight, labels[order], reference_log_probs=reference[order], **options)
+    wanted = run(place, hidden, lm_head_weight, labels, reference_log_probs=reference, **options)
     change = (found[0].weights - wanted[0].weights[order]).abs().max()
     assert change <= 1e-4 * wanted[0].weights.abs().max()  # exactly 0 for masks, as p is off their thresholds
-    bound = tolerance(torch.float32, hidden, lm_head_weight)
+    bound = tolerance(torch.float32, hidden, lm_head_weight, place)
     assert (found[1] - wanted[1][order]).norm() <= bound * wanted[1].norm()
     assert (found[2] - wanted[2]).norm() <= bound * wanted[2].norm()
 
 
-def test_micro_batches_sum_to_the_whole_batch(backend):
-    hidden, lm_head_weight, labels, _, _ = planted_problem()
+def test_micro_batches_sum_to_the_whole_batch(place):
+    hidden, lm_head_weight, labels, _, _ = planted_problem(place)
     count = int((labels != -100).sum())
-    whole = run(backend, hidden, lm_head_weight, labels)
+    whole = run(place, hidden, lm_head_weight, labels)
     parts = [
-        run(backend, hidden[part], lm_head_weight, labels[part], num_items=count)
-        for part in (slice(0, 40), slice(40, 200), slice(200, None))
+        run(place, hidden[part], lm_head_weight, labels[part], num_items=count)
+        for part in (slice(0, 15), slice(15, count // 2), slice(count // 2, None))
     ]
     assert sum(part[0].loss.item() for part in parts) == pytest.approx(whole[0].loss.item(), rel=1e-6)
     assert (sum(part[2] for part in parts) - whole[2]).norm() <= 1e-6 * whole[2].norm()
     assert (torch.cat([part[1] for part in parts]) - whole[1]).norm() <= 1e-6 * whole[1].norm()
 
 
-def test_no_buffer_of_all_logits_is_made(backend):
+def test_no_buffer_of_all_logits_is_made(place):
     from torch.utils._python_dispatch import TorchDispatchMode
 
-    hidden, lm_head_weight, labels, _, _ = planted_problem()
+    hidden, lm_head_weight, labels, _, _ = planted_problem(place)
 
     class Largest(TorchDispatchMode):
         elements = 0
@@ -476,7 +489,8 @@ def test_no_buffer_of_all_logits_is_made(backend):
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):
             made = function(*args, **(kwargs or {}))
             for tensor in made if isinstance(made, (tuple, list)) else [made]:
-                if isinstance(tensor, torch.Tensor):
+                # Triton's interpreter looks at the bytes of what the kernels are given.
+                if isinstance(tensor, torch.Tensor) and tensor.dtype != torch.uint8:
                     self.elements = max(self.elements, tensor.numel())
             return made
 
@@ -484,15 +498,15 @@ def test_no_buffer_of_all_logits_is_made(backend):
     lm_head_weight.requires_grad_()
     with Largest() as largest:
         for objective in OBJECTIVES:
-            selective_linear_cross_entropy(
+            selective_loss(
+                place,
                 hidden,
                 lm_head_weight,
                 labels,
                 objective=objective,
                 reference_log_probs=torch.zeros(labels.shape),
-                chunk_size=64,
+                chunk_size=place.chunk_size,
                 statistics="all",
-                backend=backend,
             ).loss.backward()
     assert largest.elements == lm_head_weight.numel()  # dW, and less than half of N x V
 
@@ -529,14 +543,17 @@ def test_no_buffer_of_all_logits_is_made(backend):
         ({"objective": Rho()}, ValueError, "the objective needs 'reference_log_probs', which was not given"),
     ],
 )
-def test_wrong_input_is_refused_with_the_value(backend, change, error, message):
+def test_wrong_input_is_refused_with_the_value(place, change, error, message):
     arguments = {
         "hidden": torch.zeros(4, 3),
         "weight": torch.zeros(9, 3),
         "labels": torch.tensor([0, 1, 2, 8]),
         "objective": NLL(),
-        "backend": backend,
+        "backend": place.backend,
         **change,
+    }
+    arguments = {
+        name: value.to(place.device) if isinstance(value, torch.Tensor) else value for name, value in arguments.items()
     }
     with pytest.raises(error, match=message):
         selective_linear_cross_entropy(**arguments)

@@ -9,20 +9,6 @@ from torch import Tensor
 from profit_sft.objectives import Objective, TokenStats
 
 
-def on_cpu(tensor: Tensor) -> bool:
-    """Say whether the CPU's threads, its memory kept between calls and its free look at a scalar are to be had."""
-    return tensor.device.type == "cpu"
-
-
-def accumulation_dtype(device: torch.device) -> torch.dtype:
-    """Return the dtype of sums over tokens and columns: float64 where the device has it, which MPS and others do not.
-
-    In fp32 a sum of n numbers of one sign is off by a few roundings, as the library adds in pairs; that is what the
-    bounds of the gradient budget and of the loss allow.
-    """
-    return torch.float64 if device.type in ("cpu", "cuda") else torch.float32
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HeadOptions:
     """What does not change from token to token; see `selective_linear_cross_entropy`."""

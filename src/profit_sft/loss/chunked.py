@@ -20,16 +20,13 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from profit_sft.loss.call import AttachGradients, HeadOptions, Swept, TokenValues, accumulation_dtype, on_cpu
+from profit_sft.loss.call import AttachGradients, HeadOptions, Swept, TokenValues
+from profit_sft.loss.devices import accumulation_dtype, default_chunk_size, multiplies_16_bit_into_fp32
 from profit_sft.loss.head_gradients import HeadGradients
 from profit_sft.loss.logits_memory import give_back_logits_memory, take_logits_memory
 from profit_sft.loss.row_blocks import in_blocks
 from profit_sft.objectives import ENTROPY_TOP_K, TokenStats
 
-# fp32 logits held at once. Larger chunks feed the products better: with 96 MiB the loss took 2 to 4% longer (two cores,
-# V = 49,152, D = 576, N = 2,048).
-CPU_CHUNK_BYTES = 128 * 2**20
-GPU_CHUNK_TOKENS = 4096
 # Rows of the sweep that are worked on at once, so that they stay in a core's cache.
 _BLOCK_BYTES = 2 * 2**20
 
@@ -86,8 +83,8 @@ class ChunkedRun:
         self.options = options
         # float64 inputs are computed in float64 (gradcheck); everything else in fp32.
         self.dtype = torch.float64 if torch.float64 in (hidden.dtype, weight.dtype) else torch.float32
-        self.on_cpu = on_cpu(hidden)
-        native = hidden.is_cuda and hidden.dtype == weight.dtype  # 16-bit products with fp32 sums, which CUDA has
+        native = multiplies_16_bit_into_fp32(hidden.device) and hidden.dtype == weight.dtype
+        self.on_cpu = hidden.device.type == "cpu"
         label_mask = labels != options.ignore_index
         self.rows = label_mask.nonzero().squeeze(1)  # (M,) positions with a label; syncs with the host
         self.targets = labels[self.rows]  # (M,)
@@ -117,7 +114,7 @@ class ChunkedRun:
             largest_log_prob=torch.full((), -math.inf, dtype=self.dtype, device=hidden.device),
         )
         self.logits_memory: Tensor | None = None
-        self.loss_sum = torch.zeros((), dtype=accumulation_dtype(hidden.device), device=hidden.device)
+        self.loss_sums: list[Tensor] = []  # 0-d, one a chunk; added up at the end, pairwise, which fp32 can bear
         self.loss = torch.zeros((), dtype=self.dtype, device=hidden.device)
         self.scale: Tensor | None = None  # still to be multiplied into the gradients
 
@@ -129,7 +126,7 @@ class ChunkedRun:
             num_items = max(self.rows.numel(), 1)
         # A normalizer known beforehand is folded into the small (K, D) factors instead of the (V, D) result.
         if num_items is not None:
-            items = torch.as_tensor(num_items, dtype=self.dtype, device=self.hidden.device)
+            items = _on_device(num_items, self.dtype, self.hidden.device)
             # A step without a label anywhere divides zero by one, not by zero.
             self.sums.inverse = 1.0 / torch.where(items == 0, torch.ones_like(items), items)
         reference, known = per_token["reference_log_probs"], per_token["weights"]
@@ -190,13 +187,14 @@ class ChunkedRun:
         inverse = self.sums.inverse
         if inverse is None:
             inverse = self.scale = 1.0 / kept.sum().clamp(min=1).to(self.dtype)
-        self.loss = (self.loss_sum * inverse).to(self.dtype)
+        if self.loss_sums:
+            self.loss = (torch.stack(self.loss_sums).sum() * inverse).to(self.dtype)
         self.values.dropped_share = self.sums.dropped_share()
 
     def _chunk_size(self) -> int:
         if self.options.chunk_size is not None:
             return self.options.chunk_size
-        return max(64, CPU_CHUNK_BYTES // (4 * self.weight.shape[0])) if self.on_cpu else GPU_CHUNK_TOKENS
+        return default_chunk_size(self.hidden.device, self.weight.shape[0])
 
     def _chunks(self, tokens: Tensor) -> Iterator[Tensor]:
         """Split `tokens` into chunks of nearly equal size, none above the chunk size."""
@@ -343,7 +341,7 @@ class ChunkedRun:
         # A masked token may have log p = -inf, and zero times that must stay zero; but NaN must not be masked away.
         counts = (token_weights != 0) | swept.log_probs.isnan()
         terms = torch.where(counts, token_weights * swept.log_probs, 0.0)
-        self.loss_sum -= terms.sum(dtype=self.loss_sum.dtype)
+        self.loss_sums.append(-terms.sum(dtype=accumulation_dtype(terms.device)))
         if not self.sums.wanted:
             return
         kept = token_weights.nonzero().squeeze(1)  # (K,) syncs with the host
@@ -359,7 +357,8 @@ class ChunkedRun:
         targets = self.targets[tokens]
         exps.scatter_add_(-1, targets[:, None], swept.label_entries[order][:, None])
         factors = (token_weights * self.options.logit_scale / swept.totals)[order]  # (K,)
-        self.sums.add_scaled_rows(exps, tokens, targets, factors)
+        scale = self.sums.range_scale(token_weights[order] * self.options.logit_scale, swept.log_probs[order])
+        self.sums.add_scaled_rows(exps, tokens, targets, factors, scale)
 
     def _sweep(self, tokens: Tensor, logits: Tensor) -> "Swept":
         """Turn logits `(C, V)` into `exp(logits - max)`, times the cap's slope, in place; read off the statistics."""
@@ -445,6 +444,12 @@ class ChunkedRun:
     def gradients(self, grad_output: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Return d hidden, d weight, d bias, times `grad_output`, in the dtypes of the inputs."""
         return self.sums.finished(grad_output if self.scale is None else grad_output * self.scale)
+
+
+def _on_device(value: float | Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
+    if isinstance(value, Tensor):
+        return value.to(device=device, dtype=dtype)
+    return torch.full((), value, dtype=dtype, device=device)  # a copy of a number would sync with the host
 
 
 def _blank(label_mask: Tensor) -> Tensor:

@@ -10,7 +10,7 @@
 import torch
 from torch import Tensor
 
-from profit_sft.loss.call import accumulation_dtype, on_cpu
+from profit_sft.loss.devices import accumulation_dtype
 from profit_sft.loss.largest_values import largest_values
 from profit_sft.loss.mixed_precision import add_products, fp32_columns, multiplies_bf16_fast, take_columns
 
@@ -30,7 +30,7 @@ class HeadGradients:
         hidden_operand: `(M, D)`, the rows of hidden in the dtype products are made of.
         weight_operand: `(V, D)`, weight in that dtype.
         dtype: Of the sums.
-        gradient_budget: Share of `sum |G|` that may be left out. 0.0 also keeps every product in fp32; None may round.
+        gradient_budget: Share of `sum |G|` that may be left out; 0.0 rules out bf16, too, None does not.
     """
 
     def __init__(
@@ -60,15 +60,32 @@ class HeadGradients:
         self.wanted = self.d_hidden is not None or self.wants_weight or wants_bias
         self._may_round = gradient_budget != 0.0 and multiplies_bf16_fast(weight_operand)
         self.inverse: Tensor | None = None  # 1 / normalizer, if it is known before the gradients are formed
-        self._mass_dtype = accumulation_dtype(device)
-        self._dropped_mass = torch.zeros((), dtype=self._mass_dtype, device=device)
-        self._total_mass = torch.zeros((), dtype=self._mass_dtype, device=device)
+        self._dropped_mass = torch.zeros((), dtype=accumulation_dtype(device), device=device)
+        self._total_mass = torch.zeros_like(self._dropped_mass)
 
     def dropped_share(self) -> Tensor:
         """Return the share of `sum |G|` left out so far, 0-d fp32."""
         return (self._dropped_mass / self._total_mass.clamp(min=1e-30)).float()
 
-    def add_scaled_rows(self, exps: Tensor, tokens: Tensor, targets: Tensor, factors: Tensor) -> None:
+    def range_scale(self, weights: Tensor, log_probs: Tensor) -> Tensor | float:
+        """Return the power of two that brings the largest entry of a chunk's gradient near 1, for fp16 operands.
+
+        fp16 holds nothing below 6e-8: unscaled, the gradient of tokens of small weight would be lost on the way into
+        the products. The other dtypes have fp32's range, and need no scale.
+
+        Args:
+            weights: `(K,)`, the kept tokens' weights times the scale of the logits.
+            log_probs: `(K,)`, of their labels.
+        """
+        if self.weight.dtype != torch.float16:
+            return 1.0
+        # No entry of a token's gradient is larger than w (1 - p); of that, fp32 knows about six digits of 1.
+        largest = (weights.abs() * (-torch.expm1(log_probs)).clamp(min=1e-6)).amax()
+        return torch.exp2(-largest.log2().round().clamp(-100.0, 100.0))
+
+    def add_scaled_rows(
+        self, exps: Tensor, tokens: Tensor, targets: Tensor, factors: Tensor, scale: Tensor | float = 1.0
+    ) -> None:
         """Add one chunk whose gradient is `factors[:, None] * exps`.
 
         The factors go into the small operands and results, which saves a pass over `exps`.
@@ -78,16 +95,17 @@ class HeadGradients:
             tokens: `(K,)`, places among the label tokens.
             targets: `(K,)`, their labels.
             factors: `(K,)`.
+            scale: Of `range_scale`.
         """
         magnitudes = factors.abs()
         if self.native:
-            # 16-bit operands: bring every row to the scale of probabilities first, or fp16 would overflow.
-            exps.mul_(factors[:, None])
-            factors, magnitudes = torch.ones_like(factors), factors.sign()
+            # 16-bit operands: the factors go in before the rounding, or fp16 would overflow.
+            exps.mul_((factors * scale)[:, None])
+            factors, magnitudes = torch.ones_like(factors) / scale, factors.sign() / scale
         if self.d_bias is not None:
             self.add_to_d_bias(_column_sums(exps, factors))
         if self.gradient_budget == 0.0 and not self._may_round:
-            self._add(exps, tokens, factors, None)
+            self._add(exps, tokens, factors, None, scale)
             return
         # All entries but the labels' are positive, so that one pass gives the column sums of absolute values.
         mass = _column_sums(exps, magnitudes)  # (V,)
@@ -103,9 +121,9 @@ class HeadGradients:
         if inner is not None:
             self._add_in_two_precisions(exps, tokens, factors, columns, inner)
         elif columns is not None:
-            self._add(take_columns(exps, columns), tokens, factors, columns)
+            self._add(take_columns(exps, columns), tokens, factors, columns, scale)
         else:
-            self._add(exps, tokens, factors, None)
+            self._add(exps, tokens, factors, None, scale)
 
     def within_budget(self, mass: Tensor) -> Tensor | None:
         """Return about the fewest columns that carry all but the budget's share of `mass`, and note what is left out.
@@ -116,7 +134,7 @@ class HeadGradients:
             mass: `(V,)`, `sum_k |G_kv|`. Syncs with the host.
         """
         mass = mass.clamp(min=0.0)
-        total = mass.sum(dtype=self._mass_dtype)
+        total = mass.sum(dtype=self._total_mass.dtype)
         columns, left_out = largest_values(mass, self.gradient_budget * total)
         self._total_mass += total
         if columns.numel() > _LARGEST_COLUMN_SHARE * mass.numel():
@@ -124,15 +142,16 @@ class HeadGradients:
         self._dropped_mass += left_out
         return columns
 
-    def add_columns(self, gradient: Tensor, tokens: Tensor, columns: Tensor | None) -> None:
-        """Add one chunk's gradient as it is.
+    def add_columns(self, gradient: Tensor, tokens: Tensor, columns: Tensor | None, scale: Tensor | float) -> None:
+        """Add one chunk's gradient, over `scale`.
 
         Args:
             gradient: `(K, U)`, in the dtype of the operands.
             tokens: `(K,)`, places among the label tokens.
             columns: `(U,)`, or None for all of the vocabulary.
+            scale: What the gradient was multiplied by.
         """
-        inverse = self._inverse()
+        inverse = self._inverse() / scale
         if self.d_hidden is not None:
             head = self.weight if columns is None else self.weight.index_select(0, columns)
             self.d_hidden[self.rows[tokens]] = self.product(gradient, head) * inverse
@@ -149,7 +168,7 @@ class HeadGradients:
         if self.wants_weight and self.d_weight is None:
             self.d_weight = self._no_d_weight()
         # Reading one scalar is free on the CPU; elsewhere it would sync, and the multiplication is the cheaper one.
-        unscaled = on_cpu(grad_output) and grad_output.item() == 1.0
+        unscaled = grad_output.device.type == "cpu" and grad_output.item() == 1.0
         found = []
         for gradient, dtype in zip((self.d_hidden, self.d_weight, self.d_bias), self.input_dtypes, strict=True):
             if gradient is not None and not unscaled:
@@ -158,7 +177,7 @@ class HeadGradients:
         return found[0], found[1], found[2]
 
     def product(self, left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
-        """Matrix product with fp32 accumulation and output, from bf16 or fp16 operands where the device has that."""
+        """Matrix product with fp32 sums and output, of 16-bit operands where the device has that."""
         if self.native:
             product = torch.mm(left.to(right.dtype), right, out_dtype=torch.float32)
             return product if out is None else out.copy_(product)
@@ -168,9 +187,11 @@ class HeadGradients:
         """Return one over the normalizer, or 1 if that is to be divided out later."""
         return 1.0 if self.inverse is None else self.inverse
 
-    def _add(self, exps: Tensor, tokens: Tensor, factors: Tensor, columns: Tensor | None) -> None:
+    def _add(
+        self, exps: Tensor, tokens: Tensor, factors: Tensor, columns: Tensor | None, scale: Tensor | float
+    ) -> None:
         if self.native:
-            self.add_columns(exps.to(self.weight.dtype), tokens, columns)
+            self.add_columns(exps.to(self.weight.dtype), tokens, columns, scale)
             return
         factors = (factors * self._inverse())[:, None]
         if self.d_hidden is not None:

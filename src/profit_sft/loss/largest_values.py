@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from profit_sft.loss.call import accumulation_dtype, on_cpu
+from profit_sft.loss.devices import accumulation_dtype
 
 # Bits of an fp32 value, read as an integer, that tell buckets apart: the exponent and nine of the mantissa, so that the
 # values of a bucket are within 0.2% of each other. Positive numbers have the order of their bits.
@@ -20,26 +20,33 @@ def largest_values(values: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
 
     Args:
         values: `(n,)`, not negative.
-        allowed: 0-d, the largest sum that may be left out.
+        allowed: 0-d, in the device's `accumulation_dtype`.
+
+    Host syncs: one, or two where deterministic algorithms are asked for.
     """
-    if not on_cpu(values):
-        return _by_sorting(values, allowed)
+    if values.device.type == "cpu":
+        return _by_buckets(values, allowed)
+    if accumulation_dtype(values.device) != torch.float64:
+        # A running sum is too much for fp32. The search syncs in any case, and the host has float64.
+        places, left_out = largest_values(values.cpu(), allowed.cpu())
+        return places.to(values.device), left_out.float().to(values.device)
+    return _by_sorting(values, allowed)
+
+
+def _by_buckets(values: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
     bucket = values.float().abs().view(torch.int32) >> _BUCKET_SHIFT  # (n,); -0 and some NaN have a sign bit
-    exact = values.to(accumulation_dtype(values.device))
-    sums = torch.zeros(_BUCKETS, dtype=exact.dtype, device=values.device).index_add_(0, bucket, exact)
+    exact = values.double()
+    sums = torch.zeros(_BUCKETS, dtype=torch.float64).index_add_(0, bucket, exact)
     fitting = int((sums.cumsum(0) <= allowed).sum())
     kept = bucket >= bucket.amax().clamp(max=fitting)
     return kept.nonzero().squeeze(1), torch.where(kept, 0.0, exact).sum()
 
 
 def _by_sorting(values: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
-    """As `largest_values`, from the smallest value on; a GPU sorts faster than it fills buckets.
-
-    Syncs once, and where deterministic algorithms are asked for, which a GPU's cumulative sum is not, it is taken on
-    the CPU.
-    """
+    """Add up from the smallest value on. A GPU sorts 152k values in the time of one pass, where buckets took 35 ms."""
     ascending, order = values.sort()  # NaN last
-    sums = ascending.to(accumulation_dtype(values.device))
+    sums = ascending.double()
+    # A GPU's cumulative sum is refused where deterministic algorithms are asked for; then it is the host's.
     sums = sums.cpu().cumsum(0).to(sums) if torch.are_deterministic_algorithms_enabled() else sums.cumsum(0)
     fitting = min(int((sums <= allowed).sum()), values.numel() - 1)  # syncs
     left_out = sums[fitting - 1] if fitting else torch.zeros_like(allowed)

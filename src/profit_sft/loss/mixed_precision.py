@@ -9,7 +9,6 @@ less than half the time where the processor multiplies bf16 in hardware.
 import torch
 from torch import Tensor
 
-from profit_sft.loss.call import on_cpu
 from profit_sft.loss.largest_values import largest_values
 
 # Share of sum |G| that may be in bf16. Error of dH on real data (49k columns, 57% kept) and share of columns left in
@@ -30,7 +29,7 @@ _BLOCK_COLUMNS = 4096
 
 def multiplies_bf16_fast(weight: Tensor) -> bool:
     """Say whether an fp32 product with `weight` is faster in bf16: on CPUs with the instructions for it."""
-    if not on_cpu(weight) or weight.dtype != torch.float32:
+    if weight.device.type != "cpu" or weight.dtype != torch.float32:
         return False
     # Private, and not there in every version; without them fp32 is what is left.
     checks = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))

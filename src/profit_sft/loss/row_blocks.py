@@ -17,16 +17,6 @@ _pool_size = 0
 _lock = threading.Lock()
 
 
-def _forget_threads() -> None:
-    """A forked child has the pool but not its threads, and would wait for them forever."""
-    global _pool, _lock
-    _pool, _lock = None, threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_threads)
-
-
 def in_blocks(work: Callable[[slice], object], count: int, *, rows_per_block: int) -> None:
     """Call `work` once for each slice of `rows_per_block` rows of `count`, in no order, on torch's number of threads.
 
@@ -71,3 +61,13 @@ def _threads() -> ThreadPoolExecutor:
 def _run_alone(started: threading.Barrier) -> None:
     torch.set_num_threads(1)
     started.wait()
+
+
+def _forget_threads() -> None:
+    """Start over in a forked child, which has the pool but none of its threads, and would wait for them forever."""
+    global _pool, _lock
+    _pool, _lock = None, threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, where nothing forks
+    os.register_at_fork(after_in_child=_forget_threads)

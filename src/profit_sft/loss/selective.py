@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Literal
@@ -9,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from profit_sft.loss.call import HeadOptions, TokenValues, on_cpu
+from profit_sft.loss.call import HeadOptions, TokenValues
 from profit_sft.loss.chunked import ChunkedRun, chunked_selective_loss
 from profit_sft.objectives import Objective
 
@@ -36,9 +37,6 @@ class SelectiveLoss:
         label_mask: `(N,)`, bool. True where the position carries a label.
         num_labels: 0-d int64. Positions with a label.
         num_kept: 0-d int64. Positions of non-zero weight.
-        kept_share: 0-d fp32 in [0, 1]. `num_kept / num_labels`, 0 without labels.
-        nll: 0-d fp32, nats. Plain NLL, the mean of `-log_probs` over the label tokens whatever the objective; 0 without
-            labels, NaN where some were not computed (`statistics="all"` computes all).
         dropped_share: 0-d fp32, at most `gradient_budget`: the share of `sum |d loss / d logits|` that was left out. 0
             where nearly every column of the vocabulary is needed, since leaving out so few would save nothing.
     """
@@ -57,12 +55,15 @@ class SelectiveLoss:
 
     @property
     def kept_share(self) -> Tensor:
-        """Return the share of label tokens of non-zero weight, 0-d fp32."""
-        return self.num_kept / self.num_labels.clamp(min=1)
+        """0-d fp32: the share of the label tokens that have a non-zero weight; 0 where there are none. No sync."""
+        return self.num_kept.float() / self.num_labels.clamp(min=1)
 
     @property
     def nll(self) -> Tensor:
-        """Return plain NLL in nats a label token, 0-d fp32."""
+        """0-d fp32: plain NLL, the mean of `-log p` over the label tokens, in nats; 0 where there are none. No sync.
+
+        NaN where a `log p` was not computed, which `statistics="all"` rules out.
+        """
         return -self.log_probs.sum() / self.num_labels.clamp(min=1)
 
 
@@ -81,9 +82,9 @@ def selective_linear_cross_entropy(
     logit_softcap: float | None = None,
     reference_log_probs: Tensor | None = None,
     weights: Tensor | None = None,
-    shift: bool | None = None,
     statistics: Statistics = "objective",
     gradient_budget: float | None = None,
+    shift: bool | None = None,
     chunk_size: int | None = None,
     backend: Backend = "auto",
 ) -> SelectiveLoss:
@@ -97,7 +98,7 @@ def selective_linear_cross_entropy(
     Args:
         hidden: `(N, D)` or `(B, S, D)`, floating point.
         weight: `(V, D)`, the language-model head. Gets no gradient, and costs none, where it is frozen.
-        labels: `(N,)` or `(B, S)`, int64 in `[0, V)` or `ignore_index`.
+        labels: `(N,)` or `(B, S)`, int64 in `[0, V)` or `ignore_index`. See `shift` for which position they belong to.
         objective: Maps per-token statistics to weights, such as `ProFit(threshold=0.1)`.
         bias: `(V,)`, added to the logits, or None.
         num_items: Label tokens of the whole optimizer step over all ranks. None: those of this call.
@@ -108,30 +109,34 @@ def selective_linear_cross_entropy(
         reference_log_probs: Shape of `labels`. `log p_t` under a reference, for objectives that need it.
         weights: Shape of `labels`. Known token weights; replaces the objective, and tokens of weight zero are not
             projected at all.
-        shift: True takes the label of each position from the next one, as a causal language model does; labels and
-            every other value `(B, S)` come in as the model gets them. False takes them as lined up with `hidden`. None,
-            the default, shifts `(B, S, D)` and does not shift `(N, D)`. Results are at the positions that predict.
         statistics: `"objective"` computes what the objective reads. `"all"` computes log-probability, entropy and
             whether it is the likeliest, of every label token; `"ranks"` its rank and the likeliest token as well.
         gradient_budget: Share of `sum |d loss / d logits|` that may be left out of the two backward products, in
-            [0, 1); 0.003 leaves most columns of a large vocabulary out. None leaves nothing out, but CPUs that multiply
-            bf16 multiply the columns that carry the last 0.5% in it: an error of 8e-6 of dH where fp32 has 4e-6. 0.0
-            leaves nothing out and multiplies all in fp32, the same on every CPU.
+            [0, 1); 0.003 leaves most columns of a large vocabulary out. None leaves nothing out, but CPUs with bf16
+            instructions multiply the columns that carry the last 0.5% in bf16 (error of d hidden on real data 8e-6,
+            where it is 4e-6 in fp32). 0.0 leaves nothing out and multiplies everything in fp32 (of 16-bit operands on
+            CUDA), whatever the processor.
+        shift: Whether position t of `hidden` predicts position t + 1 of `labels`, `reference_log_probs` and `weights`,
+            as a model's hidden states and the labels of its batch do. They are then moved one to the left: the last
+            position of a row has no label, and results stand where the prediction is made. None: True for rows
+            `(B, S)`, False for `(N,)`, where each label lies beside the hidden state that predicts it.
         chunk_size: Tokens whose logits are held at once; memory is `chunk_size * V * 4` bytes, on the CPU
             kept for the next call. None: chosen, 128 MiB or 64 tokens there.
         backend: `"chunked"` is plain torch on any device, `"triton"` has kernels for CUDA. `"auto"` takes the kernels
             on a CUDA device if Triton is installed.
 
     Returns:
-        The loss, differentiable in `hidden`, `weight` and `bias`, and per-token values in the shape of `labels`.
+        The loss, differentiable in `hidden`, `weight` and `bias`, and per-token values in the shape of `labels`, at the
+        positions that predict.
 
     Raises:
         ValueError: A shape, label or option is out of range; names the argument and the first bad index.
         TypeError: `labels` are not integers.
         RuntimeError: From `backward`, when asked for a second derivative or called twice.
 
-    Host syncs, on a GPU: three a call (labels out of range, label tokens, nothing kept), one or two a chunk (kept
-    tokens, with a gradient budget the chosen columns), and with a prescreen three to choose its width and one a group.
+    Host syncs on an accelerator: three a call, for checked labels, their places and whether anything was kept; one more
+    where weights are known beforehand; three more and one a group of tokens where a prefix of the vocabulary is tried;
+    one to three a chunk for kept tokens, and up to four more with a budget. None in `backward`.
 
     Source: Liu et al. 2026, arXiv:2601.09195, for the objective; gradients inside the forward pass as in Liger Kernel
     (Hsu et al. 2024, arXiv:2410.10989).
@@ -146,21 +151,9 @@ def selective_linear_cross_entropy(
         >>> int(out.num_labels), hidden.grad[2].abs().sum().item()
         (3, 0.0)
     """
-    if gradient_budget is not None and not 0.0 <= gradient_budget < 1.0:
-        raise ValueError(f"gradient_budget must be a share in [0, 1), got {gradient_budget}. Write 0.3% as 0.003.")
+    shape = labels.shape
     per_token = {"reference_log_probs": reference_log_probs, "weights": weights}
     _check(hidden, weight, labels, bias, per_token, ignore_index=ignore_index)
-    if shift is None:
-        shift = hidden.dim() > 2
-    if shift:
-        if hidden.dim() != 3:
-            raise ValueError(
-                f"shift=True needs hidden (B, S, D) to know where sequences end, got {tuple(hidden.shape)}. Shift the "
-                "labels yourself and pass shift=False."
-            )
-        labels = shifted(labels, ignore_index)
-        per_token = {name: None if value is None else shifted(value, 0.0) for name, value in per_token.items()}
-    shape = labels.shape
     if normalize not in ("all", "kept"):
         raise ValueError(f"normalize must be 'all' or 'kept', got {normalize!r}.")
     if normalize == "kept" and num_items is not None:
@@ -173,13 +166,24 @@ def selective_linear_cross_entropy(
         raise TypeError(f"objective must be an Objective such as ProFit(threshold=0.1), got {objective!r}.")
     if logit_softcap is not None and not logit_softcap > 0:
         raise ValueError(f"logit_softcap must be positive, or None for no cap, got {logit_softcap}.")
-    # A tensor elsewhere is taken as it is: looking at it would wait for the device.
-    looked_at = not isinstance(num_items, Tensor) or on_cpu(num_items)
+    if gradient_budget is not None and not 0.0 <= gradient_budget < 1.0:
+        raise ValueError(f"gradient_budget must be a share in [0, 1), got {gradient_budget}. Write 0.3% as 0.003.")
+    # A tensor on an accelerator is taken as it is: looking at it would wait for the device.
+    looked_at = not isinstance(num_items, Tensor) or num_items.device.type == "cpu"
     if num_items is not None and looked_at and num_items < 0:
         raise ValueError(f"num_items must be the number of label tokens of the step, got {num_items}.")
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1 token, got {chunk_size}.")
-    if torch.is_autocast_enabled(hidden.device.type):
+    if shift and labels.dim() < 2:
+        raise ValueError(
+            f"shift=True needs rows, hidden (B, S, D) and labels (B, S): labels {tuple(shape)} do not say where a "
+            "sequence ends. Leave shift out if each label lies beside the hidden state that predicts it."
+        )
+    if labels.dim() > 1 if shift is None else shift:
+        labels = shifted(labels, ignore_index)
+        per_token = {name: None if value is None else shifted(value, 0.0) for name, value in per_token.items()}
+    has_autocast = torch.amp.is_autocast_available(hidden.device.type)
+    if has_autocast and torch.is_autocast_enabled(hidden.device.type):
         hidden, weight = _autocast(hidden), _autocast(weight)
         bias = None if bias is None else _autocast(bias)
     options = HeadOptions(
@@ -193,7 +197,7 @@ def selective_linear_cross_entropy(
         gradient_budget=gradient_budget,
         chunk_size=chunk_size,
     )
-    with torch.autocast(hidden.device.type, enabled=False):
+    with torch.autocast(hidden.device.type, enabled=False) if has_autocast else nullcontext():
         loss, found = chunked_selective_loss(
             hidden.reshape(-1, hidden.shape[-1]),
             weight,
@@ -202,7 +206,7 @@ def selective_linear_cross_entropy(
             num_items,
             {name: None if value is None else value.reshape(-1) for name, value in per_token.items()},
             options,
-            _run_class(backend, hidden),
+            _run_class(backend, hidden, weight),
         )
     if found.nothing_kept:
         _warn_nothing_kept(objective, weights, found)
@@ -222,8 +226,8 @@ def selective_linear_cross_entropy(
 
 
 def shifted(values: Tensor, fill: float) -> Tensor:
-    """Move `(B, S)` values one to the left, so that position t holds what it predicts; the last one holds `fill`."""
-    return torch.nn.functional.pad(values[..., 1:], (0, 1), value=fill)
+    """Move the values of each row `(..., S)` one to the left; the last becomes `fill`."""
+    return torch.cat([values[..., 1:], torch.full_like(values[..., :1], fill)], dim=-1)
 
 
 def _autocast(operand: Tensor) -> Tensor:
@@ -233,10 +237,14 @@ def _autocast(operand: Tensor) -> Tensor:
     return operand.to(torch.get_autocast_dtype(operand.device.type))
 
 
-def _run_class(backend: Backend, hidden: Tensor) -> type[ChunkedRun]:
+def _run_class(backend: Backend, hidden: Tensor, weight: Tensor) -> type[ChunkedRun]:
     """Return the backend's class. Triton is imported only where it will be used."""
-    if backend == "chunked" or (backend == "auto" and not (hidden.is_cuda and find_spec("triton"))):
+    computes_in_float64 = torch.float64 in (hidden.dtype, weight.dtype)
+    kernels_fit = hidden.is_cuda and not computes_in_float64 and find_spec("triton")
+    if backend == "chunked" or (backend == "auto" and not kernels_fit):
         return ChunkedRun
+    if computes_in_float64:
+        raise ValueError("backend='triton' computes in fp32, and the inputs are float64. Use backend='chunked'.")
     if find_spec("triton") is None:
         raise ValueError("backend='triton' needs the package triton, which is not installed. Use backend='chunked'.")
     from profit_sft.loss.triton_kernels import INTERPRETED, TritonRun
@@ -276,7 +284,7 @@ def _check(
             raise ValueError(f"{name} must have the shape of labels {tuple(labels.shape)}, got {tuple(value.shape)}.")
     bad = (labels != ignore_index) & ((labels < 0) | (labels >= weight.shape[0]))
     if bad.any():
-        index = tuple(bad.nonzero()[0].tolist())
+        index = tuple(int(place) for place in bad.nonzero()[0])
         where = index[0] if len(index) == 1 else index
         raise ValueError(
             f"labels[{where}] is {labels[index].item()}, outside the vocabulary [0, {weight.shape[0]}). "

@@ -10,7 +10,7 @@ Prescreen, chunks and normalization are `chunked.py`'s. What differs is how a ch
 Bytes moved a chunk, exact, bf16: 4 C V (sweep) + 4 K V + 2 K V (gradient). Logits stay as they are, so nothing is saved
 for the backward pass but the finished gradients. Accumulation is fp32. No kernel syncs with the host.
 
-Timed and checked on an H200 (docs/results/loss.md), not tuned; correct under Triton's interpreter for every option.
+Timed on no GPU yet; correct under Triton's interpreter for every option (tests/loss, backend "triton").
 """
 
 import torch
@@ -22,7 +22,7 @@ from triton.runtime.interpreter import InterpretedFunction
 from profit_sft.loss.call import Swept
 from profit_sft.loss.chunked import ChunkedRun, topk_entropy
 
-# Powers of two; a row of 152k logits is 38 steps of the sweep. Untuned.
+# Powers of two; a row of 152k logits is 38 steps of the sweep. Untuned: no GPU was at hand.
 _SWEEP_BLOCK_V = 4096
 _GRADIENT_BLOCK_V = 1024
 _SUMS_BLOCK_V = 256
@@ -177,8 +177,9 @@ class TritonRun(ChunkedRun):
         columns = None
         if self.sums.gradient_budget > 0.0:
             columns = self._within_budget(logits, rows, targets, largest, factors, label_entries)
-        gradient = self._gradient(logits, rows, columns, targets, largest, factors, label_entries)
-        self.sums.add_columns(gradient, tokens, columns)
+        scale = self.sums.range_scale(token_weights[kept] * self.options.logit_scale, swept.log_probs[kept])
+        gradient = self._gradient(logits, rows, columns, targets, largest, factors * scale, label_entries)
+        self.sums.add_columns(gradient, tokens, columns, scale)
 
     def _within_budget(
         self, logits: Tensor, rows: Tensor, targets: Tensor, largest: Tensor, factors: Tensor, label_entries: Tensor

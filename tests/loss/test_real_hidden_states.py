@@ -1,0 +1,38 @@
+"""The errors that the documentation promises, on hidden states of a real model."""
+
+import json
+
+import pytest
+import torch
+from problems import PLACES, N, assert_close, assert_within_budget, both
+
+from profit_sft import ProFit
+
+
+@pytest.mark.slow
+@pytest.mark.model
+@pytest.mark.parametrize("place", [row for row in PLACES if row.values[0].sizes[0] == N])  # others would take minutes
+@pytest.mark.parametrize("threshold", [0.5, 0.1])
+def test_on_real_hidden_states_the_errors_are_those_promised(
+    place, threshold, smollm2_model, smollm2_tokenizer, shared_data
+):
+    """SmolLM2 on GSM8K answers: exact within 1e-4 of fp64, a budget of 0.3% within 1% on dH, and the stated bound."""
+    model = smollm2_model()
+    states, labels = [], []
+    with (shared_data / "gsm8k_train.jsonl").open() as lines, torch.no_grad():
+        for line, _ in zip(lines, range(3), strict=False):
+            row = json.loads(line)
+            ids = smollm2_tokenizer(row["question"] + "\n" + row["answer"])["input_ids"]
+            states.append(model.model(input_ids=torch.tensor([ids])).last_hidden_state[0, :-1])
+            labels.append(torch.tensor(ids[1:]))
+    hidden, labels = torch.cat(states), torch.cat(labels)
+    weight = model.lm_head.weight.detach()
+    problem = hidden, weight, labels, None, torch.zeros(len(labels))
+    (result, gradients), (_, exact, values) = both(problem, ProFit(threshold=threshold), place=place)
+    assert 0.2 < values["weights"].mean() < 0.9
+    assert torch.equal(result.weights.double(), values["weights"])
+    assert_close(gradients, exact, 2e-5)
+    (result, gradients), _ = both(problem, ProFit(threshold=threshold), place=place, gradient_budget=0.003)
+    assert 0.002 < result.dropped_share <= 0.003
+    assert_close(gradients, exact, 1e-2)
+    assert_within_budget(problem, result, gradients[0], exact[0], values, rounding=0.0)
