@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from made_scores import made_example, write_scores
-from profit_sft.errors import ConfigurationError, DataError
+from profit_sft.errors import DataError, MissingExtraError
 from profit_sft.kind_comparison import HISTOGRAM_BINS, compare_kinds, compare_scores, describe
 from profit_sft.label_tokens import LabelTokens
 
@@ -191,5 +191,5 @@ def test_scores_with_kinds_are_compared(tmp_path):
 
 def test_without_scipy_the_message_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "scipy", None)
-    with pytest.raises(ConfigurationError, match=r"needs scipy.*pip install 'profit-sft\[stats\]'"):
+    with pytest.raises(MissingExtraError, match=r"style tokens needs the extra 'stats': scipy .*'\.\[stats\]'"):
         compare_kinds(drawn())
