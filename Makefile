@@ -3,8 +3,6 @@ VENV ?= .venv
 PYTHON ?= python3
 # The version CI runs. Any later one should do: make TORCH=torch setup
 TORCH ?= torch==2.13.0
-# For the tests of ZeRO, on its CPU accelerator. It looks at torch while it is built, and compiles nothing then.
-DEEPSPEED ?= deepspeed>=0.17
 BIN := $(VENV)/bin
 LOWEST := $(VENV)-lowest
 # In place of the declared bound, where its build for CPUs is not to be had: make LOWEST_TORCH=torch==2.13.0 test-lowest
@@ -26,8 +24,6 @@ $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet "$(TORCH)"
 	$(BIN)/python -m pip install --quiet -e ".[dev]"
-	$(BIN)/python -m pip install --quiet setuptools wheel
-	$(BIN)/python -m pip install --quiet --no-build-isolation "$(DEEPSPEED)" || echo "without DeepSpeed: its tests skip"
 	touch $(STAMP)
 
 format: $(STAMP)

@@ -130,4 +130,5 @@ def test_budget_leaves_out_nothing_where_nearly_every_column_is_needed(place, he
     ]
     assert found[1][0].dropped_share == 0
     for exact, budgeted in zip(found[0][1], found[1][1], strict=True):
-        assert torch.equal(exact, budgeted)
+        # On CUDA sums by index are added up in no fixed order.
+        assert (exact - budgeted).norm() <= (1e-6 if place.device.type == "cuda" else 0.0) * exact.norm()
