@@ -3,6 +3,7 @@
 import pytest
 
 from profit_sft.cli.app import run_app
+from profit_sft.engine import Engine
 from profit_sft.errors import ConfigurationError
 from profit_sft.run_folder import choose_start, clear_earlier_run, holds_weights
 from tiny import save_tiny_chat_model
@@ -37,6 +38,50 @@ def test_a_model_adapter_or_checkpoint_takes_the_folder(tmp_path, left):
         choose_start(tmp_path, resume_from=None, overwrite=False)
     assert choose_start(tmp_path, resume_from="false", overwrite=True) is None
     assert (tmp_path / left).exists()
+
+
+ONE, DDP = Engine(), Engine(name="DDP", ranks=2)
+FSDP2, ZERO2, ZERO3 = (Engine(name=name, ranks=2) for name in ("FSDP2", "ZeRO-2", "ZeRO-3"))
+
+
+def checkpoint(folder, *files):
+    for file in ("trainer_state.json", *files):
+        (folder / "checkpoint-3" / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "checkpoint-3" / file).touch()
+
+
+@pytest.mark.parametrize(
+    ("files", "engines"),
+    [
+        (["optimizer.pt"], [ONE, DDP]),
+        (["optimizer.bin", "pytorch_model_fsdp.bin"], [FSDP2]),
+        (["optimizer_0/.metadata", "pytorch_model_fsdp_0/.metadata"], [FSDP2]),
+        ([f"global_step3/zero_pp_rank_{n}_mp_rank_00_optim_states.pt" for n in (0, 1)], [ZERO2]),
+        ([f"global_step3/bf16_zero_pp_rank_{n}_mp_rank_00_optim_states.pt" for n in (0, 1)], [ZERO3]),
+    ],
+)
+def test_a_checkpoint_is_gone_on_from_by_the_kind_of_engine_that_saved_it(tmp_path, files, engines):
+    checkpoint(tmp_path, *files)
+    for engine in (ONE, DDP, FSDP2, ZERO2, ZERO3):
+        if engine in engines or (engine.is_deepspeed and engines[0].is_deepspeed):
+            assert choose_start(tmp_path, resume_from="latest", overwrite=False, engine=engine) is not None
+        else:
+            with pytest.raises(
+                ConfigurationError, match=rf"and this run's engine is {engine.name}. Launch it as it was"
+            ):
+                choose_start(tmp_path, resume_from="latest", overwrite=False, engine=engine)
+
+
+def test_deepspeed_goes_on_with_as_many_ranks(tmp_path):
+    checkpoint(tmp_path, *(f"global_step3/zero_pp_rank_{n}_mp_rank_00_optim_states.pt" for n in range(4)))
+    with pytest.raises(ConfigurationError, match=r"saved by 4 ranks under DeepSpeed, which goes on with as many, not"):
+        choose_start(tmp_path, resume_from="latest", overwrite=False, engine=ZERO3)
+
+
+def test_a_checkpoint_without_optimizer_state_is_gone_on_from_with_a_warning(tmp_path):
+    checkpoint(tmp_path, "model.safetensors")
+    with pytest.warns(UserWarning, match="holds no optimizer state .* so Adam starts anew"):
+        choose_start(tmp_path, resume_from="true", overwrite=False, engine=DDP)
 
 
 def test_weights_are_found_whole_in_shards_and_of_adapters(tmp_path):

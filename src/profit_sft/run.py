@@ -90,7 +90,12 @@ def run_training(
     """
     engine = settle(run, config, model_config)
     output_dir = Path(str(config.output_dir))
-    checkpoint = choose_start(output_dir, resume_from=config.resume_from_checkpoint, overwrite=run.overwrite_output_dir)
+    checkpoint = choose_start(
+        output_dir,
+        resume_from=config.resume_from_checkpoint,
+        overwrite=run.overwrite_output_dir,
+        engine=engine,
+    )
     settings = resolved_config(run, config, model_config)  # before what follows puts its own marks on `config`
     if config.process_index == 0:
         report(settled_facts(run, config, model_config, engine))

@@ -94,7 +94,7 @@ class ProFitConfig(SFTConfig):
     def __post_init__(self) -> None:
         if self.bf16 is None:
             self.bf16: bool | None = not self.fp16 and torch.accelerator.is_available()
-        if _launched_on_cpus():
+        if _launched_on_cpus() and not (self.deepspeed or self.fsdp):
             self.use_cpu = True  # or accelerate lets each process train by itself
         if isinstance(self.objective_kwargs, str):
             try:
