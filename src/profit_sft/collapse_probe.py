@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 from torch.utils.data import IterableDataset
-from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from profit_sft.head import selective_head
+from profit_sft.head import label_statistics, selective_head
 from profit_sft.loss import SelectiveLoss
 from profit_sft.objectives import Objective
 
@@ -169,9 +169,6 @@ class CollapseProbe(TrainerCallback):
 def measure(model: nn.Module, batch: Mapping[str, Any]) -> SelectiveLoss:
     """Return every label token's statistics under a model whose head is installed, and change nothing of the model.
 
-    The call is a training one, through whatever wraps the model, so that engines gather what they have sharded; but all
-    parts except the causal language model itself, which only chooses the head's loss by it, are in evaluation mode.
-
     Args:
         model: What the trainer calls: bare, or wrapped by PEFT, DDP, FSDP or DeepSpeed.
         batch: As the trainer gives it to the model, with `labels`, on the model's device.
@@ -180,24 +177,19 @@ def measure(model: nn.Module, batch: Mapping[str, Any]) -> SelectiveLoss:
         Values `(B, S)`, aligned with the positions that predict. An objective that draws at random draws the same
         every time.
     """
-    causal_lm = next(module for module in model.modules() if isinstance(module, PreTrainedModel))
-    head = selective_head(causal_lm)
-    objective, statistics = head.objective, head.statistics
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        model.eval()
-        causal_lm.training = True
-        head.objective, head.statistics = _drawing_alike(objective), "all"
-        with torch.no_grad(), warnings.catch_warnings():
-            # Rows of which nothing is kept are no news here.
-            warnings.filterwarnings("ignore", message=".*teaches nothing")
-            found = model(**batch, use_cache=False)["selective"]
-    finally:
-        head.objective, head.statistics = objective, statistics
-        for module, training in modes:
-            module.training = training
-    assert isinstance(found, SelectiveLoss)
-    return found
+    head, inputs = selective_head(model), dict(batch)
+    labels = inputs.pop("labels")
+    with warnings.catch_warnings():
+        # Rows of which nothing is kept are no news here.
+        warnings.filterwarnings("ignore", message=".*teaches nothing")
+        return label_statistics(
+            model,
+            labels=labels,
+            objective=_drawing_alike(head.objective),
+            chunk_size=head.chunk_size,
+            backend=head.backend,
+            **inputs,
+        )
 
 
 def _drawing_alike(objective: Objective) -> Objective:

@@ -15,6 +15,7 @@ from profit_sft.head import selective_head
 from profit_sft.loss.devices import default_chunk_size
 from profit_sft.run import build_trainer, load_data, load_tokenizer, resolved_config, settle
 from profit_sft.run_arguments import RunArguments
+from profit_sft.start_report import parameter_counts
 from profit_sft.trainer import REFERENCE_COLUMN, ProFitConfig, ProFitTrainer
 
 _SAMPLE_TOKENS = 2048  # a forward pass of the 135M model over these takes a few seconds on two cores
@@ -75,13 +76,13 @@ def _report(
     batches = len(trainer.get_train_dataloader())
     steps_per_epoch = max(1, -(-batches // config.gradient_accumulation_steps))
     steps = config.max_steps if config.max_steps > 0 else round(steps_per_epoch * config.num_train_epochs)
-    parameters = list(trainer.model.parameters())
+    parameters, trainable_parameters = parameter_counts(trainer.model.parameters())
     return DryRunReport(
         config=settings,
         data=dataclasses.asdict(train_data.report),
         optimizer_steps=steps,
-        parameters=sum(parameter.numel() for parameter in parameters),
-        trainable_parameters=sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
+        parameters=parameters,
+        trainable_parameters=trainable_parameters,
         memory_gib=estimate_memory_gib(trainer, longest=train_data.report.longest),
         **_mask_on_sample(trainer, train_data),
     )

@@ -107,7 +107,7 @@ class _Installed:
 
     def _refuse_a_step_past_the_head(self, backbone: nn.Module, args: Any) -> None:
         """Raise if the backbone runs a training step that the installed forward knows nothing of."""
-        if backbone.training and torch.is_grad_enabled() and not self.in_call and self.look is None:
+        if backbone.training and torch.is_grad_enabled() and not self.in_call:
             _refuse_another_loss("the model's layers ran outside of the forward that apply_profit installed")
 
 
@@ -323,7 +323,7 @@ def label_statistics(
     )
     try:
         with _in_evaluation_mode(base):
-            found: SelectiveLoss = model(input_ids=input_ids, labels=labels, use_cache=False, **inputs).selective
+            found: SelectiveLoss = model(input_ids=input_ids, labels=labels, use_cache=False, **inputs)["selective"]
     finally:
         installed.look = None
         if not was_installed:
