@@ -26,6 +26,7 @@ class Case:
         family: Of `tiny_causal_lm`.
         tied: One matrix for embedding and head.
         lora: PEFT's `modules_to_save` beside adapters on all layers; None: full fine-tuning.
+        masked: Rows of the global batch that keep no token, besides the two of the model without adapters.
         unlabeled: Rows of the global batch without any label.
         bf16: Computed on copies of the "parameters" in bf16, or under "autocast"; None: in fp32.
         normalize: As the trainer takes it.
@@ -38,6 +39,7 @@ class Case:
     family: str = "llama"
     tied: bool = False
     lora: tuple[str, ...] | None = None
+    masked: tuple[int, ...] = ()
     unlabeled: tuple[int, ...] = ()
     bf16: str | None = None
     normalize: str = "all"
@@ -94,6 +96,8 @@ class TrainerCase(Case):
 
 
 HEAD = ("lm_head",)
+FIRST_RANK, SECOND_RANK = (0, 2, 4, 6), (1, 3, 5, 7)  # rows in a trainer
+EVERY_ROW = tuple(range(8))
 WHOLE_BATCHES = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1}
 
 
@@ -201,8 +205,12 @@ DDP_TRAINERS = [
     ),
     TrainerCase(name="a row without labels", unlabeled=(7,)),
     TrainerCase(name="a row without labels, kept", unlabeled=(7,), normalize="kept"),
-    TrainerCase(name="a rank without labels", unlabeled=(1, 3, 5, 7)),
-    TrainerCase(name="a rank without labels, kept", unlabeled=(1, 3, 5, 7), normalize="kept"),
+    TrainerCase(name="a rank without labels", unlabeled=SECOND_RANK),
+    TrainerCase(name="a rank without labels, kept", unlabeled=SECOND_RANK, normalize="kept"),
+    TrainerCase(name="second rank with nothing kept", masked=SECOND_RANK),
+    TrainerCase(name="first rank with nothing kept, kept", masked=FIRST_RANK, normalize="kept"),
+    TrainerCase(name="nothing kept", masked=EVERY_ROW),
+    TrainerCase(name="nothing kept, kept", masked=EVERY_ROW, normalize="kept"),
     TrainerCase(name="unused parameters", settings={"ddp_find_unused_parameters": True}),
     TrainerCase(name="static graph", settings={**WHOLE_BATCHES, "ddp_static_graph": True}),
     TrainerCase(name="reentrant checkpointing", settings=checkpointing(reentrant=True)),
@@ -239,7 +247,11 @@ FSDP2_TRAINERS = [
     TrainerCase(name="kept, qwen3, tied", normalize="kept", family="qwen3", tied=True),
     TrainerCase(name="one micro-batch", settings=WHOLE_BATCHES),
     TrainerCase(name="a row without labels", unlabeled=(7,)),
-    TrainerCase(name="a rank without labels", unlabeled=(1, 3, 5, 7)),
+    TrainerCase(name="a rank without labels", unlabeled=SECOND_RANK),
+    TrainerCase(name="second rank with nothing kept", masked=SECOND_RANK),
+    TrainerCase(name="first rank with nothing kept, kept", masked=FIRST_RANK, normalize="kept"),
+    TrainerCase(name="nothing kept", masked=EVERY_ROW),
+    TrainerCase(name="nothing kept, kept", masked=EVERY_ROW, normalize="kept"),
     TrainerCase(name="one unit", environment={"FSDP_AUTO_WRAP_POLICY": "NO_WRAP"}),
     TrainerCase(name="every Linear a unit", environment={"FSDP_TRANSFORMER_CLS_TO_WRAP": "LlamaDecoderLayer,Linear"}),
     TrainerCase(name="opt, untied", family="opt"),
@@ -341,7 +353,9 @@ ZERO3_TRAINERS = [
     _zero3(name="by name, loss in several chunks", by_name=True, count_gathers=True, settings={"loss_chunk_size": 4}),
     _zero3(name="by name, one micro-batch", by_name=True, settings=WHOLE_BATCHES, environment=_STEP),
     _zero3(name="by name, a row without labels", by_name=True, unlabeled=(7,)),
-    _zero3(name="by name, a rank without labels", by_name=True, unlabeled=(1, 3, 5, 7)),
+    _zero3(name="by name, a rank without labels", by_name=True, unlabeled=SECOND_RANK),
+    _zero3(name="by name, second rank with nothing kept", by_name=True, masked=SECOND_RANK),
+    _zero3(name="by name, nothing kept", by_name=True, masked=EVERY_ROW),
     _zero3(name="by name, reentrant checkpointing", by_name=True, settings=checkpointing(reentrant=True)),
     _zero3(name="by name, non-reentrant checkpointing", by_name=True, settings=checkpointing(reentrant=False)),
     _zero3(name="by name, adapters", by_name=True, lora=()),

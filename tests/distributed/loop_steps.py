@@ -109,7 +109,7 @@ def step(case, model, problem):
 
 def run(case, record, folder):
     model = tiny_causal_lm(case.family, tied=case.tied)
-    problem = make_problem(model, unlabeled=case.unlabeled)
+    problem = make_problem(model, masked=case.masked, unlabeled=case.unlabeled)
     apply = partial(apply_profit, objective=ProFit(threshold=problem.threshold), chunk_size=case.chunk_size)
     model = wrapped(case, model, apply, folder)
     optimizer = adamw(model, weight_decay=case.weight_decay)

@@ -1,7 +1,7 @@
 """Tiny models, one global batch that is hard on engines, and what one process with dense logits makes of it.
 
 The batch has rows of unequal length and label count, about half of the label tokens kept, two rows of which every
-token is masked, and on request rows without any label. Nothing here imports profit_sft.
+token is masked, and on request more of these and rows without any label. Nothing here imports profit_sft.
 """
 
 import copy
@@ -25,9 +25,11 @@ ROWS = range(len(LENGTHS))
 MASKED = (4, 5)  # in the plain loops one whole micro-batch of the second rank
 PROMPT = 2  # tokens at the start of a row that have no label
 LEARNING_RATE = 1e-3
-# Of the optimizer's eps: far below every gradient that matters and far above fp32 rounding, which AdamW's first step,
-# gradient / |gradient|, would otherwise turn into whole steps where a gradient is zero.
-EPSILON = 1e-5
+# The optimizer's eps. AdamW's first step is gradient / (|gradient| + eps): far below the gradients eps would hide their
+# scale, and turn a zero's rounding into a whole step; far above it would make the steps as small as a parameter's own
+# rounding. With this one a gradient twice as large moves every parameter by over 2e-5 of its norm; with 1e-5 or 1.0
+# some move by 1e-6 or less.
+EPSILON = 3e-3
 _SIZES = {
     "vocab_size": VOCAB,
     "hidden_size": 32,
@@ -87,10 +89,11 @@ def lora_config(modules_to_save):
 
 @dataclass(frozen=True)
 class Problem:
-    """Rows and labels by row, and the probability from which a token is kept."""
+    """Rows and labels by row, the rows that have to keep no token, and the probability from which a token is kept."""
 
     input_ids: list[Tensor]
     labels: list[Tensor]
+    masked: frozenset[int]
     threshold: float
 
     def labeled(self, rows):
@@ -118,17 +121,17 @@ class Problem:
 
 
 @torch.no_grad()
-def make_problem(model, *, unlabeled=()):
-    """Draw the rows, take the labels of some and mask others whole, and place the threshold."""
+def make_problem(model, *, masked=(), unlabeled=()):
+    """Draw the rows, place the threshold, mask some rows whole, and take the labels of others."""
     generator = torch.Generator().manual_seed(7)
     input_ids = [torch.randint(3, VOCAB, (length,), generator=generator) for length in LENGTHS]
     labels = [torch.cat([torch.full((PROMPT,), -100), row[PROMPT:]]) for row in input_ids]
     model.eval()
-    for row in MASKED:  # what the model finds least likely
+    problem = Problem(input_ids, labels, frozenset(masked), 0.0)
+    log_probs, counted = token_log_probs(model, problem.batch([row for row in ROWS if row not in MASKED]))
+    for row in {*MASKED, *masked}:  # what the model finds least likely
         worst = model(input_ids=input_ids[row][None]).logits[0].argmin(-1)
         labels[row] = torch.cat([labels[row][:PROMPT], worst[PROMPT - 1 : -1]])
-    problem = Problem(input_ids, labels, 0.0)
-    log_probs, counted = token_log_probs(model, problem.batch([row for row in ROWS if row not in MASKED]))
     model.train()
     values = log_probs[counted].sort().values
     middle = values[int(0.4 * len(values)) : int(0.6 * len(values))]
@@ -136,7 +139,7 @@ def make_problem(model, *, unlabeled=()):
     threshold = float((middle[gap : gap + 2].mean()).exp())
     for row in unlabeled:
         labels[row] = torch.full_like(labels[row], -100)
-    return Problem(input_ids, labels, threshold)
+    return Problem(input_ids, labels, frozenset(masked), threshold)
 
 
 def token_log_probs(model, batch):
@@ -178,6 +181,7 @@ def reference_step(model, problem, *, normalize="all", micro_batches=None):
         model.zero_grad()
         log_probs, counted = token_log_probs(model, problem.batch(rows))
         kept = counted & (log_probs.detach() >= torch.tensor(problem.threshold).log())
+        assert not any(kept[index].any() for index, row in enumerate(rows) if row in problem.masked)
         kept_tokens += int(kept.sum())
         loss = -(log_probs * kept).sum() / problem.num_items
         loss.backward()
@@ -186,7 +190,7 @@ def reference_step(model, problem, *, normalize="all", micro_batches=None):
             if parameter.grad is not None:
                 sums[name] = sums.get(name, 0) + parameter.grad.float()
     share = kept_tokens / problem.num_items
-    factor = 1.0 if normalize == "all" else 1.0 / share
+    factor = 1.0 / share if normalize == "kept" and share else 1.0
     gradients = {plain_name(name): gradient * factor for name, gradient in sums.items()}
     return Reference(sum(losses) * factor, gradients, share)
 

@@ -170,7 +170,8 @@ def given_model(case, launch, folder):
 
 
 def run(case, record, launch, folder):
-    problem = make_problem(tiny_causal_lm(case.family, tied=case.tied), unlabeled=case.unlabeled)
+    model = tiny_causal_lm(case.family, tied=case.tied)
+    problem = make_problem(model, masked=case.masked, unlabeled=case.unlabeled)
     settings = {**SETTINGS, "weight_decay": case.weight_decay, "threshold": problem.threshold}
     settings["output_dir"] = tempfile.mkdtemp()
     recorder = Recorder(record)
