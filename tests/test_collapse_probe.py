@@ -104,6 +104,13 @@ def test_measuring_changes_nothing_of_the_run(tmp_path, settings):
     assert losses[0] == losses[1]
 
 
+def test_without_rows_nothing_is_measured_however_often_it_was_asked_for(tmp_path):
+    run = trainer(tmp_path, probe_rows=0, probe_measurements=None)
+    run.train()
+    assert run.state.global_step == 8
+    assert probe_logs(run) == []
+
+
 @pytest.mark.parametrize("direction", ["higher", "random"])
 def test_a_model_that_does_not_change_measures_the_same_every_time(tmp_path, direction):
     drawn = {"threshold_direction": "random", "objective_kwargs": {"rate": 0.5}} if direction == "random" else {}

@@ -111,9 +111,11 @@ class CollapseProbe(TrainerCallback):
 
     def figures(self) -> dict[str, float]:
         """Return the probe's figures if it is time to measure it again, to be logged with the others."""
+        if self._start is None:
+            return {}
         step, steps = self._trainer.state.global_step, max(1, self._trainer.state.max_steps)
         times = self._trainer.args.probe_measurements or self._affordable_times(steps)
-        if self._start is None or step * times // steps <= self._last_step * times // steps:
+        if step * times // steps <= self._last_step * times // steps:
             return {}
         self._last_step = step
         return self._measured().figures(self._start)
