@@ -75,7 +75,7 @@ def test_logged_figures_are_those_of_the_batch(tmp_path):
     }
     for name, value in expected.items():
         rounding = LOGGED_LOSS_ROUNDING if name == "loss" else 0.0
-        assert log[name] == pytest.approx(value.item(), rel=2e-6, abs=rounding), name
+        assert log[name] == pytest.approx(value.item(), rel=4e-6, abs=rounding), name
     assert log["num_tokens"] == sum(len(row["input_ids"]) for row in tiny_dataset(16))
     assert log["tokens_per_second"] > 0
 
