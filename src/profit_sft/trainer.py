@@ -103,6 +103,7 @@ class ProFitConfig(SFTConfig):
                 raise ValueError(f"objective_kwargs is not JSON: {self.objective_kwargs!r} ({error}).") from None
         counts_over_ranks = self.average_tokens_across_devices  # transformers 4 switches it off for a single rank
         super().__post_init__()
+        self._take_precision_of_launcher()
         # TRL 1.9 to 1.14 call plain NLL, computed in chunks, by a name of its own.
         if self.loss_type not in ("nll", "chunked_nll"):
             raise ValueError(
@@ -123,6 +124,14 @@ class ProFitConfig(SFTConfig):
                 f"probe_measurements must be at least 1, got {self.probe_measurements}. For none, set probe_rows to 0."
             )
         self.make_objective()  # refuse a wrong one now, not after the model has been loaded
+
+    def _take_precision_of_launcher(self) -> None:
+        """Say in `bf16` and `fp16` what will be used: transformers takes the launcher's where neither is asked for."""
+        precision = getattr(self, "mixed_precision", None)  # transformers 4 keeps it in the environment alone
+        precision = precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+        if precision not in ("no", "bf16", "fp16"):
+            raise ValueError(f"the launcher's mixed precision {precision!r} has not been tried; take no, bf16 or fp16.")
+        self.bf16, self.fp16 = precision == "bf16", precision == "fp16"
 
     def make_objective(self) -> Objective:
         """Build the objective these settings name, or raise ValueError or TypeError."""
