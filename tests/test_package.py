@@ -122,6 +122,17 @@ def test_code_on_the_readme_runs(repo_root):
     assert done.returncode == 0, done.stderr
 
 
+def test_files_that_the_pages_name_are_there(repo_root):
+    pages = [repo_root / "README.md", *(repo_root / "docs").rglob("*.md"), *(repo_root / "recipes").rglob("*.yaml")]
+    named = {(page.name, name) for page in pages for name in re.findall(r"\brecipes/[\w./-]*\w", page.read_text())}
+    named |= {(page.name, name) for page in pages for name in re.findall(r"\bbenchmarks/\w+\.py", page.read_text())}
+    assert len(named) > 20
+    assert [(page, name) for page, name in named if not (repo_root / name).exists()] == []
+    for page in (repo_root / "docs").rglob("*.md"):
+        for link in re.findall(r"\]\(([^)h#][^)#]*)", page.read_text()):
+            assert (page.parent / link).exists(), (page.name, link)
+
+
 def test_readme_lists_every_module(repo_root):
     readme = (repo_root / "README.md").read_text()
     for path in (repo_root / "src" / "profit_sft").iterdir():

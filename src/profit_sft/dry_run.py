@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import PreTrainedModel
 from trl import ModelConfig
 
 from profit_sft.data import PreparedData
+from profit_sft.engine import Engine, planned_engine, planned_precision
 from profit_sft.head import selective_head
-from profit_sft.loss.devices import default_chunk_size
+from profit_sft.memory_estimate import estimate_memory_gib
 from profit_sft.run import build_trainer, load_data, load_tokenizer, resolved_config, settle
 from profit_sft.run_arguments import RunArguments
 from profit_sft.start_report import parameter_counts
@@ -36,7 +36,8 @@ class DryRunReport:
         kept_share: Share of those with non-zero weight, in [0, 1].
         mean_p: Mean probability of the sample's label tokens.
         nll: Plain NLL of the sample, nats a token.
-        memory_gib: Estimated memory in GiB by part; see `estimate_memory_gib`.
+        engine: Whose memory is estimated, with its ranks.
+        memory_gib: Estimated memory of one device in GiB by part; see `estimate_memory_gib`.
     """
 
     config: str
@@ -49,6 +50,7 @@ class DryRunReport:
     kept_share: float
     mean_p: float
     nll: float
+    engine: str
     memory_gib: dict[str, float]
 
 
@@ -57,33 +59,47 @@ def dry_run(
 ) -> DryRunReport:
     """Load data and model, look at the mask on the first rows, and estimate the cost. Writes nothing.
 
+    It takes one process, and steps and memory are those of the engine and ranks that `run.accelerate_config` names.
+
     Args: as `profit_sft.run.run_training`.
     """
     settle(run, config, model_config)
+    engine = Engine() if run.accelerate_config is None else planned_engine(run.accelerate_config, run.num_processes)
     settings = resolved_config(run, config, model_config)
     config.report_to, config.push_to_hub = [], False
     with tempfile.TemporaryDirectory() as folder:
         config.output_dir = folder  # the trainer makes it
-        return _report(settings, run, config, model_config, progress=progress)
+        return _report(settings, engine, run, config, model_config, progress=progress)
 
 
 def _report(
-    settings: str, run: RunArguments, config: ProFitConfig, model_config: ModelConfig, *, progress: bool
+    settings: str,
+    engine: Engine,
+    run: RunArguments,
+    config: ProFitConfig,
+    model_config: ModelConfig,
+    *,
+    progress: bool,
 ) -> DryRunReport:
     tokenizer = load_tokenizer(model_config, config)
     train_data, eval_data = load_data(run, config, model_config, tokenizer, progress=progress)
     trainer = build_trainer(config, model_config, tokenizer, train_data, eval_data, [])
     batches = len(trainer.get_train_dataloader())
-    steps_per_epoch = max(1, -(-batches // config.gradient_accumulation_steps))
+    steps_per_epoch = max(1, -(-batches // (engine.ranks * config.gradient_accumulation_steps)))
     steps = config.max_steps if config.max_steps > 0 else round(steps_per_epoch * config.num_train_epochs)
     parameters, trainable_parameters = parameter_counts(trainer.model.parameters())
+    launched_in = "no" if run.accelerate_config is None else planned_precision(run.accelerate_config)
+    mixed_precision = bool(config.bf16 or config.fp16 or launched_in != "no")
     return DryRunReport(
         config=settings,
         data=dataclasses.asdict(train_data.report),
         optimizer_steps=steps,
         parameters=parameters,
         trainable_parameters=trainable_parameters,
-        memory_gib=estimate_memory_gib(trainer, longest=train_data.report.longest),
+        engine=str(engine),
+        memory_gib=estimate_memory_gib(
+            trainer.model, config, engine, longest=train_data.report.longest, mixed_precision=mixed_precision
+        ),
         **_mask_on_sample(trainer, train_data),
     )
 
@@ -116,36 +132,3 @@ def _mask_on_sample(trainer: ProFitTrainer, data: PreparedData) -> dict[str, Any
         "mean_p": total_p / labels,
         "nll": total_nll / labels,
     }
-
-
-def estimate_memory_gib(trainer: ProFitTrainer, *, longest: int) -> dict[str, float]:
-    """Estimate the memory of one device in GiB, without sharding. A guide, not a measurement.
-
-    Weights and gradients as stored; 8 bytes a trainable parameter for Adam's two moments; the loss's chunk of fp32
-    logits and its head gradient; activations at the longest sequence: 34 bytes a token, layer and hidden unit in
-    16-bit (Korthikanti et al. 2022, arXiv:2205.05198, without attention scores), twice that in fp32; with gradient
-    checkpointing one such layer and 2 or 4 bytes for the input of every other.
-    """
-    args, model = trainer.args, trainer.accelerator.unwrap_model(trainer.model)
-    assert isinstance(model, PreTrainedModel) or hasattr(model, "get_base_model")
-    text_config = model.config.get_text_config()
-    hidden_size, layers = text_config.hidden_size, text_config.num_hidden_layers
-    vocab_size = model.get_output_embeddings().weight.shape[0]
-    width = 2 if args.bf16 or args.fp16 else 4
-    tokens = args.per_device_train_batch_size * min(longest, args.max_length or longest)
-    layer = 17 * width * tokens * hidden_size
-    chunk = min(tokens, default_chunk_size(trainer.accelerator.device, vocab_size))
-    activations = layers * layer
-    if args.gradient_checkpointing:
-        activations = layer + layers * width * tokens * hidden_size
-    parameters = list(model.parameters())
-    trainable = [parameter for parameter in parameters if parameter.requires_grad]
-    head_is_trained = model.get_output_embeddings().weight.requires_grad
-    parts = {
-        "weights": sum(parameter.numel() * parameter.element_size() for parameter in parameters),
-        "gradients": sum(parameter.numel() * parameter.element_size() for parameter in trainable),
-        "adam": sum(8 * parameter.numel() for parameter in trainable),
-        "loss": chunk * vocab_size * 4 + (vocab_size * hidden_size * 4 if head_is_trained else 0),
-        "activations": activations,
-    }
-    return {name: size / 2**30 for name, size in parts.items()}

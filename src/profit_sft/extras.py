@@ -9,7 +9,7 @@ from profit_sft.errors import MissingExtraError
 EXTRAS = {
     "train": (
         *("accelerate", "datasets", "filelock", "gguf", "huggingface_hub", "jinja2", "markupsafe", "numpy", "peft"),
-        *("pyarrow", "rich", "tokenizers", "trl", "typer", "yaml"),
+        *("pyarrow", "pydantic", "rich", "tokenizers", "trl", "typer", "yaml"),
     ),
     "eval": ("lm_eval", "math_verify", "langdetect", "immutabledict", "nltk"),
     "stats": ("scipy",),

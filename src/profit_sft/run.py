@@ -19,7 +19,7 @@ from profit_sft import pretrained
 from profit_sft.atomic_write import write_text
 from profit_sft.callbacks import SafeStop
 from profit_sft.data import DataSettings, PreparedData, prepare_dataset
-from profit_sft.engine import Engine, launched_engine
+from profit_sft.engine import Engine, check_launched_as_planned, launched_engine
 from profit_sft.errors import ConfigurationError, ProFitError
 from profit_sft.pretrained import pretrained_path, require_model
 from profit_sft.reference_scores import add_reference_log_probs, settle_reference
@@ -89,6 +89,8 @@ def run_training(
         ProFitError: The engine saved no model.
     """
     engine = settle(run, config, model_config)
+    if run.accelerate_config is not None:
+        check_launched_as_planned(engine, run.accelerate_config, run.num_processes)
     output_dir = Path(str(config.output_dir))
     checkpoint = choose_start(
         output_dir,

@@ -36,3 +36,20 @@ class RunArguments:
         },
     )
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Delete what an earlier run left there."})
+    accelerate_config: str | None = field(
+        default=None,
+        metadata={
+            "help": "File of `accelerate config`, such as recipes/accelerate/fsdp2_8gpu.yaml: train under accelerate "
+            "launch as it says. With --dry-run, estimate the memory for it."
+        },
+    )
+    num_processes: int | None = field(
+        default=None, metadata={"help": "In place of the number of processes in accelerate_config."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.num_processes is not None and self.accelerate_config is None:
+            raise ValueError(
+                f"num_processes is {self.num_processes}, which stands in place of a number in accelerate_config, and "
+                "there is none. Name a file of accelerate's, such as recipes/accelerate/fsdp2_8gpu.yaml."
+            )

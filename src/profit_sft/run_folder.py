@@ -92,7 +92,7 @@ def _checkpoint(folder: Path, wanted: str) -> str:
 def _check_fits(checkpoint: Path, engine: Engine) -> None:
     """Refuse a checkpoint whose optimizer state this engine would not load; some start Adam anew without a word."""
     kind = next((kind for kind, patterns in _OPTIMIZERS.items() if any(_found(checkpoint, patterns))), None)
-    wanted = "DeepSpeed" if engine.is_deepspeed else "FSDP" if engine.is_fsdp else "DDP or one process"
+    wanted = "DeepSpeed" if engine.zero_stage is not None else "FSDP" if engine.is_fsdp else "DDP or one process"
     start_anew = "or start a new run from its model, with --model_name_or_path"
     if kind is None:
         warnings.warn(

@@ -14,6 +14,7 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from profit_sft.cli.app import _TRAIN_HELP, run_app
+from profit_sft.engine import planned_engine
 
 RECIPES = sorted((Path(__file__).resolve().parents[2] / "recipes").glob("*.yaml"))
 # A tiny random model gives every token p near 1/320, under any threshold a person would set.
@@ -70,6 +71,19 @@ def test_resolved_configuration_repeats_the_run(arguments, tmp_path, capsys):
     assert first["nll"] == second["nll"]
 
 
+def test_a_launchers_mixed_precision_is_said_and_written(arguments, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")  # all that `accelerate launch --mixed_precision` does
+    assert run_app(arguments) == 0
+    out, err = capsys.readouterr()
+    assert "float32, computed in bf16" in err
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["bf16"] is True
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION")
+    assert run_app([*arguments, "--overwrite_output_dir", "True", "--bf16", "True"]) == 0
+    assert json.loads(capsys.readouterr().out)["loss"] == json.loads(out)["loss"]
+    assert run_app([*arguments, "--overwrite_output_dir", "True"]) == 0
+    assert json.loads(capsys.readouterr().out)["loss"] != json.loads(out)["loss"]
+
+
 def test_flags_win_over_the_file_and_values_keep_their_dashes(tiny_folder, rows, tmp_path, capsys):
     config = tmp_path / "recipe.yaml"
     config.write_text(f"dataset_name: {rows}\nthreshold: 0.5\nobjective: profit\nlearning_rate: 1e-5\n")
@@ -94,7 +108,7 @@ def test_dry_run_measures_the_mask_and_writes_nothing(arguments, tmp_path, capsy
     shown = capsys.readouterr().out
     assert "threshold: 0.0034" in shown
     assert "kept share on the sample" in shown
-    assert "memory: sum, an estimate" in shown
+    assert "memory of a device: sum, an estimate" in shown
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
@@ -106,7 +120,8 @@ def test_every_recipe_dry_runs(recipe, tiny_folder, rows, tmp_path, capsys, monk
     assert resolved["learning_rate"] == 1e-5
     assert resolved["lr_scheduler_type"] == "cosine"
     assert resolved["warmup_steps"] == 0.1
-    assert (resolved["per_device_train_batch_size"], resolved["gradient_accumulation_steps"]) == (1, 4)
+    ranks = planned_engine(resolved["accelerate_config"]).ranks
+    assert resolved["per_device_train_batch_size"] * resolved["gradient_accumulation_steps"] * ranks == 32
     assert resolved["max_length"] == 8192
     objective = {"sft": "nll"}.get(recipe.stem.rsplit("-", 1)[1], recipe.stem.rsplit("-", 1)[1])
     assert resolved["objective"] == objective

@@ -1,5 +1,7 @@
 """The cost estimate against hand-computed values."""
 
+from pathlib import Path
+
 import pytest
 
 from profit_sft.errors import ConfigurationError
@@ -7,6 +9,7 @@ from profit_sft.study.estimate import TrainingData, count_parameters, estimate_c
 from profit_sft.study.plan import parse_plan
 from tiny import tiny_model
 
+EIGHT = str(Path(__file__).resolve().parents[2] / "recipes" / "accelerate" / "fsdp2_8gpu.yaml")
 DATA = TrainingData(rows=1000, tokens=500_000, measured=True)
 
 
@@ -24,18 +27,23 @@ def plan_with(**changes):
 
 
 @pytest.mark.parametrize(
-    ("settings", "launch", "steps", "tokens"),
+    ("settings", "steps", "tokens"),
     [
-        ({"num_train_epochs": 1, "per_device_train_batch_size": 8}, None, 125, 500_000),
-        ({"num_train_epochs": 1, "per_device_train_batch_size": 3}, None, 334, 500_000),
-        ({}, None, 375, 1_500_000),  # the trainer's defaults: 3 epochs of batch 8
-        ({"max_steps": 25, "per_device_train_batch_size": 8}, None, 25, 100_000),
-        ({"num_train_epochs": 1, "max_samples": 80}, None, 10, 40_000),
-        ({"num_train_epochs": 1, "per_device_train_batch_size": 2}, "x --num_processes 4", 125, 500_000),
+        ({"num_train_epochs": 1, "per_device_train_batch_size": 8}, 125, 500_000),
+        ({"num_train_epochs": 1, "per_device_train_batch_size": 3}, 334, 500_000),
+        ({}, 375, 1_500_000),  # the trainer's defaults: 3 epochs of batch 8
+        ({"max_steps": 25, "per_device_train_batch_size": 8}, 25, 100_000),
+        ({"num_train_epochs": 1, "max_samples": 80}, 10, 40_000),
+        ({"num_train_epochs": 1, "per_device_train_batch_size": 1, "accelerate_config": EIGHT}, 125, 500_000),
+        (
+            {"num_train_epochs": 1, "per_device_train_batch_size": 1, "accelerate_config": EIGHT, "num_processes": 4},
+            250,
+            500_000,
+        ),
     ],
 )
-def test_steps_and_tokens_of_a_run(settings, launch, steps, tokens):
-    assert planned_steps(settings, DATA, launch=launch) == (steps, tokens)
+def test_steps_and_tokens_of_a_run(settings, steps, tokens):
+    assert planned_steps(settings, DATA) == (steps, tokens)
 
 
 def test_gpu_hours_by_the_formula():

@@ -59,6 +59,8 @@ Takes every flag of TRL's `trl sft`, spelled the same, and these:
 
 [bold]--skip-bad-rows[/]  count and list rows that cannot be used, instead of stopping at the first
 
+[bold]--accelerate_config[/] FILE  train on several devices, as this file of `accelerate config` says
+
 [bold]--resume_from_checkpoint[/] latest  go on with an interrupted run
 
 [bold]--dry-run[/]  print settings, token counts, kept share on a sample and estimated memory; train nothing

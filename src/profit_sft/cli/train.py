@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,9 @@ from rich.table import Table
 from transformers import TrainerCallback
 from trl import ModelConfig, TrlParser
 
+from profit_sft.cli.launch import is_launched, launch
 from profit_sft.cli.progress import ProgressBar, quiet_libraries
+from profit_sft.cli.ranks import works_here
 from profit_sft.data import LISTED_ROWS
 from profit_sft.dry_run import DryRunReport, dry_run
 from profit_sft.errors import ConfigurationError
@@ -84,8 +87,13 @@ def _normalized(argument: str) -> str:
 def train_command(arguments: Sequence[str]) -> int:
     """Run `profit train` and return its exit status."""
     quiet_libraries()
+    if "--dry_run" in map(_normalized, arguments) and not works_here("train --dry-run"):
+        return 0
+    environment = dict(os.environ)
     run, config, model_config, only_dry, as_json = parse(arguments)
     config.disable_tqdm = True
+    if run.accelerate_config is not None and not only_dry and not is_launched():
+        launch(run, arguments, environment)
     if only_dry:
         report = dry_run(run, config, model_config)
         print_dry_run(report, as_json=as_json)
@@ -157,8 +165,9 @@ def print_dry_run(report: DryRunReport, *, as_json: bool) -> None:
         ("kept share on the sample", f"{report.kept_share:.1%}"),
         ("mean p, plain NLL on the sample", f"{report.mean_p:.3f}, {report.nll:.3f} nats"),
     ]
-    rows += [(f"memory: {name}", f"{size:.2f} GiB") for name, size in report.memory_gib.items()]
-    rows.append(("memory: sum, an estimate", f"{sum(report.memory_gib.values()):.2f} GiB"))
+    rows.append(("engine", report.engine))
+    rows += [(f"memory of a device: {name}", f"{size:.2f} GiB") for name, size in report.memory_gib.items() if size]
+    rows.append(("memory of a device: sum, an estimate", f"{sum(report.memory_gib.values()):.2f} GiB"))
     table = Table(title="Dry run", show_header=False)
     for row in rows:
         table.add_row(*row)

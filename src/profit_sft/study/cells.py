@@ -124,9 +124,7 @@ def train(run: CellRun) -> None:
     folder, cell = run.folder, run.cell
     write_text(folder.config, yaml.safe_dump(train_config(run), sort_keys=True))
     checkpoint = last_complete_checkpoint(folder.run)
-    # The child runs a module by name: ours, or a launcher's, which gets ours as an argument.
-    launcher = [*cell.model.launch.split(), "-m"] if cell.model.launch else []
-    command = [*launcher, "profit_sft.cli", "train", "--config", str(folder.config)]
+    command = ["profit_sft.cli", "train", "--config", str(folder.config)]
     if checkpoint is None:
         command += ["--overwrite_output_dir", "True"]
     else:

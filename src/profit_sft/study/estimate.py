@@ -15,7 +15,6 @@ arXiv:2001.08361). With gradient checkpointing, which runs the forward pass twic
 all weights, 2 bytes a parameter, once for the whole batch; attention over the cache, prompts and grading are left out.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -130,7 +129,7 @@ def estimate_cell(plan: "StudyPlan", cell: "Cell", data: TrainingData, parameter
     """
     given, settings = plan.estimate, {**plan.train, **cell.model.train, **cell.variant.train}
     trained = cell.variant.objective is not None
-    steps, tokens = planned_steps(settings, data, launch=cell.model.launch) if trained else (0, 0)
+    steps, tokens = planned_steps(settings, data) if trained else (0, 0)
     new_tokens = planned_new_tokens(plan.evaluate, given)
     if given.train_tokens_per_second is not None:
         train_seconds = tokens / given.train_tokens_per_second
@@ -154,11 +153,10 @@ def estimate_cell(plan: "StudyPlan", cell: "Cell", data: TrainingData, parameter
     )
 
 
-def planned_steps(settings: Mapping[str, Any], data: TrainingData, *, launch: str | None = None) -> tuple[int, int]:
+def planned_steps(settings: Mapping[str, Any], data: TrainingData) -> tuple[int, int]:
     """Return the optimizer steps of a run and the tokens it trains on."""
-    processes = re.search(r"--num_processes[ =](\d+)", launch or "")
-    batch = settings.get("per_device_train_batch_size", 8) * (int(processes.group(1)) if processes else 1)
-    batch *= settings.get("gradient_accumulation_steps", 1)
+    batch = settings.get("per_device_train_batch_size", 8) * settings.get("gradient_accumulation_steps", 1)
+    batch *= _planned_ranks(settings)
     rows = min(data.rows, settings.get("max_samples") or data.rows)
     steps_per_epoch = -(-rows // batch)
     epochs = float(settings.get("num_train_epochs", 3))
@@ -168,6 +166,14 @@ def planned_steps(settings: Mapping[str, Any], data: TrainingData, *, launch: st
     else:
         steps = round(steps_per_epoch * epochs)
     return steps, round(data.tokens / data.rows * rows * epochs)
+
+
+def _planned_ranks(settings: Mapping[str, Any]) -> int:
+    if settings.get("accelerate_config") is None:
+        return 1
+    from profit_sft.engine import planned_engine  # brings the trainer, which an estimate seldom needs
+
+    return planned_engine(settings["accelerate_config"], settings.get("num_processes")).ranks
 
 
 def planned_new_tokens(evaluate: Mapping[str, Any], given: Assumptions) -> int:

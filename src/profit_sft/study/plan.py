@@ -35,15 +35,12 @@ class ModelPlan:
         model_name_or_path: Hub name, folder or `embedded`.
         name: Short name; part of a cell's name when the study has several models.
         train: Settings of `profit train` for this model alone.
-        launch: A launcher's module and options, such as `accelerate.commands.launch --num_processes 4`; training then
-            runs under it.
         parameters: Number of parameters, for the estimate where the model cannot be looked at.
     """
 
     model_name_or_path: str
     name: str
     train: Mapping[str, Any] = field(default_factory=dict)
-    launch: str | None = None
     parameters: float | None = None
 
 
@@ -191,7 +188,6 @@ def _models(top: Section, override: str | None) -> tuple[ModelPlan, ...]:
                 model_name_or_path=override or path,
                 name=make_slug(section.take("name", str, path.rstrip("/").rsplit("/", 1)[-1])),
                 train=train,
-                launch=section.take("launch", str),
                 parameters=None if override else parameters,
             )
         )

@@ -1,0 +1,191 @@
+"""`profit train` from end to end as recipes/accelerate starts it: two processes train, save and resume as one does."""
+
+import json
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from launched import TIMEOUT_SECONDS, environment
+from test_engines import deepspeed_fault
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from profit_sft.cli.app import run_app
+from tiny import save_tiny_chat_model
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).resolve().parents[2]
+COMMAND = (str(Path(__file__).with_name("cpu_engines.py")), "profit_sft.cli")
+PROFIT = (sys.executable, "-m", "profit_sft.cli")
+ROWS_A_STEP, STEPS, SAVED = 12, 4, 2
+ON_CPUS = {"DS_ACCELERATOR": "cpu"}
+
+
+def launcher(recipe: str, *flags: str, processes: int = 2) -> list[str]:
+    """The recipe's own file, with what a machine of CPUs needs: fewer processes, fp32, and gloo."""
+    file = str(ROOT / "recipes" / "accelerate" / f"{recipe}.yaml")
+    accelerate = ["-m", "accelerate.commands.launch", "--config_file", file, "--num_processes", str(processes)]
+    port = ("--main_process_port", "0") if "--main_process_port" not in flags else ()
+    return [sys.executable, *accelerate, *port, "--mixed_precision", "no", *flags, *COMMAND]
+
+
+def ended(command: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command, env=environment(**ON_CPUS), capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False
+    )
+
+
+def run(command: list[str]) -> None:
+    done = ended(command)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
+
+
+def batch(processes: int) -> list[str]:
+    steps = ROWS_A_STEP // (2 * processes)
+    return ["--per_device_train_batch_size", "2", "--gradient_accumulation_steps", str(steps)]
+
+
+@pytest.fixture(scope="module")
+def flags(tmp_path_factory):
+    """Flags of a run that masks in every step, all but batch and output folder."""
+    folder = tmp_path_factory.mktemp("inputs")
+    rows = folder / "rows.jsonl"
+    lines = [{"question": f"What is {n}+1?", "answer": f"It is {n + 1}. " * (1 + n % 4)} for n in range(48)]
+    rows.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return [
+        *("train", "--model_name_or_path", save_tiny_chat_model(folder / "model"), "--dataset_name", str(rows)),
+        *("--threshold", "0.0033", "--learning_rate", "1e-3", "--lr_scheduler_type", "constant"),
+        *("--logging_steps", "1", "--save_strategy", "steps", "--save_steps", str(SAVED)),
+        *("--max_steps", str(STEPS), "--gradient_checkpointing", "False"),
+    ]
+
+
+@pytest.fixture(scope="module")
+def one_process(flags, tmp_path_factory):
+    """The run folder of one process."""
+    folder = tmp_path_factory.mktemp("one") / "run"
+    assert run_app([*flags, *batch(1), "--output_dir", str(folder), "--use_cpu", "True"]) == 0
+    return folder
+
+
+def steps_of(folder: Path) -> dict[int, dict[str, float]]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: line for line in lines if "loss" in line}
+
+
+def logits_of(folder: Path) -> torch.Tensor:
+    """Load the folder with plain transformers and return its logits of a sentence."""
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    input_ids = AutoTokenizer.from_pretrained(folder)("What is two plus two?", return_tensors="pt").input_ids
+    with torch.no_grad():
+        return model(input_ids=input_ids).logits
+
+
+def check(folder: Path, one_process: Path, flags: list[str], *, first: int = 1) -> None:
+    """Steps from `first` on, and the model at the end, are those of one process."""
+    found, expected = steps_of(folder), steps_of(one_process)
+    assert sorted(found) == list(range(first, STEPS + 1))
+    for step, line in found.items():
+        assert 0.1 < line["kept_share"] < 0.95
+        for name in ("loss", "grad_norm", "nll", "kept_share", "mean_p_kept", "num_tokens"):
+            assert line[name] == pytest.approx(expected[step][name], rel=1e-5), (step, name)
+    logits, start = logits_of(folder), logits_of(Path(flags[2]))
+    torch.testing.assert_close(logits, logits_of(one_process), rtol=0, atol=1e-5)
+    assert (logits - start).abs().max() > 1e-2
+
+
+def resumed(folder: Path, flags: list[str], command: list[str], processes: int) -> Path:
+    """Go on from the checkpoint in the middle, in a folder as a stopped run leaves it."""
+    stopped = folder.with_name("resumed")
+    stopped.mkdir()
+    shutil.copytree(folder / f"checkpoint-{SAVED}", stopped / f"checkpoint-{SAVED}")
+    run([*command, *flags, *batch(processes), "--output_dir", str(stopped), "--resume_from_checkpoint", "latest"])
+    return stopped
+
+
+def test_fsdp2_trains_as_one_process_and_goes_on_with_another_number_of_ranks(flags, one_process, tmp_path):
+    folder = tmp_path / "run"
+    run([*launcher("fsdp2_8gpu"), *flags, *batch(2), "--output_dir", str(folder)])
+    check(folder, one_process, flags)
+    check(resumed(folder, flags, launcher("fsdp2_8gpu", processes=3), processes=3), one_process, flags, first=SAVED + 1)
+
+
+def test_zero3_trains_and_goes_on_as_one_process(flags, one_process, tmp_path):
+    if (fault := deepspeed_fault()) is not None:
+        pytest.skip(fault)
+    folder = tmp_path / "run"
+    run([*launcher("zero3_8gpu"), *flags, *batch(2), "--output_dir", str(folder)])
+    check(folder, one_process, flags)
+    check(resumed(folder, flags, launcher("zero3_8gpu"), processes=2), one_process, flags, first=SAVED + 1)
+
+
+def test_two_nodes_train_as_one_process(flags, one_process, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    folder = tmp_path / "run"
+    address = ("--main_process_ip", "127.0.0.1", "--main_process_port", port)
+    nodes = [
+        subprocess.Popen(
+            [*launcher("two_nodes", "--machine_rank", rank, *address), *flags, *batch(2), "--output_dir", str(folder)],
+            env=environment(**ON_CPUS),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in ("0", "1")
+    ]
+    try:
+        outputs = [node.communicate(timeout=TIMEOUT_SECONDS)[0] for node in nodes]
+    finally:
+        for node in nodes:
+            node.kill()
+    assert [node.returncode for node in nodes] == [0, 0], "\n".join(output[-4000:] for output in outputs)
+    check(folder, one_process, flags)
+
+
+@pytest.fixture
+def on_cpus(tmp_path, monkeypatch):
+    """The recipe for eight GPUs with nothing changed but its precision; processes it starts take up FSDP on CPUs."""
+    folder = tmp_path / "site"
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(
+        "import os, sys\n"
+        "if 'LOCAL_RANK' in os.environ:\n"
+        f"    sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "    import cpu_engines\n"
+        "    cpu_engines.install()\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(folder))
+    settings = yaml.safe_load((ROOT / "recipes" / "accelerate" / "fsdp2_8gpu.yaml").read_text())
+    file = tmp_path / "fsdp2.yaml"
+    file.write_text(yaml.safe_dump(settings | {"mixed_precision": "no", "main_process_port": 0}))
+    return str(file)
+
+
+def test_the_command_launches_itself_as_the_file_says_and_goes_on_from_its_own_settings(
+    flags, one_process, on_cpus, tmp_path
+):
+    folder = tmp_path / "run"
+    named = ["--accelerate_config", on_cpus, "--num_processes", "2"]
+    run([*PROFIT, *flags, *batch(2), *named, "--output_dir", str(folder)])
+    check(folder, one_process, flags)
+    again = [*PROFIT, "train", "--config", str(folder / "config.yaml"), "--num_processes", "3"]
+    check(resumed(folder, [], again, processes=3), one_process, flags, first=SAVED + 1)
+    assert json.loads((folder.with_name("resumed") / "environment.json").read_text())["world_size"] == 3
+
+
+def test_what_was_not_launched_as_the_file_says_is_refused(flags, tmp_path):
+    two = tmp_path / "two.yaml"
+    two.write_text(yaml.safe_dump({"distributed_type": "MULTI_CPU", "num_processes": 2, "use_cpu": True}))
+    folder = tmp_path / "run"
+    # accelerate starts one process a machine on CPUs, whatever number the file names: half of the batch would be lost.
+    done = ended([*PROFIT, *flags, *batch(2), "--accelerate_config", str(two), "--output_dir", str(folder)])
+    assert done.returncode != 0
+    assert f"accelerate_config: '{two}' asks for 2 ranks, DDP, and launched is one process." in done.stderr
+    assert not folder.exists()
