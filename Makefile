@@ -42,7 +42,7 @@ test-gpu: $(STAMP)  ## the table of the loss, the head and one trainer step, on 
 
 test-lowest: $(LOWEST)/.installed  ## loss, head and trainer on the lowest versions that pyproject.toml declares
 	$(LOWEST)/bin/python -m pytest -W default -m "not slow" tests/loss tests/test_head*.py tests/test_objectives.py \
-		tests/integrations tests/test_trainer.py
+		tests/integrations tests/train/test_trainer.py
 
 $(LOWEST)/.installed: pyproject.toml tests/lowest_versions.py
 	$(PYTHON) -m venv --clear $(LOWEST)

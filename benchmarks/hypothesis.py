@@ -23,16 +23,16 @@ import numpy as np
 from gsm8k_spans import marked_row
 from loss import environment
 from profit_sft import quickstart
-from profit_sft.atomic_write import write_text
 from profit_sft.cli.progress import quiet_libraries
 from profit_sft.data import TOKEN_KINDS, DataSettings
 from profit_sft.data.generated import SYSTEM_PROMPT, generate_problems, write_jsonl
-from profit_sft.embedded_model import embedded_model_folder
-from profit_sft.final_answer import final_answer_mask
-from profit_sft.kind_comparison import KindComparison, compare_scores
-from profit_sft.label_tokens import kept_mask
-from profit_sft.score_store import ScoreSet
-from profit_sft.scoring import ScoreSettings, score_dataset
+from profit_sft.files import write_text
+from profit_sft.mask.final_answer import final_answer_mask
+from profit_sft.mask.kinds import KindComparison, compare_scores
+from profit_sft.mask.tokens import kept_mask
+from profit_sft.models.embedded import embedded_model_folder
+from profit_sft.scores.score import ScoreSettings, score_dataset
+from profit_sft.scores.store import ScoreSet
 
 THRESHOLD = 0.1
 TRAINED = {

@@ -122,7 +122,7 @@ def real(data_file: Path, tokens: int) -> tuple[Tensor, Tensor, Tensor]:
     """Hidden states of SmolLM2 at the answers of question/answer rows, in its chat template."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from profit_sft.embedded_model import embedded_model_folder
+    from profit_sft.models.embedded import embedded_model_folder
 
     folder = embedded_model_folder()
     tokenizer = AutoTokenizer.from_pretrained(folder)

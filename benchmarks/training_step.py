@@ -22,7 +22,7 @@ from trl import SFTConfig, SFTTrainer
 from loss import environment
 from profit_sft import ProFitConfig, ProFitTrainer
 from profit_sft.data import DataSettings, prepare_dataset
-from profit_sft.embedded_model import embedded_model_folder
+from profit_sft.models.embedded import embedded_model_folder
 
 SETTINGS: dict[str, Any] = {
     "bf16": False,

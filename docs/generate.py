@@ -9,8 +9,8 @@ from pathlib import Path
 from trl import SFTConfig
 
 from profit_sft import objectives
-from profit_sft.run_arguments import RunArguments
-from profit_sft.trainer import ProFitConfig
+from profit_sft.train.arguments import RunArguments
+from profit_sft.train.trainer import ProFitConfig
 
 PAGES = Path(__file__).parent / "reference"
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from playwright.sync_api import sync_playwright
 
-from profit_sft.report.mask_page import write_mask_page
-from profit_sft.report.mask_report import make_report
-from profit_sft.score_store import load_scores
+from profit_sft.mask.page import write_mask_page
+from profit_sft.mask.report import make_report
+from profit_sft.scores.store import load_scores
 
 _WIDTH, _HEIGHT = 1200, 1090
 

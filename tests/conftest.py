@@ -48,8 +48,8 @@ def shared_data(repo_root: Path) -> Path:
 @pytest.fixture(scope="session")
 def smollm2_folder() -> Path:
     """Skips where the model cannot be fetched; any other failure is a failure."""
-    from profit_sft.embedded_model import embedded_model_folder
     from profit_sft.errors import DownloadError
+    from profit_sft.models.embedded import embedded_model_folder
 
     try:
         return embedded_model_folder()

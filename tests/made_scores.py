@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from profit_sft.score_store import ScoredExample, ScoreJob, ScoreWriter
+from profit_sft.scores.store import ScoredExample, ScoreJob, ScoreWriter
 from tiny import chat_tokenizer
 
 

@@ -9,11 +9,11 @@ from importlib.metadata import packages_distributions
 
 import pytest
 
-from profit_sft.extras import EXTRAS, missing_extra
+from profit_sft.errors import EXTRAS, missing_extra
 
 tomllib = pytest.importorskip("tomllib", reason="Python 3.11")
 
-CORE = ("__init__.py", "errors.py", "extras.py", "objectives.py", "head.py", "head_module.py", "loss/", "integrations/")
+CORE = ("__init__.py", "errors.py", "objectives.py", "head.py", "head_module.py", "loss/", "integrations/")
 # Where the name of the module is not that of the distribution; packages_distributions knows installed ones alone.
 DISTRIBUTIONS = {"yaml": "pyyaml", "lm_eval": "lm-eval", "math_verify": "math-verify"}
 NOT_IMPORTED = {

@@ -9,7 +9,7 @@ import pytest
 
 import profit_sft
 from profit_sft import errors
-from profit_sft.atomic_write import atomic_path, write_text
+from profit_sft.files import atomic_path, write_text
 
 PUBLIC = [
     "NLL",
@@ -40,8 +40,8 @@ def test_public_names_are_pinned_sorted_and_there():
         ("import profit_sft.loss, profit_sft.objectives", ["transformers", "trl", "datasets", "peft"]),
         ("from profit_sft import ProFit, selective_linear_cross_entropy", ["transformers", "trl"]),
         ("import profit_sft.cli.app", ["torch", "transformers"]),
-        ("import profit_sft.head", ["trl", "datasets", "profit_sft.trainer"]),
-        ("import profit_sft.trainer", ["profit_sft.cli", "profit_sft.run"]),
+        ("import profit_sft.head", ["trl", "datasets", "profit_sft.train.trainer"]),
+        ("import profit_sft.train.trainer", ["profit_sft.cli", "profit_sft.train.run"]),
     ],
 )
 def test_imports_point_downward_and_stay_light(statement, absent):

@@ -13,8 +13,8 @@ import pytest
 
 from profit_sft.data import DataSettings
 from profit_sft.errors import ConfigurationError
-from profit_sft.scoring import ScoreSettings, score_dataset
-from profit_sft.scoring_hf import LabelPositions
+from profit_sft.scores.engine import LabelPositions
+from profit_sft.scores.score import ScoreSettings, score_dataset
 from profit_sft.scoring_vllm import vllm_engine
 from tiny import save_tiny_chat_model
 

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from profit_sft.integrations.callback import ProFitCallback
     from profit_sft.loss import SelectiveLoss, selective_linear_cross_entropy
     from profit_sft.objectives import NLL, Objective, ProFit, make_objective
-    from profit_sft.trainer import ProFitConfig, ProFitTrainer
+    from profit_sft.train.trainer import ProFitConfig, ProFitTrainer
 
 __version__ = "0.1.0"
 
@@ -18,8 +18,8 @@ _LAZY = {
     "Objective": "profit_sft.objectives",
     "ProFit": "profit_sft.objectives",
     "ProFitCallback": "profit_sft.integrations.callback",
-    "ProFitConfig": "profit_sft.trainer",
-    "ProFitTrainer": "profit_sft.trainer",
+    "ProFitConfig": "profit_sft.train.trainer",
+    "ProFitTrainer": "profit_sft.train.trainer",
     "SelectiveLoss": "profit_sft.loss",
     "apply_profit": "profit_sft.head",
     "make_objective": "profit_sft.objectives",
@@ -47,7 +47,7 @@ def __getattr__(name: str) -> Any:
         try:
             return getattr(importlib.import_module(_LAZY[name]), name)
         except ModuleNotFoundError as error:
-            from profit_sft.extras import missing_extra
+            from profit_sft.errors import missing_extra
 
             raise missing_extra(error.name, wanted_by=name) or error from error
     raise AttributeError(f"module 'profit_sft' has no attribute {name!r}")

@@ -16,7 +16,6 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from trl import ModelConfig
 
-from profit_sft.atomic_write import write_text
 from profit_sft.data import TOKEN_KINDS, DataSettings, prepare_dataset
 from profit_sft.data.generated import (
     SYSTEM_PROMPT,
@@ -26,16 +25,17 @@ from profit_sft.data.generated import (
     to_row,
     write_jsonl,
 )
-from profit_sft.embedded_model import embedded_model_folder
+from profit_sft.files import write_text
 from profit_sft.head import apply_profit, label_statistics, remove_profit
+from profit_sft.mask.page import write_mask_page
+from profit_sft.mask.report import make_report
+from profit_sft.models.embedded import embedded_model_folder
+from profit_sft.models.pretrained import EMBEDDED
 from profit_sft.objectives import Objective
-from profit_sft.pretrained import EMBEDDED
-from profit_sft.report.mask_page import write_mask_page
-from profit_sft.report.mask_report import make_report
-from profit_sft.run import RunResult, run_training
-from profit_sft.run_arguments import RunArguments
-from profit_sft.scoring import ScoreSettings, score_dataset
-from profit_sft.trainer import ProFitConfig
+from profit_sft.scores.score import ScoreSettings, score_dataset
+from profit_sft.train.arguments import RunArguments
+from profit_sft.train.run import RunResult, run_training
+from profit_sft.train.trainer import ProFitConfig
 
 # About two minutes of training on two cores; what it reaches is measured in data/generated.py.
 TRAIN_ROWS = 240

@@ -16,10 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from profit_sft.errors import ConfigurationError
-from profit_sft.extras import require_extra
-from profit_sft.pretrained import pretrained_path
-from profit_sft.scoring_hf import Engine, LabelPositions, LabelScores
+from profit_sft.errors import ConfigurationError, require_extra
+from profit_sft.models.pretrained import pretrained_path
+from profit_sft.scores.engine import Engine, LabelPositions, LabelScores
 
 
 def vllm_engine(

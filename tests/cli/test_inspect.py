@@ -7,7 +7,7 @@ import pytest
 
 from made_scores import made_example, write_scores
 from profit_sft.cli.app import run_app
-from profit_sft.score_store import load_scores
+from profit_sft.scores.store import load_scores
 
 CORE, STYLE = 1, 2
 

@@ -6,7 +6,7 @@ import pytest
 
 from profit_sft.cli import quickstart as command
 from profit_sft.cli.app import run_app
-from profit_sft.score_store import load_scores
+from profit_sft.scores.store import load_scores
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from profit_sft.cli.app import run_app
-from profit_sft.score_store import load_scores
+from profit_sft.scores.store import load_scores
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from profit_sft.cli.app import _TRAIN_HELP, run_app
-from profit_sft.engine import planned_engine
+from profit_sft.train.engine import planned_engine
 
 RECIPES = sorted((Path(__file__).resolve().parents[2] / "recipes").glob("*.yaml"))
 # A tiny random model gives every token p near 1/320, under any threshold a person would set.
@@ -132,8 +132,8 @@ def test_help_names_only_flags_that_exist(capsys):
     from trl import ModelConfig
 
     from profit_sft.cli.train import _Parser
-    from profit_sft.run_arguments import RunArguments
-    from profit_sft.trainer import ProFitConfig
+    from profit_sft.train.arguments import RunArguments
+    from profit_sft.train.trainer import ProFitConfig
 
     known = {
         option

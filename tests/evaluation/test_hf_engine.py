@@ -8,7 +8,7 @@ import torch
 from profit_sft.evaluation.engine import Request
 from profit_sft.evaluation.hf_engine import HFEngine
 from profit_sft.evaluation.settings import EvalSettings
-from profit_sft.pretrained import load_model, load_tokenizer
+from profit_sft.models.pretrained import load_model, load_tokenizer
 from tiny import save_tiny_chat_model
 
 PROMPTS = ["What is two plus two? It is", "four", "What is two plus", "It is four. It is four. It is", "two is"]

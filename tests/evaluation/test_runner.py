@@ -10,7 +10,7 @@ import torch
 from profit_sft.data.generated import generate_problems
 from profit_sft.errors import ConfigurationError
 from profit_sft.evaluation import EvalSettings, evaluate
-from profit_sft.pretrained import load_model, load_tokenizer
+from profit_sft.models.pretrained import load_model, load_tokenizer
 from profit_sft.quickstart import generate_answers
 from tiny import CHATML
 

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from profit_sft.data import DataSettings, prepare_dataset
 from profit_sft.data.generated import generate_problems, write_jsonl
-from profit_sft.pretrained import load_model, load_tokenizer
+from profit_sft.models.pretrained import load_model, load_tokenizer
 from profit_sft.study.layout import CellFolder
 from profit_sft.study.measure import evaluation_settings, heldout_nll, measure, with_chat_template
 from tiny import CHATML

@@ -8,7 +8,7 @@ def main() -> None:
     try:
         from profit_sft.cli.app import run_app
     except ModuleNotFoundError as error:
-        from profit_sft.extras import missing_extra
+        from profit_sft.errors import missing_extra
 
         missing = missing_extra(error.name, wanted_by="the command profit")
         if missing is None:

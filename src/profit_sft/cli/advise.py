@@ -11,15 +11,15 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from profit_sft.advise import Advice, PositionRow, ThresholdRow, advise
 from profit_sft.cli.progress import quiet_libraries
 from profit_sft.cli.score import scoring_bar
 from profit_sft.data import DataSettings
 from profit_sft.errors import ConfigurationError
-from profit_sft.kind_comparison import HISTOGRAM_BINS, KindComparison, describe
-from profit_sft.pretrained import require_model
-from profit_sft.score_store import ScoreSet, load_scores
-from profit_sft.scoring import ScoreSettings, score_dataset
+from profit_sft.mask.advice import Advice, PositionRow, ThresholdRow, advise
+from profit_sft.mask.kinds import HISTOGRAM_BINS, KindComparison, describe
+from profit_sft.models.pretrained import require_model
+from profit_sft.scores.score import ScoreSettings, score_dataset
+from profit_sft.scores.store import ScoreSet, load_scores
 
 _MAX_SAMPLES = 200
 _BAR_WIDTH = 30  # characters of a bar that holds every token

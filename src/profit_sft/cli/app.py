@@ -23,8 +23,7 @@ from profit_sft.cli.options import (
     TrainOn,
 )
 from profit_sft.cli.ranks import works_here
-from profit_sft.errors import ConfigurationError, ProFitError
-from profit_sft.extras import missing_extra, require_extra
+from profit_sft.errors import ConfigurationError, ProFitError, missing_extra, require_extra
 
 app = typer.Typer(
     name="profit",

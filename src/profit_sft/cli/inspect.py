@@ -16,13 +16,13 @@ from profit_sft.cli.progress import quiet_libraries
 from profit_sft.cli.score import scoring_bar
 from profit_sft.data import DataSettings
 from profit_sft.errors import ConfigurationError
-from profit_sft.output_folder import check_output_folder
-from profit_sft.pretrained import require_model
-from profit_sft.report.mask_page import MAX_EXAMPLES, write_mask_page
-from profit_sft.report.mask_report import MaskReport, checked_view, make_report, summary
-from profit_sft.report.terminal import PLAIN_EXAMPLES, print_report
-from profit_sft.score_store import ScoreSet, load_scores
-from profit_sft.scoring import ScoreSettings, score_dataset
+from profit_sft.files import check_output_folder
+from profit_sft.mask.page import MAX_EXAMPLES, write_mask_page
+from profit_sft.mask.report import MaskReport, checked_view, make_report, summary
+from profit_sft.mask.terminal import PLAIN_EXAMPLES, print_report
+from profit_sft.models.pretrained import require_model
+from profit_sft.scores.score import ScoreSettings, score_dataset
+from profit_sft.scores.store import ScoreSet, load_scores
 
 PAGE = "mask.html"
 

@@ -5,8 +5,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
-from profit_sft.engine import planned_engine
-from profit_sft.run_arguments import RunArguments
+from profit_sft.train.arguments import RunArguments
+from profit_sft.train.engine import planned_engine
 
 _LAUNCHED = "PROFIT_LAUNCHED"  # a launcher leaves no mark of its own in a single process
 

@@ -17,9 +17,8 @@ from rich.table import Table
 from profit_sft.cli.progress import quiet_libraries
 from profit_sft.data import DataSettings
 from profit_sft.errors import ConfigurationError
-from profit_sft.pretrained import require_model
-from profit_sft.score_store import ScoreSet
-from profit_sft.scoring import (
+from profit_sft.models.pretrained import require_model
+from profit_sft.scores.score import (
     ScoreProgress,
     ScoreSettings,
     ScoringInterrupted,
@@ -27,6 +26,7 @@ from profit_sft.scoring import (
     flags,
     score_dataset,
 )
+from profit_sft.scores.store import ScoreSet
 
 _SHOWN_THRESHOLDS = (0.1, 0.5)
 

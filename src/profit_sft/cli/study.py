@@ -13,7 +13,7 @@ from rich.table import Table
 
 from profit_sft.cli.progress import quiet_libraries
 from profit_sft.errors import ConfigurationError
-from profit_sft.output_folder import check_output_folder
+from profit_sft.files import check_output_folder
 from profit_sft.study.analysis import Analysis, headline
 from profit_sft.study.dry_run import StudyDryRun, dry_run
 from profit_sft.study.plan import StudyPlan, check_flags, load_plan

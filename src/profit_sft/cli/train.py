@@ -18,11 +18,11 @@ from profit_sft.cli.launch import is_launched, launch
 from profit_sft.cli.progress import ProgressBar, quiet_libraries
 from profit_sft.cli.ranks import works_here
 from profit_sft.data import LISTED_ROWS
-from profit_sft.dry_run import DryRunReport, dry_run
 from profit_sft.errors import ConfigurationError
-from profit_sft.run import RunResult, run_training
-from profit_sft.run_arguments import RunArguments
-from profit_sft.trainer import ProFitConfig
+from profit_sft.train.arguments import RunArguments
+from profit_sft.train.dry_run import DryRunReport, dry_run
+from profit_sft.train.run import RunResult, run_training
+from profit_sft.train.trainer import ProFitConfig
 
 
 class _Parser(TrlParser):

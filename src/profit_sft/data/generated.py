@@ -15,7 +15,7 @@ from pathlib import Path
 from random import Random
 from typing import Any, Literal, TypeVar
 
-from profit_sft.atomic_write import write_text
+from profit_sft.files import write_text
 
 T = TypeVar("T")
 Operation = Literal["+", "-", "*"]

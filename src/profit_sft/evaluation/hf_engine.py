@@ -12,7 +12,7 @@ from profit_sft.errors import ConfigurationError
 from profit_sft.evaluation.engine import Generated, Request, answer_batch
 from profit_sft.evaluation.sampling import SeededSampling
 from profit_sft.evaluation.settings import EvalSettings
-from profit_sft.pretrained import load_model, load_tokenizer
+from profit_sft.models.pretrained import load_model, load_tokenizer
 
 
 class HFEngine(HFLM):

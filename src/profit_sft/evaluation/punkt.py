@@ -11,9 +11,9 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-from profit_sft.atomic_write import atomic_path
-from profit_sft.embedded_model import default_cache, pip_download
 from profit_sft.errors import DownloadError
+from profit_sft.files import atomic_path
+from profit_sft.models.embedded import default_cache, pip_download
 
 _REQUIREMENT = "llama-index-core==0.14.25"
 _IN_WHEEL = "llama_index/core/_static/nltk_cache/"

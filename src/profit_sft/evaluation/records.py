@@ -14,9 +14,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from profit_sft.atomic_write import write_text
 from profit_sft.errors import ConfigurationError, DataError
 from profit_sft.evaluation.results import Record
+from profit_sft.files import write_text
 
 _FORMAT = 1
 _JOB = "job.json"

@@ -56,7 +56,7 @@ class EvalReport:
 
     Attributes:
         model_name_or_path: As given.
-        model_fingerprint: See `profit_sft.pretrained.model_fingerprint`.
+        model_fingerprint: See `profit_sft.models.pretrained.model_fingerprint`.
         settings: All `EvalSettings` as plain values.
         tasks: One result a task, in the order asked for.
         versions: Of the packages that decide about the figures; None: not installed.

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from profit_sft.errors import ConfigurationError
+from profit_sft.errors import ConfigurationError, require_extra
 from profit_sft.evaluation.engine import Engine, Generated, Request, load_engine
 from profit_sft.evaluation.math_judge import MathJudge
 from profit_sft.evaluation.records import EvalFolder, SampleFile, is_begun, sole_use
@@ -16,10 +16,8 @@ from profit_sft.evaluation.sampling import sample_seed
 from profit_sft.evaluation.settings import EvalSettings
 from profit_sft.evaluation.tasks import EvalTask, load_task
 from profit_sft.evaluation.vllm_engine import check_vllm
-from profit_sft.extras import require_extra
-from profit_sft.output_folder import check_output_folder
-from profit_sft.pretrained import model_fingerprint
-from profit_sft.versions import package_versions
+from profit_sft.files import check_output_folder, package_versions
+from profit_sft.models.pretrained import model_fingerprint
 
 _PACKAGES = ("profit-sft", "lm-eval", "math-verify", "torch", "transformers", "vllm")
 

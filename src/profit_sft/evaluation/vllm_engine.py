@@ -11,11 +11,10 @@ from typing import Any
 
 import torch
 
-from profit_sft.errors import ConfigurationError
+from profit_sft.errors import ConfigurationError, require_extra
 from profit_sft.evaluation.engine import Engine, Generated, Request, answer_batch
 from profit_sft.evaluation.settings import EvalSettings
-from profit_sft.extras import require_extra
-from profit_sft.pretrained import pretrained_path
+from profit_sft.models.pretrained import pretrained_path
 
 
 def check_vllm(settings: EvalSettings) -> None:

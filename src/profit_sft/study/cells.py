@@ -10,14 +10,14 @@ from typing import Any
 
 import yaml
 
-from profit_sft.atomic_write import write_text
-from profit_sft.callbacks import METRICS_FILE
 from profit_sft.data import DataSettings
 from profit_sft.errors import ConfigurationError, ProFitError
+from profit_sft.files import write_text
 from profit_sft.study.claims import Claim, ClaimLost, attempts, try_claim
 from profit_sft.study.layout import CellFolder, StudyFolder
 from profit_sft.study.plan import GENERATED, Cell, StudyPlan
 from profit_sft.study.processes import Interrupted, StopRequest, log_tail, run_child
+from profit_sft.train.callbacks import METRICS_FILE
 
 FORMAT = 1
 _WAIT_SECONDS = 2.0
@@ -226,7 +226,7 @@ def imitated_share(plan: StudyPlan, cell: Cell, study: StudyFolder) -> float:
     import torch
 
     from profit_sft.objectives import TokenStats
-    from profit_sft.score_store import load_scores
+    from profit_sft.scores.store import load_scores
 
     log_probs = torch.from_numpy(load_scores(study.scores(cell.model.name)).column("log_probs"))
     stats = TokenStats(

@@ -18,7 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from profit_sft.atomic_write import write_text
+from profit_sft.files import write_text
 
 HEARTBEAT_SECONDS = 10.0
 # A holder on another machine is given up after this long without a heartbeat; one on this machine when it is dead.

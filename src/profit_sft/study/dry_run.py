@@ -8,7 +8,7 @@ from typing import Any
 
 from profit_sft.data import DataSettings, prepare_dataset
 from profit_sft.errors import ConfigurationError, ProFitError
-from profit_sft.pretrained import load_tokenizer
+from profit_sft.models.pretrained import load_tokenizer
 from profit_sft.study.cells import data_settings
 from profit_sft.study.estimate import CellEstimate, TrainingData, count_parameters, estimate_cell
 from profit_sft.study.layout import StudyFolder

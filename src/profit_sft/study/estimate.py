@@ -171,7 +171,7 @@ def planned_steps(settings: Mapping[str, Any], data: TrainingData) -> tuple[int,
 def _planned_ranks(settings: Mapping[str, Any]) -> int:
     if settings.get("accelerate_config") is None:
         return 1
-    from profit_sft.engine import planned_engine  # brings the trainer, which an estimate seldom needs
+    from profit_sft.train.engine import planned_engine  # brings the trainer, which an estimate seldom needs
 
     return planned_engine(settings["accelerate_config"], settings.get("num_processes")).ranks
 
@@ -189,7 +189,7 @@ def count_parameters(model_name_or_path: str) -> int:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from profit_sft.pretrained import pretrained_path
+    from profit_sft.models.pretrained import pretrained_path
 
     config = AutoConfig.from_pretrained(pretrained_path(model_name_or_path))
     with torch.device("meta"):

@@ -16,10 +16,10 @@ import typer
 from huggingface_hub import snapshot_download
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from profit_sft.atomic_write import write_text
 from profit_sft.data import TOKEN_KINDS, DataSettings, prepare_dataset
+from profit_sft.files import write_text
 from profit_sft.head import label_statistics
-from profit_sft.pretrained import load_model, load_tokenizer, pretrained_path
+from profit_sft.models.pretrained import load_model, load_tokenizer, pretrained_path
 from profit_sft.study.layout import CellFolder
 
 if TYPE_CHECKING:

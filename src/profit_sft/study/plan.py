@@ -18,8 +18,7 @@ from typing import Any, get_args, get_type_hints
 import yaml
 
 from profit_sft.data.rows import means_a_file
-from profit_sft.errors import ConfigurationError
-from profit_sft.extras import missing_extra
+from profit_sft.errors import ConfigurationError, missing_extra
 from profit_sft.study.estimate import Assumptions, read_assumptions
 from profit_sft.study.sections import Section, unknown_key
 from profit_sft.study.variants import UNTRAINED, Variant, check_train, make_slug, read_variants
@@ -221,8 +220,8 @@ def check_flags(plan: StudyPlan) -> None:
     """
     from trl import ModelConfig
 
-    from profit_sft.run_arguments import RunArguments
-    from profit_sft.trainer import ProFitConfig
+    from profit_sft.train.arguments import RunArguments
+    from profit_sft.train.trainer import ProFitConfig
 
     kinds: dict[str, Any] = {}
     for source in (RunArguments, ProFitConfig, ModelConfig):

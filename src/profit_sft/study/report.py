@@ -8,8 +8,8 @@ from typing import Any
 import jinja2
 import yaml
 
-from profit_sft.atomic_write import write_text
-from profit_sft.report.page import render_page
+from profit_sft.files import write_text
+from profit_sft.pages.render import render_page
 from profit_sft.study.analysis import CURVES, Analysis, ComparisonRow, VariantRow, analyze, headline, limits
 from profit_sft.study.plan import StudyPlan
 from profit_sft.study.results import CellResult, read_results
@@ -76,7 +76,7 @@ def render_html(plan: StudyPlan, analysis: Analysis, values: Mapping[str, Any]) 
 def render_markdown(values: Mapping[str, Any]) -> str:
     """Return the report as Markdown; `values` as `report_values` gives them."""
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("profit_sft.report"),
+        loader=jinja2.PackageLoader("profit_sft.pages"),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

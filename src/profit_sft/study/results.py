@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from profit_sft.callbacks import CollapseWarning
 from profit_sft.errors import DataError
 from profit_sft.study.cells import FORMAT, read_metrics
 from profit_sft.study.layout import StudyFolder
 from profit_sft.study.plan import Cell, StudyPlan
+from profit_sft.train.callbacks import CollapseWarning
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -13,7 +13,7 @@ from types import FrameType
 
 from profit_sft.data.generated import SYSTEM_PROMPT, generate_problems, write_jsonl
 from profit_sft.errors import ConfigurationError, ProFitError
-from profit_sft.output_folder import check_output_folder
+from profit_sft.files import check_output_folder
 from profit_sft.study.cells import CellRun, check_settings, drop_weights, imitated_cell, run_cell
 from profit_sft.study.claims import Claim, ClaimLost, try_claim
 from profit_sft.study.layout import StudyFolder

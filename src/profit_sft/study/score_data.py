@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from profit_sft.data import DataSettings
-from profit_sft.scoring import ScoreSettings, score_dataset
+from profit_sft.scores.score import ScoreSettings, score_dataset
 
 
 def main(request_file: Path) -> None:

@@ -1,0 +1,306 @@
+"""What a threshold would do to a data set under a model, in numbers and in plain words, before anything is trained.
+
+Everything is counted from scores, so it speaks of the model that was scored. An online mask moves once training begins,
+and no number here predicts accuracy.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from profit_sft.data.tokenize import TOKEN_KINDS
+from profit_sft.errors import ConfigurationError
+from profit_sft.mask.final_answer import final_answer_mask
+from profit_sft.mask.kinds import KindComparison, compare_kinds
+from profit_sft.mask.tokens import THRESHOLDS, LabelTokens, checked_thresholds, kept_mask, label_tokens
+from profit_sft.scores.store import ScoreSet
+
+# When to warn. Set by judgment, not fitted to any result.
+MASKED_SHARE_LIMIT = 0.5  # more of the tokens masked: most of the data is not trained on
+MASKED_GRADIENT_LIMIT = 0.8  # more of the gradient mass masked: a fifth is left to learn from
+EMPTY_EXAMPLES_LIMIT = 0.05  # more of the examples without a kept token: whole rows are paid for and teach nothing
+FINAL_ANSWER_LIMIT = 0.25  # more of the final answers masked in part: what most answers are judged by
+NOTHING_MASKED_LIMIT = 0.05  # less of the gradient mass masked: the objective is plain SFT in all but name
+REFERENCE_SAVING_LIMIT = 0.2  # a reference mask saves more of the loss's cost: worth saying
+
+# Of the cost model: a prefix of this share of the vocabulary proves this share of the tokens that will be masked to be
+# so. Measured on instruction data with a vocabulary of 152k; docs/explanation/selective-head.md describes the method.
+PRESCREEN_VOCABULARY_SHARE = 0.125
+PRESCREEN_PROVEN_SHARE = 0.9
+PLAIN_SFT_COST = 3.0  # dense forward 1, dense backward 2
+
+CAVEAT = (
+    "No number here predicts accuracy. What was measured on small models: SmolLM2-135M-Instruct on 240 generated "
+    "problems with hundreds of wordings, three seeds, right answers to 400 others: untrained 7.5%, plain SFT 54.8%, "
+    "threshold 0.1 38.9%, with a reference mask 44.6%, as many tokens kept at random 50.7% (intervals of 4 points to "
+    "either side); and a 4-bit 0.5B model on 2,000 GSM8K solutions, one seed, GSM8K with a standard error of 1.2 "
+    "points: untrained 27.1%, plain SFT 24.5%, threshold 0.1 19.4%, threshold 0.5 12.8%. The paper reports gains for "
+    "strong base models. Train both ways and measure: profit study."
+)
+
+# Answer positions are shown in bins that grow by four: first and last position, counted from 1; None is no end.
+_POSITION_BINS = ((1, 1), (2, 4), (5, 16), (17, 64), (65, 256), (257, 1024), (1025, None))
+
+Bools = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ThresholdRow:
+    """What one threshold does. Shares are in [0, 1].
+
+    Attributes:
+        threshold: A probability; tokens with `p >= threshold` are kept.
+        kept_share: Share of label tokens kept.
+        kept_gradient_share: The kept tokens' share of plain SFT's gradient mass. A token's gradient with respect to its
+            logits is `softmax - onehot`, whose L1 norm is `(1 - p) + sum of the others' p = 2 (1 - p)`, so this is
+            `sum_kept 2 (1 - p) / sum 2 (1 - p)`. 1 where the model is sure of every token.
+        kept_nll_share: The kept tokens' share of the summed NLL, the signal in nats. 1 where that sum is 0.
+        empty_examples_share: Share of examples with no kept token.
+        masked_answers_share: Of the examples with a final answer, the share of which at least one token of it is
+            masked; None where no example has one. The final answer is the last run of core tokens where the data has
+            `answer_spans`, else the last number.
+        online_cost: See `loss_cost`.
+        reference_cost: See `loss_cost`.
+    """
+
+    threshold: float
+    kept_share: float
+    kept_gradient_share: float
+    kept_nll_share: float
+    empty_examples_share: float
+    masked_answers_share: float | None
+    online_cost: float
+    reference_cost: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PositionRow:
+    """Label tokens by their place in the answer.
+
+    Attributes:
+        first: First place of the bin, from 1. Places count the label tokens of an example; a chat's turns are one run.
+        last: Last place, or None for no end.
+        tokens: Label tokens there.
+        mean_p: Their mean probability.
+        kept_share: Share of them kept at the threshold that is looked at.
+    """
+
+    first: int
+    last: int | None
+    tokens: int
+    mean_p: float
+    kept_share: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Advice:
+    """The threshold profile of a data set under a model.
+
+    Attributes:
+        model_name_or_path: The model that was scored.
+        dataset_name: The data.
+        examples: Examples.
+        label_tokens: Label tokens.
+        mean_p: Mean probability of a label token.
+        median_p: Median probability.
+        nll: Plain NLL, nats a token.
+        top1_share: Share of label tokens that are the model's likeliest.
+        final_answers: Examples with a final answer, see `ThresholdRow`.
+        threshold: The one that warnings and reading speak of.
+        profile: One row a threshold, ascending.
+        positions: By place in the answer, at `threshold`.
+        warnings: What to think about first; may be empty.
+        reading: The numbers in plain words.
+        caveat: What the numbers do not say.
+        kinds: Core against style tokens; None where the data does not tell them apart.
+    """
+
+    model_name_or_path: str
+    dataset_name: str
+    examples: int
+    label_tokens: int
+    mean_p: float
+    median_p: float
+    nll: float
+    top1_share: float
+    final_answers: int
+    threshold: float
+    profile: tuple[ThresholdRow, ...]
+    positions: tuple[PositionRow, ...]
+    warnings: tuple[str, ...]
+    reading: tuple[str, ...]
+    caveat: str
+    kinds: KindComparison | None
+
+
+def advise(scores: ScoreSet, *, threshold: float = 0.1, thresholds: Sequence[float] = THRESHOLDS) -> Advice:
+    """Profile a scored data set.
+
+    Args:
+        scores: What `load_scores` or `score_dataset` returns.
+        threshold: The one to warn about and to read out; added to `thresholds`.
+        thresholds: Those of the profile.
+
+    Raises:
+        ValueError: A threshold is no probability.
+        DataError: There is no label token, or one has no finite log p.
+    """
+    wanted = checked_thresholds([*thresholds, threshold])
+    tokens = label_tokens(scores)
+    answers = final_answer_mask(scores)
+    profile = tuple(threshold_row(tokens, value, answers) for value in wanted)
+    row = next(row for row in profile if row.threshold == threshold)
+    warnings = list(warnings_about(row))
+    kinds = None
+    try:
+        kinds = _compare_if_marked(tokens, wanted)
+    except ConfigurationError as error:  # the profile needs no scipy, so it is not withheld
+        warnings.append(f"Core and style tokens are not compared: {error}")
+    p = np.exp(tokens.log_probs)
+    return Advice(
+        model_name_or_path=scores.manifest.model_name_or_path,
+        dataset_name=str(scores.manifest.data["dataset_name"]),
+        examples=tokens.num_examples,
+        label_tokens=tokens.log_probs.size,
+        mean_p=float(p.mean()),
+        median_p=float(np.median(p)),
+        nll=float(-tokens.log_probs.mean()),
+        top1_share=float((scores.column("rank") == 1).mean()),
+        final_answers=int(np.unique(tokens.examples[answers]).size),
+        threshold=threshold,
+        profile=profile,
+        positions=tuple(_positions(tokens, threshold)),
+        warnings=tuple(warnings),
+        reading=reading_of(row),
+        caveat=CAVEAT,
+        kinds=kinds,
+    )
+
+
+def threshold_row(tokens: LabelTokens, threshold: float, final_answers: Bools) -> ThresholdRow:
+    """Count what a threshold keeps.
+
+    Args:
+        tokens: Label tokens.
+        threshold: A probability.
+        final_answers: `(N,)`, True for tokens of an example's final answer.
+    """
+    kept = kept_mask(tokens.log_probs, threshold)
+    kept_share = float(kept.mean())
+    answered = np.unique(tokens.examples[final_answers]).size
+    masked = np.unique(tokens.examples[final_answers & ~kept]).size
+    online_cost, reference_cost = loss_cost(kept_share)
+    return ThresholdRow(
+        threshold=threshold,
+        kept_share=kept_share,
+        kept_gradient_share=_share(-np.expm1(tokens.log_probs), kept),
+        kept_nll_share=_share(-tokens.log_probs, kept),
+        empty_examples_share=1.0 - np.unique(tokens.examples[kept]).size / tokens.num_examples,
+        masked_answers_share=masked / answered if answered else None,
+        online_cost=online_cost,
+        reference_cost=reference_cost,
+    )
+
+
+def loss_cost(kept_share: float) -> tuple[float, float]:
+    """Return what the loss costs with an online and with a reference mask, in dense forward products of the head.
+
+    A model of arithmetic, not a measurement: forward 1, backward 2 a kept token, nothing else counted. Online, every
+    token pays the prescreen and its survivors (what is kept, and what is masked but was not proven so) the rest of the
+    vocabulary; where that would save less than 5%, nothing is screened. With a reference mask a masked token never
+    reaches the head, but the scores have cost one forward pass of the whole model.
+
+    Args:
+        kept_share: Share of label tokens kept, in [0, 1].
+    """
+    survivors = kept_share + (1.0 - PRESCREEN_PROVEN_SHARE) * (1.0 - kept_share)
+    forward = PRESCREEN_VOCABULARY_SHARE + (1.0 - PRESCREEN_VOCABULARY_SHARE) * survivors
+    return (forward if forward < 0.95 else 1.0) + 2.0 * kept_share, 3.0 * kept_share
+
+
+def warnings_about(row: ThresholdRow) -> Iterator[str]:
+    """Yield what a person should think about before training with this threshold."""
+    masked, masked_gradient = 1.0 - row.kept_share, 1.0 - row.kept_gradient_share
+    if masked > MASKED_SHARE_LIMIT:
+        yield (
+            f"The mask hides most of the data: {masked:.0%} of the label tokens and {masked_gradient:.0%} of the "
+            "gradient mass. The model is weak on this data, and what it does not know is what it would not be taught. "
+            "Use a lower threshold, plain SFT first, or a stronger model."
+        )
+    elif masked_gradient > MASKED_GRADIENT_LIMIT:
+        yield (
+            f"The mask hides most of the signal: {masked_gradient:.0%} of the gradient mass lies in the {masked:.0%} "
+            "of the label tokens that are masked. If those are wording, that is the purpose; if they are what the "
+            "model should learn, it will not. Look at them before you train: profit inspect."
+        )
+    if row.empty_examples_share > EMPTY_EXAMPLES_LIMIT:
+        yield (
+            f"{row.empty_examples_share:.0%} of the examples have no kept token: they are paid for and teach nothing. "
+            "Look at them, or use a lower threshold."
+        )
+    if row.masked_answers_share is not None and row.masked_answers_share > FINAL_ANSWER_LIMIT:
+        yield (
+            f"In {row.masked_answers_share:.0%} of the examples part of the final answer is masked: the very thing an "
+            "answer is judged by would not be learned from them. Use a lower threshold."
+        )
+    if masked_gradient < NOTHING_MASKED_LIMIT:
+        yield (
+            f"The mask hides next to nothing: {masked:.1%} of the label tokens and {masked_gradient:.1%} of the "
+            "gradient mass. This is plain SFT in all but name; use it, or a higher threshold."
+        )
+    saved = 1.0 - row.reference_cost / row.online_cost
+    if saved > REFERENCE_SAVING_LIMIT:
+        yield (
+            f"A reference mask would be cheaper: by the cost model {row.reference_cost:.2f} products of the head "
+            f"instead of {row.online_cost:.2f}, the scores being there already. It cannot feed on itself either. Use "
+            "it with profit train --reference_scores FOLDER."
+        )
+
+
+def reading_of(row: ThresholdRow) -> tuple[str, ...]:
+    """Say in plain words what a threshold does."""
+    kept = (
+        f"At threshold {row.threshold:g} the loss sees {row.kept_share:.0%} of the label tokens. They carry "
+        f"{row.kept_gradient_share:.0%} of the gradient mass and {row.kept_nll_share:.0%} of the NLL that plain SFT "
+        "would learn from: what is masked is by construction what the model finds hardest."
+    )
+    cost = (
+        f"The loss costs about {row.online_cost:.1f} dense forward products of the head, with a reference mask "
+        f"{row.reference_cost:.1f}, plain SFT {PLAIN_SFT_COST:.1f}. That is a model of arithmetic, not a measurement, "
+        "and the rest of the training step is not in it."
+    )
+    moves = (
+        "All this is the mask before training. An online mask moves: what it hides is not learned and stays unlikely."
+    )
+    return kept, cost, moves
+
+
+def _share(values: npt.NDArray[np.float64], chosen: Bools) -> float:
+    values = np.maximum(values, 0.0)  # rounding may put log p a hair above 0
+    total = values.sum()
+    return float(values[chosen].sum() / total) if total > 0 else 1.0
+
+
+def _positions(tokens: LabelTokens, threshold: float) -> Iterator[PositionRow]:
+    places = tokens.answer_positions + 1
+    p, kept = np.exp(tokens.log_probs), kept_mask(tokens.log_probs, threshold)
+    for first, last in _POSITION_BINS:
+        here = (places >= first) & (places <= (last or places.max()))
+        if here.any():
+            yield PositionRow(
+                first=first,
+                last=last,
+                tokens=int(here.sum()),
+                mean_p=float(p[here].mean()),
+                kept_share=float(kept[here].mean()),
+            )
+
+
+def _compare_if_marked(tokens: LabelTokens, thresholds: Sequence[float]) -> KindComparison | None:
+    """Compare the kinds where both occur; a data set of one kind has nothing to compare."""
+    kinds = tokens.token_kinds
+    if kinds is None or not all((kinds == TOKEN_KINDS[kind]).any() for kind in ("core", "style")):
+        return None
+    return compare_kinds(tokens, thresholds=thresholds)

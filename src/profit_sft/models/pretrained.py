@@ -1,0 +1,191 @@
+"""Pretrained models and tokenizers: which one a name means, loading it, and telling whether it is still the same."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from profit_sft.errors import ConfigurationError
+from profit_sft.models.embedded import embedded_model_folder
+
+logger = logging.getLogger(__name__)
+
+EMBEDDED = "embedded"
+DTYPES = ("float32", "bfloat16", "float16", "auto")
+_ADAPTER = "adapter_config.json"
+_BLOCK_BYTES = 1 << 20
+
+
+def require_model(settings: Mapping[str, Any]) -> None:
+    """Raise ConfigurationError unless `model_name_or_path` is among a command's settings: no model is chosen for it."""
+    if settings.get("model_name_or_path") is None:
+        raise ConfigurationError(
+            "model_name_or_path is missing: name a hub model (--model_name_or_path Qwen/Qwen3-0.6B), a folder that "
+            f"save_pretrained wrote, or the small model that needs no hub (--model_name_or_path {EMBEDDED})."
+        )
+
+
+def pretrained_path(name: str | None) -> str:
+    """Return what transformers loads: a hub name, a folder, or the embedded model's folder, fetched on first use.
+
+    Raises:
+        ConfigurationError: The name can only be a folder's, and there is none.
+    """
+    if name in (None, EMBEDDED):
+        return str(embedded_model_folder(progress=logger.warning))
+    path = str(Path(name).expanduser()) if str(name).startswith("~") else str(name)
+    # A hub name is NAME or OWNER/NAME. Anything else would be refused by the hub as a malformed name.
+    if (path.startswith(("/", ".")) or path.count("/") > 1) and not Path(path).is_dir():
+        raise ConfigurationError(f"model_name_or_path: there is no folder '{path}'.")
+    return path
+
+
+def load_tokenizer(
+    name: str | None,
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    chat_template_path: str | None = None,
+) -> PreTrainedTokenizerBase:
+    """Load a model's tokenizer. It has a padding token; where the model names none, that is EOS.
+
+    Args:
+        name: Hub name, folder, or None or `embedded` for the embedded model.
+        revision: Branch, tag or commit of a hub model.
+        trust_remote_code: Run code that comes with the model.
+        chat_template_path: A Jinja file (`.jinja`, `.j2`), or another model whose chat template to take.
+
+    Raises:
+        ConfigurationError: There is no such tokenizer or template.
+    """
+    path = pretrained_path(name)
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            path, revision=revision, trust_remote_code=trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(
+            f"model_name_or_path: no tokenizer could be loaded from '{path}' ({_why(path, error)}). Name a hub model, "
+            f"a folder that save_pretrained wrote, or '{EMBEDDED}' for the small model that needs no hub."
+        ) from None
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if chat_template_path is not None:
+        tokenizer.chat_template = _chat_template(chat_template_path)
+    return tokenizer
+
+
+def _chat_template(source: str) -> str:
+    """Read a Jinja file, or take the template of another model's tokenizer."""
+    if source.endswith((".jinja", ".j2")):
+        try:
+            return Path(source).read_text(encoding="utf-8")
+        except OSError as error:
+            raise ConfigurationError(f"chat_template_path: '{source}' cannot be read ({error.strerror}).") from None
+    template = AutoTokenizer.from_pretrained(source).chat_template
+    if not isinstance(template, str):
+        raise ConfigurationError(f"chat_template_path: the tokenizer of '{source}' has no chat template.")
+    return template
+
+
+def load_model(
+    name: str | None, *, dtype: str = "float32", revision: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedModel:
+    """Load a causal language model in evaluation mode, on the CPU.
+
+    A folder with a LoRA adapter loads the model it was trained on with the adapter in place.
+
+    Args:
+        name: As for `load_tokenizer`.
+        dtype: One of `DTYPES`; `auto` is what the checkpoint is stored in.
+        revision: Branch, tag or commit of a hub model.
+        trust_remote_code: Run code that comes with the model.
+
+    Raises:
+        ConfigurationError: There is no such model.
+    """
+    path = pretrained_path(name)
+    try:
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            path, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(
+            f"model_name_or_path: no causal language model could be loaded from '{path}' ({_why(path, error)})."
+        ) from None
+    model.eval()
+    return model
+
+
+def model_fingerprint(name: str | None, *, revision: str | None = None) -> str:
+    """Return a SHA-256 that changes when the model's numbers may.
+
+    Of a folder: names and whole contents of config.json, of every file with weights, and of an adapter's configuration
+    and base model. That reads all weights once, about a second a gigabyte. Of a hub model: its name and commit, under
+    which the hub keeps its files for good.
+
+    Args:
+        name: As for `load_tokenizer`.
+        revision: Branch, tag or commit of a hub model.
+
+    Raises:
+        ConfigurationError: The folder holds no model.
+    """
+    path = pretrained_path(name)
+    folder = Path(path)
+    if not folder.is_dir():
+        return hashlib.sha256(f"{path}@{_hub_commit(path, revision)}".encode()).hexdigest()
+    files = sorted(_model_files(folder))
+    if not files:
+        raise ConfigurationError(
+            f"model_name_or_path: '{path}' holds no model (no config.json or {_ADAPTER}). Name a folder that "
+            "save_pretrained wrote."
+        )
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.name} {_file_sha256(file)}\n".encode())
+    if (folder / _ADAPTER).is_file():
+        base = json.loads((folder / _ADAPTER).read_text(encoding="utf-8"))["base_model_name_or_path"]
+        digest.update(model_fingerprint(base).encode())
+    return digest.hexdigest()
+
+
+def _model_files(folder: Path) -> Iterator[Path]:
+    for pattern in ("config.json", _ADAPTER, "*.safetensors", "*.bin"):
+        yield from folder.glob(pattern)
+
+
+def _file_sha256(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as content:
+        while block := content.read(_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _hub_commit(name: str, revision: str | None) -> str:
+    """Return the commit of a hub model. The cache keeps each file under the commit it came from."""
+    try:
+        try:
+            file = hf_hub_download(name, "config.json", revision=revision)
+        except EntryNotFoundError:
+            file = hf_hub_download(name, _ADAPTER, revision=revision)
+    except (OSError, ValueError, EntryNotFoundError) as error:
+        raise ConfigurationError(
+            f"model_name_or_path: '{name}' is neither a folder nor a model of the hub ({_first_line(error)})."
+        ) from None
+    return Path(file).parent.name
+
+
+def _why(path: str, error: Exception) -> str:
+    return f"{'' if Path(path).is_dir() else 'no folder here has that name, and on the hub: '}{_first_line(error)}"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]

@@ -1,0 +1,86 @@
+"""Render one self-contained HTML page: template, styles, scripts and data in a single file, no network.
+
+Templates, styles and scripts lie in `templates/`. Every page extends `base.html`, whose look is `base.css` and whose
+behavior (theme switch, small helpers) is `base.js`. A content security policy, by the hashes of our own scripts and
+styles, forbids everything else: a script that came in with the data could not run, and nothing can be fetched.
+"""
+
+import base64
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+# In a <script> element HTML ends at "</script", and "<!--" opens a comment; old JavaScript ends lines at U+2028.
+_ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
+_ENVIRONMENT = jinja2.Environment(
+    loader=jinja2.PackageLoader("profit_sft.pages"),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+
+
+def render_page(
+    template: str, *, data: Any, styles: Sequence[str] = (), scripts: Sequence[str] = (), values: Mapping[str, Any]
+) -> str:
+    """Return the page as one string of HTML.
+
+    Args:
+        template: File in `templates/` that extends `base.html`.
+        data: What the scripts show, JSON values only. They find it as `DATA`.
+        styles: Files in `templates/`, put in after `base.css`.
+        scripts: Files in `templates/`, run after `base.js`, in one scope with it.
+        values: What the template itself reads, beside `version`. Escaped.
+
+    Example:
+        >>> html = render_page("base.html", data={"a": "</script>"}, values={"title": "A & B"})
+        >>> "A &amp; B" in html, html.count("</script>")
+        (True, 2)
+    """
+    from profit_sft import __version__
+
+    style = "\n".join(_asset(name) for name in ("base.css", *styles))
+    script = '"use strict";\n' + "\n".join(_asset(name) for name in ("base.js", *scripts))
+    return _ENVIRONMENT.get_template(template).render(
+        values,
+        version=__version__,
+        style=Markup(style),  # our own files
+        script=Markup(script),
+        data=embedded_json(data),
+        policy=(
+            f"default-src 'none'; img-src data:; style-src {_source(style)}; script-src {_source(script)}; "
+            "base-uri 'none'; form-action 'none'"
+        ),
+    )
+
+
+def embedded_json(data: Any) -> Markup:
+    r"""Return `data` as JSON that may stand in a `<script type="application/json">` element, whatever its texts say.
+
+    Raises:
+        ValueError: A number is NaN or infinite, for which JSON has no word.
+
+    Example:
+        >>> print(embedded_json({"text": "</script> & \u2028"}))
+        {"text":"\u003c/script\u003e \u0026 \u2028"}
+    """
+    text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    for character, escape in _ESCAPES.items():
+        text = text.replace(character, escape)
+    # Half a surrogate pair, which JSON allows in a row's text, has no UTF-8.
+    return Markup(text.encode("utf-8", "backslashreplace").decode())
+
+
+def _asset(name: str) -> str:
+    return (files("profit_sft.pages") / "templates" / name).read_text(encoding="utf-8")
+
+
+def _source(text: str) -> str:
+    """Return what names an inline script or style in a content security policy."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

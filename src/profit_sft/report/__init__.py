@@ -1,1 +1,0 @@
-"""Pages from recorded numbers: one HTML file each, which asks the network for nothing."""

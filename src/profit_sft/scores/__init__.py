@@ -1,0 +1,1 @@
+"""What a frozen model gives every label token: computed once, stored, read."""

@@ -1,0 +1,134 @@
+"""What a run would do, without doing it: settings, token counts, kept share on a sample, estimated memory."""
+
+import dataclasses
+import tempfile
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from datasets import Dataset
+from trl import ModelConfig
+
+from profit_sft.data import PreparedData
+from profit_sft.head import selective_head
+from profit_sft.train.arguments import RunArguments
+from profit_sft.train.engine import Engine, planned_engine, planned_precision
+from profit_sft.train.memory import estimate_memory_gib
+from profit_sft.train.run import build_trainer, load_data, load_tokenizer, resolved_config, settle
+from profit_sft.train.start_report import parameter_counts
+from profit_sft.train.trainer import REFERENCE_COLUMN, ProFitConfig, ProFitTrainer
+
+_SAMPLE_TOKENS = 2048  # a forward pass of the 135M model over these takes a few seconds on two cores
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DryRunReport:
+    """What `profit train --dry-run` prints.
+
+    Attributes:
+        config: The resolved settings, YAML.
+        data: The training data's report.
+        optimizer_steps: Steps the run would take.
+        parameters: All parameters of the model.
+        trainable_parameters: Those with a gradient.
+        sample_rows: Rows the mask was measured on.
+        sample_label_tokens: Their label tokens.
+        kept_share: Share of those with non-zero weight, in [0, 1].
+        mean_p: Mean probability of the sample's label tokens.
+        nll: Plain NLL of the sample, nats a token.
+        engine: Whose memory is estimated, with its ranks.
+        memory_gib: Estimated memory of one device in GiB by part; see `estimate_memory_gib`.
+    """
+
+    config: str
+    data: dict[str, Any]
+    optimizer_steps: int
+    parameters: int
+    trainable_parameters: int
+    sample_rows: int
+    sample_label_tokens: int
+    kept_share: float
+    mean_p: float
+    nll: float
+    engine: str
+    memory_gib: dict[str, float]
+
+
+def dry_run(
+    run: RunArguments, config: ProFitConfig, model_config: ModelConfig, *, progress: bool = True
+) -> DryRunReport:
+    """Load data and model, look at the mask on the first rows, and estimate the cost. Writes nothing.
+
+    It takes one process, and steps and memory are those of the engine and ranks that `run.accelerate_config` names.
+
+    Args: as `profit_sft.train.run.run_training`.
+    """
+    settle(run, config, model_config)
+    engine = Engine() if run.accelerate_config is None else planned_engine(run.accelerate_config, run.num_processes)
+    settings = resolved_config(run, config, model_config)
+    config.report_to, config.push_to_hub = [], False
+    with tempfile.TemporaryDirectory() as folder:
+        config.output_dir = folder  # the trainer makes it
+        return _report(settings, engine, run, config, model_config, progress=progress)
+
+
+def _report(
+    settings: str,
+    engine: Engine,
+    run: RunArguments,
+    config: ProFitConfig,
+    model_config: ModelConfig,
+    *,
+    progress: bool,
+) -> DryRunReport:
+    tokenizer = load_tokenizer(model_config, config)
+    train_data, eval_data = load_data(run, config, model_config, tokenizer, progress=progress)
+    trainer = build_trainer(config, model_config, tokenizer, train_data, eval_data, [])
+    batches = len(trainer.get_train_dataloader())
+    steps_per_epoch = max(1, -(-batches // (engine.ranks * config.gradient_accumulation_steps)))
+    steps = config.max_steps if config.max_steps > 0 else round(steps_per_epoch * config.num_train_epochs)
+    parameters, trainable_parameters = parameter_counts(trainer.model.parameters())
+    launched_in = "no" if run.accelerate_config is None else planned_precision(run.accelerate_config)
+    mixed_precision = bool(config.bf16 or config.fp16 or launched_in != "no")
+    return DryRunReport(
+        config=settings,
+        data=dataclasses.asdict(train_data.report),
+        optimizer_steps=steps,
+        parameters=parameters,
+        trainable_parameters=trainable_parameters,
+        engine=str(engine),
+        memory_gib=estimate_memory_gib(
+            trainer.model, config, engine, longest=train_data.report.longest, mixed_precision=mixed_precision
+        ),
+        **_mask_on_sample(trainer, train_data),
+    )
+
+
+def _mask_on_sample(trainer: ProFitTrainer, data: PreparedData) -> dict[str, Any]:
+    """Run the loss over the first rows and read the mask off it."""
+    rows, tokens = 0, 0
+    while rows < len(data.dataset) and (rows == 0 or tokens < _SAMPLE_TOKENS):
+        tokens += len(data.dataset[rows]["input_ids"])
+        rows += 1
+    columns = [name for name in ("input_ids", "labels", REFERENCE_COLUMN) if name in data.dataset.column_names]
+    sample: Dataset = data.dataset.select(range(rows)).select_columns(columns)
+    head = selective_head(trainer.model)
+    head.statistics = "all"
+    labels = kept = 0
+    total_p = total_nll = 0.0
+    trainer.model.train()
+    with torch.no_grad(), trainer.compute_loss_context_manager():
+        for row in range(rows):
+            batch = trainer._prepare_inputs(trainer.data_collator([sample[row]]))
+            found = trainer.model(**batch)["selective"]
+            labels += int(found.num_labels)
+            kept += int(found.num_kept)
+            total_p += float(found.log_probs[found.label_mask].exp().sum())
+            total_nll -= float(found.log_probs.sum())
+    return {
+        "sample_rows": rows,
+        "sample_label_tokens": labels,
+        "kept_share": kept / labels,
+        "mean_p": total_p / labels,
+        "nll": total_nll / labels,
+    }

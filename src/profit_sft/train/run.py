@@ -1,0 +1,348 @@
+"""One training run: data, model, trainer, and the folder it leaves behind (`run_folder.py` lists its files)."""
+
+import dataclasses
+import json
+import platform
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
+from transformers.trainer_utils import get_last_checkpoint
+from trl import ModelConfig, get_peft_config, get_quantization_config
+
+from profit_sft.data import DataSettings, PreparedData, prepare_dataset
+from profit_sft.errors import ConfigurationError, ProFitError
+from profit_sft.files import package_versions, write_text
+from profit_sft.models import pretrained
+from profit_sft.models.pretrained import pretrained_path, require_model
+from profit_sft.scores.score import ScoreSettings, command_line
+from profit_sft.train.arguments import RunArguments
+from profit_sft.train.callbacks import SafeStop
+from profit_sft.train.engine import Engine, check_launched_as_planned, launched_engine
+from profit_sft.train.reference import add_reference_log_probs, settle_reference
+from profit_sft.train.run_folder import (
+    CONFIG_FILE,
+    DATA_FILE,
+    ENVIRONMENT_FILE,
+    choose_start,
+    clear_earlier_run,
+    holds_weights,
+)
+from profit_sft.train.start_report import CountsReport, settled_facts
+from profit_sft.train.trainer import ProFitConfig, ProFitTrainer
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunResult:
+    """How a run ended.
+
+    Attributes:
+        output_dir: The run folder.
+        stopped_by: Number of the signal that stopped it, or None.
+        global_step: Optimizer steps done.
+        train_runtime_seconds: Wall-clock time of training in this process.
+        last_log: The last training log, or None.
+        data: The training data's report, as written to data.json.
+    """
+
+    output_dir: Path
+    stopped_by: int | None
+    global_step: int
+    train_runtime_seconds: float
+    last_log: dict[str, Any] | None
+    data: dict[str, Any]
+
+
+def run_training(
+    run: RunArguments,
+    config: ProFitConfig,
+    model_config: ModelConfig,
+    *,
+    callbacks: list[TrainerCallback] | None = None,
+    report: Callable[[Mapping[str, str]], None] = lambda facts: None,
+    progress: bool = True,
+) -> RunResult:
+    """Train as the settings say.
+
+    Args:
+        run: Data and run-folder settings.
+        config: Trainer settings.
+        model_config: Model, precision and LoRA settings, TRL's own.
+        callbacks: Further callbacks, such as a progress display.
+        report: Called twice on the first rank with what the run has, by name: settings before the data is read, and
+            counts before the first step.
+        progress: Show a bar while the data is tokenized.
+
+    Returns:
+        How it ended. The model is saved unless a signal stopped the run, which leaves a checkpoint instead.
+
+    Raises:
+        ConfigurationError: A setting is missing or contradicts another, the output folder is taken, or there is nothing
+            to resume.
+        DataError: A row cannot be used.
+        ProFitError: The engine saved no model.
+    """
+    engine = settle(run, config, model_config)
+    if run.accelerate_config is not None:
+        check_launched_as_planned(engine, run.accelerate_config, run.num_processes)
+    output_dir = Path(str(config.output_dir))
+    checkpoint = choose_start(
+        output_dir,
+        resume_from=config.resume_from_checkpoint,
+        overwrite=run.overwrite_output_dir,
+        engine=engine,
+    )
+    settings = resolved_config(run, config, model_config)  # before what follows puts its own marks on `config`
+    if config.process_index == 0:
+        report(settled_facts(run, config, model_config, engine))
+    tokenizer = load_tokenizer(model_config, config)
+    train_data, eval_data = load_data(run, config, model_config, tokenizer, progress=progress)
+    trainer = build_trainer(config, model_config, tokenizer, train_data, eval_data, callbacks or [])
+    stop = SafeStop()
+    trainer.add_callback(stop)
+    trainer.add_callback(CountsReport(train_data.report, trainer.model.parameters(), report))
+    if checkpoint is None and run.overwrite_output_dir:
+        _clear_once(output_dir, config)
+    if trainer.is_world_process_zero():
+        write_run_files(settings, config, train_data)
+    output = trainer.train(resume_from_checkpoint=checkpoint)
+    if stop.signal_number is None:
+        save_whole_model(trainer, output_dir)
+        trainer.create_model_card(dataset_name=run.dataset_name)
+    logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+    return RunResult(
+        output_dir=output_dir,
+        stopped_by=stop.signal_number,
+        global_step=trainer.state.global_step,
+        train_runtime_seconds=float(output.metrics.get("train_runtime", 0.0)),
+        last_log=logs[-1] if logs else None,
+        data=dataclasses.asdict(train_data.report),
+    )
+
+
+def _clear_once(output_dir: Path, config: ProFitConfig) -> None:
+    """Delete an earlier run, on one rank; the others wait, so that nobody reads or writes what is going."""
+    if config.should_save:
+        clear_earlier_run(output_dir)
+    assert config.distributed_state is not None
+    config.distributed_state.wait_for_everyone()
+
+
+def save_whole_model(trainer: ProFitTrainer, output_dir: Path) -> None:
+    """Save model and tokenizer so that plain transformers loads them, whatever the engine shards.
+
+    Raises:
+        ProFitError: No weights are in the folder afterwards.
+    """
+    plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
+    if plugin is not None:  # accelerate's default for FSDP2 saves shards, and of the model as a whole nothing
+        plugin.set_state_dict_type("FULL_STATE_DICT")
+    trainer.save_model(str(output_dir))
+    if trainer.args.should_save and not holds_weights(output_dir):
+        last = get_last_checkpoint(str(output_dir))
+        raise ProFitError(
+            f"training is done, but its engine has left no weights in '{output_dir}'. "
+            + (f"They are in '{last}', in the engine's own format." if last else "Save checkpoints: --save_strategy.")
+        )
+
+
+def load_tokenizer(model_config: ModelConfig, config: ProFitConfig) -> PreTrainedTokenizerBase:
+    """Load the model's tokenizer, or raise ConfigurationError with what to do."""
+    return pretrained.load_tokenizer(
+        model_config.model_name_or_path,
+        revision=model_config.model_revision,
+        trust_remote_code=config.trust_remote_code,
+        chat_template_path=config.chat_template_path,
+    )
+
+
+def settle(run: RunArguments, config: ProFitConfig, model_config: ModelConfig) -> Engine:
+    """Make the settings agree before anything is read: model, engine, objective, and where its reference comes from."""
+    require_model(vars(model_config))
+    _check_data_is_named(run, config)
+    engine = launched_engine(config)
+    command = _score_command(run, config, model_config)
+    settle_reference(config, given=run.reference_scores is not None, command=command)
+    return engine
+
+
+def _check_data_is_named(run: RunArguments, config: ProFitConfig) -> None:
+    if run.dataset_name is None:
+        raise ConfigurationError("dataset_name is missing: name a jsonl, json, parquet or csv file, or a hub data set.")
+    evaluating = str(getattr(config.eval_strategy, "value", config.eval_strategy)) != "no"
+    if evaluating and run.eval_dataset_name is None:
+        raise ConfigurationError(
+            f"eval_strategy is '{getattr(config.eval_strategy, 'value', config.eval_strategy)}' but there is nothing "
+            "to evaluate on. Name it with --eval_dataset_name, or set --eval_strategy no."
+        )
+    if run.eval_dataset_name is not None and not evaluating:
+        raise ConfigurationError(
+            f"eval_dataset_name is '{run.eval_dataset_name}' but eval_strategy is 'no', so it would not be looked at. "
+            "Set --eval_strategy epoch or steps, or leave it out."
+        )
+
+
+def _score_command(run: RunArguments, config: ProFitConfig, model_config: ModelConfig) -> str:
+    """Return the command that scores this run's data under the model it starts from."""
+    scoring = ScoreSettings(
+        model_name_or_path=str(model_config.model_name_or_path),
+        data=_data_settings(run, config, run.dataset_name or "DATA", run.dataset_train_split),
+        output_dir=Path("FOLDER"),
+        chat_template_path=config.chat_template_path,
+        model_revision=None if model_config.model_revision == "main" else model_config.model_revision,
+    )
+    return command_line(scoring)
+
+
+def load_data(
+    run: RunArguments,
+    config: ProFitConfig,
+    model_config: ModelConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    progress: bool,
+) -> tuple[PreparedData, PreparedData | None]:
+    """Tokenize the training data, with reference scores if there are any, and the evaluation data."""
+    assert run.dataset_name is not None
+    settings = _data_settings(run, config, run.dataset_name, run.dataset_train_split)
+    train = prepare_dataset(settings, tokenizer, progress)
+    if run.reference_scores is not None:
+        command = _score_command(run, config, model_config)
+        train = add_reference_log_probs(train, settings, run.reference_scores, command=command)
+    if run.eval_dataset_name is None:
+        return train, None
+    settings = _data_settings(run, config, run.eval_dataset_name, run.dataset_test_split)
+    return train, prepare_dataset(settings, tokenizer, progress)
+
+
+def _data_settings(run: RunArguments, config: ProFitConfig, name: str, split: str) -> DataSettings:
+    try:
+        return _checked_settings(run, config, name, split)
+    except ValueError as error:
+        raise ConfigurationError(str(error)) from None
+
+
+def _checked_settings(run: RunArguments, config: ProFitConfig, name: str, split: str) -> DataSettings:
+    return DataSettings(
+        dataset_name=name,
+        dataset_config=run.dataset_config,
+        dataset_split=split,
+        dataset_format=run.dataset_format,
+        prompt_column=run.prompt_column,
+        response_column=run.response_column,
+        system_prompt=run.system_prompt,
+        max_length=config.max_length,
+        truncation_mode=config.truncation_mode,
+        train_on=run.train_on,
+        skip_bad_rows=run.skip_bad_rows,
+        max_samples=run.max_samples,
+    )
+
+
+def build_trainer(
+    config: ProFitConfig,
+    model_config: ModelConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    train_data: PreparedData,
+    eval_data: PreparedData | None,
+    callbacks: list[TrainerCallback],
+) -> ProFitTrainer:
+    """Load the model and put the trainer together, as `trl sft` does."""
+    model_init_kwargs: dict[str, Any] = {
+        "revision": model_config.model_revision,
+        "attn_implementation": model_config.attn_implementation,
+        "dtype": model_config.dtype or "float32",
+        **(config.model_init_kwargs or {}),
+    }
+    config.model_init_kwargs = model_init_kwargs
+    config.chat_template_path = None  # the tokenizer has it; the trainer would look for it once more
+    if not config.packing:
+        # The rows are tokenized and have labels; without this TRL would truncate and filter them once more.
+        config.dataset_kwargs = {**(config.dataset_kwargs or {}), "skip_prepare_dataset": True}
+    trainer = ProFitTrainer(
+        pretrained_path(model_config.model_name_or_path),
+        config,
+        train_dataset=train_data.dataset,
+        eval_dataset=None if eval_data is None else eval_data.dataset,
+        processing_class=tokenizer,
+        callbacks=callbacks,
+        quantization_config=get_quantization_config(model_config),
+        peft_config=get_peft_config(model_config),
+    )
+    plugin = getattr(trainer.accelerator.state, "deepspeed_plugin", None)
+    if plugin is not None and plugin.zero_stage == 3:
+        # Without it ZeRO-3 saves shards that transformers cannot load.
+        plugin.deepspeed_config["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"] = True
+    if config.disable_tqdm:
+        trainer.remove_callback(PrinterCallback)  # the stand-in for the bar, which prints every log on stdout
+    return trainer
+
+
+def write_run_files(settings: str, config: ProFitConfig, train_data: PreparedData) -> None:
+    """Write config.yaml, environment.json and data.json, each completely or not at all."""
+    output_dir = Path(str(config.output_dir))
+    write_text(output_dir / CONFIG_FILE, settings)
+    environment = {
+        "argv": sys.argv,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "world_size": config.world_size,
+        "packages": package_versions(_PACKAGES),
+    }
+    write_text(output_dir / ENVIRONMENT_FILE, json.dumps(environment, indent=2) + "\n")
+    write_text(output_dir / DATA_FILE, json.dumps(dataclasses.asdict(train_data.report), indent=2) + "\n")
+
+
+def resolved_config(run: RunArguments, config: ProFitConfig, model_config: ModelConfig) -> str:
+    """Return every setting that differs from its default, and all of the run's, as YAML that `--config` reads back."""
+    settings: dict[str, Any] = {}
+    for source in (run, config, model_config):
+        for entry in dataclasses.fields(source):
+            if not entry.init or entry.name in _NOT_WRITTEN:
+                continue
+            value = _plain(getattr(source, entry.name))
+            # From the field, not from an instance: making a second TrainingArguments resets accelerate's state.
+            default = entry.default if entry.default_factory is dataclasses.MISSING else entry.default_factory()
+            if source is run or value != _plain(default):
+                settings[entry.name] = value
+    settings.update({name: _plain(getattr(config, name)) for name in _ALWAYS_WRITTEN})
+    settings["model_name_or_path"] = model_config.model_name_or_path
+    return yaml.safe_dump({name: value for name, value in settings.items() if value is not None}, sort_keys=True)
+
+
+_PACKAGES = ("profit-sft", "torch", "transformers", "trl", "datasets", "peft")
+
+# Decided anew by each run, or set by this module on the way.
+_NOT_WRITTEN = {"resume_from_checkpoint", "overwrite_output_dir", "model_init_kwargs", "dataset_kwargs", "logging_dir"}
+_ALWAYS_WRITTEN = (
+    "output_dir",
+    "objective",
+    "objective_kwargs",
+    "threshold",
+    "threshold_direction",
+    "normalize",
+    "learning_rate",
+    "lr_scheduler_type",
+    "num_train_epochs",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "max_length",
+    "bf16",
+    "seed",
+)
+
+
+def _plain(value: Any) -> Any:
+    """Turn enums and tuples into what YAML can hold; leave out objects it cannot."""
+    value = getattr(value, "value", value)
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    return value if value is None or isinstance(value, (bool, int, float, str)) else None

@@ -1,0 +1,89 @@
+"""What a run has before it starts, in words: settings at once, counts when they are known."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from trl import ModelConfig
+
+from profit_sft.data import DataReport
+from profit_sft.scores.store import load_scores
+from profit_sft.train.arguments import RunArguments
+from profit_sft.train.engine import Engine
+from profit_sft.train.trainer import ProFitConfig
+
+Report = Callable[[Mapping[str, str]], None]
+
+
+def settled_facts(run: RunArguments, config: ProFitConfig, model_config: ModelConfig, engine: Engine) -> dict[str, str]:
+    """Return what is known before anything is read: model, objective, data, batch, device and output folder."""
+    compute = "bf16" if config.bf16 else "fp16" if config.fp16 else None
+    facts = {
+        "model": f"{model_config.model_name_or_path}, {model_config.dtype or 'float32'}"
+        + (f", computed in {compute}" if compute else "")
+        + (", LoRA" if model_config.use_peft else ""),
+        "objective": f"{config.make_objective()}, divided by {_divisor(config)}",
+    }
+    if run.reference_scores is not None:
+        facts["scores"] = (
+            f"{run.reference_scores}, under {load_scores(run.reference_scores).manifest.model_name_or_path}"
+        )
+    facts["data"] = str(run.dataset_name)
+    if run.eval_dataset_name is not None:
+        facts["evaluation"] = run.eval_dataset_name
+    rows, steps = config.per_device_train_batch_size, config.gradient_accumulation_steps
+    facts["batch"] = f"{rows * steps * engine.ranks} rows: {rows} a device x {steps} accumulated x {engine.ranks} ranks"
+    facts["device"] = f"{_device_name(config.device)}, {engine}"
+    facts["output"] = str(config.output_dir)
+    return facts
+
+
+def _divisor(config: ProFitConfig) -> str:
+    return "all label tokens" if config.normalize == "all" else "the kept tokens"
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+class CountsReport(TrainerCallback):
+    """Report tokens, parameters and optimizer steps on the first rank, once, before the first step.
+
+    Args:
+        data: What became of the training data.
+        parameters: The model's, before an engine has sharded it.
+        report: Called with the facts by name.
+    """
+
+    def __init__(self, data: DataReport, parameters: Iterable[torch.Tensor], report: Report) -> None:
+        self._data = data
+        self._total, self._trained = parameter_counts(parameters)
+        self._report = report
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Report."""
+        if not state.is_world_process_zero:
+            return
+        data = self._data
+        trained = "all" if self._trained == self._total else f"{self._trained:,}"
+        from_step = f", from step {state.global_step:,}" if state.global_step else ""
+        self._report(
+            {
+                "parameters": f"{self._total:,}, {trained} trained",
+                "tokens": f"{data.total_tokens:,}, {data.label_tokens:,} of them labels, in {data.rows_used:,} rows",
+                "steps": f"{state.max_steps:,}{from_step}",
+            }
+        )
+
+
+def parameter_counts(parameters: Iterable[torch.Tensor]) -> tuple[int, int]:
+    """Return the number of all parameters and of those with a gradient, of which ZeRO-3 may hold a part here."""
+    total = trained = 0
+    for parameter in parameters:
+        count = int(getattr(parameter, "ds_numel", parameter.numel()))
+        total += count
+        trained += count if parameter.requires_grad else 0
+    return total, trained

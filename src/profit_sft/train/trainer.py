@@ -1,0 +1,409 @@
+"""TRL's SFTTrainer with a token-level objective: configuration, exact normalization, metrics, model card.
+
+The loss itself is in `profit_sft.loss`; nothing here computes one.
+"""
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.trainer_utils import IntervalStrategy
+from trl import SFTConfig, SFTTrainer
+
+from profit_sft.data.chat_dataset import assistant_turns, is_chat, warn_of_every_turn
+from profit_sft.files import write_text
+from profit_sft.head import apply_profit, selective_head
+from profit_sft.objectives import Objective, make_objective
+from profit_sft.train.callbacks import CollapseWarning, MetricsFile
+from profit_sft.train.collapse_probe import LEAST_ROWS, CollapseProbe
+from profit_sft.train.metrics import StepMetrics
+from profit_sft.train.model_card import render_model_card
+
+REFERENCE_COLUMN = "reference_log_probs"
+
+
+@dataclass
+class ProFitConfig(SFTConfig):
+    """Everything `trl.SFTConfig` has, and the token-level objective.
+
+    Differences from its defaults: where no accelerator is present bf16 is off, and processes that a launcher started
+    train together, as with `use_cpu`; TRL's telemetry is off.
+
+    Attributes:
+        objective: Name of the token objective: nll, profit, dft, eaft, power, focal, asft, rho, or a plug-in's.
+        objective_kwargs: Its fields by name, as a dict or a JSON string.
+        threshold: Shorthand for the field of that name; ProFit's tau, a probability in [0, 1].
+        threshold_direction: Shorthand for ProFit's direction: higher, lower, middle or random.
+        normalize: `"all"` divides by all label tokens of the optimizer step, `"kept"` by those of non-zero weight.
+            Both are exact under gradient accumulation and data parallelism.
+        gradient_budget: Share of the loss's gradient mass that may be left out of its backward products, in [0, 1); see
+            `selective_linear_cross_entropy` for None and 0.
+        loss_chunk_size: Tokens whose logits are held at once. None: chosen.
+        probe_rows: Training rows whose plain NLL is measured again and again, to warn of a collapse; 0: none.
+        probe_measurements: How often that is done after the start. None: 20 times, or fewer, so that it costs at most
+            about 5% of the training.
+        trl_telemetry: Let TRL send its usage ping.
+
+    Raises:
+        ValueError: A value is unknown, out of range, or contradicts another.
+    """
+
+    objective: str = field(
+        default="profit",
+        metadata={"help": "Token objective: nll, profit, dft, eaft, power, focal, asft, rho, or a plug-in's name."},
+    )
+    objective_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "The objective's fields as JSON, such as '{\"alpha\": 1.0}'."}
+    )
+    threshold: float | None = field(
+        default=None, metadata={"help": "ProFit's threshold, a probability in [0, 1] (its default: 0.1)."}
+    )
+    threshold_direction: str | None = field(
+        default=None, metadata={"help": "ProFit's direction: higher (its default), lower, middle or random."}
+    )
+    normalize: str = field(
+        default="all",
+        metadata={"help": "Divide by all label tokens of the optimizer step, or by the kept ones: all or kept."},
+    )
+    gradient_budget: float | None = field(
+        default=None,
+        metadata={
+            "help": "Share of the loss's gradient mass that may be left out, in [0, 1); 0.003 is fast. Default: none, "
+            "but CPUs with bf16 instructions round the smallest columns; 0: none, and all of it in fp32."
+        },
+    )
+    loss_chunk_size: int | None = field(
+        default=None, metadata={"help": "Tokens whose logits are held at once (default: chosen from the vocabulary)."}
+    )
+    probe_rows: int = field(
+        default=16,
+        metadata={"help": "Training rows whose NLL is measured again and again, to warn of a collapse; 0: none."},
+    )
+    probe_measurements: int | None = field(
+        default=None,
+        metadata={
+            "help": "How often they are measured (default: 20 times, or fewer for at most 5 percent of the time)."
+        },
+    )
+    trl_telemetry: bool = field(default=False, metadata={"help": "Let TRL send its usage ping."})
+
+    def __post_init__(self) -> None:
+        if self.bf16 is None:
+            self.bf16: bool | None = not self.fp16 and torch.accelerator.is_available()
+        if _launched_on_cpus() and not (self.deepspeed or self.fsdp):
+            self.use_cpu = True  # or accelerate lets each process train by itself
+        if isinstance(self.objective_kwargs, str):
+            try:
+                self.objective_kwargs = json.loads(self.objective_kwargs)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"objective_kwargs is not JSON: {self.objective_kwargs!r} ({error}).") from None
+        counts_over_ranks = self.average_tokens_across_devices  # transformers 4 switches it off for a single rank
+        super().__post_init__()
+        self._take_precision_of_launcher()
+        # TRL 1.9 to 1.14 call plain NLL, computed in chunks, by a name of its own.
+        if self.loss_type not in ("nll", "chunked_nll"):
+            raise ValueError(
+                f"loss_type={self.loss_type!r} is TRL's own switch; write objective={self.loss_type!r} instead."
+            )
+        if self.label_smoothing_factor:
+            raise ValueError("label_smoothing_factor changes the loss under the objective; set it to 0.")
+        if self.normalize not in ("all", "kept"):
+            raise ValueError(f"normalize must be 'all' or 'kept', got {self.normalize!r}.")
+        if self.normalize == "kept" and not counts_over_ranks:
+            raise ValueError("normalize='kept' counts over all ranks; leave average_tokens_across_devices on.")
+        if self.gradient_budget is not None and not 0.0 <= self.gradient_budget < 1.0:
+            raise ValueError(f"gradient_budget must be a share in [0, 1), got {self.gradient_budget}.")
+        if self.probe_rows and self.probe_rows < LEAST_ROWS:
+            raise ValueError(f"probe_rows must be 0 for no probe, or at least {LEAST_ROWS}, got {self.probe_rows}.")
+        if self.probe_measurements is not None and self.probe_measurements < 1:
+            raise ValueError(
+                f"probe_measurements must be at least 1, got {self.probe_measurements}. For none, set probe_rows to 0."
+            )
+        self.make_objective()  # refuse a wrong one now, not after the model has been loaded
+
+    def _take_precision_of_launcher(self) -> None:
+        """Say in `bf16` and `fp16` what will be used: transformers takes the launcher's where neither is asked for."""
+        precision = getattr(self, "mixed_precision", None)  # transformers 4 keeps it in the environment alone
+        precision = precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+        if precision not in ("no", "bf16", "fp16"):
+            raise ValueError(f"the launcher's mixed precision {precision!r} has not been tried; take no, bf16 or fp16.")
+        self.bf16, self.fp16 = precision == "bf16", precision == "fp16"
+
+    def make_objective(self) -> Objective:
+        """Build the objective these settings name, or raise ValueError or TypeError."""
+        kwargs = dict(self.objective_kwargs or {})  # type: ignore[arg-type]  # a string was parsed in __post_init__
+        if self.threshold is not None:
+            kwargs["threshold"] = self.threshold
+        if self.threshold_direction is not None:
+            kwargs["direction"] = self.threshold_direction
+        return make_objective(self.objective, **kwargs)
+
+
+def _launched_on_cpus() -> bool:
+    """Say whether a launcher started several processes on a machine without accelerators, to train as they are."""
+    wants_engine = any(
+        os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true" for name in ("FSDP", "DEEPSPEED")
+    )
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available() and not wants_engine
+
+
+class ProFitTrainer(SFTTrainer):
+    """`trl.SFTTrainer` with a selective loss. Takes the same arguments; `args` is a `ProFitConfig`.
+
+    Training logs, besides TRL's `entropy`, `mean_token_accuracy`, `num_tokens` and `aux_loss`: `kept_share`,
+    `mean_p_kept`, `mean_p_masked` (probabilities), `nll` (plain NLL of the full reference in nats, whatever the
+    objective), `tokens_per_second`, and with a gradient budget `dropped_share`. They are measured over all ranks on the
+    optimizer step that is logged. At the start and at some logs the same training rows are measured again
+    (`CollapseProbe`): `probe_nll`, `probe_loss` (the objective's), both nats a label token, and `probe_rise_se`, the
+    standard error of the rise of `probe_nll` since the start. Evaluation is plain NLL. `metrics.jsonl` in the output
+    folder has one line a log.
+
+    Of chats (`messages` or `conversations`) only what the assistant says is trained, as by `profit train`; TRL's
+    `assistant_only_loss` leaves that to the chat template. Rows may also bring `input_ids` and `labels`.
+
+    A training data set may carry the column `reference_log_probs`, a list a row as long as its `input_ids`: `log p` of
+    each token under a frozen model in nats, anything where there is no label. Objectives that need it get it.
+
+    Raises:
+        ValueError: `compute_loss_func` is given; the batches would be split by `nn.DataParallel` or along the sequence;
+            or `normalize="kept"` meets DeepSpeed or an MoE auxiliary loss, where gradients cannot be rescaled exactly.
+
+    Source: Liu et al. 2026, arXiv:2601.09195.
+    """
+
+    _tag_names = ("profit", "sft")
+    _name = "ProFit"
+
+    def __init__(self, model: Any, args: ProFitConfig | None = None, **kwargs: Any) -> None:
+        if args is None:
+            args = ProFitConfig("profit-output")
+        if not isinstance(args, ProFitConfig):
+            raise TypeError(f"args must be a ProFitConfig, got {type(args).__name__}. It takes every SFTConfig field.")
+        if kwargs.get("compute_loss_func") is not None:
+            raise ValueError("compute_loss_func would replace the objective; write an objective instead.")
+        super().__init__(model=model, args=args, **kwargs)
+        self._refuse_split_batches()
+        columns = getattr(self.train_dataset, "column_names", None) or ()
+        if REFERENCE_COLUMN in columns:
+            self.data_collator: Any = _WithReference(self.data_collator)
+        if getattr(self, "_is_vision_dataset", False) and "messages" in columns and not args.assistant_only_loss:
+            warn_of_every_turn("train", "it has images")
+        apply_profit(
+            self.model,
+            args.make_objective(),
+            chunk_size=args.loss_chunk_size,
+            gradient_budget=args.gradient_budget,
+        )
+        self._head = selective_head(self.model)
+        self._head.adds_aux_loss = False  # compute_loss does, scaled as TRL's
+        # The installed head divides by the step's labels whatever the model's own forward does with their number.
+        self._model_takes_num_items = bool(getattr(self, "model_accepts_loss_kwargs", False))
+        self.model_accepts_loss_kwargs = True
+        self._kept_only = args.normalize == "kept"
+        if self._kept_only and (self.is_deepspeed_enabled or self.aux_loss_enabled):
+            what = "DeepSpeed" if self.is_deepspeed_enabled else "a mixture of experts' auxiliary loss"
+            raise ValueError(f"normalize='kept' rescales gradients, which is not exact with {what}. Use 'all'.")
+        self._probe = CollapseProbe(self)
+        self.add_callback(self._probe)
+        self.add_callback(CollapseWarning())
+        self.add_callback(MetricsFile())
+        self._step_kept: Tensor | None = None  # of the optimizer step under way, this rank
+        self._step_loss: Tensor | None = None  # as reported for its micro-batches so far
+        self._step_metrics = StepMetrics()
+
+    def _refuse_split_batches(self) -> None:
+        if self.args.n_gpu > 1:
+            raise ValueError(
+                f"{self.args.n_gpu} GPUs in one process would be used by nn.DataParallel, whose copies of the model "
+                "bypass the objective. Launch with torchrun or accelerate launch, or show one by CUDA_VISIBLE_DEVICES."
+            )
+        refuse_split_sequences(getattr(self.accelerator, "parallelism_config", None))
+
+    def _prepare_dataset(
+        self,
+        dataset: Any,
+        processing_class: Any,
+        args: Any,
+        packing: bool,
+        formatting_func: Any,
+        dataset_name: str,
+    ) -> Any:
+        if formatting_func is None and not args.assistant_only_loss and is_chat(next(iter(dataset))):
+            dataset = assistant_turns(dataset, processing_class, name=dataset_name, num_proc=args.dataset_num_proc)
+        labeled = "labels" in (dataset.column_names or ())
+        dataset = super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, dataset_name)
+        if labeled and "labels" not in (dataset.column_names or ("labels",)):
+            raise ValueError(
+                f"this version of TRL drops the labels of the {dataset_name} data set when it packs or uses Liger's "
+                "kernels, and would train every token. Set packing=False and use_liger_kernel=False, or use TRL 1.9."
+            )
+        return dataset
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        if REFERENCE_COLUMN not in self._signature_columns:
+            self._signature_columns.append(REFERENCE_COLUMN)
+
+    def _send_telemetry(self) -> None:
+        if self.args.trl_telemetry:
+            super()._send_telemetry()
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """Return the selective loss in training, TRL's plain NLL in evaluation."""
+        if not self.model.training:
+            self._total_train_tokens = self._tokens_logged()  # TRL logs it beside the evaluation
+            num_items_in_batch = num_items_in_batch if self._model_takes_num_items else None
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        inputs["use_cache"] = False
+        if self.aux_loss_enabled:
+            inputs["output_router_logits"] = True
+        measure = self._is_logged(self.state.global_step + 1)
+        self._head.statistics = "all" if measure else "objective"
+        outputs = model(**inputs, num_items_in_batch=num_items_in_batch)
+        loss = outputs["loss"]
+        if self.args.average_tokens_across_devices and num_items_in_batch is not None:
+            # num_items_in_batch counts every rank's tokens, and DDP averages the gradients over ranks.
+            loss = loss * (self.accelerator.num_processes // self._copies_of_a_batch())
+        aux_loss = outputs["aux_loss"] if self.aux_loss_enabled else None
+        if aux_loss is not None:
+            # A mean of the micro-batch already, so only to be averaged over those of the step, which Trainer leaves to
+            # the loss where that is divided by the step's labels.
+            steps = 1 if num_items_in_batch is None else self.current_gradient_accumulation_steps
+            loss = loss + self._aux_loss_coefficient() * aux_loss.to(loss.device) / steps
+        selective = outputs["selective"]
+        if self._kept_only:
+            self._step_kept = selective.num_kept + (0 if self._step_kept is None else self._step_kept)
+        mask = inputs.get("attention_mask")
+        tokens = inputs["input_ids"].numel() if mask is None else mask.sum()
+        self._step_metrics.add(selective, tokens=tokens, aux_loss=aux_loss, measure=measure)
+        return (loss, outputs) if return_outputs else loss
+
+    def _aux_loss_coefficient(self) -> float:
+        """Return TRL's, where that version has one, or the model's."""
+        coefficient = getattr(self, "router_aux_loss_coef", None)
+        if coefficient is None:
+            coefficient = self.model.config.get_text_config().router_aux_loss_coef
+        return float(coefficient)
+
+    def _copies_of_a_batch(self) -> int:
+        """Return the number of ranks that are given the same rows: those of one tensor-parallel group."""
+        return int(self.get_tp_size()) if hasattr(self, "get_tp_size") else 1
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """Run one micro-batch; after the last one of a step, rescale to the kept tokens where that is asked for."""
+        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+        if not self._kept_only:
+            return loss
+        before = torch.zeros_like(loss) if self._step_loss is None else self._step_loss
+        self._step_loss = before + loss
+        if not self.accelerator.sync_gradients:
+            return loss
+        # Trainer adds up what is returned: with this, to the loss that the step has minimized.
+        reported = self._step_loss * self._rescale_to_kept(num_items_in_batch) - before
+        self._step_kept = self._step_loss = None
+        return reported
+
+    def _rescale_to_kept(self, num_items_in_batch: Tensor | int | None) -> Tensor:
+        """Turn gradients divided by all label tokens into gradients divided by the kept ones of all ranks.
+
+        The kept tokens are only known when every micro-batch has run, so this is the earliest place, and before
+        clipping, the latest. Returns the factor.
+        """
+        assert self._step_kept is not None
+        if num_items_in_batch is None:
+            raise ValueError("normalize='kept' needs batches with labels that can be counted.")
+        kept = self.accelerator.reduce(self._step_kept, reduction="sum") / self._copies_of_a_batch()
+        factor: Tensor = num_items_in_batch / kept.clamp(min=1)
+        for parameter in self.model.parameters():
+            if parameter.grad is not None:
+                parameter.grad.mul_(factor.to(parameter.grad.device))
+        return factor
+
+    def _is_logged(self, step: int) -> bool:
+        """True if the optimizer step that ends as `step` will be logged, so that statistics are worth their cost."""
+        if self.args.logging_strategy == IntervalStrategy.STEPS:
+            return bool(step % self.state.logging_steps == 0 or (step == 1 and self.args.logging_first_step))
+        return bool(self.args.logging_strategy == IntervalStrategy.EPOCH)
+
+    def _tokens_logged(self) -> int:
+        """Return the tokens trained on up to the last log. A checkpoint brings its logs, so a resumed run counts on."""
+        return next((log["num_tokens"] for log in reversed(self.state.log_history) if "num_tokens" in log), 0)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add what was measured since the last training log."""
+        if "loss" in logs:
+            gathered = self.accelerator.gather(self._step_metrics.as_tensor(self.accelerator.device))
+            metrics, tokens = self._step_metrics.means(gathered, copies=self._copies_of_a_batch())
+            logs.update(metrics, num_tokens=self._tokens_logged() + tokens)
+            logs.update(self._probe.figures())  # before the clock of tokens_per_second starts anew
+            self._step_metrics = StepMetrics()
+        super().log(logs, start_time)
+
+    def create_model_card(
+        self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
+    ) -> None:
+        """Write README.md into the output folder: objective, threshold, data and settings."""
+        if not self.is_world_process_zero():
+            return
+        text = render_model_card(
+            self.args,
+            base_model=getattr(self.model.config, "_name_or_path", "") or None,
+            dataset_name=dataset_name or getattr(self.args, "dataset_name", None),
+            log_history=self.state.log_history,
+            tags=[*self._tag_names, *([tags] if isinstance(tags, str) else tags or [])],
+        )
+        write_text(Path(self.args.output_dir) / "README.md", text)
+
+
+def refuse_split_sequences(parallelism: Any) -> None:
+    """Raise ValueError where accelerate's `ParallelismConfig` cuts each sequence into pieces for several ranks.
+
+    Every rank would divide the loss by the labels of its own pieces.
+    """
+    for name, size in (("sequence", "sp_size"), ("context", "cp_size")):
+        if getattr(parallelism, size, 1) > 1:
+            raise ValueError(
+                f"{size}={getattr(parallelism, size)}: under {name} parallelism each rank would divide by the labels "
+                f"of its own part of a sequence. Set {size} to 1 and shard the model by FSDP2 or ZeRO-3 instead."
+            )
+
+
+class _WithReference:
+    """A collator that lays `reference_log_probs` out as the wrapped one does `labels`: padded, or end to end.
+
+    Rows without that column, such as those of an evaluation, are left to the wrapped one.
+    """
+
+    def __init__(self, collator: Any) -> None:
+        self._collator = collator
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        if REFERENCE_COLUMN not in examples[0]:
+            return self._collated(examples)
+        rows = [torch.tensor(example[REFERENCE_COLUMN], dtype=torch.float32) for example in examples]
+        batch = self._collated(
+            [{name: value for name, value in example.items() if name != REFERENCE_COLUMN} for example in examples]
+        )
+        size = batch["labels"].shape
+        if size[0] != len(examples):  # padding_free
+            rows = [torch.cat(rows)]
+        values = torch.zeros(size, dtype=torch.float32)
+        for index, row in enumerate(rows):
+            values[index, : len(row)] = row
+        return {**batch, REFERENCE_COLUMN: values}
+
+    def _collated(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        batch: dict[str, Any] = self._collator(examples)
+        return batch

@@ -1,0 +1,95 @@
+import json
+
+import pytest
+from huggingface_hub import constants
+
+from profit_sft.errors import ConfigurationError
+from profit_sft.models.pretrained import load_model, load_tokenizer, model_fingerprint
+from tiny import CHATML, save_tiny_chat_model, tiny_model
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return save_tiny_chat_model(tmp_path / "model")
+
+
+def test_fingerprint_follows_weights_and_configuration(folder, tmp_path):
+    first = model_fingerprint(folder)
+    assert model_fingerprint(save_tiny_chat_model(tmp_path / "copy")) == first
+    (tmp_path / "model" / "notes.txt").write_text("no part of the model")
+    assert model_fingerprint(folder) == first
+    config = tmp_path / "model" / "config.json"
+    config.write_text(config.read_text().replace('"rms_norm_eps": 1e-06', '"rms_norm_eps": 1e-05'))
+    second = model_fingerprint(folder)
+    assert second != first
+    weights = tmp_path / "model" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    assert model_fingerprint(folder) not in (first, second)
+
+
+def test_fingerprint_of_an_adapter_follows_its_base(folder, tmp_path):
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": folder}))
+    first = model_fingerprint(str(adapter))
+    tiny_model(seed=1, vocab_size=320).save_pretrained(folder)
+    assert model_fingerprint(str(adapter)) != first
+
+
+@pytest.mark.parametrize("name", ["config.json", "adapter_config.json"])
+def test_fingerprint_of_a_hub_model_is_its_commit(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    repository = tmp_path / "models--org--model"
+
+    def fetch(commit):
+        (repository / "refs").mkdir(parents=True, exist_ok=True)
+        (repository / "refs" / "main").write_text(commit)
+        (repository / "snapshots" / commit).mkdir(parents=True)
+        (repository / "snapshots" / commit / name).write_text("{}")
+
+    fetch("a" * 40)
+    first = model_fingerprint("org/model")
+    fetch("b" * 40)
+    second = model_fingerprint("org/model")
+    assert second != first
+    assert model_fingerprint("org/model", revision="a" * 40) == first
+
+
+def test_what_is_no_model_is_named(tmp_path):
+    with pytest.raises(ConfigurationError, match=r"holds no model \(no config.json or adapter_config.json\)"):
+        model_fingerprint(str(tmp_path))
+    with pytest.raises(ConfigurationError, match="'org/absent' is neither a folder nor a model of the hub"):
+        model_fingerprint("org/absent")
+    with pytest.raises(ConfigurationError, match="no causal language model could be loaded from"):
+        load_model(str(tmp_path))
+    with pytest.raises(ConfigurationError, match=r"no tokenizer could be loaded from '.*' \((?!no folder)"):
+        load_tokenizer(str(tmp_path))
+    with pytest.raises(ConfigurationError, match=r"'absent' \(no folder here has that name, and on the hub: "):
+        load_tokenizer("absent")
+
+
+@pytest.mark.parametrize("name", ["/absent", "./absent", "../absent", "~/absent", "runs/study/absent"])
+def test_a_path_without_a_folder_does_not_ask_the_hub(name):
+    with pytest.raises(ConfigurationError, match="there is no folder '.*absent'"):
+        load_model(name)
+
+
+def test_the_chat_template_comes_from_a_file_or_from_another_model(folder, tmp_path):
+    template = tmp_path / "template.jinja"
+    template.write_text("{{ messages[0].content }}")
+    assert load_tokenizer(folder, chat_template_path=str(template)).chat_template == "{{ messages[0].content }}"
+    assert load_tokenizer(folder, chat_template_path=folder).chat_template == CHATML
+    plain = tmp_path / "plain"
+    tokenizer = load_tokenizer(folder)
+    tokenizer.chat_template = None
+    tokenizer.save_pretrained(plain)
+    with pytest.raises(ConfigurationError, match="the tokenizer of '.*plain' has no chat template"):
+        load_tokenizer(folder, chat_template_path=str(plain))
+
+
+def test_a_model_comes_in_evaluation_mode_and_the_dtype_asked_for(folder):
+    model = load_model(folder, dtype="bfloat16")
+    assert not model.training
+    assert str(model.dtype) == "torch.bfloat16"

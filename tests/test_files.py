@@ -1,0 +1,36 @@
+"""A folder that cannot be made is refused before the work, and nothing is made."""
+
+import os
+
+import pytest
+
+from profit_sft.errors import ConfigurationError
+from profit_sft.files import check_output_folder
+
+
+def test_a_folder_that_is_there_or_can_be_made_is_fine(tmp_path, monkeypatch):
+    check_output_folder(tmp_path)
+    check_output_folder(tmp_path / "new" / "below")
+    monkeypatch.chdir(tmp_path)
+    check_output_folder("relative")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("below", [(), ("run",), ("a", "b")])
+def test_a_file_in_the_way_is_named(tmp_path, below):
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(ConfigurationError, match="scores_dir: '.*taken.*' cannot be a folder: '.*taken' is none"):
+        check_output_folder(tmp_path.joinpath("taken", *below), "scores_dir")
+
+
+def test_a_link_to_nowhere_is_in_the_way(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "absent")
+    with pytest.raises(ConfigurationError, match="link' is none"):
+        check_output_folder(tmp_path / "link" / "run")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_without_permission_is_named(tmp_path):
+    (tmp_path / "locked").mkdir(mode=0o500)
+    with pytest.raises(ConfigurationError, match="locked' may not be written to"):
+        check_output_folder(tmp_path / "locked" / "run")
