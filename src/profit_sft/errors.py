@@ -51,7 +51,6 @@ EXTRAS = {
     ),
     "eval": ("lm_eval", "math_verify", "langdetect", "immutabledict", "nltk"),
     "stats": ("scipy",),
-    "vllm": ("vllm",),
 }
 
 

@@ -65,7 +65,6 @@ def test_ifeval_shows_its_four_accuracies(tiny_folder, tmp_path, capsys):
         (["--tasks", "gsm9k"], 2, "Known are gsm8k, math500, aime24, ifeval, gpqa_diamond, generated"),
         (["--greedy", "--samples", "4"], 2, "greedy decoding gives the same answer each time"),
         (["--top_p", "80"], 2, "top_p must be a probability"),
-        (["--engine", "vllm"], 2, "needs the extra 'vllm': vllm is not installed"),
         (["--output_dir", __file__], 2, "test_eval.py' is none. Choose another."),
         (["--tasks", "gsm8k", "--data_dir", "/nowhere"], 1, "gsm8k needs /nowhere/gsm8k_test.jsonl"),
         (["--tasks", "gpqa_diamond"], 1, "from the hub only"),

@@ -152,16 +152,13 @@ def test_a_template_of_ones_own_is_part_of_the_check_and_of_the_run(tiny_folder,
     ("flags", "status", "message"),
     [
         (["--dtype", "fp32"], 2, "dtype must be one of float32, bfloat16, float16, auto, got 'fp32'"),
-        (["--engine", "tgi"], 2, "engine must be one of hf, vllm, got 'tgi'"),
         (["--max_length", "0"], 2, "max_length must be at least 1, got 0"),
         (["--model", "./absent"], 2, "there is no folder './absent'"),
-        (["--engine", "vllm"], 2, "needs the extra 'vllm': vllm is not installed"),
         (["--out", f"{__file__}/x"], 2, "test_score.py' is none. Choose another."),
         (["--max_length", "5"], 1, "nothing is left to train on"),
     ],
 )
-def test_a_mistake_gets_one_message(tiny_folder, rows, tmp_path, capsys, flags, status, message, monkeypatch):
-    monkeypatch.setitem(sys.modules, "vllm", None)
+def test_a_mistake_gets_one_message(tiny_folder, rows, tmp_path, capsys, flags, status, message):
     assert run_app(["score", rows, "--model", tiny_folder, "--out", str(tmp_path / "scores"), *flags]) == status
     out, err = capsys.readouterr()
     assert out == ""

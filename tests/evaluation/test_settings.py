@@ -33,7 +33,6 @@ def test_a_task_named_twice_is_one():
     [
         ({"tasks": ("gsm8k", "gsm9k")}, "gsm9k.*Known are gsm8k, math500"),
         ({"tasks": ()}, "none given"),
-        ({"engine": "llama"}, "engine must be one of hf, vllm, got 'llama'"),
         ({"dtype": "int4"}, "dtype must be one of auto"),
         ({"limit": 0}, "limit must be at least 1, got 0"),
         ({"batch_size": 0}, "batch_size must be at least 1"),

@@ -245,7 +245,6 @@ def test_a_model_that_gives_no_number_is_refused_by_row(rows, tmp_path):
     ("changes", "message"),
     [
         ({"dtype": "fp32"}, "dtype must be one of float32, bfloat16, float16, auto, got 'fp32'"),
-        ({"engine": "tgi"}, "engine must be one of hf, vllm, got 'tgi'"),
         ({"shard_rows": 0}, "shard_rows must be at least 1, got 0"),
         ({"max_batch_tokens": 0}, "max_batch_tokens must be at least 1, got 0"),
     ],

@@ -124,7 +124,7 @@ def test_a_missing_store_is_named(tmp_path):
         ({"model_name_or_path": "models/b", "model_fingerprint": "n"}, "model 'models/a', not 'models/b'"),
         ({"model_fingerprint": "n"}, "model 'models/a' as it was then"),
         ({"dtype": "bfloat16"}, "dtype 'float32', not 'bfloat16'"),
-        ({"engine": "vllm"}, "engine 'hf', not 'vllm'"),
+        ({"engine": "other"}, "engine 'hf', not 'other'"),
         ({"shard_rows": 3}, "shard_rows 2, not 3"),
         ({"has_token_kinds": True}, "without answer_spans"),
         ({"data": {**job().data, "tokenizer_fingerprint": "u"}}, "another tokenizer or chat template"),

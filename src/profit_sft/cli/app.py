@@ -109,7 +109,6 @@ def score(
     dtype: Annotated[
         str, typer.Option("--dtype", help="float32, bfloat16, float16, or auto: the checkpoint's own. Logits: fp32.")
     ] = "float32",
-    engine: Annotated[str, typer.Option("--engine", help="hf, or vllm (an extra; has no entropy).")] = "hf",
     max_batch_tokens: Annotated[
         int | None,
         typer.Option(
@@ -152,7 +151,6 @@ def score(
         "model_revision": model_revision,
         "trust_remote_code": trust_remote_code,
         "dtype": dtype,
-        "engine": engine,
         "max_batch_tokens": max_batch_tokens,
         "shard_rows": shard_rows,
         "chat_template_path": chat_template_path,
@@ -315,7 +313,6 @@ def evaluate(
     batch_size: Annotated[int, typer.Option("--batch_size", "--batch-size", help="Answers generated together.")] = 16,
     limit: Annotated[int | None, typer.Option("--limit", help="Only the first N problems of each task.")] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of the sampling and of gpqa_diamond's order of choices.")] = 0,
-    engine: Annotated[str, typer.Option("--engine", help="hf, or vllm (an extra).")] = "hf",
     dtype: Annotated[
         str, typer.Option("--dtype", help="float32, bfloat16, float16, or auto: the checkpoint's own.")
     ] = "auto",
@@ -348,7 +345,6 @@ def evaluate(
                 "batch_size": batch_size,
                 "limit": limit,
                 "seed": seed,
-                "engine": engine,
                 "dtype": dtype,
                 "system_prompt": system_prompt,
                 "apply_chat_template": not no_chat_template,

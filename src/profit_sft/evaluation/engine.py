@@ -1,10 +1,8 @@
-"""What the runner asks of an engine, and how one is loaded."""
+"""What the runner asks of a model behind lm-evaluation-harness, and asking it."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
-
-from profit_sft.evaluation.settings import EvalSettings
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,39 +26,6 @@ class Generated:
     text: str
     new_tokens: int
     truncated: bool
-
-
-class Engine(Protocol):
-    """A loaded model behind lm-evaluation-harness."""
-
-    device_name: str
-    window: int  # tokens of prompt and answer together
-    has_chat_template: bool
-
-    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """Render messages as the model's prompt."""
-
-    def count_tokens(self, prompts: Sequence[str]) -> list[int]:
-        """Return the length of each prompt in tokens."""
-
-    def generate(self, requests: Sequence[Request], max_new_tokens: int) -> list[Generated]:
-        """Answer one batch of requests, in their order."""
-
-
-def load_engine(settings: EvalSettings) -> Engine:
-    """Load the model into the engine the settings name.
-
-    Raises:
-        ConfigurationError: There is no such model, or the engine is not installed.
-    """
-    if settings.engine == "vllm":
-        from profit_sft.evaluation.vllm_engine import load_vllm
-
-        return load_vllm(settings)
-    from profit_sft.evaluation.hf_engine import HFEngine
-
-    engine: Engine = HFEngine(settings)
-    return engine
 
 
 def answer_batch(

@@ -43,11 +43,6 @@ def sole_use(output_dir: Path) -> Iterator[None]:
         lock.release()
 
 
-def is_begun(output_dir: Path) -> bool:
-    """Whether an evaluation was begun in the folder."""
-    return (output_dir / _JOB).is_file()
-
-
 class EvalFolder:
     """Open the folder for a job.
 

@@ -5,21 +5,23 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from profit_sft.errors import ConfigurationError, require_extra
-from profit_sft.evaluation.engine import Engine, Generated, Request, load_engine
+from profit_sft.evaluation.engine import Generated, Request
 from profit_sft.evaluation.math_judge import MathJudge
-from profit_sft.evaluation.records import EvalFolder, SampleFile, is_begun, sole_use
+from profit_sft.evaluation.records import EvalFolder, SampleFile, sole_use
 from profit_sft.evaluation.results import EvalReport, Record, TaskResult, summarize
 from profit_sft.evaluation.sampling import sample_seed
 from profit_sft.evaluation.settings import EvalSettings
 from profit_sft.evaluation.tasks import EvalTask, load_task
-from profit_sft.evaluation.vllm_engine import check_vllm
 from profit_sft.files import check_output_folder, package_versions
 from profit_sft.models.pretrained import model_fingerprint
 
-_PACKAGES = ("profit-sft", "lm-eval", "math-verify", "torch", "transformers", "vllm")
+if TYPE_CHECKING:
+    from profit_sft.evaluation.hf_engine import HFEngine
+
+_PACKAGES = ("profit-sft", "lm-eval", "math-verify", "torch", "transformers")
 
 Progress = Callable[[str, int, int], None]
 
@@ -51,8 +53,6 @@ def evaluate(
     """
     started = time.perf_counter()
     require_extra("eval", wanted_by="evaluation")
-    if settings.engine == "vllm" and not is_begun(settings.output_dir):
-        check_vllm(settings)  # before the folder is begun with an engine that cannot go on with it
     check_output_folder(settings.output_dir)
     with _quiet_harness(), MathJudge() as judge:
         tasks = [load_task(name, settings, judge, report=report) for name in settings.tasks]
@@ -77,7 +77,7 @@ def evaluate(
 
 
 def _job(settings: EvalSettings, fingerprint: str) -> dict[str, Any]:
-    names = ("seed", "engine", "dtype", "system_prompt", "apply_chat_template")
+    names = ("seed", "dtype", "system_prompt", "apply_chat_template")
     return {
         "model": settings.model_name_or_path,
         "model_fingerprint": fingerprint,
@@ -109,7 +109,7 @@ class _Run:
     ) -> None:
         self._settings, self._folder = settings, folder
         self._report, self._progress = report, progress
-        self._engine: Engine | None = None
+        self._engine: HFEngine | None = None
 
     @property
     def device_name(self) -> str:
@@ -147,10 +147,12 @@ class _Run:
             samples.add({**record, "seconds": round(seconds, 4)} for record in records)
             self._progress(task.name, wanted - len(missing) + start + len(batch), wanted)
 
-    def _loaded_engine(self) -> Engine:
+    def _loaded_engine(self) -> "HFEngine":
         if self._engine is None:
             self._report(f"loading {self._settings.model_name_or_path}")
-            self._engine = load_engine(self._settings)
+            from profit_sft.evaluation.hf_engine import HFEngine  # takes seconds, and sums need no model
+
+            self._engine = HFEngine(self._settings)
             if self._settings.apply_chat_template and not self._engine.has_chat_template:
                 raise ConfigurationError(
                     f"the tokenizer of '{self._settings.model_name_or_path}' has no chat template. Evaluate a model "
@@ -158,7 +160,7 @@ class _Run:
                 )
         return self._engine
 
-    def _prompts(self, task: EvalTask, engine: Engine) -> list[str]:
+    def _prompts(self, task: EvalTask, engine: "HFEngine") -> list[str]:
         harness_task = task.harness_task()
         system = self._settings.system_prompt if self._settings.system_prompt is not None else task.system_prompt
         chat = self._settings.apply_chat_template
@@ -174,7 +176,7 @@ class _Run:
             for index in range(len(task.problems))
         ]
 
-    def _max_new_tokens(self, task: EvalTask, engine: Engine, longest_prompt: int) -> int:
+    def _max_new_tokens(self, task: EvalTask, engine: "HFEngine", longest_prompt: int) -> int:
         wanted, room = self._settings.max_new_tokens or task.max_new_tokens, engine.window - longest_prompt
         if room < 1:
             raise ConfigurationError(

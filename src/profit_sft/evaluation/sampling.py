@@ -33,7 +33,7 @@ class SeededSampling(LogitsProcessor):
 
     The token is found by inverting the distribution function over the tokens in order of falling probability at a
     uniform number of the row's own generator, one number a step. top-p keeps a token if those likelier than it have
-    less than `top_p` of what top-k left, as transformers and vLLM do.
+    less than `top_p` of what top-k left, as transformers does.
 
     Args:
         seeds: One seed a row.

@@ -2,9 +2,8 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
-Engine = Literal["hf", "vllm"]
 TASKS = ("gsm8k", "math500", "aime24", "ifeval", "gpqa_diamond", "generated")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEFAULT_SAMPLES = 8  # the paper's, as is the next line
@@ -27,10 +26,9 @@ class EvalSettings:
         top_k: This many of the likeliest tokens are kept, before `top_p`; 0 keeps all.
         max_new_tokens: Longest answer. None: 8192, or the own limit of the task, as `generated` has (128). Lowered, and
             said so, where the model's window is shorter.
-        batch_size: Answers generated together. Of vLLM, which batches by itself: answers between two savings.
+        batch_size: Answers generated together.
         limit: Only the first so many problems of each task.
         seed: Of the sampling, and of the order of the choices of gpqa_diamond.
-        engine: `hf` (transformers) or `vllm`.
         dtype: The model's dtype; `auto` is what the checkpoint is stored in.
         system_prompt: System message before every problem. None: the task's own, which only `generated` has.
         apply_chat_template: Put problems into the model's chat template. False for a base model that has none.
@@ -49,7 +47,6 @@ class EvalSettings:
     batch_size: int = 16
     limit: int | None = None
     seed: int = 0
-    engine: Engine = "hf"
     dtype: str = "auto"
     system_prompt: str | None = None
     apply_chat_template: bool = True
@@ -63,9 +60,8 @@ class EvalSettings:
         unknown = [name for name in self.tasks if name not in TASKS]
         if unknown or not self.tasks:
             raise ValueError(f"tasks: {', '.join(unknown) or 'none'} given. Known are {', '.join(TASKS)}.")
-        for name, options in (("engine", get_args(Engine)), ("dtype", DTYPES)):
-            if getattr(self, name) not in options:
-                raise ValueError(f"{name} must be one of {', '.join(options)}, got {getattr(self, name)!r}.")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}.")
         self._check_numbers()
 
     def _check_numbers(self) -> None:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 
 from profit_sft.data import IGNORE_INDEX, DataSettings, PreparedData, prepare_dataset
-from profit_sft.errors import ConfigurationError, DataError
+from profit_sft.errors import DataError
 from profit_sft.files import check_output_folder
 from profit_sft.models.pretrained import DTYPES, load_tokenizer, model_fingerprint
 from profit_sft.scores.engine import Engine, LabelPositions, LabelScores, hf_engine
@@ -34,12 +34,10 @@ from profit_sft.scores.store import ScoredExample, ScoreJob, ScoreSet, ScoreWrit
 
 logger = logging.getLogger(__name__)
 
-ENGINES = ("hf", "vllm")
 # The head's logits are held in chunks whatever the batch, so a batch costs its hidden states. On two cores a batch of
 # 2,048 tokens of a 135M model takes three seconds, which is how long a stop waits.
 _CPU_BATCH_TOKENS = 2048
 _BATCH_TOKENS = 16384
-_VLLM_BATCH_TOKENS = 1 << 20  # it makes batches of its own
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,9 +51,8 @@ class ScoreSettings:
         dtype: The model's dtype: `float32`, `bfloat16`, `float16`, or `auto` for the checkpoint's own. Logits are fp32
             whatever it is.
         max_batch_tokens: Tokens of a batch, padding included; a longer example is a batch of its own. None: 2,048 on a
-            CPU, 16,384 elsewhere, a million for vLLM, which makes batches of its own.
+            CPU, 16,384 elsewhere.
         shard_rows: Examples in a shard.
-        engine: `hf`, or `vllm` where that is installed, see `profit_sft.scoring_vllm`.
         chat_template_path: A Jinja file, or another model whose chat template to take.
         model_revision: Branch, tag or commit of a hub model.
         trust_remote_code: Run code that comes with the model.
@@ -70,16 +67,13 @@ class ScoreSettings:
     dtype: str = "float32"
     max_batch_tokens: int | None = None
     shard_rows: int = 256
-    engine: Literal["hf", "vllm"] = "hf"
     chat_template_path: str | None = None
     model_revision: str | None = None
     trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
-        for name, choices in (("dtype", DTYPES), ("engine", ENGINES)):
-            value = getattr(self, name)
-            if value not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}.")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}.")
         for name in ("max_batch_tokens", "shard_rows"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -170,8 +164,6 @@ def score_dataset(
     on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
     # Ranks may wait for the slowest one's last shard; a rank that dies is the launcher's business.
     state = PartialState(cpu=on_cpu, timeout=timedelta(days=1))
-    if settings.engine == "vllm" and state.num_processes > 1:
-        raise ConfigurationError("engine 'vllm' spreads over devices by itself; start it as one process.")
     check_output_folder(settings.output_dir)
     tell = report if state.is_main_process else _ignore
     tokenizer = load_tokenizer(
@@ -223,7 +215,7 @@ def _job(settings: ScoreSettings, prepared: PreparedData) -> ScoreJob:
         data=plain(prepared.report),
         data_settings=plain(settings.data),
         dtype=settings.dtype,
-        engine=settings.engine,
+        engine="hf",
         shard_rows=settings.shard_rows,
         has_token_kinds="token_kinds" in prepared.dataset.column_names,
     )
@@ -232,8 +224,6 @@ def _job(settings: ScoreSettings, prepared: PreparedData) -> ScoreJob:
 def _batch_tokens(settings: ScoreSettings, device: torch.device) -> int:
     if settings.max_batch_tokens is not None:
         return settings.max_batch_tokens
-    if settings.engine == "vllm":
-        return _VLLM_BATCH_TOKENS
     return _CPU_BATCH_TOKENS if device.type == "cpu" else _BATCH_TOKENS
 
 
@@ -243,10 +233,6 @@ def _engine(settings: ScoreSettings, prepared: PreparedData, device: torch.devic
         "revision": settings.model_revision,
         "trust_remote_code": settings.trust_remote_code,
     }
-    if settings.engine == "vllm":
-        from profit_sft.scoring_vllm import vllm_engine
-
-        return vllm_engine(settings.model_name_or_path, longest=prepared.report.longest, **model)
     return hf_engine(settings.model_name_or_path, device=device, **model)
 
 

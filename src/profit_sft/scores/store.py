@@ -29,7 +29,7 @@ from profit_sft.files import atomic_path, package_versions, write_text
 
 FORMAT = 1
 _MANIFEST, _PROGRESS, _TOKENIZER = "scores.json", "progress.json", "tokenizer"
-_PACKAGES = ("profit-sft", "torch", "transformers", "vllm")
+_PACKAGES = ("profit-sft", "torch", "transformers")
 _PER_TOKEN = {
     "positions": pyarrow.int32(),
     "log_probs": pyarrow.float32(),
@@ -58,8 +58,7 @@ class ScoredExample:
         input_ids: `(S,)`, int32. All tokens.
         positions: `(T,)`, int32. Indices into `input_ids` of the label tokens, each at least 1.
         log_probs: `(T,)`, float32. `log p` of `input_ids[positions]`, each given everything before it, in nats.
-        entropy: `(T,)`, float32. Entropy of that prediction over the whole vocabulary in nats; NaN where the engine
-            does not tell it.
+        entropy: `(T,)`, float32. Entropy of that prediction over the whole vocabulary in nats.
         top1: `(T,)`, int32. Id of the likeliest token.
         rank: `(T,)`, int32. Rank of the label, 1 is the likeliest.
         token_kinds: `(T,)`, int8, one of `profit_sft.data.TOKEN_KINDS`, or None where rows carry no `answer_spans`.
@@ -100,7 +99,7 @@ class ScoreJob:
         data: `profit_sft.data.DataReport` as a dict: fingerprints of tokens and tokenizer, and counts.
         data_settings: `profit_sft.data.DataSettings` as a dict.
         dtype: The model's dtype.
-        engine: `hf` or `vllm`.
+        engine: What ran it: `hf`, transformers.
         shard_rows: Examples in every shard but the last.
         has_token_kinds: True if rows carry `answer_spans`.
     """
