@@ -81,4 +81,4 @@ def test_the_page_on_trainers_of_ones_own(run_page):
     assert log["kept_share"] == pytest.approx(kept.double().mean().item())
     assert hidden["result"].loss.item() == pytest.approx(loss, rel=1e-5)
     output = own["model"].train()(**own["batch"], labels=own["batch"]["input_ids"])
-    assert torch.equal(output.selective.weights[:, :-1], 1.0 - output.selective.log_probs[:, :-1].exp())
+    assert torch.equal(output.selective.token_weights[:, :-1], 1.0 - output.selective.log_probs[:, :-1].exp())

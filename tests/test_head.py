@@ -156,7 +156,7 @@ def test_reference_log_probs_come_with_the_batch_in_the_layout_of_the_labels():
     apply_profit(model, ProFit(threshold=0.1, mask_source="reference"))
     selective = model(**inputs, reference_log_probs=likely).selective
     counted = inputs["labels"][:, 1:] != -100
-    assert torch.equal(selective.weights[:, :-1] != 0, counted & (likely[:, 1:] > -1))
+    assert torch.equal(selective.token_weights[:, :-1] != 0, counted & (likely[:, 1:] > -1))
     apply_profit(model, ASFT())
     with pytest.raises(ValueError, match="the objective needs 'reference_log_probs'"):
         model(**inputs)
@@ -199,7 +199,7 @@ def test_applying_again_replaces_the_objective_and_removal_still_restores():
     apply_profit(model, ProFit(threshold=0.9))
     apply_profit(model, NLL(), chunk_size=7)
     head = selective_head(model)
-    assert (head.objective, head.chunk_size, head.logit_softcap) == (NLL(), 7, 3.0)
+    assert (head.objective, head.chunk_size, head.final_logit_softcapping) == (NLL(), 7, 3.0)
     remove_profit(model)
     with pytest.raises(ValueError, match="has no selective head; call apply_profit"):
         selective_head(model)

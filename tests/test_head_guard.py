@@ -119,7 +119,7 @@ def test_reference_log_probs_are_cut_with_the_labels():
     model = apply_profit(make("llama"), ProFit(threshold=0.1, mask_source="reference"))
     whole = model(**inputs, reference_log_probs=likely).selective
     cut = {**inputs, "labels": inputs["labels"][:, -8:], "logits_to_keep": 8, "reference_log_probs": likely[:, -8:]}
-    assert torch.equal(model(**cut).selective.weights, whole.weights[:, -8:])
+    assert torch.equal(model(**cut).selective.token_weights, whole.token_weights[:, -8:])
 
 
 @pytest.fixture

@@ -132,7 +132,7 @@ def test_a_model_without_weights_is_checked_like_any_other():
     with torch.device("meta"):
         fine = AutoModelForCausalLM.from_config(AutoConfig.for_model("gemma2", **SIZES, final_logit_softcapping=3.0))
         strange = LlamaForCausalLM(AutoConfig.for_model("llama", **SIZES))
-    assert selective_head(apply_profit(fine)).logit_softcap == 3.0
+    assert selective_head(apply_profit(fine)).final_logit_softcapping == 3.0
     strange.config.logit_scale = 0.5  # its forward knows nothing of that
     with pytest.raises(UnsupportedModelError, match=r"not its head's product with scale 0\.5"):
         apply_profit(strange)

@@ -48,7 +48,7 @@ class SelectiveHead:
         gradient_budget: Share of the gradient mass that may be left out.
         adds_aux_loss: Add a mixture of experts' load-balancing loss to the loss, as the model's own forward does.
         logit_scale: The model's factor on its logits.
-        logit_softcap: The model's soft cap, or None.
+        final_logit_softcapping: The model's soft cap, or None.
     """
 
     objective: Objective
@@ -59,7 +59,7 @@ class SelectiveHead:
     gradient_budget: float | None = None
     adds_aux_loss: bool = True
     logit_scale: float = 1.0
-    logit_softcap: float | None = None
+    final_logit_softcapping: float | None = None
 
 
 class HeadCounts:
@@ -207,11 +207,11 @@ def apply_profit(
     head_linears(base)
     installed = _installed_on(base)
     if installed is None:
-        settings.logit_scale, settings.logit_softcap = tail_of(base)
+        settings.logit_scale, settings.final_logit_softcapping = tail_of(base)
         installed = _install(base)
     else:
         before = installed.settings
-        settings.logit_scale, settings.logit_softcap = before.logit_scale, before.logit_softcap
+        settings.logit_scale, settings.final_logit_softcapping = before.logit_scale, before.final_logit_softcapping
     installed.settings = settings
     return model
 
@@ -484,11 +484,11 @@ def _loss_forward(
             shift=False,
             objective=settings.objective,
             bias=bias,
-            num_items=num_items_in_batch if settings.normalize == "all" else None,
+            num_items_in_batch=num_items_in_batch if settings.normalize == "all" else None,
             normalize=settings.normalize,
             ignore_index=_IGNORE_INDEX,
             logit_scale=settings.logit_scale,
-            logit_softcap=settings.logit_softcap,
+            final_logit_softcapping=settings.final_logit_softcapping,
             reference_log_probs=None if reference_log_probs is None else reference_log_probs.to(device),
             statistics=settings.statistics,
             gradient_budget=settings.gradient_budget,

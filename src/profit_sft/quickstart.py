@@ -34,8 +34,8 @@ from profit_sft.models.pretrained import EMBEDDED
 from profit_sft.objectives import Objective
 from profit_sft.scores.score import ScoreSettings, score_dataset
 from profit_sft.train.arguments import RunArguments
+from profit_sft.train.config import ProFitConfig
 from profit_sft.train.run import RunResult, run_training
-from profit_sft.train.trainer import ProFitConfig
 
 # About two minutes of training on two cores; what it reaches is measured in data/generated.py.
 TRAIN_ROWS = 240
@@ -265,7 +265,7 @@ def mask_by_kind(
             labels=torch.tensor([row["labels"]], device=model.device),
             objective=objective,
         )
-        kept = (found.weights[0, :-1] != 0).cpu()  # position t predicts token t + 1
+        kept = (found.token_weights[0, :-1] != 0).cpu()  # position t predicts token t + 1
         kinds = torch.tensor(row["token_kinds"])[1:]
         counts["labels"] += float(found.num_labels)
         counts["nll"] -= float(found.log_probs.sum())

@@ -41,7 +41,7 @@ def test_a_trainer_with_the_callback_trains_the_objective_and_logs_it(tmp_path, 
     made = trainer(tmp_path, tiny_model(), ProFitCallback(ProFit(threshold=THRESHOLD), statistics="all"), **sizes)
     made.train()
     first = logs(made)[0]
-    kept = -(found.log_probs * found.weights).sum() / found.num_labels
+    kept = -(found.log_probs * found.token_weights).sum() / found.num_labels
     assert first["loss"] == pytest.approx(kept.item(), rel=1e-4)
     assert first["kept_share"] == pytest.approx((found.num_kept / found.num_labels).item())
     assert first["nll"] == pytest.approx((-found.log_probs.sum() / found.num_labels).item(), rel=1e-5)

@@ -4,7 +4,7 @@ import fake_accelerator
 import pytest
 import torch
 
-from profit_sft.loss import chunked, logits_memory
+from profit_sft.loss import chunked, cpu
 
 
 def _poisoned(create):
@@ -38,10 +38,10 @@ def kept_buffers_hold_nan(monkeypatch):
     """The memory of logits that calls share is as good as fresh."""
 
     def give_back(memory):
-        memory[:, : -logits_memory._ROW_PADDING] = float("nan")
-        logits_memory.give_back_logits_memory(memory)
+        memory[:, : -cpu._ROW_PADDING] = float("nan")
+        cpu.give_back_logits_memory(memory)
 
     monkeypatch.setattr(chunked, "give_back_logits_memory", give_back)
-    logits_memory._kept.clear()
+    cpu._kept.clear()
     yield
-    logits_memory._kept.clear()
+    cpu._kept.clear()

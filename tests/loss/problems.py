@@ -31,8 +31,8 @@ HEADS = {
     "plain": {},
     "bias": {"bias": True},
     "scale": {"logit_scale": 0.7},
-    "softcap": {"logit_softcap": 12.0},
-    "all": {"bias": True, "logit_scale": 1.3, "logit_softcap": 15.0},
+    "softcap": {"final_logit_softcapping": 12.0},
+    "all": {"bias": True, "logit_scale": 1.3, "final_logit_softcapping": 15.0},
 }
 N, D, V = 257, 127, 5003
 
@@ -99,14 +99,14 @@ def planted_problem(place=None, dtype=torch.float32, *, bias=False, sizes=None, 
         hidden[:, 0] = 1.0
     vector = (0.5 * torch.randn(vocab_size, generator=generator)).to(dtype) if bias else None
     reference = -3.0 * torch.rand(tokens, generator=generator)
-    scale = head.get("logit_scale", 1.0), head.get("logit_softcap")
+    scale = head.get("logit_scale", 1.0), head.get("final_logit_softcapping")
     dense = reference_log_probs_of(
         hidden.double(),
         lm_head_weight.double(),
         labels,
         bias=None if vector is None else vector.double(),
         logit_scale=scale[0],
-        logit_softcap=scale[1],
+        final_logit_softcapping=scale[1],
     )
     log_probs = dense.gather(-1, labels[:, None]).squeeze(1)
     close = torch.zeros(tokens, dtype=torch.bool)
@@ -175,7 +175,9 @@ def both(problem, objective, *, place, head=None, **options):
     exact = [tensor.detach().double().reshape(-1, tensor.shape[-1]) for tensor in inputs[:2]]
     exact += [tensor.detach().double() for tensor in inputs[2:]]
     exact = [tensor.requires_grad_() for tensor in exact]
-    kept_options = {name: options[name] for name in ("normalize", "num_items", "ignore_index") if name in options}
+    kept_options = {
+        name: options[name] for name in ("normalize", "num_items_in_batch", "ignore_index") if name in options
+    }
     loss, values = reference_loss(
         exact[0],
         exact[1],
@@ -183,7 +185,7 @@ def both(problem, objective, *, place, head=None, **options):
         objective=objective,
         bias=exact[2] if bias is not None else None,
         reference_log_probs=reference.double().reshape(-1),
-        weights=options["weights"].reshape(-1) if options.get("weights") is not None else None,
+        token_weights=options["token_weights"].reshape(-1) if options.get("token_weights") is not None else None,
         **head,
         **kept_options,
     )
@@ -199,7 +201,9 @@ def assert_close(actual, expected, bound):
 def assert_within_budget(problem, result, d_hidden, exact, values, *, logit_scale=1.0, rounding=1e-5):
     """Check the bound that a gradient budget states, `sum_t ||dH_t - exact_t|| <= share * sum |G| * max_v ||W_v||`."""
     # sum |G| <= 2 w (1 - p) * scale * slope, with slope <= 1
-    mass = (2 * values["weights"] * (1 - values["log_probs"].exp())).sum() / (problem[2] != -100).sum() * logit_scale
+    mass = (
+        (2 * values["token_weights"] * (1 - values["log_probs"].exp())).sum() / (problem[2] != -100).sum() * logit_scale
+    )
     largest_row = problem[1].double().norm(dim=-1).max()
     error = (d_hidden.double() - exact).norm(dim=-1).sum()
     slack = rounding * exact.norm(dim=-1).sum()

@@ -11,7 +11,7 @@ import torch
 from problems import CPU, HEADS, OBJECTIVES, PLACES, THRESHOLD, both, planted_problem, selective_loss
 
 from profit_sft import NLL, ProFit, selective_linear_cross_entropy
-from profit_sft.loss import chunked, head_gradients, largest_values
+from profit_sft.loss import chunked, columns, head_gradients
 from profit_sft.loss.devices import accumulation_dtype, default_chunk_size, multiplies_16_bit_into_fp32
 
 ACCELERATORS = [row for row in PLACES if row.values[0].device == fake_accelerator.DEVICE]
@@ -93,11 +93,9 @@ def test_devices_with_float64_add_up_in_it():
 def test_columns_are_chosen_without_float64_as_with_it():
     values = torch.rand(5000, generator=torch.Generator().manual_seed(0)) ** 8
     allowed = 0.003 * values.sum()
-    wanted, left_out = largest_values.largest_values(values, allowed.double())
+    wanted, left_out = columns.largest_values(values, allowed.double())
     with fake_accelerator.Accelerator():
-        places, found = largest_values.largest_values(
-            values.to(fake_accelerator.DEVICE), allowed.to(fake_accelerator.DEVICE)
-        )
+        places, found = columns.largest_values(values.to(fake_accelerator.DEVICE), allowed.to(fake_accelerator.DEVICE))
         assert places.device == found.device == fake_accelerator.DEVICE
         assert torch.equal(places.cpu(), wanted)
         assert found.item() == pytest.approx(left_out.item(), rel=1e-6)
@@ -153,7 +151,7 @@ def test_the_host_waits_as_often_as_the_documentation_says(place, accelerator, c
 
 _AFTER_A_FORK = """
 import os, sys, torch
-from profit_sft.loss.row_blocks import in_blocks
+from profit_sft.loss.cpu import in_blocks
 
 torch.set_num_threads(3)
 def fill(part):

@@ -29,12 +29,12 @@ class NativePlace(type(CPU)):
 
 @pytest.fixture(params=[row for row in PLACES if row.values[0].device.type == "cpu"])
 def place(request, monkeypatch):
-    def product(self, left, right, out=None):
+    def matmul(self, left, right, out=None):
         made = left.to(right.dtype).float() @ right.float()
         return made if out is None else out.copy_(made)
 
     monkeypatch.setattr(chunked, "multiplies_16_bit_into_fp32", lambda device: True)
-    monkeypatch.setattr(HeadGradients, "product", product)
+    monkeypatch.setattr(HeadGradients, "matmul", matmul)
     return NativePlace(**vars(request.param))
 
 
@@ -79,8 +79,8 @@ def test_fp16_keeps_the_gradients_of_small_and_large_weights(place, size, head):
         NLL(),
         place=place,
         head=options,
-        weights=weights,
-        num_items=torch.tensor(size),
+        token_weights=weights,
+        num_items_in_batch=torch.tensor(size),
         chunk_size=place.chunk_size,
     )
     assert_close(gradients, exact, tolerance(torch.float16, *problem[:2], place))

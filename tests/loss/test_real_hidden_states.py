@@ -29,8 +29,8 @@ def test_on_real_hidden_states_the_errors_are_those_promised(
     weight = model.lm_head.weight.detach()
     problem = hidden, weight, labels, None, torch.zeros(len(labels))
     (result, gradients), (_, exact, values) = both(problem, ProFit(threshold=threshold), place=place)
-    assert 0.2 < values["weights"].mean() < 0.9
-    assert torch.equal(result.weights.double(), values["weights"])
+    assert 0.2 < values["token_weights"].mean() < 0.9
+    assert torch.equal(result.token_weights.double(), values["token_weights"])
     assert_close(gradients, exact, 2e-5)
     (result, gradients), _ = both(problem, ProFit(threshold=threshold), place=place, gradient_budget=0.003)
     assert 0.002 < result.dropped_share <= 0.003

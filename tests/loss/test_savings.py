@@ -31,12 +31,12 @@ def test_prescreen_changes_neither_mask_nor_gradients(place, head, threshold, mo
     (screened, found), (_, exact, values) = both(problem, ProFit(threshold=threshold), head=options, place=place)
     label_mask = problem[2] != -100
     assert screened.log_probs[label_mask].isnan().double().mean() > 0.1  # it did screen
-    assert torch.equal(screened.weights[label_mask].double(), values["weights"])
+    assert torch.equal(screened.token_weights[label_mask].double(), values["token_weights"])
     assert_close(found, exact, tolerance(torch.float32, *problem[:2], place))
     monkeypatch.setattr(chunked, "_MIN_SCREENED_VOCABULARY", 10**9)
     (whole, gradients), _ = both(problem, ProFit(threshold=threshold), head=options, place=place)
     assert not whole.log_probs.isnan().any()
-    assert torch.equal(whole.weights, screened.weights)
+    assert torch.equal(whole.token_weights, screened.token_weights)
     assert_close(gradients, exact, tolerance(torch.float32, *problem[:2], place))
 
 
@@ -67,7 +67,7 @@ def test_many_groups_are_screened_whatever_the_first_tokens_are_like(place, orde
     monkeypatch.setattr(chunked.ChunkedRun, "_chunk", counted)
     objective = ProFit(threshold=THRESHOLD)
     (result, gradients), (loss, exact, values) = both(problem, objective, place=place, chunk_size=chunk_size)
-    assert torch.equal(result.weights[labels != -100].double(), values["weights"])
+    assert torch.equal(result.token_weights[labels != -100].double(), values["token_weights"])
     assert result.loss.item() == pytest.approx(loss.item(), rel=1e-6)
     assert_close(gradients, exact, tolerance(torch.float32, hidden, lm_head_weight, place))
     assert min(sizes[:-1]) > 0.8 * min(chunk_size, 256)  # no chunk of a few tokens but the last
@@ -79,7 +79,7 @@ def test_prescreened_tokens_are_reported_as_not_computed_and_are_all_masked(plac
     label_mask = problem[2] != -100
     unknown = result.log_probs[label_mask].isnan()
     assert (values["log_probs"][unknown] < math.log(THRESHOLD)).all()
-    assert not unknown[values["weights"] != 0].any()
+    assert not unknown[values["token_weights"] != 0].any()
 
 
 def test_prescreen_switches_itself_off_where_it_does_not_pay(place):

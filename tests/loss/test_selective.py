@@ -36,13 +36,15 @@ def test_loss_and_gradients_match_the_oracle(place, objective, dtype):
     label_mask = problem[2] != -100
     assert torch.equal(result.label_mask, label_mask)
     # relative to the weight's size; power and focal amplify the rounding of log p
-    assert (result.weights[label_mask].double() - values["weights"]).abs().max() <= 1e-4 * values["weights"].abs().max()
+    assert (result.token_weights[label_mask].double() - values["token_weights"]).abs().max() <= 1e-4 * values[
+        "token_weights"
+    ].abs().max()
     measured = ~result.log_probs[label_mask].isnan()
     assert (result.log_probs[label_mask][measured].double() - values["log_probs"][measured]).abs().max() <= 2e-5
     assert result.num_labels == label_mask.sum()
-    assert result.num_kept == (result.weights != 0).sum()
-    if values["weights"].unique().numel() <= 2:  # a mask
-        assert torch.equal(result.weights[label_mask].double(), values["weights"])
+    assert result.num_kept == (result.token_weights != 0).sum()
+    if values["token_weights"].unique().numel() <= 2:  # a mask
+        assert torch.equal(result.token_weights[label_mask].double(), values["token_weights"])
     assert result.dropped_share == 0
 
 
@@ -60,7 +62,7 @@ def test_heads_and_chunk_sizes_match_the_oracle(place, objective, head, chunks, 
 
 
 @pytest.mark.parametrize(
-    "options", [{"normalize": "kept"}, {"num_items": 1000}, {"num_items": torch.tensor(7.0)}], ids=str
+    "options", [{"normalize": "kept"}, {"num_items_in_batch": 1000}, {"num_items_in_batch": torch.tensor(7.0)}], ids=str
 )
 @pytest.mark.parametrize("objective", [NLL(), ProFit(threshold=THRESHOLD), Power(k=0.5)], ids=str)
 def test_normalizers_match_the_oracle(place, objective, options):
@@ -117,7 +119,7 @@ def test_asking_for_all_statistics_changes_nothing_else(place, objective, dtype)
     top1 = (problem[0].double() @ problem[1].double().T).argmax(-1) == problem[2]
     assert torch.equal(result.is_top1, top1 & label_mask)
     assert 0.1 < result.is_top1.double().mean() < 0.9
-    assert torch.equal(result.weights != 0, both(problem, objective, place=place)[0][0].weights != 0)
+    assert torch.equal(result.token_weights != 0, both(problem, objective, place=place)[0][0].token_weights != 0)
 
 
 @pytest.mark.parametrize("ignore_index", [-1, 0])  # 0 is a token as well, such as a padding token
@@ -133,9 +135,9 @@ def test_batches_of_sequences_and_other_ignore_index(place, objective, ignore_in
         problem, objective, place=place, ignore_index=ignore_index, shift=False
     )
     assert result.loss.item() == pytest.approx(loss.item(), rel=1e-5)
-    for name in ("log_probs", "weights", "label_mask"):
+    for name in ("log_probs", "token_weights", "label_mask"):
         assert getattr(result, name).shape == labels.shape, name
-    assert torch.equal(result.weights[labels != ignore_index].double(), values["weights"])
+    assert torch.equal(result.token_weights[labels != ignore_index].double(), values["token_weights"])
     assert gradients[0].shape == problem[0].shape
     assert_close(gradients, exact, tolerance(torch.float32, hidden, lm_head_weight, place))
 
@@ -146,7 +148,7 @@ def test_known_weights_replace_the_objective(place, statistics):
     weights = torch.rand(problem[2].shape, generator=torch.Generator().manual_seed(3))
     weights[::3] = 0
     (result, gradients), (loss, exact, _) = both(
-        problem, NLL(), place=place, weights=weights, statistics=statistics, chunk_size=place.chunk_size
+        problem, NLL(), place=place, token_weights=weights, statistics=statistics, chunk_size=place.chunk_size
     )
     assert result.loss.item() == pytest.approx(loss.item(), rel=1e-5)
     assert_close(gradients, exact, tolerance(torch.float32, *problem[:2], place))
@@ -162,9 +164,9 @@ def test_gradients_agree_with_finite_differences(place):
     # The weights are held fixed: differences would see through a detached weight such as DFT's.
     options = {
         "objective": NLL(),
-        "weights": torch.tensor([1.0, 0.0, 0.5, 1.0, 2.0]),
+        "token_weights": torch.tensor([1.0, 0.0, 0.5, 1.0, 2.0]),
         "logit_scale": 0.8,
-        "logit_softcap": 3.0,
+        "final_logit_softcapping": 3.0,
         "chunk_size": 2,
     }
 
@@ -192,8 +194,8 @@ def test_gradients_agree_with_finite_differences(place):
 def test_token_weights_carry_no_gradient(place):
     problem = planted_problem(place)
     (result, gradients), _ = both(problem, DFT(), place=place)
-    (_, fixed), _ = both(problem, NLL(), place=place, weights=result.weights)
-    assert not result.weights.requires_grad
+    (_, fixed), _ = both(problem, NLL(), place=place, token_weights=result.token_weights)
+    assert not result.token_weights.requires_grad
     for found, expected in zip(gradients, fixed, strict=True):
         assert (found - expected).norm() <= 1e-5 * expected.norm()
 
@@ -250,7 +252,7 @@ def test_all_masked_is_zero_with_a_warning_that_names_threshold_and_largest_p(pl
 def test_masked_tokens_get_exactly_zero_gradient(place):
     hidden, lm_head_weight, labels, _, _ = planted_problem(place)
     result, d_hidden, _ = run(place, hidden, lm_head_weight, labels)
-    masked = result.weights == 0
+    masked = result.token_weights == 0
     assert 0.2 < masked.double().mean() < 0.8
     assert (d_hidden[masked] == 0).all()
     assert (d_hidden[~masked].abs().sum(-1) > 0).all()
@@ -289,7 +291,7 @@ def test_a_padded_vocabulary_does_not_spoil_the_statistics(place):
 
 def test_a_step_without_labels_divides_zero_by_one(place):
     result, d_hidden, _ = run(
-        place, torch.randn(3, 8), torch.randn(30, 8), torch.full((3,), -100), NLL(), num_items=torch.tensor(0)
+        place, torch.randn(3, 8), torch.randn(30, 8), torch.full((3,), -100), NLL(), num_items_in_batch=torch.tensor(0)
     )
     assert result.loss.item() == 0.0
     assert (d_hidden == 0).all()
@@ -458,8 +460,8 @@ def test_order_of_tokens_does_not_matter(place, objective):
     options = {"objective": objective, "chunk_size": place.chunk_size}
     found = run(place, hidden[order], lm_head_weight, labels[order], reference_log_probs=reference[order], **options)
     wanted = run(place, hidden, lm_head_weight, labels, reference_log_probs=reference, **options)
-    change = (found[0].weights - wanted[0].weights[order]).abs().max()
-    assert change <= 1e-4 * wanted[0].weights.abs().max()  # exactly 0 for masks, as p is off their thresholds
+    change = (found[0].token_weights - wanted[0].token_weights[order]).abs().max()
+    assert change <= 1e-4 * wanted[0].token_weights.abs().max()  # exactly 0 for masks, as p is off their thresholds
     bound = tolerance(torch.float32, hidden, lm_head_weight, place)
     assert (found[1] - wanted[1][order]).norm() <= bound * wanted[1].norm()
     assert (found[2] - wanted[2]).norm() <= bound * wanted[2].norm()
@@ -470,7 +472,7 @@ def test_micro_batches_sum_to_the_whole_batch(place):
     count = int((labels != -100).sum())
     whole = run(place, hidden, lm_head_weight, labels)
     parts = [
-        run(place, hidden[part], lm_head_weight, labels[part], num_items=count)
+        run(place, hidden[part], lm_head_weight, labels[part], num_items_in_batch=count)
         for part in (slice(0, 15), slice(15, count // 2), slice(count // 2, None))
     ]
     assert sum(part[0].loss.item() for part in parts) == pytest.approx(whole[0].loss.item(), rel=1e-6)
@@ -517,27 +519,47 @@ def test_no_buffer_of_all_logits_is_made(place):
         ({"labels": torch.zeros(4)}, TypeError, r"labels must be int64, got torch.float32. Call labels.long\(\)."),
         ({"labels": torch.tensor([0, 9, 1, 99])}, ValueError, r"labels\[1\] is 9, outside the vocabulary \[0, 9\)"),
         (
-            {"labels": torch.tensor([[0, 1], [-5, 1]]), "hidden": torch.zeros(2, 2, 3)},
+            {"labels": torch.tensor([[0, 1], [-5, 1]]), "hidden_states": torch.zeros(2, 2, 3)},
             ValueError,
             r"labels\[\(1, 0\)\] is -5",
         ),
-        ({"labels": torch.zeros(3, dtype=torch.long)}, ValueError, r"hidden \(4, 3\) and labels \(3,\) do not line up"),
-        ({"weight": torch.zeros(9, 2)}, ValueError, r"weight must be \(V, 3\) to match hidden, got \(9, 2\)"),
-        ({"bias": torch.zeros(3)}, ValueError, r"bias must be \(9,\), one per row of weight, got \(3,\)"),
-        ({"weights": torch.zeros(3)}, ValueError, r"weights must have the shape of labels \(4,\), got \(3,\)"),
+        (
+            {"labels": torch.zeros(3, dtype=torch.long)},
+            ValueError,
+            r"hidden_states \(4, 3\) and labels \(3,\) do not line up",
+        ),
+        (
+            {"lm_head_weight": torch.zeros(9, 2)},
+            ValueError,
+            r"lm_head_weight must be \(V, 3\) to match hidden_states, got \(9, 2\)",
+        ),
+        ({"bias": torch.zeros(3)}, ValueError, r"bias must be \(9,\), one per row of lm_head_weight, got \(3,\)"),
+        ({"token_weights": torch.zeros(3)}, ValueError, r"weights must have the shape of labels \(4,\), got \(3,\)"),
         ({"reference_log_probs": torch.zeros(3)}, ValueError, "reference_log_probs must have the shape of labels"),
         ({"normalize": "mean"}, ValueError, "normalize must be 'all' or 'kept', got 'mean'"),
         (
-            {"normalize": "kept", "num_items": 4},
+            {"normalize": "kept", "num_items_in_batch": 4},
             ValueError,
             "normalize='kept' counts the kept tokens of this call itself",
         ),
         ({"statistics": "some"}, ValueError, "statistics must be 'objective', 'all' or 'ranks', got 'some'"),
         ({"backend": "cuda"}, ValueError, "backend must be .* got 'cuda'"),
-        ({"logit_softcap": 0.0}, ValueError, "logit_softcap must be positive, or None for no cap, got 0.0"),
-        ({"num_items": -3}, ValueError, "num_items must be the number of label tokens of the step, got -3"),
+        (
+            {"final_logit_softcapping": 0.0},
+            ValueError,
+            "final_logit_softcapping must be positive, or None for no cap, got 0.0",
+        ),
+        (
+            {"num_items_in_batch": -3},
+            ValueError,
+            "num_items_in_batch must be the number of label tokens of the step, got -3",
+        ),
         ({"objective": "profit"}, TypeError, "objective must be an Objective such as .*, got 'profit'"),
-        ({"hidden": torch.zeros(4, 3, dtype=torch.long)}, TypeError, "hidden must be floating point, got torch.int64"),
+        (
+            {"hidden_states": torch.zeros(4, 3, dtype=torch.long)},
+            TypeError,
+            "hidden_states must be floating point, got torch.int64",
+        ),
         ({"chunk_size": 0}, ValueError, "chunk_size must be at least 1 token, got 0"),
         ({"gradient_budget": 1.0}, ValueError, r"gradient_budget must be a share in \[0, 1\), got 1.0"),
         ({"objective": Rho()}, ValueError, "the objective needs 'reference_log_probs', which was not given"),
@@ -545,8 +567,8 @@ def test_no_buffer_of_all_logits_is_made(place):
 )
 def test_wrong_input_is_refused_with_the_value(place, change, error, message):
     arguments = {
-        "hidden": torch.zeros(4, 3),
-        "weight": torch.zeros(9, 3),
+        "hidden_states": torch.zeros(4, 3),
+        "lm_head_weight": torch.zeros(9, 3),
         "labels": torch.tensor([0, 1, 2, 8]),
         "objective": NLL(),
         "backend": place.backend,

@@ -40,7 +40,7 @@ def test_bounds_are_inclusive_below_and_exclusive_above(place, objective, kept):
 
 
 @pytest.mark.parametrize("likely_tokens", [2, 64])
-@pytest.mark.parametrize("head", [{}, {"logit_scale": 0.5, "logit_softcap": 90.0}], ids=str)
+@pytest.mark.parametrize("head", [{}, {"logit_scale": 0.5, "final_logit_softcapping": 90.0}], ids=str)
 def test_probability_equal_to_the_threshold_survives_a_prescreen(place, likely_tokens, head):
     # The first rows of a large vocabulary share all the mass evenly; what is drawn from the rest is masked early.
     lm_head_weight = torch.full((place.sizes[2], 1), -400.0)
@@ -48,7 +48,7 @@ def test_probability_equal_to_the_threshold_survives_a_prescreen(place, likely_t
     labels = torch.cat([torch.arange(likely_tokens), torch.full((3 * likely_tokens,), 2000)])
     objective = ProFit(threshold=1 / likely_tokens)
     result = selective_loss(place, torch.ones(len(labels), 1), lm_head_weight, labels, objective=objective, **head)
-    assert torch.equal(result.weights, (labels < likely_tokens).float())
+    assert torch.equal(result.token_weights, (labels < likely_tokens).float())
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -68,7 +68,7 @@ def test_mask_is_the_oracles_at_thresholds_on_both_sides_of_a_tokens_probability
             objective = ProFit(threshold=threshold)
             options = {"objective": objective, "bias": bias, **head_options}
             result = selective_loss(place, hidden, lm_head_weight, labels, **options)
-            assert torch.equal(result.weights[counted] != 0, values["log_probs"] >= math.log(threshold))
+            assert torch.equal(result.token_weights[counted] != 0, values["log_probs"] >= math.log(threshold))
 
 
 @pytest.mark.parametrize("likely", [True, False])
@@ -81,8 +81,8 @@ def test_first_and_last_token_of_the_vocabulary_are_labels_like_any_other(place,
     labels[20:23] = label
     problem = hidden, lm_head_weight, labels, None, reference
     (result, gradients), (loss, exact, values) = both(problem, ProFit(threshold=THRESHOLD), place=place)
-    assert (result.weights[20:23] == float(likely)).all()
-    assert torch.equal(result.weights[labels != -100].double(), values["weights"])
+    assert (result.token_weights[20:23] == float(likely)).all()
+    assert torch.equal(result.token_weights[labels != -100].double(), values["token_weights"])
     assert result.loss.item() == pytest.approx(loss.item(), rel=1e-5)
     assert_close(gradients, exact, tolerance(torch.float32, hidden, lm_head_weight, place))
     if not likely:  # the row of a label that is nearly certain is nearly zero, and 1 - p has few digits left
@@ -131,7 +131,7 @@ def test_any_object_with_the_attributes_is_an_objective_and_gets_what_it_needs(p
     (result, gradients), (_, exact, values) = both(problem, unsure, place=place, chunk_size=place.chunk_size)
     label_mask = problem[2] != -100
     assert (result.entropy[label_mask].double() - values["entropy"]).abs().max() <= 3e-5
-    assert (result.weights[label_mask].double() - values["weights"]).abs().max() <= 3e-6
+    assert (result.token_weights[label_mask].double() - values["token_weights"]).abs().max() <= 3e-6
     assert result.is_top1 is None
     assert_close(gradients, exact, tolerance(torch.float32, *problem[:2], place))
 
@@ -143,13 +143,13 @@ def test_a_random_mask_follows_its_generator_and_costs_nothing_for_what_it_drops
         objective = ProFit(direction="random", rate=0.4, generator=torch.Generator().manual_seed(3))
         (result, gradients), _ = both(problem, objective, place=place)
         results.append(result)
-    assert torch.equal(results[0].weights, results[1].weights)
+    assert torch.equal(results[0].token_weights, results[1].token_weights)
     assert 0.25 < results[0].kept_share < 0.55
-    dropped = (problem[2] != -100) & (results[0].weights == 0)
+    dropped = (problem[2] != -100) & (results[0].token_weights == 0)
     assert results[0].log_probs[dropped].isnan().all()
-    assert (gradients[0][results[0].weights == 0] == 0).all()
+    assert (gradients[0][results[0].token_weights == 0] == 0).all()
     # Given as known weights, the same mask gives the same gradients.
-    (_, expected), _ = both(problem, NLL(), place=place, weights=result.weights)
+    (_, expected), _ = both(problem, NLL(), place=place, token_weights=result.token_weights)
     for found, wanted in zip(gradients, expected, strict=True):
         assert (found - wanted).norm() <= 1e-6 * wanted.norm()
 
@@ -158,7 +158,7 @@ def test_negative_weights_push_away(place):
     problem = planted_problem(place)
     weights = torch.full(problem[2].shape, -0.5)
     (result, gradients), (loss, exact, _) = both(
-        problem, NLL(), place=place, weights=weights, chunk_size=place.chunk_size
+        problem, NLL(), place=place, token_weights=weights, chunk_size=place.chunk_size
     )
     assert result.loss.item() == pytest.approx(loss.item(), rel=1e-5)
     assert result.loss < 0
@@ -253,7 +253,7 @@ def test_kept_share_and_plain_nll_are_on_the_result(place, objective):
         assert share.shape == ()
         assert share.dtype == torch.float32
         assert not share.requires_grad
-    assert result.kept_share.item() == pytest.approx((values["weights"] != 0).double().mean().item(), rel=1e-6)
+    assert result.kept_share.item() == pytest.approx((values["token_weights"] != 0).double().mean().item(), rel=1e-6)
     assert result.nll.item() == pytest.approx(-values["log_probs"].mean().item(), rel=1e-6)
     (quick, _), _ = both(problem, objective, place=place)
     assert quick.kept_share == result.kept_share

@@ -58,14 +58,14 @@ def test_plain_nll_is_the_models_own_loss_with_its_gradients(called, rows, lengt
 
 
 @pytest.mark.parametrize("ignore_index", [-100, 0])
-@pytest.mark.parametrize("case", ["profit", "reference", "ranking", "weights"])
+@pytest.mark.parametrize("case", ["profit", "reference", "ranking", "token_weights"])
 @pytest.mark.parametrize("place", PLACES)
 def test_what_belongs_to_a_token_moves_with_it(place, case, ignore_index):
     hidden, lm_head_weight, labels, _, reference = planted_problem(place)
     length = len(labels) // 4
     labels = torch.where(labels == -100, ignore_index, labels)[: 4 * length].view(4, length)
     hidden, reference = hidden[: 4 * length].view(4, length, -1), reference[: 4 * length].view(4, length)
-    weights = torch.rand(labels.shape, generator=torch.Generator().manual_seed(2)) if case == "weights" else None
+    weights = torch.rand(labels.shape, generator=torch.Generator().manual_seed(2)) if case == "token_weights" else None
     objective = {"reference": ProFit(threshold=THRESHOLD, mask_source="reference"), "ranking": Rho(keep_share=0.4)}
     options = {
         "objective": objective.get(case, ProFit(threshold=THRESHOLD)),
@@ -76,7 +76,7 @@ def test_what_belongs_to_a_token_moves_with_it(place, case, ignore_index):
     def run(states, targets, per_token, **more):
         states = states.clone().requires_grad_()
         result = selective_loss(
-            place, states, lm_head_weight, targets, reference_log_probs=per_token[0], weights=per_token[1], **more
+            place, states, lm_head_weight, targets, reference_log_probs=per_token[0], token_weights=per_token[1], **more
         )
         return result, torch.autograd.grad(result.loss, states)[0]
 
@@ -92,7 +92,7 @@ def test_what_belongs_to_a_token_moves_with_it(place, case, ignore_index):
     )
     assert found.loss.item() == pytest.approx(wanted.loss.item(), rel=1e-6)
     assert wanted.kept_share > 0.1
-    for name in ("log_probs", "weights", "entropy", "is_top1", "rank", "top1", "label_mask"):
+    for name in ("log_probs", "token_weights", "entropy", "is_top1", "rank", "top1", "label_mask"):
         values = getattr(found, name)
         assert values.shape == labels.shape, name
         assert torch.equal(values[:, :-1].reshape(-1), getattr(wanted, name)), name
@@ -122,7 +122,7 @@ def test_rows_too_short_to_predict_anything(length):
     )
     result.loss.backward()
     assert result.loss.item() == result.num_labels == result.kept_share == result.nll == 0
-    assert result.weights.shape == (2, length)
+    assert result.token_weights.shape == (2, length)
 
 
 def test_rows_that_are_not_known_cannot_be_shifted():

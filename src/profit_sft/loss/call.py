@@ -17,7 +17,7 @@ class HeadOptions:
     normalize: Literal["all", "kept"]
     ignore_index: int
     logit_scale: float
-    logit_softcap: float | None
+    final_logit_softcapping: float | None
     all_statistics: bool
     ranks: bool
     gradient_budget: float | None
@@ -30,7 +30,7 @@ class TokenValues:
 
     label_mask: Tensor
     log_probs: Tensor
-    weights: Tensor
+    token_weights: Tensor
     entropy: Tensor | None
     is_top1: Tensor | None
     rank: Tensor | None
@@ -68,7 +68,7 @@ class Run(Protocol):
     loss: Tensor
 
     def gradients(self, grad_output: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Return d hidden, d weight and d bias times `grad_output`; called at most once."""
+        """Return d hidden states, d matrix and d bias times `grad_output`; called at most once."""
         ...
 
 
@@ -76,7 +76,7 @@ class AttachGradients(torch.autograd.Function):
     """Give a loss whose gradients are known already its place in the graph."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, run: "Run") -> Tensor:
+    def forward(ctx: Any, hidden_states: Tensor, lm_head_weight: Tensor, bias: Tensor | None, run: "Run") -> Tensor:
         """Return the loss that `run` computed."""
         ctx.run = run
         return run.loss

@@ -21,10 +21,9 @@ import torch
 from torch import Tensor
 
 from profit_sft.loss.call import AttachGradients, HeadOptions, Swept, TokenValues
+from profit_sft.loss.cpu import give_back_logits_memory, in_blocks, take_logits_memory
 from profit_sft.loss.devices import accumulation_dtype, default_chunk_size, multiplies_16_bit_into_fp32
 from profit_sft.loss.head_gradients import HeadGradients
-from profit_sft.loss.logits_memory import give_back_logits_memory, take_logits_memory
-from profit_sft.loss.row_blocks import in_blocks
 from profit_sft.objectives import ENTROPY_TOP_K, TokenStats
 
 # Rows of the sweep that are worked on at once, so that they stay in a core's cache.
@@ -43,11 +42,11 @@ _SCREEN_RELATIVE_MARGIN = 1e-5
 
 
 def chunked_selective_loss(
-    hidden: Tensor,
-    weight: Tensor,
+    hidden_states: Tensor,
+    lm_head_weight: Tensor,
     labels: Tensor,
     bias: Tensor | None,
-    num_items: int | Tensor | None,
+    num_items_in_batch: int | Tensor | None,
     per_token: dict[str, Tensor | None],
     options: HeadOptions,
     run_class: "type[ChunkedRun] | None" = None,
@@ -55,22 +54,22 @@ def chunked_selective_loss(
     """Compute the loss and the per-token values.
 
     Args:
-        hidden: `(N, D)`, floating point.
-        weight: `(V, D)`.
+        hidden_states: `(N, D)`, floating point.
+        lm_head_weight: `(V, D)`.
         labels: `(N,)`, int64, checked.
         bias: `(V,)` or None.
-        num_items: Normalizer, or None to count here.
-        per_token: `reference_log_probs` and `weights`, each `(N,)` or None.
+        num_items_in_batch: Normalizer, or None to count here.
+        per_token: `reference_log_probs` and `token_weights`, each `(N,)` or None.
         options: The rest.
         run_class: The backend; None is this module's.
 
     Returns:
-        The 0-d loss, differentiable in hidden, weight and bias, and the values.
+        The 0-d loss, differentiable in hidden states, matrix and bias, and the values.
     """
-    run = (run_class or ChunkedRun)(hidden, weight, labels, bias, options)
+    run = (run_class or ChunkedRun)(hidden_states, lm_head_weight, labels, bias, options)
     with torch.no_grad():
-        run.all_tokens(num_items, per_token)
-    loss: Tensor = AttachGradients.apply(hidden, weight, bias, run)  # type: ignore[no-untyped-call]
+        run.all_tokens(num_items_in_batch, per_token)
+    loss: Tensor = AttachGradients.apply(hidden_states, lm_head_weight, bias, run)  # type: ignore[no-untyped-call]
     return loss, run.values
 
 
@@ -78,58 +77,58 @@ class ChunkedRun:
     """One call of the loss: holds its inputs, and accumulates loss and gradients chunk by chunk."""
 
     def __init__(
-        self, hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None, options: HeadOptions
+        self, hidden_states: Tensor, lm_head_weight: Tensor, labels: Tensor, bias: Tensor | None, options: HeadOptions
     ) -> None:
         self.options = options
         # float64 inputs are computed in float64 (gradcheck); everything else in fp32.
-        self.dtype = torch.float64 if torch.float64 in (hidden.dtype, weight.dtype) else torch.float32
-        native = multiplies_16_bit_into_fp32(hidden.device) and hidden.dtype == weight.dtype
-        self.on_cpu = hidden.device.type == "cpu"
+        self.dtype = torch.float64 if torch.float64 in (hidden_states.dtype, lm_head_weight.dtype) else torch.float32
+        native = multiplies_16_bit_into_fp32(hidden_states.device) and hidden_states.dtype == lm_head_weight.dtype
+        self.on_cpu = hidden_states.device.type == "cpu"
         label_mask = labels != options.ignore_index
         self.rows = label_mask.nonzero().squeeze(1)  # (M,) positions with a label; syncs with the host
         self.targets = labels[self.rows]  # (M,)
-        operand_dtype = weight.dtype if native else self.dtype
-        self.hidden = hidden.detach().index_select(0, self.rows).to(operand_dtype)  # (M, D)
-        self.weight = weight.detach().to(operand_dtype)  # (V, D)
+        operand_dtype = lm_head_weight.dtype if native else self.dtype
+        self.hidden_states = hidden_states.detach().index_select(0, self.rows).to(operand_dtype)  # (M, D)
+        self.lm_head_weight = lm_head_weight.detach().to(operand_dtype)  # (V, D)
         self.bias = None if bias is None else bias.detach().to(self.dtype)  # (V,)
         self.sums = HeadGradients(
-            hidden,
-            weight,
+            hidden_states,
+            lm_head_weight,
             bias,
             rows=self.rows,
-            hidden_operand=self.hidden,
-            weight_operand=self.weight,
+            hidden_operand=self.hidden_states,
+            weight_operand=self.lm_head_weight,
             dtype=self.dtype,
             gradient_budget=options.gradient_budget,
         )
         self.values = TokenValues(
             label_mask=label_mask,
             log_probs=_blank(label_mask),
-            weights=torch.zeros(labels.shape, dtype=torch.float32, device=labels.device),
+            token_weights=torch.zeros(labels.shape, dtype=torch.float32, device=labels.device),
             entropy=_blank(label_mask) if options.all_statistics or "entropy" in options.objective.needs else None,
             is_top1=torch.zeros_like(label_mask) if options.all_statistics else None,
             rank=torch.zeros_like(labels) if options.ranks else None,
             top1=torch.zeros_like(labels) if options.ranks else None,
-            dropped_share=torch.zeros((), device=hidden.device),
-            largest_log_prob=torch.full((), -math.inf, dtype=self.dtype, device=hidden.device),
+            dropped_share=torch.zeros((), device=hidden_states.device),
+            largest_log_prob=torch.full((), -math.inf, dtype=self.dtype, device=hidden_states.device),
         )
         self.logits_memory: Tensor | None = None
         self.loss_sums: list[Tensor] = []  # 0-d, one a chunk; added up at the end, pairwise, which fp32 can bear
-        self.loss = torch.zeros((), dtype=self.dtype, device=hidden.device)
+        self.loss = torch.zeros((), dtype=self.dtype, device=hidden_states.device)
         self.scale: Tensor | None = None  # still to be multiplied into the gradients
 
     # -- the order of things ------------------------------------------------------------------------------------
 
-    def all_tokens(self, num_items: int | Tensor | None, per_token: dict[str, Tensor | None]) -> None:
+    def all_tokens(self, num_items_in_batch: int | Tensor | None, per_token: dict[str, Tensor | None]) -> None:
         """Run every label token through the stages, then normalize."""
-        if num_items is None and self.options.normalize == "all":
-            num_items = max(self.rows.numel(), 1)
+        if num_items_in_batch is None and self.options.normalize == "all":
+            num_items_in_batch = max(self.rows.numel(), 1)
         # A normalizer known beforehand is folded into the small (K, D) factors instead of the (V, D) result.
-        if num_items is not None:
-            items = _on_device(num_items, self.dtype, self.hidden.device)
+        if num_items_in_batch is not None:
+            items = _on_device(num_items_in_batch, self.dtype, self.hidden_states.device)
             # A step without a label anywhere divides zero by one, not by zero.
             self.sums.inverse = 1.0 / torch.where(items == 0, torch.ones_like(items), items)
-        reference, known = per_token["reference_log_probs"], per_token["weights"]
+        reference, known = per_token["reference_log_probs"], per_token["token_weights"]
         token_reference = None if reference is None else reference[self.rows].to(self.dtype)
         objective = self.options.objective
         if known is not None:
@@ -142,14 +141,14 @@ class ChunkedRun:
         elif objective.probability_floor > 0.0 and not self.options.all_statistics and self._worth_screening():
             self._screened(token_reference)
         else:
-            for tokens in self._chunks(torch.arange(self.rows.numel(), device=self.hidden.device)):
+            for tokens in self._chunks(torch.arange(self.rows.numel(), device=self.hidden_states.device)):
                 self._chunk(tokens, self._logits(tokens), None, token_reference)
         self._finish()
 
     def _known(self, token_weights: Tensor) -> None:
         """Weights `(M,)` are known: project only the tokens that count, or all if their statistics are wanted."""
-        self.values.weights[self.rows] = token_weights.float()
-        tokens = torch.arange(self.rows.numel(), device=self.hidden.device)
+        self.values.token_weights[self.rows] = token_weights.float()
+        tokens = torch.arange(self.rows.numel(), device=self.hidden_states.device)
         if not self.options.all_statistics:
             tokens = token_weights.nonzero().squeeze(1)  # syncs with the host
         for part in self._chunks(tokens):
@@ -159,12 +158,12 @@ class ChunkedRun:
         """Statistics of every token first, then the weights of all, `(M,)`."""
         found = [
             self._sweep(tokens, self._logits(tokens))
-            for tokens in self._chunks(torch.arange(self.rows.numel(), device=self.hidden.device))
+            for tokens in self._chunks(torch.arange(self.rows.numel(), device=self.hidden_states.device))
         ]
 
         def joined(name: str) -> Tensor | None:
             parts = [getattr(swept, name) for swept in found]
-            return self.hidden.new_zeros(0) if not parts else None if parts[0] is None else torch.cat(parts)
+            return self.hidden_states.new_zeros(0) if not parts else None if parts[0] is None else torch.cat(parts)
 
         stats = TokenStats(
             labels=self.targets,
@@ -182,7 +181,7 @@ class ChunkedRun:
         if self.logits_memory is not None:
             give_back_logits_memory(self.logits_memory)
             self.logits_memory = None
-        kept = self.values.weights != 0
+        kept = self.values.token_weights != 0
         self.values.nothing_kept = self.rows.numel() > 0 and not bool(kept.any())
         inverse = self.sums.inverse
         if inverse is None:
@@ -194,7 +193,7 @@ class ChunkedRun:
     def _chunk_size(self) -> int:
         if self.options.chunk_size is not None:
             return self.options.chunk_size
-        return default_chunk_size(self.hidden.device, self.weight.shape[0])
+        return default_chunk_size(self.hidden_states.device, self.lm_head_weight.shape[0])
 
     def _chunks(self, tokens: Tensor) -> Iterator[Tensor]:
         """Split `tokens` into chunks of nearly equal size, none above the chunk size."""
@@ -204,14 +203,14 @@ class ChunkedRun:
     # -- stage 1: prescreen -------------------------------------------------------------------------------------
 
     def _worth_screening(self) -> bool:
-        return self.weight.shape[0] >= _MIN_SCREENED_VOCABULARY and self.rows.numel() > 0
+        return self.lm_head_weight.shape[0] >= _MIN_SCREENED_VOCABULARY and self.rows.numel() > 0
 
     def _screened(self, token_reference: Tensor | None) -> None:
         """Screen group by group; survivors keep the logits they have, and are completed when they fill a chunk."""
         target_logits = self._target_logits()  # (M,)
-        tokens = torch.arange(self.rows.numel(), device=self.hidden.device)
+        tokens = torch.arange(self.rows.numel(), device=self.hidden_states.device)
         pilot, others = tokens[:_PILOT_TOKENS], tokens[_PILOT_TOKENS:]
-        widest = self._prefix(pilot, int(_PREFIX_SHARES[-1] * self.weight.shape[0]))  # (256, V / 8)
+        widest = self._prefix(pilot, int(_PREFIX_SHARES[-1] * self.lm_head_weight.shape[0]))  # (256, V / 8)
         width, surviving_share = self._prefix_width(pilot, widest, target_logits)
         prefix: Tensor | None = widest[:, :width] if width else None
         del widest
@@ -254,17 +253,21 @@ class ChunkedRun:
     def _chunk_with_prefix(self, tokens: Tensor, logits: Tensor, width: int, token_reference: Tensor | None) -> None:
         """Complete the logits of some tokens, of which the first `width` columns are there, and run the chunk."""
         logits = logits[: tokens.numel()]
-        self.sums.product(self.hidden.index_select(0, tokens), self.weight[width:].T, out=logits[:, width:])
+        self.sums.matmul(
+            self.hidden_states.index_select(0, tokens), self.lm_head_weight[width:].T, out=logits[:, width:]
+        )
         self._transformed(logits[:, width:], slice(width, None))
         self._chunk(tokens, logits, None, token_reference)
 
     def _target_logits(self) -> Tensor:
-        raw = (self.hidden.to(self.dtype) * self.weight.index_select(0, self.targets).to(self.dtype)).sum(-1)  # (M,)
+        raw = (
+            self.hidden_states.to(self.dtype) * self.lm_head_weight.index_select(0, self.targets).to(self.dtype)
+        ).sum(-1)  # (M,)
         return self._transformed(raw[:, None], self.targets, one_each=True).squeeze(1)
 
     def _prefix(self, tokens: Tensor, width: int) -> Tensor:
         """Return the first `width` logits of some tokens, `(G, width)`."""
-        raw = self.sums.product(self.hidden.index_select(0, tokens), self.weight[:width].T)
+        raw = self.sums.matmul(self.hidden_states.index_select(0, tokens), self.lm_head_weight[:width].T)
         return self._transformed(raw, slice(width))
 
     def _prefix_width(self, pilot: Tensor, prefix: Tensor, target_logits: Tensor) -> tuple[int, float]:
@@ -275,7 +278,7 @@ class ChunkedRun:
         """
         best_cost, best_width, best_share = 0.95, 0, 1.0  # a saving below 5% is not worth the extra pass
         for share in _PREFIX_SHARES:
-            width = int(share * self.weight.shape[0])
+            width = int(share * self.lm_head_weight.shape[0])
             survivors = self._may_be_kept(pilot, prefix[:, :width], target_logits).float().mean().item()
             cost = share + (1.0 - share) * survivors
             if cost < best_cost - _PREFIX_SAVING:
@@ -307,23 +310,23 @@ class ChunkedRun:
             raw += self.bias[columns][:, None] if one_each else self.bias[columns]
         if self.options.logit_scale != 1.0:
             raw *= self.options.logit_scale
-        cap = self.options.logit_softcap
+        cap = self.options.final_logit_softcapping
         return raw if cap is None else raw.div_(cap).tanh_().mul_(cap)
 
     def _logits(self, tokens: Tensor) -> Tensor:
         """Return the logits `(C, V)` fp32 of some tokens."""
-        hidden = self.hidden.index_select(0, tokens)
+        hidden_states = self.hidden_states.index_select(0, tokens)
         out = None if self.sums.native else self._logits_rows(tokens.numel())
-        return self._transformed(self.sums.product(hidden, self.weight.T, out=out), slice(None))
+        return self._transformed(self.sums.matmul(hidden_states, self.lm_head_weight.T, out=out), slice(None))
 
     def _logits_rows(self, count: int) -> Tensor:
         """Return memory for the logits of a chunk, `(count, V)`; on the CPU the same memory for every chunk."""
-        vocab_size = self.weight.shape[0]
+        vocab_size = self.lm_head_weight.shape[0]
         if not self.on_cpu:
-            return torch.empty((count, vocab_size), dtype=self.dtype, device=self.hidden.device)
+            return torch.empty((count, vocab_size), dtype=self.dtype, device=self.hidden_states.device)
         if self.logits_memory is None or self.logits_memory.shape[0] < count:
             self.logits_memory = None  # freed before the larger one is made
-            self.logits_memory = take_logits_memory(count, vocab_size, self.dtype, self.hidden.device)
+            self.logits_memory = take_logits_memory(count, vocab_size, self.dtype, self.hidden_states.device)
         return self.logits_memory[:count, :vocab_size]
 
     def _chunk(
@@ -337,7 +340,7 @@ class ChunkedRun:
             reference = None if token_reference is None else token_reference[tokens]
             token_weights = self.options.objective.token_weights(swept.stats(self.targets[tokens], reference))
             token_weights = token_weights.to(self.dtype)
-        self.values.weights[self.rows[tokens]] = token_weights.float()
+        self.values.token_weights[self.rows[tokens]] = token_weights.float()
         # A masked token may have log p = -inf, and zero times that must stay zero; but NaN must not be masked away.
         counts = (token_weights != 0) | swept.log_probs.isnan()
         terms = torch.where(counts, token_weights * swept.log_probs, 0.0)
@@ -410,12 +413,12 @@ class ChunkedRun:
 
     def _slope(self, logits: Tensor) -> Tensor:
         """Derivative of the soft cap at capped logits of any shape; ones without a cap."""
-        cap = self.options.logit_softcap
+        cap = self.options.final_logit_softcapping
         return torch.ones_like(logits) if cap is None else 1.0 - (logits / cap).square_()
 
     def _sweep_block(self, logits: Tensor, part: slice, swept: "Swept") -> None:
         """Sweep a few rows `(b, V)`, small enough to stay in cache from the first operation to the last."""
-        cap = self.options.logit_softcap
+        cap = self.options.final_logit_softcapping
         slope = None if cap is None or not self.sums.wanted else self._slope(logits)
         if swept.topk_entropy is not None:
             swept.topk_entropy[part] = topk_entropy(logits)
@@ -435,14 +438,14 @@ class ChunkedRun:
     def _in_blocks(self, work: Callable[[slice], object], count: int) -> None:
         """Call `work` on slices of `count` rows: a few at a time on the CPU's threads, all at once elsewhere."""
         if self.on_cpu:
-            in_blocks(work, count, rows_per_block=max(1, _BLOCK_BYTES // (4 * self.weight.shape[0])))
+            in_blocks(work, count, rows_per_block=max(1, _BLOCK_BYTES // (4 * self.lm_head_weight.shape[0])))
         else:
             work(slice(0, count))
 
     # -- stage 3: products --------------------------------------------------------------------------------------
 
     def gradients(self, grad_output: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Return d hidden, d weight, d bias, times `grad_output`, in the dtypes of the inputs."""
+        """Return d hidden states, d matrix, d bias, times `grad_output`, in the dtypes of the inputs."""
         return self.sums.finished(grad_output if self.scale is None else grad_output * self.scale)
 
 

@@ -3,16 +3,15 @@
 `G` is the gradient of the raw logits, on the rows of kept tokens. Not all of it takes part, or not in fp32:
 
     columns beyond the gradient budget      left out, and their share is noted
-    columns that carry next to nothing      multiplied in bf16, see `mixed_precision`
+    columns that carry next to nothing      multiplied in bf16, see `columns`
     the others                              multiplied as they are
 """
 
 import torch
 from torch import Tensor
 
+from profit_sft.loss.columns import add_products, fp32_columns, largest_values, multiplies_bf16_fast, take_columns
 from profit_sft.loss.devices import accumulation_dtype
-from profit_sft.loss.largest_values import largest_values
-from profit_sft.loss.mixed_precision import add_products, fp32_columns, multiplies_bf16_fast, take_columns
 
 # With a larger share of the columns within the budget, copying them costs more than the others' products. Time against
 # the exact loss by share (CPU, V = 49,152, D = 576, N = 1,024): 31%: 0.65, 66%: 0.91, 83%: 1.11, 99%: 1.30.
@@ -23,20 +22,20 @@ class HeadGradients:
     """Accumulators `(N, D)`, `(V, D)` and `(V,)`, of which those that are not wanted are None.
 
     Args:
-        hidden: `(N, D)`, the input of the loss.
-        weight: `(V, D)`, the same.
+        hidden_states: `(N, D)`, the input of the loss.
+        lm_head_weight: `(V, D)`, the same.
         bias: `(V,)`, the same, or None.
         rows: `(M,)`, positions with a label.
-        hidden_operand: `(M, D)`, the rows of hidden in the dtype products are made of.
-        weight_operand: `(V, D)`, weight in that dtype.
+        hidden_operand: `(M, D)`, the rows of hidden_states in the dtype products are made of.
+        weight_operand: `(V, D)`, lm_head_weight in that dtype.
         dtype: Of the sums.
         gradient_budget: Share of `sum |G|` that may be left out; 0.0 rules out bf16, too, None does not.
     """
 
     def __init__(
         self,
-        hidden: Tensor,
-        weight: Tensor,
+        hidden_states: Tensor,
+        lm_head_weight: Tensor,
         bias: Tensor | None,
         *,
         rows: Tensor,
@@ -45,18 +44,18 @@ class HeadGradients:
         dtype: torch.dtype,
         gradient_budget: float | None,
     ) -> None:
-        recording, device = torch.is_grad_enabled(), hidden.device
+        recording, device = torch.is_grad_enabled(), hidden_states.device
         wants_bias = bias is not None and bias.requires_grad and recording
-        self.rows, self.hidden, self.weight, self.dtype = rows, hidden_operand, weight_operand, dtype
-        self.input_dtypes = hidden.dtype, weight.dtype, None if bias is None else bias.dtype
+        self.rows, self.hidden_states, self.lm_head_weight, self.dtype = rows, hidden_operand, weight_operand, dtype
+        self.input_dtypes = hidden_states.dtype, lm_head_weight.dtype, None if bias is None else bias.dtype
         self.native = weight_operand.dtype != dtype  # 16-bit operands, products in fp32
         self.gradient_budget = gradient_budget or 0.0
-        self.wants_weight = weight.requires_grad and recording
+        self.wants_weight = lm_head_weight.requires_grad and recording
         self.d_hidden: Tensor | None = None  # (N, D)
-        if hidden.requires_grad and recording:
-            self.d_hidden = torch.zeros(hidden.shape, dtype=dtype, device=device)
+        if hidden_states.requires_grad and recording:
+            self.d_hidden = torch.zeros(hidden_states.shape, dtype=dtype, device=device)
         self.d_weight: Tensor | None = None  # (V, D), made by the first chunk that has something to put there
-        self.d_bias = torch.zeros(weight.shape[0], dtype=dtype, device=device) if wants_bias else None  # (V,)
+        self.d_bias = torch.zeros(lm_head_weight.shape[0], dtype=dtype, device=device) if wants_bias else None  # (V,)
         self.wanted = self.d_hidden is not None or self.wants_weight or wants_bias
         self._may_round = gradient_budget != 0.0 and multiplies_bf16_fast(weight_operand)
         self.inverse: Tensor | None = None  # 1 / normalizer, if it is known before the gradients are formed
@@ -67,20 +66,20 @@ class HeadGradients:
         """Return the share of `sum |G|` left out so far, 0-d fp32."""
         return (self._dropped_mass / self._total_mass.clamp(min=1e-30)).float()
 
-    def range_scale(self, weights: Tensor, log_probs: Tensor) -> Tensor | float:
+    def range_scale(self, token_weights: Tensor, log_probs: Tensor) -> Tensor | float:
         """Return the power of two that brings the largest entry of a chunk's gradient near 1, for fp16 operands.
 
         fp16 holds nothing below 6e-8: unscaled, the gradient of tokens of small weight would be lost on the way into
         the products. The other dtypes have fp32's range, and need no scale.
 
         Args:
-            weights: `(K,)`, the kept tokens' weights times the scale of the logits.
+            token_weights: `(K,)`, the kept tokens' weights times the scale of the logits.
             log_probs: `(K,)`, of their labels.
         """
-        if self.weight.dtype != torch.float16:
+        if self.lm_head_weight.dtype != torch.float16:
             return 1.0
         # No entry of a token's gradient is larger than w (1 - p); of that, fp32 knows about six digits of 1.
-        largest = (weights.abs() * (-torch.expm1(log_probs)).clamp(min=1e-6)).amax()
+        largest = (token_weights.abs() * (-torch.expm1(log_probs)).clamp(min=1e-6)).amax()
         return torch.exp2(-largest.log2().round().clamp(-100.0, 100.0))
 
     def add_scaled_rows(
@@ -117,7 +116,9 @@ class HeadGradients:
             mass = mass if columns is None else mass[columns]
         inner = None
         if self._may_round:
-            inner = fp32_columns(mass, tokens.numel() * self.weight.shape[1], gradient_budget=self.gradient_budget)
+            inner = fp32_columns(
+                mass, tokens.numel() * self.lm_head_weight.shape[1], gradient_budget=self.gradient_budget
+            )
         if inner is not None:
             self._add_in_two_precisions(exps, tokens, factors, columns, inner)
         elif columns is not None:
@@ -153,10 +154,12 @@ class HeadGradients:
         """
         inverse = self._inverse() / scale
         if self.d_hidden is not None:
-            head = self.weight if columns is None else self.weight.index_select(0, columns)
-            self.d_hidden[self.rows[tokens]] = self.product(gradient, head) * inverse
+            head = self.lm_head_weight if columns is None else self.lm_head_weight.index_select(0, columns)
+            self.d_hidden[self.rows[tokens]] = self.matmul(gradient, head) * inverse
         if self.wants_weight:
-            self._add_to_d_weight(self.product(gradient.T, self.hidden.index_select(0, tokens)) * inverse, columns)
+            self._add_to_d_weight(
+                self.matmul(gradient.T, self.hidden_states.index_select(0, tokens)) * inverse, columns
+            )
 
     def add_to_d_bias(self, sums: Tensor) -> None:
         """Add one chunk's `sum_k G_kv`, `(V,)`."""
@@ -176,7 +179,7 @@ class HeadGradients:
             found.append(gradient if gradient is None or dtype is None else gradient.to(dtype))
         return found[0], found[1], found[2]
 
-    def product(self, left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
+    def matmul(self, left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
         """Matrix product with fp32 sums and output, of 16-bit operands where the device has that."""
         if self.native:
             product = torch.mm(left.to(right.dtype), right, out_dtype=torch.float32)
@@ -191,14 +194,14 @@ class HeadGradients:
         self, exps: Tensor, tokens: Tensor, factors: Tensor, columns: Tensor | None, scale: Tensor | float
     ) -> None:
         if self.native:
-            self.add_columns(exps.to(self.weight.dtype), tokens, columns, scale)
+            self.add_columns(exps.to(self.lm_head_weight.dtype), tokens, columns, scale)
             return
         factors = (factors * self._inverse())[:, None]
         if self.d_hidden is not None:
-            head = self.weight if columns is None else self.weight.index_select(0, columns)
+            head = self.lm_head_weight if columns is None else self.lm_head_weight.index_select(0, columns)
             self.d_hidden[self.rows[tokens]] = torch.mm(exps, head).mul_(factors)
         if self.wants_weight:
-            scaled = self.hidden.index_select(0, tokens) * factors
+            scaled = self.hidden_states.index_select(0, tokens) * factors
             if columns is None and self.d_weight is not None:
                 self.d_weight.addmm_(exps.T, scaled)  # without a buffer for the product
             else:
@@ -211,15 +214,17 @@ class HeadGradients:
         factors = (factors * self._inverse())[:, None]
         rows = None
         if self.d_hidden is not None:
-            rows = torch.zeros((tokens.numel(), self.weight.shape[1]), dtype=self.dtype, device=exps.device)  # (K, D)
+            rows = torch.zeros(
+                (tokens.numel(), self.lm_head_weight.shape[1]), dtype=self.dtype, device=exps.device
+            )  # (K, D)
         if self.wants_weight and self.d_weight is None:
             self.d_weight = self._no_d_weight()
         add_products(
             exps,
             columns,
             inner,
-            weight=self.weight,
-            hidden=self.hidden.index_select(0, tokens) * factors,
+            lm_head_weight=self.lm_head_weight,
+            hidden_states=self.hidden_states.index_select(0, tokens) * factors,
             d_hidden=rows,
             d_weight=self.d_weight,
         )
@@ -228,7 +233,7 @@ class HeadGradients:
             self.d_hidden[self.rows[tokens]] = rows.mul_(factors)
 
     def _no_d_weight(self) -> Tensor:
-        return torch.zeros(self.weight.shape, dtype=self.dtype, device=self.weight.device)
+        return torch.zeros(self.lm_head_weight.shape, dtype=self.dtype, device=self.lm_head_weight.device)
 
     def _add_to_d_weight(self, product: Tensor, columns: Tensor | None) -> None:
         if columns is not None:

@@ -12,59 +12,65 @@ from profit_sft.objectives import Objective, TokenStats
 
 
 def reference_log_probs_of(
-    hidden: Tensor,
-    weight: Tensor,
+    hidden_states: Tensor,
+    lm_head_weight: Tensor,
     labels: Tensor,
     *,
     bias: Tensor | None = None,
     logit_scale: float = 1.0,
-    logit_softcap: float | None = None,
+    final_logit_softcapping: float | None = None,
 ) -> Tensor:
     """Return the dense `(N, V)` log-probabilities in the dtype of the inputs.
 
     Args:
-        hidden: `(N, D)`.
-        weight: `(V, D)`.
+        hidden_states: `(N, D)`.
+        lm_head_weight: `(V, D)`.
         labels: `(N,)`, unused but for its shape.
         bias: `(V,)` or None.
         logit_scale: Factor on the logits, before the soft cap.
-        logit_softcap: `c` of `c * tanh(logits / c)`, or None.
+        final_logit_softcapping: `c` of `c * tanh(logits / c)`, or None.
     """
-    logits = hidden @ weight.T
+    logits = hidden_states @ lm_head_weight.T
     if bias is not None:
         logits = logits + bias
     logits = logits * logit_scale
-    if logit_softcap is not None:
-        logits = logit_softcap * torch.tanh(logits / logit_softcap)
+    if final_logit_softcapping is not None:
+        logits = final_logit_softcapping * torch.tanh(logits / final_logit_softcapping)
     return logits.log_softmax(dim=-1)
 
 
 def reference_loss(
-    hidden: Tensor,
-    weight: Tensor,
+    hidden_states: Tensor,
+    lm_head_weight: Tensor,
     labels: Tensor,
     *,
     objective: Objective,
     bias: Tensor | None = None,
-    num_items: int | Tensor | None = None,
+    num_items_in_batch: int | Tensor | None = None,
     normalize: Literal["all", "kept"] = "all",
     ignore_index: int = -100,
     logit_scale: float = 1.0,
-    logit_softcap: float | None = None,
+    final_logit_softcapping: float | None = None,
     reference_log_probs: Tensor | None = None,
-    weights: Tensor | None = None,
+    token_weights: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Compute the selective loss densely.
 
-    Args: as `selective_linear_cross_entropy`; hidden, weight and bias may be float64.
+    Args: as `selective_linear_cross_entropy`; hidden states, matrix and bias may be float64.
 
     Returns:
-        The 0-d loss, and the per-token values of the label tokens: `log_probs`, `entropy`, `topk_entropy`, `weights`.
+        The 0-d loss, and the per-token values of the label tokens: `log_probs`, `entropy`, `topk_entropy`,
+        `token_weights`.
     """
     counted = labels != ignore_index
     targets = labels[counted]
     dense = reference_log_probs_of(
-        hidden[counted], weight, targets, bias=bias, logit_scale=logit_scale, logit_softcap=logit_softcap
+        hidden_states[counted],
+        lm_head_weight,
+        targets,
+        bias=bias,
+        logit_scale=logit_scale,
+        final_logit_softcapping=final_logit_softcapping,
     )
     log_probs = dense.gather(-1, targets[:, None]).squeeze(-1)
     frozen = dense.detach()
@@ -76,12 +82,12 @@ def reference_loss(
         topk_entropy=torch.special.entr(likeliest).sum(-1),
         reference_log_probs=None if reference_log_probs is None else reference_log_probs[counted],
     )
-    token_weights = objective.token_weights(stats) if weights is None else weights[counted]
+    token_weights = objective.token_weights(stats) if token_weights is None else token_weights[counted]
     token_weights = token_weights.detach().to(log_probs.dtype)
-    if num_items is not None:
-        normalizer = torch.as_tensor(num_items, dtype=log_probs.dtype)
+    if num_items_in_batch is not None:
+        normalizer = torch.as_tensor(num_items_in_batch, dtype=log_probs.dtype)
     else:
         normalizer = (counted if normalize == "all" else token_weights != 0).sum().clamp(min=1).to(log_probs.dtype)
     loss = -(token_weights * log_probs).sum() / normalizer
     values = {name: getattr(stats, name) for name in ("log_probs", "entropy", "topk_entropy")}
-    return loss, {**values, "weights": token_weights}
+    return loss, {**values, "token_weights": token_weights}

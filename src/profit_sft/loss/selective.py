@@ -28,7 +28,7 @@ class SelectiveLoss:
     Attributes:
         loss: 0-d, fp32 (float64 for float64 inputs), nats.
         log_probs: `(N,)`, fp32. `log p` of the label, nats.
-        weights: `(N,)`, fp32. The objective's token weights; 0 where masked or ignored.
+        token_weights: `(N,)`, fp32. The objective's token weights; 0 where masked or ignored.
         entropy: `(N,)`, fp32, nats, or None where neither the objective nor the caller asked for it.
         is_top1: `(N,)`, bool. The label is the likeliest token; False where it was not computed. None as above.
         rank: `(N,)`, int64. 1 where no token is likelier than the label, and so on; 0 where ignored. None where the
@@ -43,7 +43,7 @@ class SelectiveLoss:
 
     loss: Tensor
     log_probs: Tensor
-    weights: Tensor
+    token_weights: Tensor
     entropy: Tensor | None
     is_top1: Tensor | None
     rank: Tensor | None
@@ -69,19 +69,19 @@ class SelectiveLoss:
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]  # its shapes follow the data: nothing to compile
 def selective_linear_cross_entropy(
-    hidden: Tensor,
-    weight: Tensor,
+    hidden_states: Tensor,
+    lm_head_weight: Tensor,
     labels: Tensor,
     *,
     objective: Objective,
     bias: Tensor | None = None,
-    num_items: int | Tensor | None = None,
+    num_items_in_batch: int | Tensor | None = None,
     normalize: Normalize = "all",
     ignore_index: int = -100,
     logit_scale: float = 1.0,
-    logit_softcap: float | None = None,
+    final_logit_softcapping: float | None = None,
     reference_log_probs: Tensor | None = None,
-    weights: Tensor | None = None,
+    token_weights: Tensor | None = None,
     statistics: Statistics = "objective",
     gradient_budget: float | None = None,
     shift: bool | None = None,
@@ -92,42 +92,42 @@ def selective_linear_cross_entropy(
 
     Computes `-sum_t w_t * log p_t / normalizer` with `p_t = softmax(cap(logit_scale * (W h_t + b)))[y_t]`. The token
     weights `w_t` are detached. Logits, softmax and the mask are fp32 whatever the inputs are; under autocast hidden
-    and weight are first rounded to its dtype, as `torch.nn.Linear` would. Gradients are formed during the forward
-    pass, while the logits of a chunk are there, and only for tokens of non-zero weight.
+    states and matrix are first rounded to its dtype, as `torch.nn.Linear` would. Gradients are formed during the
+    forward pass, while the logits of a chunk are there, and only for tokens of non-zero weight.
 
     Args:
-        hidden: `(N, D)` or `(B, S, D)`, floating point.
-        weight: `(V, D)`, the language-model head. Gets no gradient, and costs none, where it is frozen.
+        hidden_states: `(N, D)` or `(B, S, D)`, floating point.
+        lm_head_weight: `(V, D)`, the language-model head. Gets no gradient, and costs none, where it is frozen.
         labels: `(N,)` or `(B, S)`, int64 in `[0, V)` or `ignore_index`. See `shift` for which position they belong to.
         objective: Maps per-token statistics to weights, such as `ProFit(threshold=0.1)`.
         bias: `(V,)`, added to the logits, or None.
-        num_items: Label tokens of the whole optimizer step over all ranks. None: those of this call.
+        num_items_in_batch: Label tokens of the whole optimizer step over all ranks. None: those of this call.
         normalize: `"all"` divides by the label tokens, `"kept"` by the tokens of non-zero weight of this call.
         ignore_index: Label of positions without a target.
         logit_scale: Factor on the logits (Cohere; `1 / logits_scaling` in Granite).
-        logit_softcap: `c` in `c * tanh(logits / c)`, applied after the scale (Gemma 2), or None.
+        final_logit_softcapping: `c` in `c * tanh(logits / c)`, applied after the scale (Gemma 2), or None.
         reference_log_probs: Shape of `labels`. `log p_t` under a reference, for objectives that need it.
-        weights: Shape of `labels`. Known token weights; replaces the objective, and tokens of weight zero are not
+        token_weights: Shape of `labels`. Known token weights; replaces the objective, and tokens of weight zero are not
             projected at all.
         statistics: `"objective"` computes what the objective reads. `"all"` computes log-probability, entropy and
             whether it is the likeliest, of every label token; `"ranks"` its rank and the likeliest token as well.
         gradient_budget: Share of `sum |d loss / d logits|` that may be left out of the two backward products, in
             [0, 1); 0.003 leaves most columns of a large vocabulary out. None leaves nothing out, but CPUs with bf16
-            instructions multiply the columns that carry the last 0.5% in bf16 (error of d hidden on real data 8e-6,
-            where it is 4e-6 in fp32). 0.0 leaves nothing out and multiplies everything in fp32 (of 16-bit operands on
-            CUDA), whatever the processor.
-        shift: Whether position t of `hidden` predicts position t + 1 of `labels`, `reference_log_probs` and `weights`,
-            as a model's hidden states and the labels of its batch do. They are then moved one to the left: the last
-            position of a row has no label, and results stand where the prediction is made. None: True for rows
-            `(B, S)`, False for `(N,)`, where each label lies beside the hidden state that predicts it.
+            instructions multiply the columns that carry the last 0.5% in bf16 (error of the hidden states' gradient on
+            real data 8e-6, where it is 4e-6 in fp32). 0.0 leaves nothing out and multiplies everything in fp32 (of
+            16-bit operands on CUDA), whatever the processor.
+        shift: Whether position t of `hidden_states` predicts position t + 1 of `labels`, `reference_log_probs` and
+            `token_weights`, as a model's hidden states and the labels of its batch do. They are then moved one to the
+            left: the last position of a row has no label, and results stand where the prediction is made. None: True
+            for rows `(B, S)`, False for `(N,)`, where each label lies beside the hidden state that predicts it.
         chunk_size: Tokens whose logits are held at once; memory is `chunk_size * V * 4` bytes, on the CPU
             kept for the next call. None: chosen, 128 MiB or 64 tokens there.
         backend: `"chunked"` is plain torch on any device, `"triton"` has kernels for CUDA. `"auto"` takes the kernels
             on a CUDA device if Triton is installed.
 
     Returns:
-        The loss, differentiable in `hidden`, `weight` and `bias`, and per-token values in the shape of `labels`, at the
-        positions that predict.
+        The loss, differentiable in `hidden_states`, `lm_head_weight` and `bias`, and per-token values in the shape of
+        `labels`, at the positions that predict.
 
     Raises:
         ValueError: A shape, label or option is out of range; names the argument and the first bad index.
@@ -144,83 +144,87 @@ def selective_linear_cross_entropy(
     Example:
         >>> from profit_sft.objectives import ProFit
         >>> _ = torch.manual_seed(0)
-        >>> hidden, weight = torch.randn(4, 8, requires_grad=True), torch.randn(16, 8)
+        >>> hidden_states, lm_head_weight = torch.randn(4, 8, requires_grad=True), torch.randn(16, 8)
         >>> out = selective_linear_cross_entropy(
-        ...     hidden, weight, torch.tensor([1, 5, -100, 2]), objective=ProFit(threshold=0.01))
+        ...     hidden_states, lm_head_weight, torch.tensor([1, 5, -100, 2]), objective=ProFit(threshold=0.01))
         >>> out.loss.backward()
-        >>> int(out.num_labels), hidden.grad[2].abs().sum().item()
+        >>> int(out.num_labels), hidden_states.grad[2].abs().sum().item()
         (3, 0.0)
     """
     shape = labels.shape
-    per_token = {"reference_log_probs": reference_log_probs, "weights": weights}
-    _check(hidden, weight, labels, bias, per_token, ignore_index=ignore_index)
+    per_token = {"reference_log_probs": reference_log_probs, "token_weights": token_weights}
+    _check(hidden_states, lm_head_weight, labels, bias, per_token, ignore_index=ignore_index)
     if normalize not in ("all", "kept"):
         raise ValueError(f"normalize must be 'all' or 'kept', got {normalize!r}.")
-    if normalize == "kept" and num_items is not None:
-        raise ValueError("normalize='kept' counts the kept tokens of this call itself; leave num_items out.")
+    if normalize == "kept" and num_items_in_batch is not None:
+        raise ValueError("normalize='kept' counts the kept tokens of this call itself; leave num_items_in_batch out.")
     if statistics not in ("objective", "all", "ranks"):
         raise ValueError(f"statistics must be 'objective', 'all' or 'ranks', got {statistics!r}.")
     if backend not in ("auto", "chunked", "triton"):
         raise ValueError(f"backend must be 'auto', 'chunked' or 'triton', got {backend!r}.")
     if not isinstance(objective, Objective):
         raise TypeError(f"objective must be an Objective such as ProFit(threshold=0.1), got {objective!r}.")
-    if logit_softcap is not None and not logit_softcap > 0:
-        raise ValueError(f"logit_softcap must be positive, or None for no cap, got {logit_softcap}.")
+    if final_logit_softcapping is not None and not final_logit_softcapping > 0:
+        raise ValueError(
+            f"final_logit_softcapping must be positive, or None for no cap, got {final_logit_softcapping}."
+        )
     if gradient_budget is not None and not 0.0 <= gradient_budget < 1.0:
         raise ValueError(f"gradient_budget must be a share in [0, 1), got {gradient_budget}. Write 0.3% as 0.003.")
     # A tensor on an accelerator is taken as it is: looking at it would wait for the device.
-    looked_at = not isinstance(num_items, Tensor) or num_items.device.type == "cpu"
-    if num_items is not None and looked_at and num_items < 0:
-        raise ValueError(f"num_items must be the number of label tokens of the step, got {num_items}.")
+    looked_at = not isinstance(num_items_in_batch, Tensor) or num_items_in_batch.device.type == "cpu"
+    if num_items_in_batch is not None and looked_at and num_items_in_batch < 0:
+        raise ValueError(
+            f"num_items_in_batch must be the number of label tokens of the step, got {num_items_in_batch}."
+        )
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1 token, got {chunk_size}.")
     if shift and labels.dim() < 2:
         raise ValueError(
-            f"shift=True needs rows, hidden (B, S, D) and labels (B, S): labels {tuple(shape)} do not say where a "
-            "sequence ends. Leave shift out if each label lies beside the hidden state that predicts it."
+            f"shift=True needs rows, hidden_states (B, S, D) and labels (B, S): labels {tuple(shape)} do not say where "
+            "a sequence ends. Leave shift out if each label lies beside the hidden state that predicts it."
         )
     if labels.dim() > 1 if shift is None else shift:
         labels = shifted(labels, ignore_index)
         per_token = {name: None if value is None else shifted(value, 0.0) for name, value in per_token.items()}
-    has_autocast = torch.amp.is_autocast_available(hidden.device.type)
-    if has_autocast and torch.is_autocast_enabled(hidden.device.type):
-        hidden, weight = _autocast(hidden), _autocast(weight)
+    has_autocast = torch.amp.is_autocast_available(hidden_states.device.type)
+    if has_autocast and torch.is_autocast_enabled(hidden_states.device.type):
+        hidden_states, lm_head_weight = _autocast(hidden_states), _autocast(lm_head_weight)
         bias = None if bias is None else _autocast(bias)
     options = HeadOptions(
         objective=objective,
         normalize=normalize,
         ignore_index=ignore_index,
         logit_scale=float(logit_scale),
-        logit_softcap=logit_softcap,
+        final_logit_softcapping=final_logit_softcapping,
         all_statistics=statistics != "objective",
         ranks=statistics == "ranks",
         gradient_budget=gradient_budget,
         chunk_size=chunk_size,
     )
-    with torch.autocast(hidden.device.type, enabled=False) if has_autocast else nullcontext():
+    with torch.autocast(hidden_states.device.type, enabled=False) if has_autocast else nullcontext():
         loss, found = chunked_selective_loss(
-            hidden.reshape(-1, hidden.shape[-1]),
-            weight,
+            hidden_states.reshape(-1, hidden_states.shape[-1]),
+            lm_head_weight,
             labels.reshape(-1),
             bias,
-            num_items,
+            num_items_in_batch,
             {name: None if value is None else value.reshape(-1) for name, value in per_token.items()},
             options,
-            _run_class(backend, hidden, weight),
+            _run_class(backend, hidden_states, lm_head_weight),
         )
     if found.nothing_kept:
-        _warn_nothing_kept(objective, weights, found)
+        _warn_nothing_kept(objective, token_weights, found)
     return SelectiveLoss(
         loss=loss,
         log_probs=found.log_probs.view(shape),
-        weights=found.weights.view(shape),
+        token_weights=found.token_weights.view(shape),
         entropy=None if found.entropy is None else found.entropy.view(shape),
         is_top1=None if found.is_top1 is None else found.is_top1.view(shape),
         rank=None if found.rank is None else found.rank.view(shape),
         top1=None if found.top1 is None else found.top1.view(shape),
         label_mask=found.label_mask.view(shape),
         num_labels=found.label_mask.sum(),
-        num_kept=(found.weights != 0).sum(),
+        num_kept=(found.token_weights != 0).sum(),
         dropped_share=found.dropped_share,
     )
 
@@ -237,10 +241,10 @@ def _autocast(operand: Tensor) -> Tensor:
     return operand.to(torch.get_autocast_dtype(operand.device.type))
 
 
-def _run_class(backend: Backend, hidden: Tensor, weight: Tensor) -> type[ChunkedRun]:
+def _run_class(backend: Backend, hidden_states: Tensor, lm_head_weight: Tensor) -> type[ChunkedRun]:
     """Return the backend's class. Triton is imported only where it will be used."""
-    computes_in_float64 = torch.float64 in (hidden.dtype, weight.dtype)
-    kernels_fit = hidden.is_cuda and not computes_in_float64 and find_spec("triton")
+    computes_in_float64 = torch.float64 in (hidden_states.dtype, lm_head_weight.dtype)
+    kernels_fit = hidden_states.is_cuda and not computes_in_float64 and find_spec("triton")
     if backend == "chunked" or (backend == "auto" and not kernels_fit):
         return ChunkedRun
     if computes_in_float64:
@@ -249,52 +253,57 @@ def _run_class(backend: Backend, hidden: Tensor, weight: Tensor) -> type[Chunked
         raise ValueError("backend='triton' needs the package triton, which is not installed. Use backend='chunked'.")
     from profit_sft.loss.triton_kernels import INTERPRETED, TritonRun
 
-    if not (hidden.is_cuda or INTERPRETED):
+    if not (hidden_states.is_cuda or INTERPRETED):
         raise ValueError(
-            f"backend='triton' runs on CUDA devices, got {hidden.device}. Use backend='chunked', or set "
+            f"backend='triton' runs on CUDA devices, got {hidden_states.device}. Use backend='chunked', or set "
             "TRITON_INTERPRET=1 before the first import to run the kernels slowly on the CPU."
         )
     return TritonRun
 
 
 def _check(
-    hidden: Tensor,
-    weight: Tensor,
+    hidden_states: Tensor,
+    lm_head_weight: Tensor,
     labels: Tensor,
     bias: Tensor | None,
     per_token: dict[str, Tensor | None],
     *,
     ignore_index: int,
 ) -> None:
-    if not hidden.is_floating_point():
-        raise TypeError(f"hidden must be floating point, got {hidden.dtype}.")
+    if not hidden_states.is_floating_point():
+        raise TypeError(f"hidden_states must be floating point, got {hidden_states.dtype}.")
     if labels.dtype != torch.int64:
         raise TypeError(f"labels must be int64, got {labels.dtype}. Call labels.long().")
-    if hidden.shape[:-1] != labels.shape:
+    if hidden_states.shape[:-1] != labels.shape:
         raise ValueError(
-            f"hidden {tuple(hidden.shape)} and labels {tuple(labels.shape)} do not line up: labels must have the "
-            "shape of hidden without its last dimension."
+            f"hidden_states {tuple(hidden_states.shape)} and labels {tuple(labels.shape)} do not line up: labels must "
+            "have the shape of hidden_states without its last dimension."
         )
-    if weight.dim() != 2 or weight.shape[1] != hidden.shape[-1]:
-        raise ValueError(f"weight must be (V, {hidden.shape[-1]}) to match hidden, got {tuple(weight.shape)}.")
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(f"bias must be ({weight.shape[0]},), one per row of weight, got {tuple(bias.shape)}.")
+    if lm_head_weight.dim() != 2 or lm_head_weight.shape[1] != hidden_states.shape[-1]:
+        raise ValueError(
+            f"lm_head_weight must be (V, {hidden_states.shape[-1]}) to match hidden_states, got "
+            f"{tuple(lm_head_weight.shape)}."
+        )
+    if bias is not None and bias.shape != lm_head_weight.shape[:1]:
+        raise ValueError(
+            f"bias must be ({lm_head_weight.shape[0]},), one per row of lm_head_weight, got {tuple(bias.shape)}."
+        )
     for name, value in per_token.items():
         if value is not None and value.shape != labels.shape:
             raise ValueError(f"{name} must have the shape of labels {tuple(labels.shape)}, got {tuple(value.shape)}.")
-    bad = (labels != ignore_index) & ((labels < 0) | (labels >= weight.shape[0]))
+    bad = (labels != ignore_index) & ((labels < 0) | (labels >= lm_head_weight.shape[0]))
     if bad.any():
         index = tuple(int(place) for place in bad.nonzero()[0])
         where = index[0] if len(index) == 1 else index
         raise ValueError(
-            f"labels[{where}] is {labels[index].item()}, outside the vocabulary [0, {weight.shape[0]}). "
+            f"labels[{where}] is {labels[index].item()}, outside the vocabulary [0, {lm_head_weight.shape[0]}). "
             f"Positions without a target carry ignore_index ({ignore_index})."
         )
 
 
-def _warn_nothing_kept(objective: Objective, weights: Tensor | None, found: TokenValues) -> None:
+def _warn_nothing_kept(objective: Objective, token_weights: Tensor | None, found: TokenValues) -> None:
     """Say why a batch teaches nothing, with the number that decides it."""
-    if weights is not None:
+    if token_weights is not None:
         return  # the caller chose these weights
     largest = found.largest_log_prob.exp().item()
     if math.isnan(largest):

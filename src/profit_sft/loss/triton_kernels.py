@@ -205,8 +205,8 @@ class TritonRun(ChunkedRun):
             sums,
             rows.numel(),
             vocab_size,
-            self.options.logit_softcap or 1.0,
-            HAS_SOFTCAP=self.options.logit_softcap is not None,
+            self.options.final_logit_softcapping or 1.0,
+            HAS_SOFTCAP=self.options.final_logit_softcapping is not None,
             ROWS=_SUMS_ROWS,
             BLOCK_V=_SUMS_BLOCK_V,
         )
@@ -224,7 +224,7 @@ class TritonRun(ChunkedRun):
     ) -> Tensor:
         """Return the gradient of the raw logits on the chosen rows and columns, `(K, U)` in the operands' dtype."""
         width = logits.shape[1] if columns is None else columns.numel()
-        gradient = torch.empty((rows.numel(), width), dtype=self.weight.dtype, device=logits.device)
+        gradient = torch.empty((rows.numel(), width), dtype=self.lm_head_weight.dtype, device=logits.device)
         if gradient.numel():
             block = min(_GRADIENT_BLOCK_V, triton.next_power_of_2(width))
             _gradient_fwd_kernel[(rows.numel(), triton.cdiv(width, block))](
@@ -238,9 +238,9 @@ class TritonRun(ChunkedRun):
                 label_entries,
                 gradient,
                 width,
-                self.options.logit_softcap or 1.0,
+                self.options.final_logit_softcapping or 1.0,
                 HAS_COLUMNS=columns is not None,
-                HAS_SOFTCAP=self.options.logit_softcap is not None,
+                HAS_SOFTCAP=self.options.final_logit_softcapping is not None,
                 BLOCK_V=block,
             )
         return gradient

@@ -64,7 +64,7 @@ class StepMetrics:
     def _measured(result: SelectiveLoss) -> list[Tensor]:
         assert result.entropy is not None
         assert result.is_top1 is not None
-        kept = result.weights != 0
+        kept = result.token_weights != 0
         probs = result.log_probs.exp()
         return [
             result.num_labels,

@@ -5,8 +5,8 @@ import torch
 from problems import CPU, HEADS, THRESHOLD, assert_close, both, planted_problem, tolerance
 
 from profit_sft import NLL, ProFit, selective_linear_cross_entropy
-from profit_sft.loss import mixed_precision
-from profit_sft.loss.mixed_precision import TAIL_PER_BUDGET, TAIL_SHARE, add_products, fp32_columns
+from profit_sft.loss import columns as columns_of_loss
+from profit_sft.loss.columns import TAIL_PER_BUDGET, TAIL_SHARE, _by_sorting, add_products, fp32_columns, largest_values
 from profit_sft.objectives import ASFT
 
 
@@ -21,10 +21,10 @@ def always_split(monkeypatch):
             calls.append(columns.numel() / mass.numel())
         return columns
 
-    monkeypatch.setattr(mixed_precision, "_SMALLEST_PRODUCT", 0)
+    monkeypatch.setattr(columns_of_loss, "_SMALLEST_PRODUCT", 0)
     # Planted inputs have a flatter tail than real ones, where the real constants are tested (test_savings.py).
-    monkeypatch.setattr(mixed_precision, "TAIL_SHARE", 0.1)
-    monkeypatch.setattr(mixed_precision, "_LARGEST_FP32_SHARE", 0.9)
+    monkeypatch.setattr(columns_of_loss, "TAIL_SHARE", 0.1)
+    monkeypatch.setattr(columns_of_loss, "_LARGEST_FP32_SHARE", 0.9)
     monkeypatch.setattr("profit_sft.loss.head_gradients.fp32_columns", counting)
     # bf16 products exist on every processor, they are only slower where it has no instructions for them.
     monkeypatch.setattr("profit_sft.loss.head_gradients.multiplies_bf16_fast", lambda weight: True)
@@ -33,7 +33,7 @@ def always_split(monkeypatch):
 
 def in_two_precisions_bound(values, problem, scale, tail_share):
     """Three roundings to bf16 of `tail_share` of `sum |G|`, each entry against a row of W or H."""
-    weights, probs = values["weights"].abs(), values["log_probs"].exp()
+    weights, probs = values["token_weights"].abs(), values["log_probs"].exp()
     mass = (2 * weights * (1 - probs)).sum() / (problem[2] != -100).sum() * scale
     return [3 * 2**-9 * tail_share * mass * problem[i].double().norm(dim=-1).max() for i in (1, 0)]
 
@@ -50,7 +50,7 @@ def test_gradients_stay_within_the_stated_bound(head, objective, gradient_budget
     assert len(always_split) >= 2  # every chunk
     assert max(always_split) < 0.9
     assert (gradients[0].double() - exact[0]).norm() > 2e-6 * exact[0].norm()  # bf16 took part
-    tail_share = max(mixed_precision.TAIL_SHARE, TAIL_PER_BUDGET * (gradient_budget or 0.0))
+    tail_share = max(columns_of_loss.TAIL_SHARE, TAIL_PER_BUDGET * (gradient_budget or 0.0))
     scale = options.get("logit_scale", 1.0)
     bounds = in_two_precisions_bound(values, problem, scale, tail_share + float(result.dropped_share) * 2**9 / 3)
     for found, wanted, bound in zip(gradients, exact, bounds, strict=False):
@@ -124,3 +124,55 @@ def test_products_add_to_what_is_there_in_both_precisions(chosen):
         d_weight=None,
     )
     assert (only_exact - (expected[0] - 1)).norm() <= 1e-5 * expected[0].norm()
+
+
+WAYS = [largest_values, _by_sorting]
+
+
+@pytest.fixture(params=[False, True], ids=["", "deterministic"], autouse=True)
+def deterministic(request):
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(request.param)
+    yield
+    torch.use_deterministic_algorithms(before)
+
+
+@pytest.mark.parametrize("allowed_share", [0.0, 1e-6, 0.003, 0.2, 1.0])
+@pytest.mark.parametrize("power", [1, 8, 40])  # the larger, the longer the tail: down to 1e-200, that is 0
+@pytest.mark.parametrize("way", WAYS)
+def test_what_is_left_out_is_allowed_and_one_more_would_not_be(way, allowed_share, power):
+    values = torch.rand(5000, generator=torch.Generator().manual_seed(0)) ** power
+    allowed = allowed_share * values.sum(dtype=torch.float64)
+    places, left_out = way(values, allowed)
+    rest = values.double().clone()
+    rest[places] = 0
+    assert left_out == pytest.approx(rest.sum().item(), rel=1e-12)
+    assert left_out <= allowed
+    assert torch.equal(places, places.sort().values)
+    if places.numel():
+        smallest = values[places].min()
+        assert values[places].double().sum() + left_out == pytest.approx(values.double().sum().item())
+        undecided = (values >= smallest) & (values <= smallest * 1.005)
+        assert left_out + values[undecided].double().sum() >= min(allowed, values.double().sum()) * (1 - 1e-6)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_nothing_to_choose_from_and_nothing_to_hide(way):
+    none_allowed = torch.zeros((), dtype=torch.float64)
+    infinite = torch.full((7,), float("inf"))
+    places, left_out = way(torch.zeros(7), none_allowed)
+    assert (places.numel(), left_out) == (7 if way is largest_values else 1, 0)
+    for values in (torch.full((7,), float("nan")), infinite - infinite):  # a NaN of either sign
+        places, left_out = way(values, none_allowed)
+        assert places.numel() == 7
+        assert left_out == 0
+
+
+def test_zeros_of_either_sign_go_first_and_infinity_stays():
+    values = torch.tensor([-0.0, 2.0, 0.0, float("inf"), -0.0])
+    places, left_out = largest_values(values, torch.zeros((), dtype=torch.float64))
+    assert places.tolist() == [1, 3]
+    assert left_out == 0
+    places, left_out = largest_values(values, torch.full((), float("inf"), dtype=torch.float64))
+    assert places.tolist() == [3]
+    assert left_out == 2
