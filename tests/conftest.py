@@ -5,6 +5,8 @@ The environment is set before anything imports transformers, which reads it once
 
 import os
 import shutil
+import tempfile
+import zipfile
 
 import torch
 
@@ -43,6 +45,32 @@ def shared_data(repo_root: Path) -> Path:
     if not folder.is_dir():
         pytest.skip(f"no benchmark data: {folder} does not exist")
     return folder
+
+
+@pytest.fixture(scope="session")
+def punkt() -> None:
+    """NLTK's sentence data: out of a package on PyPI, or by NLTK. Skips where neither can be reached."""
+    import nltk
+
+    from profit_sft.errors import DownloadError
+    from profit_sft.evaluation.punkt import ensure_punkt
+    from profit_sft.models.embedded import default_cache, pip_download
+
+    kept, inside = default_cache() / "nltk_data", "llama_index/core/_static/nltk_cache/"
+    wanted = "tokenizers/punkt_tab/english/"
+    if not kept.is_dir():
+        with tempfile.TemporaryDirectory() as folder:
+            pip_download("llama-index-core==0.14.25", Path(folder))
+            for wheel in Path(folder).glob("*.whl"):
+                with zipfile.ZipFile(wheel) as archive:
+                    names = [name for name in archive.namelist() if name.startswith(f"{inside}{wanted}")]
+                    archive.extractall(folder, names)
+                shutil.copytree(Path(folder) / inside, kept)
+    nltk.data.path.append(str(kept))
+    try:
+        ensure_punkt()
+    except DownloadError as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="session")

@@ -9,8 +9,6 @@ import time
 import pytest
 
 from profit_sft.cli.app import run_app
-from profit_sft.errors import DownloadError
-from profit_sft.evaluation.punkt import ensure_punkt
 
 
 @pytest.fixture
@@ -36,11 +34,7 @@ def test_json_is_what_results_json_holds(arguments, tmp_path, capsys):
     assert printed["tasks"][0]["samples_per_problem"] == 1
 
 
-def test_ifeval_shows_its_four_accuracies(tiny_folder, tmp_path, capsys):
-    try:
-        ensure_punkt()
-    except DownloadError as error:
-        pytest.skip(str(error))
+def test_ifeval_shows_its_four_accuracies(tiny_folder, tmp_path, capsys, punkt):
     row = {"key": 1, "prompt": "Go.", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}
     (tmp_path / "ifeval.jsonl").write_text(json.dumps(row) + "\n")
     command = [

@@ -4,19 +4,8 @@ import json
 
 import pytest
 
-from profit_sft.errors import DownloadError
 from profit_sft.evaluation.math_judge import MathJudge
-from profit_sft.evaluation.punkt import ensure_punkt
 from tiny import save_tiny_chat_model
-
-
-@pytest.fixture(scope="session")
-def punkt():
-    """NLTK's sentence data. Skips where it cannot be fetched; any other failure is a failure."""
-    try:
-        ensure_punkt()
-    except DownloadError as error:
-        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="session")
