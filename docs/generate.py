@@ -10,7 +10,7 @@ from trl import SFTConfig
 
 from profit_sft import objectives
 from profit_sft.train.arguments import RunArguments
-from profit_sft.train.trainer import ProFitConfig
+from profit_sft.train.config import ProFitConfig
 
 PAGES = Path(__file__).parent / "reference"
 

@@ -7,19 +7,26 @@ if TYPE_CHECKING:
     from profit_sft.head import apply_profit, remove_profit
     from profit_sft.integrations.callback import ProFitCallback
     from profit_sft.loss import SelectiveLoss, selective_linear_cross_entropy
-    from profit_sft.objectives import NLL, Objective, ProFit, make_objective
-    from profit_sft.train.trainer import ProFitConfig, ProFitTrainer
+    from profit_sft.objectives import ASFT, DFT, EAFT, NLL, Focal, Objective, Power, ProFit, Rho, make_objective
+    from profit_sft.train.config import ProFitConfig
+    from profit_sft.train.trainer import ProFitTrainer
 
 __version__ = "0.1.0"
 
 # Loaded on first use: the loss must not pull in transformers or TRL, nor `profit --help` torch.
 _LAZY = {
+    "ASFT": "profit_sft.objectives",
+    "DFT": "profit_sft.objectives",
+    "EAFT": "profit_sft.objectives",
     "NLL": "profit_sft.objectives",
+    "Focal": "profit_sft.objectives",
     "Objective": "profit_sft.objectives",
+    "Power": "profit_sft.objectives",
     "ProFit": "profit_sft.objectives",
     "ProFitCallback": "profit_sft.integrations.callback",
-    "ProFitConfig": "profit_sft.train.trainer",
+    "ProFitConfig": "profit_sft.train.config",
     "ProFitTrainer": "profit_sft.train.trainer",
+    "Rho": "profit_sft.objectives",
     "SelectiveLoss": "profit_sft.loss",
     "apply_profit": "profit_sft.head",
     "make_objective": "profit_sft.objectives",
@@ -28,12 +35,18 @@ _LAZY = {
 }
 
 __all__ = [
+    "ASFT",
+    "DFT",
+    "EAFT",
     "NLL",
+    "Focal",
     "Objective",
+    "Power",
     "ProFit",
     "ProFitCallback",
     "ProFitConfig",
     "ProFitTrainer",
+    "Rho",
     "SelectiveLoss",
     "apply_profit",
     "make_objective",

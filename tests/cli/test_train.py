@@ -133,7 +133,7 @@ def test_help_names_only_flags_that_exist(capsys):
 
     from profit_sft.cli.train import _Parser
     from profit_sft.train.arguments import RunArguments
-    from profit_sft.train.trainer import ProFitConfig
+    from profit_sft.train.config import ProFitConfig
 
     known = {
         option

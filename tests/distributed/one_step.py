@@ -14,7 +14,8 @@ import torch
 from transformers import TrainerCallback
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from profit_sft.train.trainer import ProFitConfig, ProFitTrainer
+from profit_sft.train.config import ProFitConfig
+from profit_sft.train.trainer import ProFitTrainer
 from tiny import tiny_dataset, tiny_model, tiny_tokenizer
 
 ROWS = 8

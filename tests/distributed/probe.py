@@ -17,7 +17,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from profit_sft.head import apply_profit
 from profit_sft.objectives import ProFit
 from profit_sft.train.collapse_probe import measure
-from profit_sft.train.trainer import ProFitConfig, ProFitTrainer
+from profit_sft.train.config import ProFitConfig
+from profit_sft.train.trainer import ProFitTrainer
 from tiny import tiny_dataset, tiny_model, tiny_tokenizer
 
 ROWS = 32

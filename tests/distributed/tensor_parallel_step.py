@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from distributed.one_step import CaptureGradients
-from profit_sft.train.trainer import ProFitConfig, ProFitTrainer
+from profit_sft.train.config import ProFitConfig
+from profit_sft.train.trainer import ProFitTrainer
 from tiny import tiny_dataset, tiny_tokenizer
 
 ROWS = 8

@@ -9,7 +9,8 @@ from datasets import Dataset, IterableDataset
 
 from profit_sft.head import selective_head
 from profit_sft.train.collapse_probe import measure
-from profit_sft.train.trainer import ProFitConfig, ProFitTrainer
+from profit_sft.train.config import ProFitConfig
+from profit_sft.train.trainer import ProFitTrainer
 from tiny import tiny_dataset, tiny_model, tiny_tokenizer
 
 SETTINGS = {

@@ -10,8 +10,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from profit_sft.loss import selective_linear_cross_entropy
 from profit_sft.objectives import ProFit
+from profit_sft.train.config import ProFitConfig
 from profit_sft.train.metrics import StepMetrics
-from profit_sft.train.trainer import ProFitConfig, ProFitTrainer
+from profit_sft.train.trainer import ProFitTrainer
 from tiny import tiny_dataset, tiny_model, tiny_tokenizer
 
 THRESHOLD = 1 / 64
@@ -152,7 +153,7 @@ def test_measuring_does_without_float64():
         found, tokens = metrics.means(metrics.as_tensor(torch.device("cpu")))
     assert tokens == 150
     log_probs = torch.cat([result.log_probs for result in results]).double()
-    kept = torch.cat([result.weights != 0 for result in results])
+    kept = torch.cat([result.token_weights != 0 for result in results])
     assert found["nll"] == pytest.approx(-log_probs.mean().item(), rel=1e-6)
     assert found["kept_share"] == kept.double().mean().item()
     assert found["mean_p_kept"] == pytest.approx(log_probs[kept].exp().mean().item(), rel=1e-6)

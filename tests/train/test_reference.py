@@ -17,8 +17,9 @@ from profit_sft.head import selective_head
 from profit_sft.models.pretrained import load_tokenizer
 from profit_sft.scores.score import ScoreSettings, score_dataset
 from profit_sft.scores.store import ScoreWriter, load_scores
+from profit_sft.train.config import ProFitConfig
 from profit_sft.train.reference import add_reference_log_probs, settle_reference
-from profit_sft.train.trainer import ProFitConfig, ProFitTrainer
+from profit_sft.train.trainer import ProFitTrainer
 from tiny import save_tiny_chat_model, tiny_dataset, tiny_model, tiny_tokenizer
 
 THRESHOLD = 1 / 64
@@ -118,7 +119,7 @@ def test_masked_tokens_reach_the_head_on_logged_steps_only(tmp_path):
     run.compute_loss = recording
     run.train()
     not_logged, logged = seen
-    masked = not_logged.label_mask & (not_logged.weights == 0)
+    masked = not_logged.label_mask & (not_logged.token_weights == 0)
     assert 0.3 < masked.sum() / not_logged.num_labels < 0.7
     # What was never projected has no log-probability; what was kept has one.
     assert not_logged.log_probs[masked].isnan().all()

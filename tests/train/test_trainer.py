@@ -8,7 +8,8 @@ import torch
 import transformers
 from trl import SFTConfig
 
-from profit_sft.train.trainer import ProFitConfig, ProFitTrainer, refuse_split_sequences
+from profit_sft.train.config import ProFitConfig
+from profit_sft.train.trainer import ProFitTrainer, refuse_split_sequences
 from tiny import tiny_dataset, tiny_model, tiny_tokenizer
 
 # transformers 4 logs the loss with four decimals.

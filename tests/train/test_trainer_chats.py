@@ -7,7 +7,8 @@ from datasets import Dataset, IterableDataset
 
 from profit_sft.data import DataSettings, prepare_dataset
 from profit_sft.errors import DataError
-from profit_sft.train.trainer import ProFitConfig, ProFitTrainer
+from profit_sft.train.config import ProFitConfig
+from profit_sft.train.trainer import ProFitTrainer
 from tiny import chat_tokenizer, tiny_model
 
 CHATS = [

@@ -20,9 +20,9 @@ from profit_sft.cli.ranks import works_here
 from profit_sft.data import LISTED_ROWS
 from profit_sft.errors import ConfigurationError
 from profit_sft.train.arguments import RunArguments
+from profit_sft.train.config import ProFitConfig
 from profit_sft.train.dry_run import DryRunReport, dry_run
 from profit_sft.train.run import RunResult, run_training
-from profit_sft.train.trainer import ProFitConfig
 
 
 class _Parser(TrlParser):

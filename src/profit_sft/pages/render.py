@@ -15,6 +15,8 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from profit_sft.files import package_versions
+
 # In a <script> element HTML ends at "</script", and "<!--" opens a comment; old JavaScript ends lines at U+2028.
 _ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
 _ENVIRONMENT = jinja2.Environment(
@@ -43,13 +45,11 @@ def render_page(
         >>> "A &amp; B" in html, html.count("</script>")
         (True, 2)
     """
-    from profit_sft import __version__
-
     style = "\n".join(_asset(name) for name in ("base.css", *styles))
     script = '"use strict";\n' + "\n".join(_asset(name) for name in ("base.js", *scripts))
     return _ENVIRONMENT.get_template(template).render(
         values,
-        version=__version__,
+        version=package_versions(["profit-sft"])["profit-sft"],
         style=Markup(style),  # our own files
         script=Markup(script),
         data=embedded_json(data),

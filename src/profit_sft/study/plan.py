@@ -221,7 +221,7 @@ def check_flags(plan: StudyPlan) -> None:
     from trl import ModelConfig
 
     from profit_sft.train.arguments import RunArguments
-    from profit_sft.train.trainer import ProFitConfig
+    from profit_sft.train.config import ProFitConfig
 
     kinds: dict[str, Any] = {}
     for source in (RunArguments, ProFitConfig, ModelConfig):

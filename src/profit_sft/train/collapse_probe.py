@@ -19,7 +19,7 @@ from profit_sft.loss import SelectiveLoss
 from profit_sft.objectives import Objective
 
 if TYPE_CHECKING:
-    from profit_sft.train.trainer import ProFitTrainer
+    from trl import SFTTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ class CollapseProbe(TrainerCallback):
         trainer: Whose model, rows and collator are used; its `args` say how many rows and how often.
     """
 
-    def __init__(self, trainer: "ProFitTrainer") -> None:
+    def __init__(self, trainer: "SFTTrainer") -> None:
         self._trainer = trainer
         self._batches: list[dict[str, Any]] | None = None  # None until the first step
         self._start: ProbeValues | None = None
@@ -161,7 +161,7 @@ class CollapseProbe(TrainerCallback):
         with _random_state_kept(trainer.accelerator.device), trainer.compute_loss_context_manager():
             for batch in self._batches:
                 found = measure(trainer.model_wrapped, trainer._prepare_inputs(dict(batch)))
-                log_probs, token_weights = found.log_probs.cpu().double(), found.weights.cpu().double()
+                log_probs, token_weights = found.log_probs.cpu().double(), found.token_weights.cpu().double()
                 labels += found.label_mask.sum(-1).tolist()
                 nll += (-log_probs.sum(-1)).tolist()
                 loss -= float((token_weights * log_probs).sum())

@@ -12,11 +12,12 @@ from trl import ModelConfig
 from profit_sft.data import PreparedData
 from profit_sft.head import selective_head
 from profit_sft.train.arguments import RunArguments
+from profit_sft.train.config import REFERENCE_COLUMN, ProFitConfig
 from profit_sft.train.engine import Engine, planned_engine, planned_precision
 from profit_sft.train.memory import estimate_memory_gib
 from profit_sft.train.run import build_trainer, load_data, load_tokenizer, resolved_config, settle
 from profit_sft.train.start_report import parameter_counts
-from profit_sft.train.trainer import REFERENCE_COLUMN, ProFitConfig, ProFitTrainer
+from profit_sft.train.trainer import ProFitTrainer
 
 _SAMPLE_TOKENS = 2048  # a forward pass of the 135M model over these takes a few seconds on two cores
 

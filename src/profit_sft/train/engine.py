@@ -12,7 +12,7 @@ from accelerate.utils import DistributedType
 from pydantic import BaseModel, PositiveInt, ValidationError
 
 from profit_sft.errors import ConfigurationError
-from profit_sft.train.trainer import ProFitConfig
+from profit_sft.train.config import ProFitConfig
 
 _CPU = (DistributedType.NO, DistributedType.MULTI_CPU)
 

@@ -6,8 +6,8 @@ import torch
 from transformers import PreTrainedModel
 
 from profit_sft.loss.devices import default_chunk_size
+from profit_sft.train.config import ProFitConfig
 from profit_sft.train.engine import Engine
-from profit_sft.train.trainer import ProFitConfig
 
 _GIB = 2**30
 # DeepSpeed's defaults, in elements: parameters that stay gathered, and gradients that are reduced together.

@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 import yaml
 
+from profit_sft.files import package_versions
+
 if TYPE_CHECKING:
-    from profit_sft.train.trainer import ProFitConfig
+    from profit_sft.train.config import ProFitConfig
 
 _TEMPLATE = jinja2.Template(
     """\
@@ -59,8 +61,6 @@ def render_model_card(
         log_history: `TrainerState.log_history`; its last training entry is shown.
         tags: Tags for the hub.
     """
-    from profit_sft import __version__
-
     front_matter = {"library_name": "transformers", "tags": list(tags)}
     if base_model and not base_model.startswith(("/", ".")):
         front_matter["base_model"] = base_model
@@ -68,7 +68,7 @@ def render_model_card(
     card: str = _TEMPLATE.render(
         front_matter=yaml.safe_dump(front_matter, sort_keys=True),
         title=str(args.output_dir).rstrip("/").rsplit("/", 1)[-1],
-        version=__version__,
+        version=package_versions(["profit-sft"])["profit-sft"],
         base_model=base_model,
         objective=args.make_objective(),
         normalize=args.normalize,

@@ -13,7 +13,7 @@ from profit_sft.data import IGNORE_INDEX, DataSettings, PreparedData
 from profit_sft.errors import ConfigurationError, DataError
 from profit_sft.objectives import ProFit
 from profit_sft.scores.store import ScoreSet, data_differences, load_scores
-from profit_sft.train.trainer import REFERENCE_COLUMN, ProFitConfig
+from profit_sft.train.config import REFERENCE_COLUMN, ProFitConfig
 
 
 def settle_reference(config: ProFitConfig, *, given: bool, command: str) -> None:

@@ -23,6 +23,7 @@ from profit_sft.models.pretrained import pretrained_path, require_model
 from profit_sft.scores.score import ScoreSettings, command_line
 from profit_sft.train.arguments import RunArguments
 from profit_sft.train.callbacks import SafeStop
+from profit_sft.train.config import ProFitConfig
 from profit_sft.train.engine import Engine, check_launched_as_planned, launched_engine
 from profit_sft.train.reference import add_reference_log_probs, settle_reference
 from profit_sft.train.run_folder import (
@@ -34,7 +35,7 @@ from profit_sft.train.run_folder import (
     holds_weights,
 )
 from profit_sft.train.start_report import CountsReport, settled_facts
-from profit_sft.train.trainer import ProFitConfig, ProFitTrainer
+from profit_sft.train.trainer import ProFitTrainer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

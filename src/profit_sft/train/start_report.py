@@ -10,8 +10,8 @@ from trl import ModelConfig
 from profit_sft.data import DataReport
 from profit_sft.scores.store import load_scores
 from profit_sft.train.arguments import RunArguments
+from profit_sft.train.config import ProFitConfig
 from profit_sft.train.engine import Engine
-from profit_sft.train.trainer import ProFitConfig
 
 Report = Callable[[Mapping[str, str]], None]
 

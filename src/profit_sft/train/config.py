@@ -1,0 +1,139 @@
+"""Settings of the trainer: every field of TRL's, the objective, and what is refused before a model is loaded."""
+
+import json
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from trl import SFTConfig
+
+from profit_sft.objectives import Objective, make_objective
+from profit_sft.train.collapse_probe import LEAST_ROWS
+
+REFERENCE_COLUMN = "reference_log_probs"
+
+
+@dataclass
+class ProFitConfig(SFTConfig):
+    """Everything `trl.SFTConfig` has, and the token-level objective.
+
+    Differences from its defaults: where no accelerator is present bf16 is off, and processes that a launcher started
+    train together, as with `use_cpu`; TRL's telemetry is off.
+
+    Attributes:
+        objective: Name of the token objective: nll, profit, dft, eaft, power, focal, asft, rho, or a plug-in's.
+        objective_kwargs: Its fields by name, as a dict or a JSON string.
+        threshold: Shorthand for the field of that name; ProFit's tau, a probability in [0, 1].
+        threshold_direction: Shorthand for ProFit's direction: higher, lower, middle or random.
+        normalize: `"all"` divides by all label tokens of the optimizer step, `"kept"` by those of non-zero weight.
+            Both are exact under gradient accumulation and data parallelism.
+        gradient_budget: Share of the loss's gradient mass that may be left out of its backward products, in [0, 1); see
+            `selective_linear_cross_entropy` for None and 0.
+        loss_chunk_size: Tokens whose logits are held at once. None: chosen.
+        probe_rows: Training rows whose plain NLL is measured again and again, to warn of a collapse; 0: none.
+        probe_measurements: How often that is done after the start. None: 20 times, or fewer, so that it costs at most
+            about 5% of the training.
+        trl_telemetry: Let TRL send its usage ping.
+
+    Raises:
+        ValueError: A value is unknown, out of range, or contradicts another.
+    """
+
+    objective: str = field(
+        default="profit",
+        metadata={"help": "Token objective: nll, profit, dft, eaft, power, focal, asft, rho, or a plug-in's name."},
+    )
+    objective_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "The objective's fields as JSON, such as '{\"alpha\": 1.0}'."}
+    )
+    threshold: float | None = field(
+        default=None, metadata={"help": "ProFit's threshold, a probability in [0, 1] (its default: 0.1)."}
+    )
+    threshold_direction: str | None = field(
+        default=None, metadata={"help": "ProFit's direction: higher (its default), lower, middle or random."}
+    )
+    normalize: str = field(
+        default="all",
+        metadata={"help": "Divide by all label tokens of the optimizer step, or by the kept ones: all or kept."},
+    )
+    gradient_budget: float | None = field(
+        default=None,
+        metadata={
+            "help": "Share of the loss's gradient mass that may be left out, in [0, 1); 0.003 is fast. Default: none, "
+            "but CPUs with bf16 instructions round the smallest columns; 0: none, and all of it in fp32."
+        },
+    )
+    loss_chunk_size: int | None = field(
+        default=None, metadata={"help": "Tokens whose logits are held at once (default: chosen from the vocabulary)."}
+    )
+    probe_rows: int = field(
+        default=16,
+        metadata={"help": "Training rows whose NLL is measured again and again, to warn of a collapse; 0: none."},
+    )
+    probe_measurements: int | None = field(
+        default=None,
+        metadata={
+            "help": "How often they are measured (default: 20 times, or fewer for at most 5 percent of the time)."
+        },
+    )
+    trl_telemetry: bool = field(default=False, metadata={"help": "Let TRL send its usage ping."})
+
+    def __post_init__(self) -> None:
+        if self.bf16 is None:
+            self.bf16: bool | None = not self.fp16 and torch.accelerator.is_available()
+        if _launched_on_cpus() and not (self.deepspeed or self.fsdp):
+            self.use_cpu = True  # or accelerate lets each process train by itself
+        if isinstance(self.objective_kwargs, str):
+            try:
+                self.objective_kwargs = json.loads(self.objective_kwargs)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"objective_kwargs is not JSON: {self.objective_kwargs!r} ({error}).") from None
+        counts_over_ranks = self.average_tokens_across_devices  # transformers 4 switches it off for a single rank
+        super().__post_init__()
+        self._take_precision_of_launcher()
+        # TRL 1.9 to 1.14 call plain NLL, computed in chunks, by a name of its own.
+        if self.loss_type not in ("nll", "chunked_nll"):
+            raise ValueError(
+                f"loss_type={self.loss_type!r} is TRL's own switch; write objective={self.loss_type!r} instead."
+            )
+        if self.label_smoothing_factor:
+            raise ValueError("label_smoothing_factor changes the loss under the objective; set it to 0.")
+        if self.normalize not in ("all", "kept"):
+            raise ValueError(f"normalize must be 'all' or 'kept', got {self.normalize!r}.")
+        if self.normalize == "kept" and not counts_over_ranks:
+            raise ValueError("normalize='kept' counts over all ranks; leave average_tokens_across_devices on.")
+        if self.gradient_budget is not None and not 0.0 <= self.gradient_budget < 1.0:
+            raise ValueError(f"gradient_budget must be a share in [0, 1), got {self.gradient_budget}.")
+        if self.probe_rows and self.probe_rows < LEAST_ROWS:
+            raise ValueError(f"probe_rows must be 0 for no probe, or at least {LEAST_ROWS}, got {self.probe_rows}.")
+        if self.probe_measurements is not None and self.probe_measurements < 1:
+            raise ValueError(
+                f"probe_measurements must be at least 1, got {self.probe_measurements}. For none, set probe_rows to 0."
+            )
+        self.make_objective()  # refuse a wrong one now, not after the model has been loaded
+
+    def _take_precision_of_launcher(self) -> None:
+        """Say in `bf16` and `fp16` what will be used: transformers takes the launcher's where neither is asked for."""
+        precision = getattr(self, "mixed_precision", None)  # transformers 4 keeps it in the environment alone
+        precision = precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+        if precision not in ("no", "bf16", "fp16"):
+            raise ValueError(f"the launcher's mixed precision {precision!r} has not been tried; take no, bf16 or fp16.")
+        self.bf16, self.fp16 = precision == "bf16", precision == "fp16"
+
+    def make_objective(self) -> Objective:
+        """Build the objective these settings name, or raise ValueError or TypeError."""
+        kwargs = dict(self.objective_kwargs or {})  # type: ignore[arg-type]  # a string was parsed in __post_init__
+        if self.threshold is not None:
+            kwargs["threshold"] = self.threshold
+        if self.threshold_direction is not None:
+            kwargs["direction"] = self.threshold_direction
+        return make_objective(self.objective, **kwargs)
+
+
+def _launched_on_cpus() -> bool:
+    """Say whether a launcher started several processes on a machine without accelerators, to train as they are."""
+    wants_engine = any(
+        os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true" for name in ("FSDP", "DEEPSPEED")
+    )
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available() and not wants_engine
