@@ -164,7 +164,7 @@ def compare(name: str, folder: Path, inputs: Sequence[str]) -> dict[str, object]
     flags = [*inputs, *setup.flags]
     planned = []
     if setup.planned is not None:
-        plan.write_text(json.dumps({"num_processes": 2, **setup.planned}), encoding="utf-8")
+        plan.write_text(json.dumps({"num_processes": 2, "use_cpu": True, **setup.planned}), encoding="utf-8")
         planned = ["--accelerate_config", str(plan)]
     dry = json.loads(_run([sys.executable, "-m", "profit_sft.cli", *flags, *planned, "--dry-run", "--json"]))
     short = ["--max_steps", "2", "--save_strategy", "no", "--probe_rows", "0"]

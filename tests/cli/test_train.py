@@ -1,5 +1,6 @@
 """`profit train` as a user calls it: flags, files, messages, exit codes."""
 
+import dataclasses
 import json
 import os
 import re
@@ -14,7 +15,10 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from profit_sft.cli.app import _TRAIN_HELP, run_app
+from profit_sft.cli.train import parse
+from profit_sft.train import config
 from profit_sft.train.engine import planned_engine
+from profit_sft.train.run import resolved_config
 
 RECIPES = sorted((Path(__file__).resolve().parents[2] / "recipes").glob("*.yaml"))
 # A tiny random model gives every token p near 1/320, under any threshold a person would set.
@@ -73,15 +77,43 @@ def test_resolved_configuration_repeats_the_run(arguments, tmp_path, capsys):
 
 def test_a_launchers_mixed_precision_is_said_and_written(arguments, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")  # all that `accelerate launch --mixed_precision` does
+    monkeypatch.setattr(config, "_LAUNCHED_PRECISION", "bf16")  # which is read at import
+    assert run_app([*arguments, "--bf16", "False"]) == 2
+    assert "bf16 is False, but the launcher's mixed_precision is bf16" in capsys.readouterr().err
     assert run_app(arguments) == 0
     out, err = capsys.readouterr()
     assert "float32, computed in bf16" in err
     assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["bf16"] is True
     monkeypatch.delenv("ACCELERATE_MIXED_PRECISION")
+    monkeypatch.setattr(config, "_LAUNCHED_PRECISION", "no")
     assert run_app([*arguments, "--overwrite_output_dir", "True", "--bf16", "True"]) == 0
     assert json.loads(capsys.readouterr().out)["loss"] == json.loads(out)["loss"]
     assert run_app([*arguments, "--overwrite_output_dir", "True"]) == 0
     assert json.loads(capsys.readouterr().out)["loss"] != json.loads(out)["loss"]
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_the_configuration_of_a_run_is_read_back_whole(recipe, tiny_folder, rows, monkeypatch, tmp_path):
+    monkeypatch.chdir(recipe.parents[1])
+    more = ["--dataset_name", rows, "--use_cpu", "True", "--weight_decay", "0.25"]
+    written = resolved_config(*parse(["--config", str(recipe), *more])[:3])
+    file = tmp_path / "config.yaml"
+    file.write_text(written)
+    again = parse(["--config", str(file)])[:3]
+    assert resolved_config(*again) == written
+    for first, second in zip(parse(["--config", str(recipe), *more])[:3], again, strict=True):
+        for entry in dataclasses.fields(first):
+            if entry.init and entry.name not in ("logging_dir", "local_rank"):
+                assert getattr(first, entry.name) == getattr(second, entry.name), entry.name
+
+
+def test_a_flag_wins_over_the_configuration_of_a_run(arguments, tmp_path):
+    written = tmp_path / "config.yaml"
+    written.write_text(resolved_config(*parse(arguments[1:])[:3]))
+    assert parse(["--config", str(written)])[1].gradient_checkpointing
+    _, config, *_ = parse(["--config", str(written), "--gradient_checkpointing", "False"])
+    assert not config.gradient_checkpointing
+    assert not getattr(config, "activation_checkpointing", False)
 
 
 def test_flags_win_over_the_file_and_values_keep_their_dashes(tiny_folder, rows, tmp_path, capsys):
@@ -253,9 +285,14 @@ def test_an_earlier_run_is_not_overwritten_unasked(arguments, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("launches", [False, True], ids=["by itself", "launched"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=str)
-def test_a_signal_saves_a_checkpoint_and_the_command_it_prints_goes_on(arguments, tmp_path, capfd, number):
+def test_a_signal_saves_a_checkpoint_and_the_command_it_prints_goes_on(arguments, tmp_path, capfd, number, launches):
     arguments[arguments.index("--max_steps") + 1] = "400"
+    if launches:
+        plan = tmp_path / "plan.yaml"
+        plan.write_text("distributed_type: 'NO'\nnum_processes: 1\nuse_cpu: true\n")
+        arguments += ["--accelerate_config", str(plan)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen([sys.executable, "-m", "profit_sft.cli", *arguments], env=environment)
     metrics = tmp_path / "run" / "metrics.jsonl"
@@ -265,14 +302,19 @@ def test_a_signal_saves_a_checkpoint_and_the_command_it_prints_goes_on(arguments
     process.send_signal(number)
     assert process.wait(timeout=60) == 130
     err = capfd.readouterr().err
-    assert f"Stopped by {number.name} after step" in err
+    # A launched process is told through a pipe, in which signals have no names.
+    assert f"Stopped by {signal.SIGTERM.name if launches else number.name} after step" in err
+    assert "Traceback" not in err
     resume = err.split("profit train --config", 1)[1].split("\n")[0].split()
     checkpoints = list((tmp_path / "run").glob("checkpoint-*"))
     assert len(checkpoints) == 1
     stopped_at = int(checkpoints[0].name.rsplit("-", 1)[1])
     assert 2 < stopped_at < 400
     done = ["train", "--config", *resume, "--max_steps", str(stopped_at + 2)]
-    assert run_app(done) == 0
+    if launches:
+        subprocess.run([sys.executable, "-m", "profit_sft.cli", *done], env=environment, check=True)
+    else:
+        assert run_app(done) == 0
     steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines() if '"loss"' in line]
     assert steps == list(range(1, stopped_at + 3))
 

@@ -1,16 +1,19 @@
 """`profit train` from end to end as recipes/accelerate starts it: two processes train, save and resume as one does."""
 
+import contextlib
 import json
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from launched import TIMEOUT_SECONDS, environment
+from launched import TIMEOUT_SECONDS, TORCHRUN, environment
 from test_engines import deepspeed_fault
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -180,12 +183,50 @@ def test_the_command_launches_itself_as_the_file_says_and_goes_on_from_its_own_s
     assert json.loads((folder.with_name("resumed") / "environment.json").read_text())["world_size"] == 3
 
 
-def test_what_was_not_launched_as_the_file_says_is_refused(flags, tmp_path):
-    two = tmp_path / "two.yaml"
-    two.write_text(yaml.safe_dump({"distributed_type": "MULTI_CPU", "num_processes": 2, "use_cpu": True}))
+def processes_of(folder: Path) -> list[str]:
+    """The command lines that name the folder, zombies aside."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            found.append(entry.read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+    return [line for line in found if str(folder) in line]
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="processes are looked for in /proc, which is Linux's")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=str)
+def test_however_the_command_ends_its_ranks_save_a_checkpoint_and_end_too(flags, on_cpus, tmp_path, number):
     folder = tmp_path / "run"
-    # accelerate starts one process a machine on CPUs, whatever number the file names: half of the batch would be lost.
-    done = ended([*PROFIT, *flags, *batch(2), "--accelerate_config", str(two), "--output_dir", str(folder)])
+    long = ["--max_steps", "2000", "--save_strategy", "no", "--output_dir", str(folder)]
+    named = ["--accelerate_config", on_cpus, "--num_processes", "2"]
+    command = [*PROFIT, *flags, *batch(2), *named, *long]
+    log = (tmp_path / "log").open("w")
+    process = subprocess.Popen(command, env=environment(**ON_CPUS), stdout=log, stderr=log)
+    deadline = time.monotonic() + TIMEOUT_SECONDS
+    while not (folder / "metrics.jsonl").exists():
+        assert process.poll() is None, (tmp_path / "log").read_text()[-4000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    process.send_signal(number)
+    assert process.wait(timeout=TIMEOUT_SECONDS) == (130 if number == signal.SIGTERM else -signal.SIGKILL)
+    while processes_of(folder):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    (checkpoint,) = folder.glob("checkpoint-*")
+    assert (checkpoint / "trainer_state.json").is_file()
+    assert "Go on with:" in (tmp_path / "log").read_text()
+    assert "Traceback" not in (tmp_path / "log").read_text()
+
+
+def test_what_was_not_launched_as_the_file_says_is_refused(flags, on_cpus, tmp_path):
+    folder = tmp_path / "run"
+    done = ended([*TORCHRUN, "-m", *COMMAND[1:], *flags, "--accelerate_config", on_cpus, "--output_dir", str(folder)])
     assert done.returncode != 0
-    assert f"accelerate_config: '{two}' asks for 2 ranks, DDP, and launched is one process." in done.stderr
+    assert f"accelerate_config: '{on_cpus}' asks for 8 ranks, FSDP2, and launched is 2 ranks, DDP." in done.stderr
     assert not folder.exists()
+
+
+def test_a_mistake_under_a_file_is_one_line_before_anything_is_launched(flags, on_cpus, tmp_path):
+    without_data = [*flags[:3], "--accelerate_config", on_cpus, "--output_dir", str(tmp_path / "run")]
+    done = ended([*PROFIT, *without_data])
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert done.stderr.startswith("error: dataset_name is missing")

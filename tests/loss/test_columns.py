@@ -108,7 +108,15 @@ def test_products_add_to_what_is_there_in_both_precisions(chosen):
     inner = torch.tensor([0, 4095, 4096, 4500] if chosen else [0, 4095, 4096, 9000])
     d_hidden, d_weight = torch.ones(7, 5), torch.ones(9001, 5)
     expected = 1 + taken @ weight.double(), 1 + taken.T @ hidden.double()
-    add_products(gradient.clone(), columns, inner, weight=weight, hidden=hidden, d_hidden=d_hidden, d_weight=d_weight)
+    add_products(
+        gradient.clone(),
+        columns,
+        inner,
+        lm_head_weight=weight,
+        hidden_states=hidden,
+        d_hidden=d_hidden,
+        d_weight=d_weight,
+    )
     assert 1e-6 * expected[0].norm() < (d_hidden - expected[0]).norm() <= 2**-7 * expected[0].norm()
     assert 1e-6 * expected[1].norm() < (d_weight - expected[1]).norm() <= 2**-7 * expected[1].norm()
     exact_rows = inner if columns is None else columns[inner]
@@ -118,8 +126,8 @@ def test_products_add_to_what_is_there_in_both_precisions(chosen):
         gradient.clone(),
         columns,
         torch.arange(9001 if columns is None else columns.numel()),
-        weight=weight,
-        hidden=hidden,
+        lm_head_weight=weight,
+        hidden_states=hidden,
         d_hidden=only_exact,
         d_weight=None,
     )

@@ -5,7 +5,13 @@ from pathlib import Path
 import pytest
 
 from profit_sft.errors import ConfigurationError
-from profit_sft.study.estimate import TrainingData, count_parameters, estimate_cell, planned_new_tokens, planned_steps
+from profit_sft.study.estimate import (
+    TrainingData,
+    count_parameters,
+    estimate_cell,
+    planned_new_tokens,
+    steps_and_tokens,
+)
 from profit_sft.study.plan import parse_plan
 from tiny import tiny_model
 
@@ -43,7 +49,7 @@ def plan_with(**changes):
     ],
 )
 def test_steps_and_tokens_of_a_run(settings, steps, tokens):
-    assert planned_steps(settings, DATA) == (steps, tokens)
+    assert steps_and_tokens(settings, DATA) == (steps, tokens)
 
 
 def test_gpu_hours_by_the_formula():

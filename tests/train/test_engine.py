@@ -7,9 +7,9 @@ import pytest
 import yaml
 
 from profit_sft.errors import ConfigurationError
-from profit_sft.train.engine import Engine, check_launched_as_planned, planned_engine, planned_precision
+from profit_sft.train.engine import Engine, check_launched_as_planned, planned_device, planned_engine, planned_precision
 
-RECIPES = Path(__file__).resolve().parents[1] / "recipes" / "accelerate"
+RECIPES = Path(__file__).resolve().parents[2] / "recipes" / "accelerate"
 
 
 @pytest.fixture
@@ -39,6 +39,11 @@ def test_the_recipes_start_what_they_say(recipe, engine):
     assert planned_precision(file) == "bf16"
 
 
+def test_the_device_a_file_means(written):
+    assert planned_device(str(RECIPES / "one_gpu.yaml")) == "cuda"
+    assert planned_device(written({"distributed_type": "NO", "num_processes": 1, "use_cpu": True})) == "cpu"
+
+
 def test_every_recipe_is_looked_at():
     assert {path.stem for path in RECIPES.glob("*")} == {"one_gpu", "fsdp2_8gpu", "zero3_8gpu", "two_nodes"}
 
@@ -49,6 +54,7 @@ def test_every_recipe_is_looked_at():
         ({"distributed_type": "MULTI_GPU", "num_processes": 4}, None, Engine(name="DDP", ranks=4)),
         ({"distributed_type": "MULTI_GPU", "num_processes": 4}, 2, Engine(name="DDP", ranks=2)),
         ({"distributed_type": "MULTI_GPU", "num_processes": 4}, 1, Engine()),
+        ({"distributed_type": "MULTI_CPU", "num_processes": 2, "num_machines": 2}, None, Engine(name="DDP", ranks=2)),
         ({"distributed_type": "FSDP", "num_processes": 4, "fsdp_config": {}}, None, Engine(name="FSDP1", ranks=4)),
         ({"distributed_type": "DEEPSPEED", "num_processes": 1}, None, Engine(name="ZeRO-2", ranks=1)),
         (
@@ -67,9 +73,17 @@ def test_the_stage_may_lie_in_deepspeeds_own_file(written, tmp_path):
     own.write_text(json.dumps({"zero_optimization": {"stage": 3}}))
     settings = {"distributed_type": "DEEPSPEED", "deepspeed_config": {"deepspeed_config_file": str(own)}}
     assert planned_engine(written(settings | {"num_processes": 2})).zero_stage == 3
-    own.write_text("{}")
-    with pytest.raises(ConfigurationError, match=r"names DeepSpeed's configuration '.*ds.json', which cannot be read"):
-        planned_engine(written(settings | {"num_processes": 2}))
+    assert planned_precision(written(settings | {"num_processes": 2})) == "no"
+    own.write_text(json.dumps({"zero_optimization": {"stage": 3}, "bf16": {"enabled": True}}))
+    assert planned_precision(written(settings | {"num_processes": 2})) == "bf16"
+    for text, message in (
+        ("{}", "whose zero_optimization.stage is not 1, 2 or 3"),
+        ('{"zero_optimization": {"stage": 0}}', "whose zero_optimization.stage is not 1, 2 or 3"),
+        ("{", "which cannot be read"),
+    ):
+        own.write_text(text)
+        with pytest.raises(ConfigurationError, match=f"names DeepSpeed's configuration '.*ds.json', {message}"):
+            planned_engine(written(settings | {"num_processes": 2}))
 
 
 @pytest.mark.parametrize(
@@ -85,6 +99,9 @@ def test_the_stage_may_lie_in_deepspeeds_own_file(written, tmp_path):
             "distributed_type = 'MEGATRON_LM' cannot be used",
         ),
         ({"distributed_type": "THREE_GPU", "num_processes": 4}, None, "THREE_GPU"),
+        ({"distributed_type": "NO", "num_processes": 2}, None, "2 processes under NO, for which accelerate starts one"),
+        ({"distributed_type": "MULTI_CPU", "num_processes": 1}, 3, "3 processes under MULTI_CPU, for which accelerate"),
+        ({"distributed_type": "NO", "num_processes": 1, "mixed_precision": "fp8"}, None, "mixed_precision = 'fp8'"),
         ({"distributed_type": "NO", "colour": "red"}, None, "colour"),
         ("a: [\n", None, "cannot be read as a configuration of accelerate"),
         ("[1, 2]\n", None, "cannot be read as a configuration of accelerate"),

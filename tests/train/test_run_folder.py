@@ -48,6 +48,7 @@ def checkpoint(folder, *files):
     for file in ("trainer_state.json", *files):
         (folder / "checkpoint-3" / file).parent.mkdir(parents=True, exist_ok=True)
         (folder / "checkpoint-3" / file).touch()
+    (folder / "checkpoint-3" / "trainer_state.json").write_text("{}")
 
 
 @pytest.mark.parametrize(
@@ -63,7 +64,7 @@ def checkpoint(folder, *files):
 def test_a_checkpoint_is_gone_on_from_by_the_kind_of_engine_that_saved_it(tmp_path, files, engines):
     checkpoint(tmp_path, *files)
     for engine in (ONE, DDP, FSDP2, ZERO2, ZERO3):
-        if engine in engines or (engine.is_deepspeed and engines[0].is_deepspeed):
+        if engine in engines or (engine.zero_stage and engines[0].zero_stage):
             assert choose_start(tmp_path, resume_from="latest", overwrite=False, engine=engine) is not None
         else:
             with pytest.raises(
@@ -82,6 +83,38 @@ def test_a_checkpoint_without_optimizer_state_is_gone_on_from_with_a_warning(tmp
     checkpoint(tmp_path, "model.safetensors")
     with pytest.warns(UserWarning, match="holds no optimizer state .* so Adam starts anew"):
         choose_start(tmp_path, resume_from="true", overwrite=False, engine=DDP)
+
+
+@pytest.mark.parametrize("state", [None, "", '{"global_step": 9'], ids=["absent", "empty", "torn"])
+def test_a_checkpoint_that_was_cut_off_is_passed_over(tmp_path, state):
+    checkpoint(tmp_path, "optimizer.pt")
+    for step in (9, 10):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        if state is not None:
+            (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(state)
+    assert choose_start(tmp_path, resume_from="latest", overwrite=False) == str(tmp_path / "checkpoint-3")
+
+
+@pytest.mark.parametrize(
+    ("rows", "micro_batches", "ranks", "fits"),
+    [(2, 3, 2, True), (2, 6, 1, True), (3, 1, 4, True), (2, 3, 1, False), (2, 3, 4, False), (4, 3, 2, False)],
+)
+def test_steps_of_other_rows_are_refused(tmp_path, rows, micro_batches, ranks, fits):
+    checkpoint(tmp_path, "optimizer.pt")
+    (tmp_path / "config.yaml").write_text("per_device_train_batch_size: 2\ngradient_accumulation_steps: 3\n")
+    (tmp_path / "environment.json").write_text('{"world_size": 2}')
+    engine = Engine(name="DDP", ranks=ranks) if ranks > 1 else Engine()
+
+    def start():
+        return choose_start(
+            tmp_path, resume_from="latest", overwrite=False, engine=engine, step_rows=(rows, micro_batches)
+        )
+
+    if fits:
+        assert start() == str(tmp_path / "checkpoint-3")
+        return
+    with pytest.raises(ConfigurationError, match=r"had 12 rows, 2 a device x 3 accumulated x 2 ranks, and this one's"):
+        start()
 
 
 def test_weights_are_found_whole_in_shards_and_of_adapters(tmp_path):

@@ -1,20 +1,23 @@
 """`profit train`: YAML and flags in, one training run out."""
 
+import argparse
 import difflib
 import json
 import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
 import yaml
 from rich.console import Console
 from rich.table import Table
 from transformers import TrainerCallback
 from trl import ModelConfig, TrlParser
 
-from profit_sft.cli.launch import is_launched, launch
+from profit_sft.cli.launch import follow_launch, is_launched, is_launched_here, launch
 from profit_sft.cli.progress import ProgressBar, quiet_libraries
 from profit_sft.cli.ranks import works_here
 from profit_sft.data import LISTED_ROWS
@@ -22,7 +25,9 @@ from profit_sft.errors import ConfigurationError
 from profit_sft.train.arguments import RunArguments
 from profit_sft.train.config import ProFitConfig
 from profit_sft.train.dry_run import DryRunReport, dry_run
-from profit_sft.train.run import RunResult, run_training
+from profit_sft.train.run import RunResult, check_before_launch, run_training
+
+_ON_CPU = ("--use_cpu", "True")
 
 
 class _Parser(TrlParser):
@@ -87,22 +92,42 @@ def _normalized(argument: str) -> str:
 def train_command(arguments: Sequence[str]) -> int:
     """Run `profit train` and return its exit status."""
     quiet_libraries()
-    if "--dry_run" in map(_normalized, arguments) and not works_here("train --dry-run"):
+    dry = "--dry_run" in map(_normalized, arguments)
+    if dry and not works_here("train --dry-run"):
         return 0
+    follow_launch()
     environment = dict(os.environ)
-    run, config, model_config, only_dry, as_json = parse(arguments)
+    launches = not dry and not is_launched() and _names_a_launch(arguments)
+    # What only launches leaves the accelerators to what it launches; a dry run can do without.
+    on_cpu = launches or (dry and not torch.accelerator.is_available())
+    run, config, model_config, only_dry, as_json = parse([*arguments, *(_ON_CPU if on_cpu else ())])
     config.disable_tqdm = True
-    if run.accelerate_config is not None and not only_dry and not is_launched():
-        launch(run, arguments, environment)
+    if launches:
+        check_before_launch(run, config, model_config)
+        return launch(run, arguments, environment)
     if only_dry:
         report = dry_run(run, config, model_config)
         print_dry_run(report, as_json=as_json)
         return 0
     callbacks: list[TrainerCallback] = [ProgressBar()]
     result = run_training(run, config, model_config, callbacks=callbacks, report=print_facts)
-    if config.process_index != 0:  # one rank speaks for all
-        return 0 if result.stopped_by is None else 130
-    return print_result(result, as_json=as_json)
+    status = 0 if config.process_index != 0 else print_result(result, as_json=as_json)  # one rank speaks for all
+    if is_launched_here():
+        return 0  # what was launched has ended well; `launch` knows of the stop
+    return status if result.stopped_by is None else 130
+
+
+def _names_a_launch(arguments: Sequence[str]) -> bool:
+    """Say whether flags or file name an accelerate_config, before they are parsed; mistakes are for the parser."""
+    given = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    given.add_argument("--config")
+    given.add_argument("--accelerate_config")
+    try:
+        known, _ = given.parse_known_args([_normalized(argument) for argument in arguments])
+        settings = yaml.safe_load(Path(known.config).read_text(encoding="utf-8")) if known.config else {}
+    except (argparse.ArgumentError, SystemExit, OSError, ValueError, yaml.YAMLError):
+        return False
+    return bool(known.accelerate_config or (isinstance(settings, dict) and settings.get("accelerate_config")))
 
 
 def print_facts(facts: Mapping[str, str]) -> None:
@@ -121,8 +146,9 @@ def print_result(result: RunResult, *, as_json: bool) -> int:
     if result.stopped_by is not None:
         name = signal.Signals(result.stopped_by).name
         messages.print(
-            f"Stopped by {name} after step {result.global_step}; the checkpoint is saved. Go on with:\n"
-            f"  profit train --config {result.output_dir}/config.yaml --resume_from_checkpoint latest",
+            f"Stopped by {name} after step {result.global_step}; the checkpoint is saved. Go on with"
+            + (", under the same launcher" if "WORLD_SIZE" in os.environ and not is_launched_here() else "")
+            + f":\n  profit train --config {result.output_dir}/config.yaml --resume_from_checkpoint latest",
             markup=False,
         )
         return 130

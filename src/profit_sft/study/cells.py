@@ -238,13 +238,13 @@ def imitated_share(plan: StudyPlan, cell: Cell, study: StudyFolder) -> float:
 
 def last_complete_checkpoint(run_folder: Path) -> Path | None:
     """Return the last checkpoint whose writing was not cut off; delete the others."""
-    complete = []
+    from profit_sft.train.run_folder import (
+        complete_checkpoints,  # brings the trainer, which a study's report does not need
+    )
+
+    complete = complete_checkpoints(run_folder)
     for path in run_folder.glob("checkpoint-*"):
-        try:
-            # The trainer writes this file after weights, optimizer and random state.
-            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
-            complete.append(path)
-        except (OSError, json.JSONDecodeError):
+        if path not in complete:
             shutil.rmtree(path)
     return max(complete, key=lambda path: int(path.name.rsplit("-", 1)[1]), default=None)
 

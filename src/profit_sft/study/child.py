@@ -2,29 +2,19 @@
 
     python -m profit_sft.study.child MODULE [ARGUMENTS]
 
-Standard input is a pipe whose other end the parent holds. However the parent ends, even by SIGKILL, the pipe closes;
-this process then gets SIGTERM from itself, at which `profit train` saves a checkpoint and everything else stops.
+It stops as at SIGTERM, so that `profit train` saves a checkpoint and everything else ends.
 """
 
-import os
 import runpy
-import signal
 import sys
-import threading
 
 from profit_sft.errors import ProFitError
-
-
-def _watch_parent() -> None:
-    # Read unbuffered: a thread inside a buffered read would hold the lock that Python's exit needs.
-    while os.read(0, 1024):
-        pass
-    os.kill(os.getpid(), signal.SIGTERM)
+from profit_sft.interrupts import stop_with_parent
 
 
 def main() -> None:
     """Start the watch and become the module."""
-    threading.Thread(target=_watch_parent, daemon=True).start()
+    stop_with_parent()
     sys.argv = sys.argv[1:]
     try:
         runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from profit_sft.study.sections import Section
+from profit_sft.train.steps import planned_steps
 
 if TYPE_CHECKING:
     from profit_sft.study.plan import Cell, StudyPlan
@@ -129,7 +130,7 @@ def estimate_cell(plan: "StudyPlan", cell: "Cell", data: TrainingData, parameter
     """
     given, settings = plan.estimate, {**plan.train, **cell.model.train, **cell.variant.train}
     trained = cell.variant.objective is not None
-    steps, tokens = planned_steps(settings, data) if trained else (0, 0)
+    steps, tokens = steps_and_tokens(settings, data) if trained else (0, 0)
     new_tokens = planned_new_tokens(plan.evaluate, given)
     if given.train_tokens_per_second is not None:
         train_seconds = tokens / given.train_tokens_per_second
@@ -153,18 +154,16 @@ def estimate_cell(plan: "StudyPlan", cell: "Cell", data: TrainingData, parameter
     )
 
 
-def planned_steps(settings: Mapping[str, Any], data: TrainingData) -> tuple[int, int]:
+def steps_and_tokens(settings: Mapping[str, Any], data: TrainingData) -> tuple[int, int]:
     """Return the optimizer steps of a run and the tokens it trains on."""
-    batch = settings.get("per_device_train_batch_size", 8) * settings.get("gradient_accumulation_steps", 1)
-    batch *= _planned_ranks(settings)
     rows = min(data.rows, settings.get("max_samples") or data.rows)
-    steps_per_epoch = -(-rows // batch)
-    epochs = float(settings.get("num_train_epochs", 3))
-    steps = settings.get("max_steps", 0)
-    if steps > 0:
-        epochs = steps / steps_per_epoch
-    else:
-        steps = round(steps_per_epoch * epochs)
+    steps, epochs = planned_steps(
+        -(-rows // settings.get("per_device_train_batch_size", 8)),
+        ranks=_planned_ranks(settings),
+        micro_batches=settings.get("gradient_accumulation_steps", 1),
+        epochs=float(settings.get("num_train_epochs", 3)),
+        max_steps=settings.get("max_steps", -1),
+    )
     return steps, round(data.tokens / data.rows * rows * epochs)
 
 

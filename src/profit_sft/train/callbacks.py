@@ -1,20 +1,18 @@
 """Trainer callbacks: metrics on disk, the collapse warning, a stop that can be resumed."""
 
 import json
-import logging
 import signal
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from profit_sft.files import write_text
-
-logger = logging.getLogger(__name__)
+from profit_sft.interrupts import FirstSignal, signals_handled
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -120,35 +118,29 @@ class CollapseWarning(TrainerCallback):
 
 
 class SafeStop(TrainerCallback):
-    """On SIGINT or SIGTERM, finish the step under way, save a checkpoint and stop. A second signal stops at once.
-
-    Attributes:
-        signal_number: The signal that asked for the stop, or None.
-    """
+    """On SIGINT or SIGTERM, finish the step under way, save a checkpoint and stop. A second signal stops at once."""
 
     def __init__(self) -> None:
-        self.signal_number: int | None = None
-        self._previous: dict[int, Any] = {}
+        self._first = FirstSignal("this step, then saving a checkpoint")
+        self._another_rank_stops = False
+        self._signals = ExitStack()
 
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.signal_number is not None:
-            raise KeyboardInterrupt
-        self.signal_number = number
-        logger.warning("%s: finishing this step, then saving a checkpoint", signal.Signals(number).name)
+    @property
+    def signal_number(self) -> int | None:
+        """The signal that asked for the stop, or None; SIGTERM where another rank has got it."""
+        return self._first.signal_number or (signal.SIGTERM if self._another_rank_stops else None)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Take over the signals."""
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._previous[number] = signal.signal(number, self._on_signal)
+        self._signals.enter_context(signals_handled(self._first))
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Give the signals back."""
-        while self._previous:
-            signal.signal(*self._previous.popitem())
+        self._signals.close()
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -159,9 +151,8 @@ class SafeStop(TrainerCallback):
             # Ranks may see the signal one step apart; they must agree, or the others wait forever.
             flag = torch.tensor(int(stop), device=args.device)
             torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
-            if flag.item() and not stop:
-                self.signal_number = signal.SIGTERM
-            stop = bool(flag.item())
+            # Not noted as a signal: this rank's own may still come, and would be the second.
+            stop = self._another_rank_stops = bool(flag.item())
         if stop:
             control.should_save = control.should_training_stop = True
         return control

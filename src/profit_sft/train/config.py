@@ -11,6 +11,8 @@ from trl import SFTConfig
 from profit_sft.objectives import Objective, make_objective
 from profit_sft.train.collapse_probe import LEAST_ROWS
 
+# Of `accelerate launch`, `no` unless it is told. Read once: transformers 4 writes a configuration's own into it.
+_LAUNCHED_PRECISION = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
 REFERENCE_COLUMN = "reference_log_probs"
 
 
@@ -80,8 +82,7 @@ class ProFitConfig(SFTConfig):
     trl_telemetry: bool = field(default=False, metadata={"help": "Let TRL send its usage ping."})
 
     def __post_init__(self) -> None:
-        if self.bf16 is None:
-            self.bf16: bool | None = not self.fp16 and torch.accelerator.is_available()
+        self._settle_precision()
         if _launched_on_cpus() and not (self.deepspeed or self.fsdp):
             self.use_cpu = True  # or accelerate lets each process train by itself
         if isinstance(self.objective_kwargs, str):
@@ -91,7 +92,6 @@ class ProFitConfig(SFTConfig):
                 raise ValueError(f"objective_kwargs is not JSON: {self.objective_kwargs!r} ({error}).") from None
         counts_over_ranks = self.average_tokens_across_devices  # transformers 4 switches it off for a single rank
         super().__post_init__()
-        self._take_precision_of_launcher()
         # TRL 1.9 to 1.14 call plain NLL, computed in chunks, by a name of its own.
         if self.loss_type not in ("nll", "chunked_nll"):
             raise ValueError(
@@ -113,13 +113,20 @@ class ProFitConfig(SFTConfig):
             )
         self.make_objective()  # refuse a wrong one now, not after the model has been loaded
 
-    def _take_precision_of_launcher(self) -> None:
-        """Say in `bf16` and `fp16` what will be used: transformers takes the launcher's where neither is asked for."""
-        precision = getattr(self, "mixed_precision", None)  # transformers 4 keeps it in the environment alone
-        precision = precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-        if precision not in ("no", "bf16", "fp16"):
-            raise ValueError(f"the launcher's mixed precision {precision!r} has not been tried; take no, bf16 or fp16.")
-        self.bf16, self.fp16 = precision == "bf16", precision == "fp16"
+    def _settle_precision(self) -> None:
+        """Take the launcher's mixed precision where the flags name none, and refuse flags that say otherwise."""
+        launched, flags = _LAUNCHED_PRECISION, vars(self)
+        bf16, fp16 = flags["bf16"], bool(flags["fp16"])
+        if launched not in ("no", "bf16", "fp16"):
+            raise ValueError(f"the launcher's mixed precision {launched!r} has not been tried; take no, bf16 or fp16.")
+        # transformers follows a flag that is on against the launcher, but the launcher against one that is off.
+        if bf16 is False and not fp16 and launched == "bf16":
+            raise ValueError("bf16 is False, but the launcher's mixed_precision is bf16. Change one of the two.")
+        if not bf16 and not fp16 and launched != "no":
+            bf16, fp16 = launched == "bf16", launched == "fp16"
+        elif bf16 is None:
+            bf16 = not fp16 and torch.accelerator.is_available()
+        self.bf16, self.fp16 = bf16, fp16
 
     def make_objective(self) -> Objective:
         """Build the objective these settings name, or raise ValueError or TypeError."""

@@ -13,10 +13,11 @@ from profit_sft.data import PreparedData
 from profit_sft.head import selective_head
 from profit_sft.train.arguments import RunArguments
 from profit_sft.train.config import REFERENCE_COLUMN, ProFitConfig
-from profit_sft.train.engine import Engine, planned_engine, planned_precision
+from profit_sft.train.engine import Engine, planned_device, planned_engine, planned_precision
 from profit_sft.train.memory import estimate_memory_gib
 from profit_sft.train.run import build_trainer, load_data, load_tokenizer, resolved_config, settle
 from profit_sft.train.start_report import parameter_counts
+from profit_sft.train.steps import planned_steps
 from profit_sft.train.trainer import ProFitTrainer
 
 _SAMPLE_TOKENS = 2048  # a forward pass of the 135M model over these takes a few seconds on two cores
@@ -60,12 +61,14 @@ def dry_run(
 ) -> DryRunReport:
     """Load data and model, look at the mask on the first rows, and estimate the cost. Writes nothing.
 
-    It takes one process, and steps and memory are those of the engine and ranks that `run.accelerate_config` names.
+    It takes one process and the model's weights in memory; steps and memory are those of the engine and ranks that
+    `run.accelerate_config` names.
 
     Args: as `profit_sft.train.run.run_training`.
     """
-    settle(run, config, model_config)
-    engine = Engine() if run.accelerate_config is None else planned_engine(run.accelerate_config, run.num_processes)
+    engine = settle(run, config, model_config)
+    if run.accelerate_config is not None:
+        engine = planned_engine(run.accelerate_config, run.num_processes)
     settings = resolved_config(run, config, model_config)
     config.report_to, config.push_to_hub = [], False
     with tempfile.TemporaryDirectory() as folder:
@@ -86,11 +89,17 @@ def _report(
     train_data, eval_data = load_data(run, config, model_config, tokenizer, progress=progress)
     trainer = build_trainer(config, model_config, tokenizer, train_data, eval_data, [])
     batches = len(trainer.get_train_dataloader())
-    steps_per_epoch = max(1, -(-batches // (engine.ranks * config.gradient_accumulation_steps)))
-    steps = config.max_steps if config.max_steps > 0 else round(steps_per_epoch * config.num_train_epochs)
+    steps, _ = planned_steps(
+        batches,
+        ranks=engine.ranks,
+        micro_batches=config.gradient_accumulation_steps,
+        epochs=config.num_train_epochs,
+        max_steps=config.max_steps,
+    )
     parameters, trainable_parameters = parameter_counts(trainer.model.parameters())
-    launched_in = "no" if run.accelerate_config is None else planned_precision(run.accelerate_config)
-    mixed_precision = bool(config.bf16 or config.fp16 or launched_in != "no")
+    launched_in, device = "no", config.device.type
+    if run.accelerate_config is not None:
+        launched_in, device = planned_precision(run.accelerate_config), planned_device(run.accelerate_config)
     return DryRunReport(
         config=settings,
         data=dataclasses.asdict(train_data.report),
@@ -99,7 +108,12 @@ def _report(
         trainable_parameters=trainable_parameters,
         engine=str(engine),
         memory_gib=estimate_memory_gib(
-            trainer.model, config, engine, longest=train_data.report.longest, mixed_precision=mixed_precision
+            trainer.model,
+            config,
+            engine,
+            longest=(config.max_length if config.packing else None) or train_data.report.longest,
+            mixed_precision=bool(config.bf16 or config.fp16 or launched_in != "no"),
+            device=torch.device(device),
         ),
         **_mask_on_sample(trainer, train_data),
     )

@@ -4,7 +4,7 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
@@ -53,6 +53,11 @@ class Engine:
         return self.is_fsdp or self.zero_stage == 3
 
 
+def step_of(rows: int, micro_batches: int, ranks: int) -> str:
+    """Say in words what the rows of an optimizer step are made of."""
+    return f"{rows} a device x {micro_batches} accumulated x {ranks} ranks"
+
+
 def launched_engine(config: ProFitConfig) -> Engine:
     """Return the engine that this process was launched with, or refuse one that would not be used.
 
@@ -77,6 +82,10 @@ def launched_engine(config: ProFitConfig) -> Engine:
     if fsdp is not None:
         return Engine(name=f"FSDP{fsdp}", ranks=ranks)
     if config.deepspeed_plugin is not None:
+        if config.deepspeed_plugin.zero_stage == 0:
+            raise ConfigurationError(
+                "DeepSpeed without ZeRO (stage 0) has not been tried here. Take stage 1 to 3, or DDP."
+            )
         return Engine(name=f"ZeRO-{config.deepspeed_plugin.zero_stage}", ranks=ranks)
     return Engine(name="DDP", ranks=ranks) if ranks > 1 else Engine()
 
@@ -95,7 +104,7 @@ class _Fsdp(BaseModel):
 
 
 class _DeepSpeed(BaseModel):
-    zero_stage: Literal[0, 1, 2, 3] = 2
+    zero_stage: Literal[1, 2, 3] = 2
     deepspeed_config_file: str | None = None
 
 
@@ -104,6 +113,8 @@ class _Plan(BaseModel):
 
     distributed_type: Literal["NO", "MULTI_CPU", "MULTI_GPU", "MULTI_XPU", "MULTI_NPU", "FSDP", "DEEPSPEED"]
     num_processes: PositiveInt
+    num_machines: PositiveInt = 1
+    use_cpu: bool = False
     mixed_precision: Literal["no", "bf16", "fp16"] | None = None
     fsdp_config: _Fsdp = _Fsdp()
     deepspeed_config: _DeepSpeed = _DeepSpeed()
@@ -140,6 +151,11 @@ def planned_engine(accelerate_config: str, num_processes: int | None = None) -> 
     ranks = plan.num_processes
     if plan.distributed_type == "DEEPSPEED":
         return Engine(name=f"ZeRO-{_zero_stage(plan.deepspeed_config, accelerate_config)}", ranks=ranks)
+    if plan.distributed_type in ("NO", "MULTI_CPU") and ranks > plan.num_machines:
+        raise ConfigurationError(
+            f"accelerate_config: '{accelerate_config}' asks for {ranks} processes under {plan.distributed_type}, for "
+            "which accelerate starts one a machine. Write MULTI_GPU; on CPUs use torchrun, without the file."
+        )
     if plan.distributed_type == "FSDP" and ranks == 1:
         raise ConfigurationError(
             f"accelerate_config: '{accelerate_config}' asks for FSDP, which accelerate leaves out of a single process. "
@@ -152,7 +168,18 @@ def planned_engine(accelerate_config: str, num_processes: int | None = None) -> 
 
 def planned_precision(accelerate_config: str) -> str:
     """Return the mixed precision that the file names, `no` where it names none; raises as `planned_engine`."""
-    return _plan(accelerate_config).mixed_precision or "no"
+    plan = _plan(accelerate_config)
+    if plan.deepspeed_config.deepspeed_config_file is None:
+        return plan.mixed_precision or "no"
+    settings = _of_deepspeed(plan.deepspeed_config.deepspeed_config_file, accelerate_config)
+    asked = (name for name in ("bf16", "fp16") if settings.get(name, {}).get("enabled") is True)
+    return next(asked, plan.mixed_precision or "no")
+
+
+def planned_device(accelerate_config: str) -> str:
+    """Return the kind of device the file means, `cpu` or `cuda`, which stands for every accelerator."""
+    plan = _plan(accelerate_config)
+    return "cpu" if plan.use_cpu or plan.distributed_type == "MULTI_CPU" else "cuda"
 
 
 def _plan(path: str, num_processes: int | None = None) -> _Plan:
@@ -184,10 +211,18 @@ def _zero_stage(settings: _DeepSpeed, path: str) -> int:
     if file is None:
         return settings.zero_stage
     try:
-        stage = json.loads(Path(file).read_text(encoding="utf-8"))["zero_optimization"]["stage"]
-        return _DeepSpeed(zero_stage=stage).zero_stage
-    except (OSError, ValueError, KeyError, TypeError):
+        return _DeepSpeed(zero_stage=_of_deepspeed(file, path)["zero_optimization"]["stage"]).zero_stage
+    except (ValueError, KeyError, TypeError):
         raise ConfigurationError(
-            f"accelerate_config: '{path}' names DeepSpeed's configuration '{file}', which cannot be read or has no "
-            "zero_optimization.stage."
+            f"accelerate_config: '{path}' names DeepSpeed's configuration '{file}', whose zero_optimization.stage is "
+            "not 1, 2 or 3."
+        ) from None
+
+
+def _of_deepspeed(file: str, path: str) -> dict[str, Any]:
+    try:
+        return dict(json.loads(Path(file).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigurationError(
+            f"accelerate_config: '{path}' names DeepSpeed's configuration '{file}', which cannot be read: {error}"
         ) from None

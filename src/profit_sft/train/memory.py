@@ -16,7 +16,13 @@ _REDUCE_BUCKET = 5 * 10**8
 
 
 def estimate_memory_gib(
-    model: torch.nn.Module, config: ProFitConfig, engine: Engine, *, longest: int, mixed_precision: bool
+    model: torch.nn.Module,
+    config: ProFitConfig,
+    engine: Engine,
+    *,
+    longest: int,
+    mixed_precision: bool,
+    device: torch.device,
 ) -> dict[str, float]:
     """Estimate the memory of one rank's device in GiB, by part. A guide: within 20% of measured runs on a CPU.
 
@@ -27,6 +33,7 @@ def estimate_memory_gib(
             counted as if it stayed.
         longest: Tokens of the longest row; `max_length` bounds it.
         mixed_precision: Whether it is computed in 16 bits.
+        device: Where it runs, which decides how many logits the loss holds.
 
     Returns:
         weights, gradients: As stored, or a rank's share of them. FSDP holds whole gradients while it accumulates
@@ -63,7 +70,7 @@ def estimate_memory_gib(
         "gradients": gradients / ranks if engine.shards_gradients and not accumulates_whole else gradients,
         "adam": adam / ranks if engine.is_fsdp or stage is not None else adam,
         "exchange": exchange,
-        "loss": _of_the_loss(model, config, longest),
+        "loss": _of_the_loss(model, config, longest, device),
         "activations": _activations(model, config, longest, compute_bytes),
     }
     return {name: size / _GIB for name, size in parts.items()}
@@ -98,10 +105,10 @@ def _synchronizes_always(config: ProFitConfig) -> bool:
     return bool((config.accelerator_config.gradient_accumulation_kwargs or {}).get("sync_each_batch", False))
 
 
-def _of_the_loss(model: torch.nn.Module, config: ProFitConfig, longest: int) -> float:
+def _of_the_loss(model: torch.nn.Module, config: ProFitConfig, longest: int, device: torch.device) -> float:
     head = _causal_lm(model).get_output_embeddings().weight
     vocab_size, hidden_size = head.shape
-    chunk = min(_tokens(config, longest), default_chunk_size(config.device, vocab_size))
+    chunk = min(_tokens(config, longest), config.loss_chunk_size or default_chunk_size(device, vocab_size))
     return float(chunk * vocab_size * 4 + (vocab_size * hidden_size * 4 if head.requires_grad else 0))
 
 

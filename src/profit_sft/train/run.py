@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
+from transformers.trainer_pt_utils import AcceleratorConfig
 from transformers.trainer_utils import get_last_checkpoint
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
@@ -24,7 +24,7 @@ from profit_sft.scores.score import ScoreSettings, command_line
 from profit_sft.train.arguments import RunArguments
 from profit_sft.train.callbacks import SafeStop
 from profit_sft.train.config import ProFitConfig
-from profit_sft.train.engine import Engine, check_launched_as_planned, launched_engine
+from profit_sft.train.engine import Engine, check_launched_as_planned, launched_engine, planned_engine
 from profit_sft.train.reference import add_reference_log_probs, settle_reference
 from profit_sft.train.run_folder import (
     CONFIG_FILE,
@@ -34,7 +34,7 @@ from profit_sft.train.run_folder import (
     clear_earlier_run,
     holds_weights,
 )
-from profit_sft.train.start_report import CountsReport, settled_facts
+from profit_sft.train.start_report import CountsReport, device_name, settled_facts
 from profit_sft.train.trainer import ProFitTrainer
 
 
@@ -92,12 +92,7 @@ def run_training(
     if run.accelerate_config is not None:
         check_launched_as_planned(engine, run.accelerate_config, run.num_processes)
     output_dir = Path(str(config.output_dir))
-    checkpoint = choose_start(
-        output_dir,
-        resume_from=config.resume_from_checkpoint,
-        overwrite=run.overwrite_output_dir,
-        engine=engine,
-    )
+    checkpoint = _start(run, config, engine)
     settings = resolved_config(run, config, model_config)  # before what follows puts its own marks on `config`
     if config.process_index == 0:
         report(settled_facts(run, config, model_config, engine))
@@ -112,6 +107,8 @@ def run_training(
     if trainer.is_world_process_zero():
         write_run_files(settings, config, train_data)
     output = trainer.train(resume_from_checkpoint=checkpoint)
+    assert config.distributed_state is not None
+    config.distributed_state.wait_for_everyone()  # a launcher may end the others as soon as one rank has ended
     if stop.signal_number is None:
         save_whole_model(trainer, output_dir)
         trainer.create_model_card(dataset_name=run.dataset_name)
@@ -123,6 +120,24 @@ def run_training(
         train_runtime_seconds=float(output.metrics.get("train_runtime", 0.0)),
         last_log=logs[-1] if logs else None,
         data=dataclasses.asdict(train_data.report),
+    )
+
+
+def check_before_launch(run: RunArguments, config: ProFitConfig, model_config: ModelConfig) -> None:
+    """Refuse what every process that is to be launched would refuse. Arguments and errors as `run_training`."""
+    assert run.accelerate_config is not None
+    require_model(vars(model_config))
+    _check_data_is_named(run, config)
+    _start(run, config, planned_engine(run.accelerate_config, run.num_processes))
+
+
+def _start(run: RunArguments, config: ProFitConfig, engine: Engine) -> str | None:
+    return choose_start(
+        Path(str(config.output_dir)),
+        resume_from=config.resume_from_checkpoint,
+        overwrite=run.overwrite_output_dir,
+        engine=engine,
+        step_rows=(config.per_device_train_batch_size, config.gradient_accumulation_steps),
     )
 
 
@@ -292,7 +307,7 @@ def write_run_files(settings: str, config: ProFitConfig, train_data: PreparedDat
         "argv": sys.argv,
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "device": device_name(config.device),
         "world_size": config.world_size,
         "packages": package_versions(_PACKAGES),
     }
@@ -310,6 +325,8 @@ def resolved_config(run: RunArguments, config: ProFitConfig, model_config: Model
             value = _plain(getattr(source, entry.name))
             # From the field, not from an instance: making a second TrainingArguments resets accelerate's state.
             default = entry.default if entry.default_factory is dataclasses.MISSING else entry.default_factory()
+            if entry.name == "accelerator_config":
+                default = AcceleratorConfig()  # what transformers makes of its default, None
             if source is run or value != _plain(default):
                 settings[entry.name] = value
     settings.update({name: _plain(getattr(config, name)) for name in _ALWAYS_WRITTEN})
@@ -319,8 +336,12 @@ def resolved_config(run: RunArguments, config: ProFitConfig, model_config: Model
 
 _PACKAGES = ("profit-sft", "torch", "transformers", "trl", "datasets", "peft")
 
-# Decided anew by each run, or set by this module on the way.
-_NOT_WRITTEN = {"resume_from_checkpoint", "overwrite_output_dir", "model_init_kwargs", "dataset_kwargs", "logging_dir"}
+_NOT_WRITTEN = {
+    *("resume_from_checkpoint", "overwrite_output_dir"),  # decided anew by each run
+    *("model_init_kwargs", "dataset_kwargs", "logging_dir"),  # set by this module on the way
+    # transformers 5 copies gradient_checkpointing into these, which would then win over it.
+    *("activation_checkpointing", "activation_checkpointing_kwargs"),
+}
 _ALWAYS_WRITTEN = (
     "output_dir",
     "objective",
@@ -335,13 +356,16 @@ _ALWAYS_WRITTEN = (
     "gradient_accumulation_steps",
     "max_length",
     "bf16",
+    "gradient_checkpointing",
     "seed",
 )
 
 
 def _plain(value: Any) -> Any:
-    """Turn enums and tuples into what YAML can hold; leave out objects it cannot."""
+    """Turn enums, tuples and dataclasses into what YAML can hold; leave out objects it cannot."""
     value = getattr(value, "value", value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = dataclasses.asdict(value)
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     if isinstance(value, dict):

@@ -2,7 +2,7 @@
 
 output_dir/
   config.yaml        every setting, resolved; `profit train --config` runs it again
-  environment.json   versions, device, command line, commit of nothing outside the run
+  environment.json   versions, device, ranks, command line
   data.json          what was read, used, skipped and truncated, with a fingerprint of the tokens
   metrics.jsonl      one line a log
   checkpoint-N/      TRL's checkpoints
@@ -10,17 +10,19 @@ output_dir/
   model.safetensors, tokenizer files
 """
 
+import json
+import math
 import shutil
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from transformers.trainer_utils import get_last_checkpoint
+import yaml
 
 from profit_sft.errors import ConfigurationError
 from profit_sft.files import check_output_folder
 from profit_sft.train.callbacks import METRICS_FILE
-from profit_sft.train.engine import Engine
+from profit_sft.train.engine import Engine, step_of
 
 CONFIG_FILE, ENVIRONMENT_FILE, DATA_FILE, MODEL_CARD = "config.yaml", "environment.json", "data.json", "README.md"
 
@@ -46,7 +48,12 @@ def holds_weights(folder: Path) -> bool:
 
 
 def choose_start(
-    folder: Path, *, resume_from: str | bool | None, overwrite: bool, engine: Engine | None = None
+    folder: Path,
+    *,
+    resume_from: str | bool | None,
+    overwrite: bool,
+    engine: Engine | None = None,
+    step_rows: tuple[int, int] | None = None,
 ) -> str | None:
     """Return the checkpoint to resume from, or None for a new run; refuse a folder that is taken. Changes nothing.
 
@@ -55,15 +62,18 @@ def choose_start(
         resume_from: A checkpoint's folder, or `latest`, `true` or True for the last one in the output folder.
         overwrite: Whether a new run may replace an earlier one.
         engine: Of the run that would go on from the checkpoint; None: one process.
+        step_rows: Its rows a rank and micro-batches, which with the ranks make the rows of a step. None: not compared.
 
     Raises:
         ConfigurationError: The folder is taken or cannot be written to, there is nothing to resume, or the checkpoint
-            is another engine's, or of another number of ranks where that matters.
+            is another engine's, of another number of ranks where that matters, or of steps of other rows.
     """
     check_output_folder(folder)
     if resume_from is not None and str(resume_from).lower() != "false":
         checkpoint = _checkpoint(folder, str(resume_from))
         _check_fits(Path(checkpoint), engine or Engine())
+        if step_rows is not None:
+            _check_step(Path(checkpoint), *step_rows, (engine or Engine()).ranks)
         return checkpoint
     if not overwrite and _is_taken(folder):
         raise ConfigurationError(
@@ -81,12 +91,46 @@ def _checkpoint(folder: Path, wanted: str) -> str:
                 "checkpoint-N folder, or 'latest'."
             )
         return wanted
-    last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+    last = max(complete_checkpoints(folder), default=None, key=_step)
     if last is None:
         raise ConfigurationError(
             f"resume_from_checkpoint: '{folder}' holds no checkpoint. Leave the flag out to start a new run."
         )
     return str(last)
+
+
+def complete_checkpoints(folder: Path) -> list[Path]:
+    """Return the checkpoints whose writing was not cut off, in no order."""
+    return [path for path in folder.glob("checkpoint-[0-9]*") if _is_complete(path)]
+
+
+def _is_complete(checkpoint: Path) -> bool:
+    try:  # the trainer writes this file after weights, optimizer and random state
+        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.rsplit("-", 1)[1])
+
+
+def _check_step(checkpoint: Path, rows: int, micro_batches: int, ranks: int) -> None:
+    """Refuse steps of other rows than the earlier run's: its schedule and the order of its data would be others."""
+    try:
+        settings = yaml.safe_load((checkpoint.parent / CONFIG_FILE).read_text(encoding="utf-8"))
+        environment = json.loads((checkpoint.parent / ENVIRONMENT_FILE).read_text(encoding="utf-8"))
+        names = ("per_device_train_batch_size", "gradient_accumulation_steps")
+        before = (*(int(settings[name]) for name in names), int(environment["world_size"]))
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+        return  # a checkpoint from elsewhere
+    if math.prod(before) != rows * micro_batches * ranks:
+        raise ConfigurationError(
+            f"resume_from_checkpoint: a step of the run of '{checkpoint}' had {math.prod(before)} rows, "
+            f"{step_of(*before)}, and this one's would have {rows * micro_batches * ranks}, "
+            f"{step_of(rows, micro_batches, ranks)}. Launch as many ranks, or change gradient_accumulation_steps."
+        )
 
 
 def _check_fits(checkpoint: Path, engine: Engine) -> None:

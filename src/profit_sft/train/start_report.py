@@ -11,7 +11,7 @@ from profit_sft.data import DataReport
 from profit_sft.scores.store import load_scores
 from profit_sft.train.arguments import RunArguments
 from profit_sft.train.config import ProFitConfig
-from profit_sft.train.engine import Engine
+from profit_sft.train.engine import Engine, step_of
 
 Report = Callable[[Mapping[str, str]], None]
 
@@ -33,8 +33,8 @@ def settled_facts(run: RunArguments, config: ProFitConfig, model_config: ModelCo
     if run.eval_dataset_name is not None:
         facts["evaluation"] = run.eval_dataset_name
     rows, steps = config.per_device_train_batch_size, config.gradient_accumulation_steps
-    facts["batch"] = f"{rows * steps * engine.ranks} rows: {rows} a device x {steps} accumulated x {engine.ranks} ranks"
-    facts["device"] = f"{_device_name(config.device)}, {engine}"
+    facts["batch"] = f"{rows * steps * engine.ranks} rows: {step_of(rows, steps, engine.ranks)}"
+    facts["device"] = f"{device_name(config.device)}, {engine}"
     facts["output"] = str(config.output_dir)
     return facts
 
@@ -43,7 +43,8 @@ def _divisor(config: ProFitConfig) -> str:
     return "all label tokens" if config.normalize == "all" else "the kept tokens"
 
 
-def _device_name(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
+    """Return the name of a GPU, or the kind of another device."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
