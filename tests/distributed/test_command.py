@@ -199,8 +199,8 @@ def test_however_the_command_ends_its_ranks_save_a_checkpoint_and_end_too(flags,
     long = ["--max_steps", "2000", "--save_strategy", "no", "--output_dir", str(folder)]
     named = ["--accelerate_config", on_cpus, "--num_processes", "2"]
     command = [*PROFIT, *flags, *batch(2), *named, *long]
-    log = (tmp_path / "log").open("w")
-    process = subprocess.Popen(command, env=environment(**ON_CPUS), stdout=log, stderr=log)
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(command, env=environment(**ON_CPUS), stdout=log, stderr=log)
     deadline = time.monotonic() + TIMEOUT_SECONDS
     while not (folder / "metrics.jsonl").exists():
         assert process.poll() is None, (tmp_path / "log").read_text()[-4000:]
