@@ -27,9 +27,9 @@ from profit_sft.cli.progress import quiet_libraries
 from profit_sft.data import TOKEN_KINDS, DataSettings
 from profit_sft.data.generated import SYSTEM_PROMPT, generate_problems, write_jsonl
 from profit_sft.files import write_text
-from profit_sft.mask.final_answer import final_answer_mask
+from profit_sft.mask.advice import final_answer_mask
 from profit_sft.mask.kinds import KindComparison, compare_scores
-from profit_sft.mask.tokens import kept_mask
+from profit_sft.mask.tokens import kept_mask, label_tokens
 from profit_sft.models.embedded import embedded_model_folder
 from profit_sft.scores.score import ScoreSettings, score_dataset
 from profit_sft.scores.store import ScoreSet
@@ -139,8 +139,11 @@ def mark(source: Path, target: Path, rows: int, *, notes: bool) -> None:
 def by_group(scores: ScoreSet) -> list[dict[str, Any]]:
     """Return what each group of tokens, by kind and by the form of its text, is like."""
     log_probs, kinds, token_ids = (scores.column(name) for name in ("log_probs", "token_kinds", "token_ids"))
-    texts = scores.tokenizer().batch_decode([[token] for token in token_ids.tolist()])
-    names = np.where(final_answer_mask(scores), "final number", [form_of(text) for text in texts])
+    tokenizer = scores.tokenizer()
+    texts = tokenizer.batch_decode([[token] for token in token_ids.tolist()])
+    names = np.where(
+        final_answer_mask(label_tokens(scores), tokenizer), "final number", [form_of(text) for text in texts]
+    )
     found = []
     for kind in ("core", "style"):
         for name in sorted(set(names)):

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from profit_sft.mask.tokens import LabelTokens
 from profit_sft.scores.store import ScoredExample, ScoreJob, ScoreWriter
 from tiny import chat_tokenizer
 
@@ -54,3 +55,17 @@ def write_scores(folder, examples, *, tokenizer=None):
     for shard in range(job.num_shards):
         writer.write_shard(shard, [examples[index] for index in job.shard_range(shard)])
     return writer.finish()
+
+
+def made_tokens(log_probs, examples, token_kinds=None):
+    """Label tokens with these values, each example's one after the other behind a prompt of one token."""
+    examples = np.asarray(examples)
+    return LabelTokens(
+        log_probs=np.atleast_2d(np.asarray(log_probs, np.float64)),
+        token_ids=np.full(examples.size, 5, np.int32),
+        previous_ids=np.full(examples.size, 4, np.int32),
+        positions=np.arange(1, examples.size + 1, dtype=np.int32),
+        examples=examples,
+        token_kinds=None if token_kinds is None else np.asarray(token_kinds, np.int8),
+        lengths=1 + np.unique(examples, return_counts=True)[1],
+    )

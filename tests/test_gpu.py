@@ -9,6 +9,7 @@ import torch
 from profit_sft import NLL, ProFit, apply_profit, selective_linear_cross_entropy
 from profit_sft.head import label_statistics
 from profit_sft.objectives import DFT
+from profit_sft.scores.engine import label_examples, score_labels
 from tiny import tiny_dataset, tiny_model, tiny_tokenizer
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -43,6 +44,15 @@ def test_the_head_on_a_small_model_has_the_gradients_of_dense_logits(dtype, boun
     for name, parameter in model.named_parameters():
         assert parameter.grad.dtype == dtype
         assert (parameter.grad.float() - expected[name]).norm() <= bound * expected[name].norm(), name
+
+
+def test_the_loop_over_label_tokens_finds_what_it_finds_on_the_cpu():
+    model, rows = tiny_model(), tiny_dataset()
+    examples = label_examples(rows[:])
+    wanted = score_labels(model, examples, objective=DFT())
+    for found, on_cpu in zip(score_labels(model.cuda(), examples, objective=DFT()), wanted, strict=True):
+        assert abs(found.log_probs - on_cpu.log_probs).max() < 1e-5
+        assert abs(found.token_weights - on_cpu.token_weights).max() < 1e-5
 
 
 # torch's, while it looks for what it resumes with

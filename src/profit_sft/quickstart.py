@@ -6,17 +6,18 @@ held-out accuracy, plain NLL, and which of the two kinds the objective keeps.
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from trl import ModelConfig
 
-from profit_sft.data import TOKEN_KINDS, DataSettings, prepare_dataset
+from profit_sft.data import TOKEN_KINDS, DataSettings, PreparedData, prepare_dataset
 from profit_sft.data.generated import (
     SYSTEM_PROMPT,
     GeneratedProblem,
@@ -26,13 +27,13 @@ from profit_sft.data.generated import (
     write_jsonl,
 )
 from profit_sft.files import write_text
-from profit_sft.head import apply_profit, label_statistics, remove_profit
 from profit_sft.mask.page import write_mask_page
 from profit_sft.mask.report import make_report
 from profit_sft.models.embedded import embedded_model_folder
-from profit_sft.models.pretrained import EMBEDDED
+from profit_sft.models.pretrained import EMBEDDED, load_model
 from profit_sft.objectives import Objective
-from profit_sft.scores.score import ScoreSettings, score_dataset
+from profit_sft.scores.engine import LabelExample, LabelScores, label_examples, score_labels
+from profit_sft.scores.score import ScoreSettings, write_scores
 from profit_sft.train.arguments import RunArguments
 from profit_sft.train.config import ProFitConfig
 from profit_sft.train.run import RunResult, run_training
@@ -115,8 +116,9 @@ def run_quickstart(
     write_jsonl(train, train_file, system_prompt=SYSTEM_PROMPT)
     write_jsonl(held_out, test_file, system_prompt=SYSTEM_PROMPT)
     tokenizer = AutoTokenizer.from_pretrained(folder)
+    data = prepare_dataset(DataSettings(dataset_name=str(test_file), max_length=None), tokenizer)
     report("measuring the untrained model on held-out problems")
-    before = measure(str(folder), tokenizer, held_out, test_file, config.make_objective())
+    before, scores_before = measure(str(folder), tokenizer, held_out, data, config.make_objective())
     report(f"training on {train_rows} problems")
     run = run_training(
         RunArguments(dataset_name=str(train_file), overwrite_output_dir=overwrite),
@@ -128,10 +130,11 @@ def run_quickstart(
     after = page = None
     if run.stopped_by is None:
         report("measuring the trained model")
-        after = measure(str(output_dir), tokenizer, held_out, test_file, config.make_objective())
+        after, scores_after = measure(str(output_dir), tokenizer, held_out, data, config.make_objective())
         report("drawing the mask before and after")
         page = output_dir / "mask.html"
-        write_page(page, (EMBEDDED, str(output_dir)), test_file, threshold=threshold)
+        scores = {EMBEDDED: scores_before, str(output_dir): scores_after}
+        write_page(page, scores, data, tokenizer, threshold=threshold)
     found = QuickstartReport(
         objective=str(config.make_objective()),
         before=before,
@@ -161,23 +164,32 @@ def as_dict(report: QuickstartReport) -> dict[str, Any]:
     }
 
 
-def write_page(page: Path, models: tuple[str, str], data_file: Path, *, threshold: float | None) -> None:
-    """Write the page that shows the mask on the rows of `data_file` under two models, before and after.
+def write_page(
+    page: Path,
+    scores: Mapping[str, Sequence[LabelScores]],
+    data: PreparedData,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    threshold: float | None,
+) -> None:
+    """Write the page that shows the mask on the held-out rows under two models, before and after.
 
-    The scores stay beside the page, in `scores/before` and `scores/after`; those of an earlier run are replaced.
+    The scores are stored beside the page, in `scores/before` and `scores/after`; those of an earlier run are replaced.
 
     Args:
         page: The HTML file.
-        models: Folders of the two models, or `embedded`.
-        data_file: Rows as `write_jsonl` wrote them.
+        scores: By model, a folder or `embedded`: what `measure` returned.
+        data: The rows they are of.
+        tokenizer: Its tokenizer.
         threshold: Where the page starts; None is 0.1.
     """
-    data = DataSettings(dataset_name=str(data_file), max_length=None)
+    settings = DataSettings(dataset_name=data.report.dataset_name, max_length=None)
     score_sets = []
-    for name, model in zip(("before", "after"), models, strict=True):
+    for name, (model, found) in zip(("before", "after"), scores.items(), strict=True):
         place = page.parent / "scores" / name
         shutil.rmtree(place, ignore_errors=True)
-        score_sets.append(score_dataset(ScoreSettings(model_name_or_path=model, data=data, output_dir=place)))
+        job = ScoreSettings(model_name_or_path=model, data=settings, output_dir=place)
+        score_sets.append(write_scores(job, data, tokenizer, found))
     report = make_report(score_sets, threshold=0.1 if threshold is None else threshold)
     write_mask_page(report, page, today=date.today())
 
@@ -209,24 +221,31 @@ def measure(
     model_name: str,
     tokenizer: PreTrainedTokenizerBase,
     problems: Sequence[GeneratedProblem],
-    data_file: Path,
+    data: PreparedData,
     objective: Objective,
-) -> Standing:
+) -> tuple[Standing, list[LabelScores]]:
     """Measure a checkpoint on held-out problems.
 
     Args:
         model_name: Folder of the checkpoint.
         tokenizer: Its tokenizer.
         problems: The problems.
-        data_file: The same problems as `write_jsonl` wrote them.
+        data: The same problems, prepared.
         objective: Whose mask is looked at; online, under this checkpoint.
+
+    Returns:
+        How it stands, and what it thinks of every label token of `data`.
     """
-    model = AutoModelForCausalLM.from_pretrained(model_name, dtype="float32")
+    model = load_model(model_name)
     model.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]  # transformers wraps it
     answers = generate_answers(model, tokenizer, problems)
-    kinds = mask_by_kind(model, tokenizer, data_file, objective)
+    examples = label_examples(data.dataset[:])
+    scores = score_labels(model, examples, objective=objective)
     right = [is_correct(answer, problem.final_answer) for answer, problem in zip(answers, problems, strict=True)]
-    return Standing(accuracy=sum(right) / len(right), examples=tuple(answers[:3]), **kinds)
+    standing = Standing(
+        accuracy=sum(right) / len(right), examples=tuple(answers[:3]), **_mask_by_kind(examples, scores)
+    )
+    return standing, scores
 
 
 def generate_answers(
@@ -251,33 +270,13 @@ def generate_answers(
     return [text.strip() for text in tokenizer.batch_decode(new_tokens, skip_special_tokens=True)]
 
 
-def mask_by_kind(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data_file: Path, objective: Objective
-) -> dict[str, float]:
-    """Return plain NLL, and the kept share of all, core and style tokens under `objective`."""
-    data = prepare_dataset(DataSettings(dataset_name=str(data_file), max_length=None), tokenizer, False).dataset
-    apply_profit(model, objective)  # checks the head once
-    counts = {"labels": 0.0, "nll": 0.0, "kept": 0.0, "core": 0.0, "core_kept": 0.0, "style": 0.0, "style_kept": 0.0}
-    for row in data:
-        found = label_statistics(
-            model,
-            input_ids=torch.tensor([row["input_ids"]], device=model.device),
-            labels=torch.tensor([row["labels"]], device=model.device),
-            objective=objective,
-        )
-        kept = (found.token_weights[0, :-1] != 0).cpu()  # position t predicts token t + 1
-        kinds = torch.tensor(row["token_kinds"])[1:]
-        counts["labels"] += float(found.num_labels)
-        counts["nll"] -= float(found.log_probs.sum())
-        counts["kept"] += float(found.num_kept)
-        for kind in ("core", "style"):
-            of_kind = kinds == TOKEN_KINDS[kind]
-            counts[kind] += float(of_kind.sum())
-            counts[f"{kind}_kept"] += float((of_kind & kept).sum())
-    remove_profit(model)
+def _mask_by_kind(examples: Sequence[LabelExample], scores: Sequence[LabelScores]) -> dict[str, float]:
+    """Return plain NLL, and the kept share of all, core and style tokens."""
+    kept = np.concatenate([found.token_weights for found in scores]) != 0
+    kinds = np.concatenate([example.token_kinds for example in examples if example.token_kinds is not None])
+    log_probs = np.concatenate([found.log_probs for found in scores])
     return {
-        "nll": counts["nll"] / counts["labels"],
-        "kept_share": counts["kept"] / counts["labels"],
-        "kept_share_core": counts["core_kept"] / counts["core"],
-        "kept_share_style": counts["style_kept"] / counts["style"],
+        "nll": -float(log_probs.mean(dtype=np.float64)),
+        "kept_share": float(kept.mean()),
+        **{f"kept_share_{kind}": float(kept[kinds == TOKEN_KINDS[kind]].mean()) for kind in ("core", "style")},
     }

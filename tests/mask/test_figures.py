@@ -1,13 +1,14 @@
 import dataclasses
+import math
 
 import numpy as np
 import pytest
 
 from profit_sft.errors import DataError
-from profit_sft.mask.figures import check_same_data, collect_tokens, count_figures, places_in_answer
+from profit_sft.mask.figures import bin_edges, count_figures, logit_bins
 from profit_sft.mask.report import make_report
 from profit_sft.mask.texts import TokenTexts
-from profit_sft.mask.thresholds import threshold_grid
+from profit_sft.mask.tokens import label_tokens, threshold_grid
 from profit_sft.scores.store import ScoreSet
 
 GRID = threshold_grid()
@@ -15,7 +16,7 @@ NONE, CORE, STYLE = 0, 1, 2
 
 
 def figures(*score_sets):
-    return count_figures(collect_tokens(score_sets, GRID), TokenTexts(score_sets[0].tokenizer()), GRID)
+    return count_figures(label_tokens(*score_sets), TokenTexts(score_sets[0].tokenizer()), GRID)
 
 
 @pytest.fixture
@@ -128,11 +129,6 @@ def test_tables_list_the_most_masked_of_every_sort_however_many_there_are(make_s
     assert sum(group.sort == "punctuation" for group in listed) == 30
 
 
-def test_places_begin_anew_with_every_answer():
-    assert places_in_answer(np.array([3, 4, 5, 9, 10, 20])).tolist() == [0, 1, 2, 0, 1, 0]
-    assert places_in_answer(np.array([1, 2])).tolist() == [0, 1]
-
-
 @pytest.mark.parametrize(
     ("field", "value", "told"),
     [
@@ -144,6 +140,25 @@ def test_other_data_is_not_compared(scores, field, value, told):
     data = {**scores.manifest.data, field: value}
     other = ScoreSet(scores.folder, dataclasses.replace(scores.manifest, data=data))
     with pytest.raises(DataError, match=f"are not scores of the same data: {told}. Score the same rows"):
-        check_same_data(scores, other)
+        label_tokens(scores, other)
     with pytest.raises(DataError, match="are not scores of the same data"):
         make_report([scores, other])
+
+
+def test_a_token_falls_into_the_bin_whose_edges_hold_its_probability():
+    edges = bin_edges(8)
+    assert edges == pytest.approx(
+        [0, 1 / (1 + math.exp(7.5)), *(1 / (1 + math.exp(-x)) for x in (-5, -2.5, 0, 2.5, 5, 7.5)), 1]
+    )
+    p = np.array([0.0, 1e-9, 0.01, 0.3, 0.501, 0.6, 0.95, 0.9999, 1.0])
+    with np.errstate(divide="ignore"):
+        found = logit_bins(np.log(p), 8)
+    assert found.tolist() == [0, 0, 2, 3, 4, 4, 5, 7, 7]
+
+
+def test_log_p_that_rounding_put_above_zero_is_in_the_last_bin(make_scores, text_example):
+    example = text_example(0, "a", "It is", p=[0.5, 1.0])
+    example.log_probs[1] = 1e-7
+    found = figures(make_scores([example]))
+    assert found.histogram.sum() == 2
+    assert found.histogram[0, 0, -1] == 1

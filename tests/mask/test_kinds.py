@@ -6,17 +6,16 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from made_scores import made_example, write_scores
+from made_scores import made_example, made_tokens, write_scores
 from profit_sft.errors import DataError, MissingExtraError
 from profit_sft.mask.kinds import HISTOGRAM_BINS, compare_kinds, compare_scores, describe
-from profit_sft.mask.tokens import LabelTokens
 
 CORE, STYLE, NONE = 1, 2, 0
 
 
 def tokens(p, kinds, examples=None):
     places = np.zeros(len(p), np.int64) if examples is None else np.array(examples)
-    return LabelTokens(log_probs=np.log(p), examples=places, token_kinds=np.array(kinds, np.int8))
+    return made_tokens(np.log(p), places, kinds)
 
 
 def drawn(examples=60, *, shift=1.0, spread=0.0, seed=0):
@@ -26,7 +25,7 @@ def drawn(examples=60, *, shift=1.0, spread=0.0, seed=0):
     kinds = np.tile([CORE] * 4 + [STYLE] * 6 + [NONE], examples)
     easiness = np.repeat(random.normal(0, spread, examples), 11)
     log_odds = random.normal(0, 1, names.size) + easiness + shift * (kinds == CORE)
-    return LabelTokens(log_probs=-np.log1p(np.exp(-log_odds)), examples=names, token_kinds=kinds.astype(np.int8))
+    return made_tokens(-np.log1p(np.exp(-log_odds)), names, kinds)
 
 
 def test_a_case_small_enough_to_count_by_hand():
@@ -57,7 +56,7 @@ def test_a_case_small_enough_to_count_by_hand():
 def test_u_p_value_and_auc_are_scipys(shift):
     data = drawn(shift=shift)
     found = compare_kinds(data)
-    core, style = (data.log_probs[data.token_kinds == kind] for kind in (CORE, STYLE))
+    core, style = (data.log_probs[0, data.token_kinds == kind] for kind in (CORE, STYLE))
     wanted = stats.mannwhitneyu(core, style)
     assert found.u == wanted.statistic
     assert found.p_value == wanted.pvalue
@@ -89,11 +88,7 @@ def test_the_interval_is_repeatable_and_depends_on_the_seed():
 
 def test_copies_of_a_token_within_its_example_do_not_narrow_the_interval():
     data = drawn(30)
-    copies = LabelTokens(
-        log_probs=np.repeat(data.log_probs, 5),
-        examples=np.repeat(data.examples, 5),
-        token_kinds=np.repeat(data.token_kinds, 5),
-    )
+    copies = made_tokens(*(np.repeat(values, 5) for values in (data.log_probs[0], data.examples, data.token_kinds)))
     once, five_times = compare_kinds(data), compare_kinds(copies)
     assert five_times.auc == pytest.approx(once.auc)
     assert five_times.auc_interval == pytest.approx(once.auc_interval)
@@ -124,9 +119,7 @@ def test_within_examples_their_easiness_does_not_count():
 def test_examples_need_not_be_next_to_each_other_nor_in_order():
     data = drawn(20)
     order = np.random.default_rng(1).permutation(data.examples.size)
-    mixed = LabelTokens(
-        log_probs=data.log_probs[order], examples=data.examples[order], token_kinds=data.token_kinds[order]
-    )
+    mixed = made_tokens(data.log_probs[0, order], data.examples[order], data.token_kinds[order])
     found, wanted = compare_kinds(mixed), compare_kinds(data)
     assert found.auc_interval == wanted.auc_interval
     assert found.within_examples.mean_auc == pytest.approx(wanted.within_examples.mean_auc)

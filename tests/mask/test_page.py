@@ -9,7 +9,7 @@ import pytest
 
 from profit_sft.mask.page import page_data
 from profit_sft.mask.report import make_report
-from profit_sft.mask.thresholds import threshold_grid
+from profit_sft.mask.tokens import threshold_grid
 from profit_sft.scores.store import ScoreSet
 from tiny import chat_tokenizer
 

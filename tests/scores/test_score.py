@@ -13,10 +13,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from profit_sft.data import DataSettings
+from profit_sft.data import DataSettings, prepare_dataset
 from profit_sft.data.generated import generate_problems, write_jsonl
 from profit_sft.errors import ConfigurationError, DataError
-from profit_sft.scores.score import ScoreSettings, ScoringInterrupted, batches_by_length, command_line, score_dataset
+from profit_sft.models.pretrained import load_model
+from profit_sft.scores.engine import label_examples, score_labels
+from profit_sft.scores.score import ScoreSettings, ScoringInterrupted, command_line, score_dataset, write_scores
 from profit_sft.scores.store import load_scores
 from tiny import save_tiny_chat_model
 
@@ -139,6 +141,18 @@ def test_what_is_finished_is_not_scored_again(tiny_folder, rows, tmp_path):
     assert shard_bytes(tmp_path) == before
 
 
+def test_scores_that_are_there_already_make_the_same_store(tiny_folder, rows, tmp_path):
+    wanted = settings(tiny_folder, rows, tmp_path / "scored", shard_rows=60)
+    whole = score_dataset(wanted)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
+    prepared = prepare_dataset(wanted.data, tokenizer)
+    found = score_labels(load_model(tiny_folder), label_examples(prepared.dataset[:]), max_batch_tokens=200)
+    written = write_scores(settings(tiny_folder, rows, tmp_path / "made", shard_rows=60), prepared, tokenizer, found)
+    assert shard_bytes(tmp_path / "made") == shard_bytes(tmp_path / "scored")
+    assert written.manifest == whole.manifest
+    assert {path.name for path in written.folder.iterdir()} == {path.name for path in whole.folder.iterdir()}
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=str)
 def test_a_signal_stops_after_the_batch_and_the_next_call_goes_on(tiny_folder, rows, tmp_path, number):
     handler = signal.getsignal(number)
@@ -252,16 +266,6 @@ def test_a_model_that_gives_no_number_is_refused_by_row(rows, tmp_path):
 def test_wrong_settings_are_refused(changes, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         settings("model", "train.jsonl", tmp_path, **changes)
-
-
-@pytest.mark.parametrize("lengths", [[], [5], [3, 1, 4, 1, 5, 9, 2, 6], [7] * 9])
-@pytest.mark.parametrize("max_batch_tokens", [1, 8, 20, 1000])
-def test_batches_hold_every_example_once_and_keep_to_the_budget(lengths, max_batch_tokens):
-    batches = list(batches_by_length(lengths, max_batch_tokens))
-    assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
-    for batch in batches:
-        longest = max(lengths[index] for index in batch)
-        assert len(batch) == 1 or longest * len(batch) <= max_batch_tokens
 
 
 def test_the_command_line_repeats_the_settings(tmp_path):

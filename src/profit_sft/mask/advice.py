@@ -4,15 +4,16 @@ Everything is counted from scores, so it speaks of the model that was scored. An
 and no number here predicts accuracy.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from transformers import PreTrainedTokenizerBase
 
 from profit_sft.data.tokenize import TOKEN_KINDS
 from profit_sft.errors import ConfigurationError
-from profit_sft.mask.final_answer import final_answer_mask
 from profit_sft.mask.kinds import KindComparison, compare_kinds
 from profit_sft.mask.tokens import THRESHOLDS, LabelTokens, checked_thresholds, kept_mask, label_tokens
 from profit_sft.scores.store import ScoreSet
@@ -40,6 +41,7 @@ CAVEAT = (
     "strong base models. Train both ways and measure: profit study."
 )
 
+_NUMBER = re.compile(r"\d(?:[\d.,]*\d)?")
 # Answer positions are shown in bins that grow by four: first and last position, counted from 1; None is no end.
 _POSITION_BINS = ((1, 1), (2, 4), (5, 16), (17, 64), (65, 256), (257, 1024), (1025, None))
 
@@ -80,7 +82,7 @@ class PositionRow:
     """Label tokens by their place in the answer.
 
     Attributes:
-        first: First place of the bin, from 1. Places count the label tokens of an example; a chat's turns are one run.
+        first: First place of the bin, from 1; see `LabelTokens.answer_places`, which counts from 0.
         last: Last place, or None for no end.
         tokens: Label tokens there.
         mean_p: Their mean probability.
@@ -149,7 +151,7 @@ def advise(scores: ScoreSet, *, threshold: float = 0.1, thresholds: Sequence[flo
     """
     wanted = checked_thresholds([*thresholds, threshold])
     tokens = label_tokens(scores)
-    answers = final_answer_mask(scores)
+    answers = final_answer_mask(tokens, scores.tokenizer())
     profile = tuple(threshold_row(tokens, value, answers) for value in wanted)
     row = next(row for row in profile if row.threshold == threshold)
     warnings = list(warnings_about(row))
@@ -158,15 +160,16 @@ def advise(scores: ScoreSet, *, threshold: float = 0.1, thresholds: Sequence[flo
         kinds = _compare_if_marked(tokens, wanted)
     except ConfigurationError as error:  # the profile needs no scipy, so it is not withheld
         warnings.append(f"Core and style tokens are not compared: {error}")
-    p = np.exp(tokens.log_probs)
+    log_probs = tokens.log_probs[0]
+    p = np.exp(log_probs)
     return Advice(
         model_name_or_path=scores.manifest.model_name_or_path,
         dataset_name=str(scores.manifest.data["dataset_name"]),
         examples=tokens.num_examples,
-        label_tokens=tokens.log_probs.size,
+        label_tokens=log_probs.size,
         mean_p=float(p.mean()),
         median_p=float(np.median(p)),
-        nll=float(-tokens.log_probs.mean()),
+        nll=float(-log_probs.mean()),
         top1_share=float((scores.column("rank") == 1).mean()),
         final_answers=int(np.unique(tokens.examples[answers]).size),
         threshold=threshold,
@@ -187,7 +190,8 @@ def threshold_row(tokens: LabelTokens, threshold: float, final_answers: Bools) -
         threshold: A probability.
         final_answers: `(N,)`, True for tokens of an example's final answer.
     """
-    kept = kept_mask(tokens.log_probs, threshold)
+    log_probs = tokens.log_probs[0]
+    kept = kept_mask(log_probs, threshold)
     kept_share = float(kept.mean())
     answered = np.unique(tokens.examples[final_answers]).size
     masked = np.unique(tokens.examples[final_answers & ~kept]).size
@@ -195,13 +199,49 @@ def threshold_row(tokens: LabelTokens, threshold: float, final_answers: Bools) -
     return ThresholdRow(
         threshold=threshold,
         kept_share=kept_share,
-        kept_gradient_share=_share(-np.expm1(tokens.log_probs), kept),
-        kept_nll_share=_share(-tokens.log_probs, kept),
+        kept_gradient_share=_share(-np.expm1(log_probs), kept),
+        kept_nll_share=_share(-log_probs, kept),
         empty_examples_share=1.0 - np.unique(tokens.examples[kept]).size / tokens.num_examples,
         masked_answers_share=masked / answered if answered else None,
         online_cost=online_cost,
         reference_cost=reference_cost,
     )
+
+
+def final_answer_mask(tokens: LabelTokens, tokenizer: PreTrainedTokenizerBase) -> Bools:
+    """Return `(N,)`, True for tokens of an example's final answer, as far as the data shows it.
+
+    The final answer is the last run of core tokens where the example has any, else the last number of its answer.
+
+    Args:
+        tokens: Label tokens.
+        tokenizer: Says which tokens are parts of a number.
+    """
+    token_ids, places = np.unique(tokens.token_ids, return_inverse=True)
+    texts = tokenizer.batch_decode([[token] for token in token_ids.tolist()], skip_special_tokens=True)
+    kinds = np.zeros(places.size, np.int8) if tokens.token_kinds is None else tokens.token_kinds
+    found = []
+    for where in np.split(np.arange(places.size), 1 + np.flatnonzero(np.diff(tokens.examples))):
+        core = kinds[where] == TOKEN_KINDS["core"]
+        found.append(_last_run(core) if core.any() else _last_number([texts[place] for place in places[where]]))
+    return np.concatenate(found)
+
+
+def _last_run(chosen: Bools) -> Bools:
+    end = int(np.flatnonzero(chosen)[-1]) + 1
+    others = np.flatnonzero(~chosen[:end])
+    places = np.arange(chosen.size)
+    return (places < end) & (places > (others[-1] if others.size else -1))
+
+
+def _last_number(pieces: list[str]) -> Bools:
+    ends = np.cumsum([len(piece) for piece in pieces])
+    starts = ends - [len(piece) for piece in pieces]
+    numbers = list(_NUMBER.finditer("".join(pieces)))
+    if not numbers:
+        return np.zeros(len(pieces), dtype=bool)
+    overlapping: Bools = (starts < numbers[-1].end()) & (numbers[-1].start() < ends)
+    return overlapping
 
 
 def loss_cost(kept_share: float) -> tuple[float, float]:
@@ -284,8 +324,8 @@ def _share(values: npt.NDArray[np.float64], chosen: Bools) -> float:
 
 
 def _positions(tokens: LabelTokens, threshold: float) -> Iterator[PositionRow]:
-    places = tokens.answer_positions + 1
-    p, kept = np.exp(tokens.log_probs), kept_mask(tokens.log_probs, threshold)
+    places = tokens.answer_places + 1
+    p, kept = np.exp(tokens.log_probs[0]), kept_mask(tokens.log_probs[0], threshold)
     for first, last in _POSITION_BINS:
         here = (places >= first) & (places <= (last or places.max()))
         if here.any():

@@ -1,10 +1,11 @@
 """What a mask hides, counted over every label token: the figures of `profit inspect`, without their drawing.
 
-`ScoredTokens` is one data set under one model, or under two. Every figure is a `Group` of tokens whose counts by cell
-of the threshold grid (`profit_sft.mask.thresholds`) give its kept share at any threshold of the grid, exactly.
+Every figure is a `Group` of tokens whose counts by cell of the threshold grid (`profit_sft.mask.tokens.cells`) give its
+kept share at any threshold of the grid, exactly.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -13,40 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from profit_sft.data import TOKEN_KINDS
-from profit_sft.errors import DataError
 from profit_sft.mask.texts import NUMBER, SORTS, WORD_START, TokenTexts
-from profit_sft.mask.thresholds import bin_edges, cells, logit_bins
-from profit_sft.scores.store import ScoreSet, data_differences
+from profit_sft.mask.tokens import LabelTokens, cells
 
 Direction = Literal["higher", "lower"]
 KINDS = tuple(sorted(TOKEN_KINDS, key=TOKEN_KINDS.__getitem__))  # none, core, style
+HISTOGRAM_BINS = 40
 DENSITY_BINS = 20
+_LOGIT_END = 10.0
 # The tables list what is masked most at these thresholds; all groups of a large data set would not fit on a page.
 _LISTED_AT = (0.01, 0.1, 0.5, 0.9)
 _LISTED = 30  # of each sort and kind, at each of those thresholds
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ScoredTokens:
-    """The `N` label tokens of a data set under `M` models, one or two.
-
-    Attributes:
-        token_ids: `(N,)`, int32.
-        previous_ids: `(N,)`, int32. The token before each.
-        positions: `(N,)`, int32. Place in its answer, from 0; an answer is a run of label tokens.
-        kinds: `(N,)`, int8, one of `TOKEN_KINDS`; None where they are not known.
-        log_probs: `(M, N)`, fp32, nats.
-        cells: `(M, N)`, uint16, see `profit_sft.mask.thresholds.cells`.
-        lengths: `(E,)`, int64. All tokens of each example, prompt included.
-    """
-
-    token_ids: NDArray[np.int32]
-    previous_ids: NDArray[np.int32]
-    positions: NDArray[np.int32]
-    kinds: NDArray[np.int8] | None
-    log_probs: NDArray[np.float32]
-    cells: NDArray[np.uint16]
-    lengths: NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -154,68 +132,15 @@ class MaskFigures:
     density: NDArray[np.int64] | None
 
 
-def collect_tokens(score_sets: Sequence[ScoreSet], thresholds: Sequence[float]) -> ScoredTokens:
-    """Read every label token of one score set, or of two of the same data.
+@dataclass(frozen=True, slots=True)
+class _Counted:
+    """The label tokens, and their cells under each model, `(M, N)`."""
 
-    Args:
-        score_sets: One or two.
-        thresholds: The grid.
-
-    Raises:
-        DataError: The two are not of the same data, or a log-probability is not a number.
-    """
-    first = score_sets[0]
-    for other in score_sets[1:]:
-        check_same_data(first, other)
-    log_probs = np.stack([scores.column("log_probs") for scores in score_sets])  # (M, N) fp32
-    for scores, values in zip(score_sets, log_probs, strict=True):
-        if np.isnan(values).any():
-            raise DataError(f"'{scores.folder}': a log-probability is not a number. Score again in float32.")
-    token_ids, previous_ids, positions, lengths = [], [], [], []
-    for example in first:
-        token_ids.append(example.input_ids[example.positions])
-        previous_ids.append(example.input_ids[example.positions - 1])
-        positions.append(places_in_answer(example.positions))
-        lengths.append(len(example.input_ids))
-    return ScoredTokens(
-        token_ids=np.concatenate(token_ids),
-        previous_ids=np.concatenate(previous_ids),
-        positions=np.concatenate(positions),
-        kinds=first.column("token_kinds") if first.has_kinds else None,
-        log_probs=log_probs,
-        cells=cells(log_probs, thresholds),
-        lengths=np.array(lengths),
-    )
+    tokens: LabelTokens
+    cells: NDArray[np.uint16]
 
 
-def check_same_data(first: ScoreSet, second: ScoreSet) -> None:
-    """Refuse to compare what is not the same data.
-
-    Raises:
-        DataError: Tokens, labels or tokenizers differ; says in what.
-    """
-    mine, theirs = first.manifest, second.manifest
-    differences = data_differences(mine.data, mine.data_settings, theirs.data, theirs.data_settings)
-    if differences:
-        raise DataError(
-            f"'{first.folder}' and '{second.folder}' are not scores of the same data: {'; '.join(differences)}. "
-            "Score the same rows with the same settings under both models."
-        )
-
-
-def places_in_answer(positions: NDArray[np.int32]) -> NDArray[np.int32]:
-    """Return each label token's place in its run of label tokens, from 0.
-
-    Example:
-        >>> places_in_answer(np.array([3, 4, 5, 9, 10])).tolist()
-        [0, 1, 2, 0, 1]
-    """
-    index = np.arange(len(positions), dtype=np.int32)
-    begins = np.diff(positions, prepend=-1) != 1
-    return index - np.maximum.accumulate(np.where(begins, index, 0), dtype=np.int32)
-
-
-def count_figures(tokens: ScoredTokens, texts: TokenTexts, thresholds: Sequence[float]) -> MaskFigures:
+def count_figures(tokens: LabelTokens, texts: TokenTexts, thresholds: Sequence[float]) -> MaskFigures:
     """Count everything.
 
     Args:
@@ -223,23 +148,24 @@ def count_figures(tokens: ScoredTokens, texts: TokenTexts, thresholds: Sequence[
         texts: Of their tokenizer.
         thresholds: The grid their cells refer to.
     """
+    counted = _Counted(tokens, cells(tokens.log_probs, thresholds))
     sorts = texts.sorts(tokens.token_ids, tokens.previous_ids)
-    words, word_texts = texts.words(tokens.token_ids, sorts, tokens.positions == 0)
-    kinds = np.zeros(len(sorts), np.int8) if tokens.kinds is None else tokens.kinds
+    words, word_texts = texts.words(tokens.token_ids, sorts, tokens.follows_none)
+    kinds = np.zeros(len(sorts), np.int8) if tokens.token_kinds is None else tokens.token_kinds
     listed_at = [thresholds.index(value) for value in _LISTED_AT]
     word_sorts = np.where(sorts == NUMBER, NUMBER, WORD_START)
 
     def listed(keys: NDArray[Any], sorts: NDArray[Any], label: Callable[[int], str]) -> tuple[Group, ...]:
         category = sorts.astype(np.int64) * len(KINDS) + kinds
-        return tuple(_listed(tokens, keys, category, label, listed_at))
+        return tuple(_listed(counted, keys, category, label, listed_at))
 
     return MaskFigures(
-        total=_group(tokens, np.arange(len(sorts)), "all"),
+        total=_group(counted, np.arange(len(sorts)), "all"),
         by_kind=()
-        if tokens.kinds is None
-        else tuple(_group(tokens, where, KINDS[kind], kind=KINDS[kind]) for kind, where in _members(kinds)),
-        by_sort=tuple(_by_sort(tokens, sorts, kinds)),
-        by_position=tuple(_by_position(tokens)),
+        if tokens.token_kinds is None
+        else tuple(_group(counted, where, KINDS[kind], kind=KINDS[kind]) for kind, where in _members(kinds)),
+        by_sort=tuple(_by_sort(counted, sorts, kinds)),
+        by_position=tuple(_by_position(counted)),
         tokens=listed(tokens.token_ids, sorts, texts.text),
         words=tuple(
             dataclasses.replace(group, sort="number" if group.sort == SORTS[NUMBER] else "word")
@@ -251,21 +177,21 @@ def count_figures(tokens: ScoredTokens, texts: TokenTexts, thresholds: Sequence[
     )
 
 
-def _group(tokens: ScoredTokens, where: NDArray[np.int64], label: str, *, sort: str = "", kind: str = "") -> Group:
-    cell = tokens.cells[:, where]
+def _group(counted: _Counted, where: NDArray[np.int64], label: str, *, sort: str = "", kind: str = "") -> Group:
+    cell = counted.cells[:, where]
     return Group(
         label=label,
         sort=sort,
         kind=kind,
         count=len(where),
-        mean_p=tuple(np.exp(tokens.log_probs[:, where], dtype=np.float64).mean(axis=1).tolist()),
+        mean_p=tuple(np.exp(counted.tokens.log_probs[:, where]).mean(axis=1).tolist()),
         cells=tuple(CellCounts.of(row) for row in cell),
         both=None if len(cell) == 1 else CellCounts.of(cell.min(axis=0)),
     )
 
 
-def _kind_name(tokens: ScoredTokens, kind: int) -> str:
-    return "" if tokens.kinds is None else KINDS[kind]
+def _kind_name(counted: _Counted, kind: int) -> str:
+    return "" if counted.tokens.token_kinds is None else KINDS[kind]
 
 
 def _members(keys: NDArray[Any]) -> Iterator[tuple[int, NDArray[np.int64]]]:
@@ -275,28 +201,28 @@ def _members(keys: NDArray[Any]) -> Iterator[tuple[int, NDArray[np.int64]]]:
     yield from zip(unique.tolist(), np.split(order, starts[1:]), strict=True)
 
 
-def _by_sort(tokens: ScoredTokens, sorts: NDArray[np.int8], kinds: NDArray[np.int8]) -> Iterator[Group]:
+def _by_sort(counted: _Counted, sorts: NDArray[np.int8], kinds: NDArray[np.int8]) -> Iterator[Group]:
     for key, where in _members(sorts.astype(np.int64) * len(KINDS) + kinds):
         sort, kind = divmod(key, len(KINDS))
-        yield _group(tokens, where, SORTS[sort], sort=SORTS[sort], kind=_kind_name(tokens, kind))
+        yield _group(counted, where, SORTS[sort], sort=SORTS[sort], kind=_kind_name(counted, kind))
 
 
-def _by_position(tokens: ScoredTokens) -> Iterator[Group]:
+def _by_position(counted: _Counted) -> Iterator[Group]:
     """Group by place in the answer: first token, second, 3 to 4, 5 to 8, and so on, twice as many each time."""
-    for power, where in _members(np.ceil(np.log2(tokens.positions + 1)).astype(np.int64)):
+    for power, where in _members(np.ceil(np.log2(counted.tokens.answer_places + 1)).astype(np.int64)):
         first, last = 2**power // 2 + 1, 2**power
-        yield _group(tokens, where, str(last) if power < 2 else f"{first}-{last}")
+        yield _group(counted, where, str(last) if power < 2 else f"{first}-{last}")
 
 
 def _listed(
-    tokens: ScoredTokens, keys: NDArray[Any], category: NDArray[np.int64], label: Callable[[int], str], at: list[int]
+    counted: _Counted, keys: NDArray[Any], category: NDArray[np.int64], label: Callable[[int], str], at: list[int]
 ) -> Iterator[Group]:
     """Yield the groups of one key and category that have most masked, or most moved, tokens of their category."""
     categories = len(SORTS) * len(KINDS)
     there = np.flatnonzero(keys >= 0)
     unique, group = np.unique(keys[there].astype(np.int64) * categories + category[there], return_inverse=True)
     chosen = np.zeros(len(unique), dtype=bool)
-    for chosen_by in _reasons(tokens.cells[:, there], at):
+    for chosen_by in _reasons(counted.cells[:, there], at):
         found = np.bincount(group[chosen_by], minlength=len(unique))
         # Within each category the largest come first.
         order = np.lexsort((-found, unique % categories))
@@ -307,7 +233,7 @@ def _listed(
     for index, where in _members(group[wanted]):
         key, rest = divmod(int(unique[index]), categories)
         sort, kind = divmod(rest, len(KINDS))
-        yield _group(tokens, there[wanted[where]], label(key), sort=SORTS[sort], kind=_kind_name(tokens, kind))
+        yield _group(counted, there[wanted[where]], label(key), sort=SORTS[sort], kind=_kind_name(counted, kind))
 
 
 def _reasons(cell: NDArray[np.uint16], at: list[int]) -> Iterator[NDArray[np.bool_]]:
@@ -322,12 +248,34 @@ def _reasons(cell: NDArray[np.uint16], at: list[int]) -> Iterator[NDArray[np.boo
     yield from cell > at[len(at) // 2]
 
 
-def _histogram(tokens: ScoredTokens, kinds: NDArray[np.int8]) -> NDArray[np.int64]:
-    bins, groups = len(bin_edges()) - 1, 1 if tokens.kinds is None else len(KINDS)
+def _histogram(tokens: LabelTokens, kinds: NDArray[np.int8]) -> NDArray[np.int64]:
+    bins, groups = len(bin_edges()) - 1, 1 if tokens.token_kinds is None else len(KINDS)
     place = logit_bins(tokens.log_probs) + bins * kinds.astype(np.int64)  # (M, N)
     return np.stack([np.bincount(row, minlength=bins * groups).reshape(groups, bins) for row in place])
 
 
-def _density(tokens: ScoredTokens) -> NDArray[np.int64]:
+def _density(tokens: LabelTokens) -> NDArray[np.int64]:
     first, second = logit_bins(tokens.log_probs, DENSITY_BINS)
     return np.bincount(first * DENSITY_BINS + second, minlength=DENSITY_BINS**2).reshape(DENSITY_BINS, DENSITY_BINS)
+
+
+def logit_bins(log_probs: NDArray[np.float64], bins: int = HISTOGRAM_BINS) -> NDArray[np.int64]:
+    """Return each token's bin of a histogram that is even in `log(p / (1 - p))`, which spreads both ends.
+
+    From -10 to 10; what lies beyond joins the ends.
+
+    Args:
+        log_probs: Nats.
+        bins: How many.
+    """
+    log_probs = np.minimum(log_probs, 0.0)  # rounding may put log p a hair above 0
+    with np.errstate(divide="ignore"):  # infinite at 0 and 1
+        logits = log_probs - np.log(-np.expm1(log_probs))
+    scaled = (logits + _LOGIT_END) * (bins / (2 * _LOGIT_END))
+    return np.clip(np.floor(scaled), 0, bins - 1).astype(np.int64)
+
+
+def bin_edges(bins: int = HISTOGRAM_BINS) -> list[float]:
+    """Return the probabilities at the edges of `logit_bins`, 0 and 1 at the ends."""
+    inner = [1 / (1 + math.exp(-(2 * _LOGIT_END * index / bins - _LOGIT_END))) for index in range(1, bins)]
+    return [0.0, *inner, 1.0]

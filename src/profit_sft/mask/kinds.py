@@ -206,7 +206,7 @@ def _of_kind(tokens: LabelTokens, kind: str) -> _Kind:
         raise DataError(
             f"no label token is of kind '{kind}', so there is nothing to compare. Mark both kinds in 'answer_spans'."
         )
-    return _Kind(tokens.log_probs[chosen], tokens.examples[chosen])
+    return _Kind(tokens.log_probs[0, chosen], tokens.examples[chosen])
 
 
 def _summary(log_probs: Floats) -> KindSummary:

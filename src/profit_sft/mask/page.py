@@ -13,7 +13,7 @@ from profit_sft.files import write_text
 from profit_sft.mask.figures import KINDS
 from profit_sft.mask.report import MaskReport
 from profit_sft.mask.texts import TokenTexts
-from profit_sft.mask.thresholds import cells
+from profit_sft.mask.tokens import cells
 from profit_sft.pages.render import render_page
 from profit_sft.scores.store import ScoredExample, ScoreManifest
 
@@ -56,7 +56,7 @@ def render_mask_page(report: MaskReport, *, examples: int = MAX_EXAMPLES, today:
             if len(shown) == total
             else f"{len(shown):,} of {total:,}, evenly spread.",
             "compared": len(report.score_sets) == 2,
-            "has_kinds": report.tokens.kinds is not None,
+            "has_kinds": report.tokens.token_kinds is not None,
             "versions": _versions(report.manifests),
         },
     )
@@ -100,7 +100,7 @@ def _examples(report: MaskReport, shown: Sequence[tuple[ScoredExample, ...]]) ->
         "label_counts": [len(example.positions) for example in first],
         "tokens": packed([texts.in_context(example) for example in first], "<u4"),
         "positions": packed([example.positions for example in first], "<u4"),
-        "kinds": None if report.tokens.kinds is None else packed([_kinds_of(example) for example in first], "u1"),
+        "kinds": None if report.tokens.token_kinds is None else packed([_kinds_of(example) for example in first], "u1"),
         "sets": [
             {
                 "log_probs": packed([example[model].log_probs for example in shown], "<f4"),

@@ -6,16 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from profit_sft.mask.figures import (
-    Direction,
-    Group,
-    MaskFigures,
-    ScoredTokens,
-    collect_tokens,
-    count_figures,
-)
+from profit_sft.mask.figures import Direction, Group, MaskFigures, count_figures
 from profit_sft.mask.texts import TokenTexts
-from profit_sft.mask.thresholds import threshold_grid
+from profit_sft.mask.tokens import LabelTokens, checked_thresholds, label_tokens, threshold_grid
 from profit_sft.scores.store import ScoredExample, ScoreManifest, ScoreSet
 
 SUMMARY_THRESHOLDS = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9)
@@ -40,7 +33,7 @@ class MaskReport:
     thresholds: tuple[float, ...]
     index: int
     direction: Direction
-    tokens: ScoredTokens
+    tokens: LabelTokens
     texts: TokenTexts
     figures: MaskFigures
 
@@ -88,7 +81,7 @@ def make_report(
     if len(score_sets) not in (1, 2):
         raise ValueError(f"one score set or two can be looked at, got {len(score_sets)}.")
     thresholds = threshold_grid(threshold, *SUMMARY_THRESHOLDS)
-    tokens = collect_tokens(score_sets, thresholds)
+    tokens = label_tokens(*score_sets)
     texts = TokenTexts(score_sets[0].tokenizer())
     return MaskReport(
         score_sets=tuple(score_sets),
@@ -103,8 +96,7 @@ def make_report(
 
 def checked_view(threshold: float, direction: str) -> Direction:
     """Return the direction, or raise ValueError where it is none or the threshold is no probability."""
-    if not 0.0 <= threshold <= 1.0:
-        raise ValueError(f"threshold must be a probability in [0, 1], got {threshold}. Write 10% as 0.1.")
+    checked_thresholds([threshold])
     if direction not in ("higher", "lower"):
         raise ValueError(f"threshold_direction must be 'higher' or 'lower' here, got {direction!r}.")
     return "higher" if direction == "higher" else "lower"

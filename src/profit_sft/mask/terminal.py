@@ -12,7 +12,7 @@ from rich.text import Text
 
 from profit_sft.mask.figures import Group
 from profit_sft.mask.report import SUMMARY_THRESHOLDS, MaskReport, kept_share, masked_most
-from profit_sft.mask.thresholds import cells
+from profit_sft.mask.tokens import kept_mask
 from profit_sft.scores.store import ScoredExample
 
 PLAIN_EXAMPLES = 3
@@ -138,7 +138,7 @@ def _movement(report: MaskReport) -> RenderableType:
 def _masked_table(report: MaskReport, what: str, groups: list[Group]) -> RenderableType:
     last = len(report.score_sets) - 1
     table = Table(title=f"Most masked {what}{' after' if last else ''}")
-    has_kinds = report.tokens.kinds is not None
+    has_kinds = report.tokens.token_kinds is not None
     for name in (what[:-1], "sort", *(("kind",) if has_kinds else ())):
         table.add_column(name)
     for name in ("tokens", "masked", "share", "mean p"):
@@ -171,7 +171,7 @@ def _heat_map(report: MaskReport, example: ScoredExample, *, brackets: bool) -> 
     texts = report.texts.in_context(example.input_ids)
     first = int(example.positions[0])
     prompt = "".join(texts[:first])
-    kept = (cells(example.log_probs, report.thresholds) > report.index) == (report.direction == "higher")
+    kept = kept_mask(example.log_probs, report.threshold) == (report.direction == "higher")
     state = {int(position): index for index, position in enumerate(example.positions)}
     found = Text()
     if len(prompt) > _PROMPT_CHARACTERS:

@@ -1,104 +1,224 @@
-"""The scoring engine `hf`, a transformers model under the selective loss; and what any engine takes and gives."""
+"""The one loop over label tokens: what a model thinks of each of them, in batches, without training it.
 
-from collections.abc import Callable, Sequence
+Scoring a data set writes what comes out into shards; a dry run, the quickstart and a study's held-out NLL use it as it
+is. Numbers come from the selective loss, so they are fp32 whatever the model's dtype and no `(N, V)` logits are held.
+"""
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from profit_sft.data import IGNORE_INDEX
-from profit_sft.head import apply_profit, label_statistics
-from profit_sft.models.pretrained import load_model
-from profit_sft.objectives import NLL
+from profit_sft.head import apply_profit, causal_lm, label_statistics, remove_profit, selective_head
+from profit_sft.objectives import NLL, Objective
+
+# The head's logits are held in chunks whatever the batch, so a batch costs its hidden states. On two cores a batch of
+# 2,048 tokens of a 135M model takes three seconds, which is how long a stop waits.
+_CPU_BATCH_TOKENS = 2048
+_BATCH_TOKENS = 16384
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class LabelPositions:
-    """An example as an engine gets it.
+class LabelExample:
+    """An example as the loop gets it.
 
     Attributes:
-        input_ids: `(S,)`, int32.
+        input_ids: `(S,)`, int32. All tokens.
         positions: `(T,)`, int32. Indices of the label tokens, each at least 1.
+        token_kinds: `(T,)`, int8, one of `profit_sft.data.TOKEN_KINDS`, or None where they are not known.
+        reference_log_probs: `(T,)`, float32, nats, for objectives that need them, or None.
     """
 
     input_ids: NDArray[np.int32]
     positions: NDArray[np.int32]
+    token_kinds: NDArray[np.int8] | None = None
+    reference_log_probs: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LabelScores:
-    """What an engine found about the `T` label tokens of an example; see `ScoredExample`."""
+    """What was found about the `T` label tokens of an example.
+
+    Attributes:
+        log_probs: `(T,)`, float32. `log p` of the label, given everything before it, in nats.
+        entropy: `(T,)`, float32. Entropy of that prediction over the whole vocabulary in nats.
+        top1: `(T,)`, int32. Id of the likeliest token.
+        rank: `(T,)`, int32. Rank of the label, 1 is the likeliest.
+        token_weights: `(T,)`, float32. The objective's; 1 where none was given.
+    """
 
     log_probs: NDArray[np.float32]
     entropy: NDArray[np.float32]
     top1: NDArray[np.int32]
     rank: NDArray[np.int32]
+    token_weights: NDArray[np.float32]
 
 
-Values = NDArray[Any]
-Engine = Callable[[Sequence[LabelPositions]], list[LabelScores]]
-
-
-def hf_engine(
-    name: str,
-    *,
-    device: torch.device,
-    dtype: str = "float32",
-    revision: str | None = None,
-    trust_remote_code: bool = False,
-) -> Engine:
-    """Load a transformers model, and return an engine that reads the selective loss's statistics off its head.
+def label_examples(rows: Mapping[str, Sequence[Any]]) -> list[LabelExample]:
+    """Return the examples of some rows of a prepared data set.
 
     Args:
-        name: Model, as for `profit_sft.models.pretrained.load_model`, which explains the options too.
-        device: Where it runs.
-        dtype: Of the model. The logits are fp32 whatever it is.
-        revision: Branch, tag or commit of a hub model.
-        trust_remote_code: Run code that comes with the model.
-    """
-    model: Any = load_model(name, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code)
-    apply_profit(model.to(device), NLL())  # checks the head once; in evaluation mode it changes nothing
+        rows: Columns as `dataset[start:end]` gives them: `input_ids` and `labels`, and where there are any
+            `token_kinds` and `reference_log_probs`, which have an entry for every token.
 
-    def score(batch: Sequence[LabelPositions]) -> list[LabelScores]:
-        input_ids, labels, attention_mask = _padded(batch)
+    Example:
+        >>> label_examples({"input_ids": [[5, 6, 7]], "labels": [[5, -100, 7]]})[0].positions.tolist()
+        [2]
+    """
+    examples = []
+    for index, (input_ids, labels) in enumerate(zip(rows["input_ids"], rows["labels"], strict=True)):
+        # The first token is never predicted, so a label there does not count.
+        positions = 1 + np.flatnonzero(np.array(labels[1:]) != IGNORE_INDEX)
+        of_labels: dict[str, NDArray[Any]] = {
+            name: np.array(rows[name][index], dtype)[positions]
+            for name, dtype in (("token_kinds", np.int8), ("reference_log_probs", np.float32))
+            if name in rows
+        }
+        examples.append(
+            LabelExample(input_ids=np.array(input_ids, np.int32), positions=positions.astype(np.int32), **of_labels)
+        )
+    return examples
+
+
+def score_labels(
+    model: nn.Module,
+    examples: Sequence[LabelExample],
+    *,
+    objective: Objective | None = None,
+    max_batch_tokens: int | None = None,
+) -> list[LabelScores]:
+    """Return what the model thinks of every label token, example by example; arguments as `score_in_batches`."""
+    found: dict[int, LabelScores] = {}
+    for batch in score_in_batches(model, examples, objective=objective, max_batch_tokens=max_batch_tokens):
+        found |= batch
+    return [found[index] for index in range(len(examples))]
+
+
+def score_in_batches(
+    model: nn.Module,
+    examples: Sequence[LabelExample],
+    *,
+    objective: Objective | None = None,
+    max_batch_tokens: int | None = None,
+) -> Iterator[dict[int, LabelScores]]:
+    """Yield the scores of each batch by index of the example, batches of the longest examples first.
+
+    Nothing is trained, and dropout is off. The model's training mode and its selective head, if it has one, are the
+    same afterwards.
+
+    Args:
+        model: A causal language model on the device where it is to run, with or without a selective head.
+        examples: What to score.
+        objective: Whose token weights to find. One that ranks the tokens of a batch sees an example at a time, so that
+            no weight depends on what else is scored.
+        max_batch_tokens: Tokens of a batch, padding included; a longer example is a batch of its own. None: 2,048 on a
+            CPU, 16,384 elsewhere.
+
+    Raises:
+        UnsupportedModelError: As `profit_sft.apply_profit`.
+        ValueError: The objective needs `reference_log_probs`, and the examples have none.
+    """
+    device: torch.device = causal_lm(model).device
+    if objective is not None and not objective.elementwise:
+        max_batch_tokens = 1
+    elif max_batch_tokens is None:
+        max_batch_tokens = _CPU_BATCH_TOKENS if device.type == "cpu" else _BATCH_TOKENS
+    with _head_on(model):
+        for indices in batches_by_length([len(example.input_ids) for example in examples], max_batch_tokens):
+            scores = _scored(model, [examples[index] for index in indices], objective, device)
+            yield dict(zip(indices, scores, strict=True))
+
+
+def batches_by_length(lengths: Sequence[int], max_batch_tokens: int) -> Iterator[list[int]]:
+    """Yield indices in batches of like length, longest first, so that too large a batch fails at once.
+
+    Args:
+        lengths: Tokens of each example.
+        max_batch_tokens: Tokens of a batch, padding included. A longer example is a batch of its own.
+
+    Example:
+        >>> list(batches_by_length([3, 9, 4, 1], max_batch_tokens=8))
+        [[1], [2, 0], [3]]
+    """
+    batch: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        if batch and lengths[batch[0]] * (len(batch) + 1) > max_batch_tokens:
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+@contextmanager
+def _head_on(model: nn.Module) -> Iterator[None]:
+    """Have a selective head on the model, its own or one for the time being, so that it is checked once."""
+    try:
+        selective_head(model)
+    except ValueError:
+        apply_profit(model, NLL())
+        try:
+            yield
+        finally:
+            remove_profit(model)
+    else:
+        yield
+
+
+def _scored(
+    model: nn.Module, batch: Sequence[LabelExample], objective: Objective | None, device: torch.device
+) -> list[LabelScores]:
+    head = selective_head(model)
+    with warnings.catch_warnings():
+        # A batch of which nothing is kept is a finding here.
+        warnings.filterwarnings("ignore", message=".*teaches nothing")
         found = label_statistics(
             model,
-            input_ids=input_ids.to(device),
-            labels=labels.to(device),
-            attention_mask=attention_mask.to(device),
+            **{name: value.to(device) for name, value in _padded(batch).items()},
+            objective=objective,
             statistics="ranks",
+            chunk_size=head.chunk_size,
+            backend=head.backend,
         )
-        assert found.entropy is not None
-        assert found.top1 is not None
-        assert found.rank is not None
-        values = [value.cpu().numpy() for value in (found.log_probs, found.entropy, found.top1, found.rank)]
-        return [_picked(index, example.positions, *values) for index, example in enumerate(batch)]
-
-    return score
-
-
-def _picked(
-    index: int, positions: NDArray[np.int32], log_probs: Values, entropy: Values, top1: Values, rank: Values
-) -> LabelScores:
-    """Pick one example's label tokens out of `(B, S)` values, whose entry t is of token t + 1."""
-    where = index, positions - 1
-    return LabelScores(
-        log_probs=log_probs[where].astype(np.float32),
-        entropy=entropy[where].astype(np.float32),
-        top1=top1[where].astype(np.int32),
-        rank=rank[where].astype(np.int32),
-    )
+    values: dict[str, NDArray[Any]] = {}
+    for name, dtype in _FOUND.items():
+        value: Tensor | None = getattr(found, name)
+        assert value is not None, name
+        values[name] = value.cpu().numpy().astype(dtype)
+    # Entry t of the values is of token t + 1.
+    places = [(index, example.positions - 1) for index, example in enumerate(batch)]
+    return [LabelScores(**{name: array[place] for name, array in values.items()}) for place in places]
 
 
-def _padded(batch: Sequence[LabelPositions]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return input_ids, labels and attention_mask, each `(B, S)` int64; S is the longest example."""
+_FOUND = {
+    "log_probs": np.float32,
+    "entropy": np.float32,
+    "top1": np.int32,
+    "rank": np.int32,
+    "token_weights": np.float32,
+}
+
+
+def _padded(batch: Sequence[LabelExample]) -> dict[str, Tensor]:
+    """Return the model's inputs, each `(B, S)` where S is the longest example."""
     shape = len(batch), max(len(example.input_ids) for example in batch)
     input_ids, attention_mask = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
     labels = np.full(shape, IGNORE_INDEX, np.int64)
+    reference = np.zeros(shape, np.float32)
     for index, example in enumerate(batch):
         input_ids[index, : len(example.input_ids)] = example.input_ids
         attention_mask[index, : len(example.input_ids)] = 1
         labels[index, example.positions] = example.input_ids[example.positions]
-    return torch.from_numpy(input_ids), torch.from_numpy(labels), torch.from_numpy(attention_mask)
+        if example.reference_log_probs is not None:
+            reference[index, example.positions] = example.reference_log_probs
+    arrays: dict[str, NDArray[Any]] = {"input_ids": input_ids, "labels": labels, "attention_mask": attention_mask}
+    if all(example.reference_log_probs is not None for example in batch):
+        arrays["reference_log_probs"] = reference
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}

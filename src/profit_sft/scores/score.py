@@ -12,7 +12,7 @@ import shlex
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -24,20 +24,19 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
+from torch import nn
+from transformers import PreTrainedTokenizerBase
 
-from profit_sft.data import IGNORE_INDEX, DataSettings, PreparedData, prepare_dataset
+from profit_sft.data import DataSettings, PreparedData, prepare_dataset
 from profit_sft.errors import DataError
 from profit_sft.files import check_output_folder
-from profit_sft.models.pretrained import DTYPES, load_tokenizer, model_fingerprint
-from profit_sft.scores.engine import Engine, LabelPositions, LabelScores, hf_engine
+from profit_sft.head import apply_profit
+from profit_sft.models.pretrained import DTYPES, load_model, load_tokenizer, model_fingerprint
+from profit_sft.objectives import NLL
+from profit_sft.scores.engine import LabelExample, LabelScores, label_examples, score_in_batches
 from profit_sft.scores.store import ScoredExample, ScoreJob, ScoreSet, ScoreWriter, load_scores
 
 logger = logging.getLogger(__name__)
-
-# The head's logits are held in chunks whatever the batch, so a batch costs its hidden states. On two cores a batch of
-# 2,048 tokens of a 135M model takes three seconds, which is how long a stop waits.
-_CPU_BATCH_TOKENS = 2048
-_BATCH_TOKENS = 16384
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -179,16 +178,16 @@ def score_dataset(
         return writer.finish()
     missing = writer.missing_shards()
     mine = missing[state.process_index :: state.num_processes]
-    engine = None
+    model = None
     if mine:
         _say_how_much(tell, writer.job, missing)
-        engine = _engine(settings, prepared, state.device)  # before the folder is begun with one that cannot be had
+        model = _model(settings, state.device)  # before the folder is begun with one that cannot be had
     state.wait_for_everyone()  # every rank must have seen the same shards before one writes
     if state.is_main_process:
         writer.start(tokenizer)
     state.wait_for_everyone()  # and the folder must say what it is before it holds any
-    if engine is not None:
-        _score_shards(mine, writer, prepared, engine, _batch_tokens(settings, state.device), on_batch)
+    if model is not None:
+        _score_shards(mine, writer, prepared, model, settings.max_batch_tokens, on_batch)
     state.wait_for_everyone()
     if state.is_main_process:
         writer.finish()
@@ -221,44 +220,65 @@ def _job(settings: ScoreSettings, prepared: PreparedData) -> ScoreJob:
     )
 
 
-def _batch_tokens(settings: ScoreSettings, device: torch.device) -> int:
-    if settings.max_batch_tokens is not None:
-        return settings.max_batch_tokens
-    return _CPU_BATCH_TOKENS if device.type == "cpu" else _BATCH_TOKENS
-
-
-def _engine(settings: ScoreSettings, prepared: PreparedData, device: torch.device) -> Engine:
-    model: dict[str, Any] = {
-        "dtype": settings.dtype,
-        "revision": settings.model_revision,
-        "trust_remote_code": settings.trust_remote_code,
-    }
-    return hf_engine(settings.model_name_or_path, device=device, **model)
+def _model(settings: ScoreSettings, device: torch.device) -> nn.Module:
+    model: nn.Module = load_model(
+        settings.model_name_or_path,
+        dtype=settings.dtype,
+        revision=settings.model_revision,
+        trust_remote_code=settings.trust_remote_code,
+    )
+    return apply_profit(model.to(device), NLL())  # checks the head once, not for each shard
 
 
 def _score_shards(
     shards: Sequence[int],
     writer: ScoreWriter,
     prepared: PreparedData,
-    engine: Engine,
-    max_batch_tokens: int,
+    model: nn.Module,
+    max_batch_tokens: int | None,
     on_batch: Callable[[ScoreProgress], None],
 ) -> None:
     meter = _Meter(total_examples=sum(len(writer.job.shard_range(shard)) for shard in shards))
     with _signals_noted() as noted:
         for shard in shards:
+            if noted:
+                raise ScoringInterrupted(noted[0])
             where = writer.job.shard_range(shard)
-            rows = {"example": list(where), **prepared.dataset[where.start : where.stop]}
-            examples = [_label_positions(*row) for row in zip(rows["input_ids"], rows["labels"], strict=True)]
+            rows = prepared.dataset[where.start : where.stop]
+            examples = label_examples(rows)
             scores: dict[int, LabelScores] = {}
-            for indices in batches_by_length([len(example.input_ids) for example in examples], max_batch_tokens):
-                if noted:
+            for batch in score_in_batches(model, examples, max_batch_tokens=max_batch_tokens):
+                scores |= batch
+                on_batch(meter.add([examples[index] for index in batch]))
+                if noted and len(scores) < len(examples):
                     raise ScoringInterrupted(noted[0])
-                batch = [examples[index] for index in indices]
-                scores.update(zip(indices, engine(batch), strict=True))
-                on_batch(meter.add(batch))
-            scored = [_scored(rows, index, example, scores[index]) for index, example in enumerate(examples)]
-            writer.write_shard(shard, scored)
+            in_order = [scores[index] for index in range(len(examples))]
+            writer.write_shard(shard, _scored(where, rows["row"], examples, in_order))
+
+
+def write_scores(
+    settings: ScoreSettings, prepared: PreparedData, tokenizer: PreTrainedTokenizerBase, scores: Sequence[LabelScores]
+) -> ScoreSet:
+    """Write a store of scores that are there already, as `score_labels` finds them under a model in memory.
+
+    Args:
+        settings: The model they are of, its dtype, the data, and where the store goes.
+        prepared: The data.
+        tokenizer: What it was prepared with.
+        scores: Of each example, in data order.
+
+    Raises:
+        ConfigurationError: The folder holds another job's scores.
+        DataError: A log-probability is not finite.
+    """
+    writer = ScoreWriter(settings.output_dir, _job(settings, prepared))
+    writer.start(tokenizer)
+    for shard in writer.missing_shards():
+        where = writer.job.shard_range(shard)
+        rows = prepared.dataset[where.start : where.stop]
+        examples = _scored(where, rows["row"], label_examples(rows), scores[where.start : where.stop])
+        writer.write_shard(shard, examples)
+    return writer.finish()
 
 
 class _Meter:
@@ -266,7 +286,7 @@ class _Meter:
         self._start = time.perf_counter()
         self._progress = ScoreProgress(examples=0, total_examples=total_examples, tokens=0, label_tokens=0, seconds=0.0)
 
-    def add(self, batch: Sequence[LabelPositions]) -> ScoreProgress:
+    def add(self, batch: Sequence[LabelExample]) -> ScoreProgress:
         self._progress = dataclasses.replace(
             self._progress,
             examples=self._progress.examples + len(batch),
@@ -277,52 +297,32 @@ class _Meter:
         return self._progress
 
 
-def batches_by_length(lengths: Sequence[int], max_batch_tokens: int) -> Iterator[list[int]]:
-    """Yield indices in batches of like length, longest first, so that too large a batch fails at once.
-
-    Args:
-        lengths: Tokens of each example.
-        max_batch_tokens: Tokens of a batch, padding included. A longer example is a batch of its own.
-
-    Example:
-        >>> list(batches_by_length([3, 9, 4, 1], max_batch_tokens=8))
-        [[1], [2, 0], [3]]
-    """
-    batch: list[int] = []
-    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
-        if batch and lengths[batch[0]] * (len(batch) + 1) > max_batch_tokens:
-            yield batch
-            batch = []
-        batch.append(index)
-    if batch:
-        yield batch
-
-
-def _label_positions(input_ids: Sequence[int], labels: Sequence[int]) -> LabelPositions:
-    # The first token is never predicted, so a label there does not count.
-    positions = 1 + np.flatnonzero(np.array(labels[1:]) != IGNORE_INDEX)
-    return LabelPositions(input_ids=np.array(input_ids, np.int32), positions=positions.astype(np.int32))
-
-
 def _scored(
-    rows: Mapping[str, Sequence[Any]], index: int, example: LabelPositions, scores: LabelScores
-) -> ScoredExample:
-    """Put row `index` of a shard's rows together with what was found."""
-    if not np.isfinite(scores.log_probs).all():
-        bad = int(example.positions[~np.isfinite(scores.log_probs)][0])
-        raise DataError(
-            f"row {rows['row'][index]}: log p of token {bad} is not finite under this model. In float16 that is "
-            "overflow: use --dtype bfloat16 or float32. Otherwise the model's weights are damaged."
+    where: range, rows: Sequence[int], examples: Sequence[LabelExample], scores: Sequence[LabelScores]
+) -> list[ScoredExample]:
+    """Put a shard's examples, their numbers and their rows' numbers together with what was found."""
+    found = []
+    for number, row, example, values in zip(where, rows, examples, scores, strict=True):
+        if not np.isfinite(values.log_probs).all():
+            bad = int(example.positions[~np.isfinite(values.log_probs)][0])
+            raise DataError(
+                f"row {row}: log p of token {bad} is not finite under this model. In float16 that is overflow: use "
+                "--dtype bfloat16 or float32. Otherwise the model's weights are damaged."
+            )
+        found.append(
+            ScoredExample(
+                example=number,
+                row=row,
+                input_ids=example.input_ids,
+                positions=example.positions,
+                log_probs=values.log_probs,
+                entropy=values.entropy,
+                top1=values.top1,
+                rank=values.rank,
+                token_kinds=example.token_kinds,
+            )
         )
-    kinds = np.array(rows["token_kinds"][index], np.int8)[example.positions] if "token_kinds" in rows else None
-    return ScoredExample(
-        example=rows["example"][index],
-        row=rows["row"][index],
-        input_ids=example.input_ids,
-        positions=example.positions,
-        token_kinds=kinds,
-        **{entry.name: getattr(scores, entry.name) for entry in dataclasses.fields(scores)},
-    )
+    return found
 
 
 @contextmanager

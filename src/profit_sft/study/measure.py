@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 import typer
 from huggingface_hub import snapshot_download
@@ -18,8 +19,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from profit_sft.data import TOKEN_KINDS, DataSettings, prepare_dataset
 from profit_sft.files import write_text
-from profit_sft.head import label_statistics
 from profit_sft.models.pretrained import load_model, load_tokenizer, pretrained_path
+from profit_sft.scores.engine import label_examples, score_labels
 from profit_sft.study.layout import CellFolder
 
 if TYPE_CHECKING:
@@ -33,32 +34,21 @@ def heldout_nll(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sett
         `nll`, `label_tokens`, `mean_p`; `rows`: sum of NLL and label tokens of each row; where rows have
         `answer_spans`, `nll_core` and `nll_style`, which are NLL of those tokens alone.
     """
-    data = prepare_dataset(settings, tokenizer, False).dataset
-    rows: list[list[float]] = []
-    by_kind = {"core": [0.0, 0], "style": [0.0, 0]}
-    total_p = 0.0
-    for row in data:
-        input_ids = torch.tensor([row["input_ids"]], device=model.device)
-        labels = torch.tensor([row["labels"]], device=model.device)
-        found = label_statistics(model, input_ids=input_ids, labels=labels)
-        log_probs = found.log_probs[found.label_mask].double().cpu()
-        rows.append([-log_probs.sum().item(), len(log_probs)])
-        total_p += log_probs.exp().sum().item()
-        if row.get("token_kinds"):
-            # Entry t of the statistics speaks of token t + 1.
-            kinds = torch.tensor([*row["token_kinds"][1:], 0])[found.label_mask[0].cpu()]
-            for kind, sums in by_kind.items():
-                of_kind = log_probs[kinds == TOKEN_KINDS[kind]]
-                sums[0] -= of_kind.sum().item()
-                sums[1] += len(of_kind)
-    tokens = int(sum(count for _, count in rows))
-    figures: dict[str, Any] = {f"nll_{kind}": total / count for kind, (total, count) in by_kind.items() if count}
+    examples = label_examples(prepare_dataset(settings, tokenizer, False).dataset[:])
+    rows = [-found.log_probs.astype(np.float64) for found in score_labels(model, examples)]
+    nll = np.concatenate(rows)
+    by_kind: dict[str, float] = {}
+    if examples[0].token_kinds is not None:
+        kinds = np.concatenate([example.token_kinds for example in examples if example.token_kinds is not None])
+        for kind in ("core", "style"):
+            of_kind = nll[kinds == TOKEN_KINDS[kind]]
+            by_kind |= {f"nll_{kind}": float(of_kind.mean())} if of_kind.size else {}
     return {
-        "nll": sum(total for total, _ in rows) / tokens,
-        "mean_p": total_p / tokens,
-        **figures,
-        "label_tokens": tokens,
-        "rows": rows,
+        "nll": float(nll.mean()),
+        "mean_p": float(np.exp(-nll).mean()),
+        **by_kind,
+        "label_tokens": nll.size,
+        "rows": [[float(row.sum()), row.size] for row in rows],
     }
 
 

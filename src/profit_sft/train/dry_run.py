@@ -5,14 +5,15 @@ import tempfile
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
-from datasets import Dataset
 from trl import ModelConfig
 
 from profit_sft.data import PreparedData
 from profit_sft.head import selective_head
+from profit_sft.scores.engine import label_examples, score_labels
 from profit_sft.train.arguments import RunArguments
-from profit_sft.train.config import REFERENCE_COLUMN, ProFitConfig
+from profit_sft.train.config import ProFitConfig
 from profit_sft.train.engine import Engine, planned_device, planned_engine, planned_precision
 from profit_sft.train.memory import estimate_memory_gib
 from profit_sft.train.run import build_trainer, load_data, load_tokenizer, resolved_config, settle
@@ -120,30 +121,19 @@ def _report(
 
 
 def _mask_on_sample(trainer: ProFitTrainer, data: PreparedData) -> dict[str, Any]:
-    """Run the loss over the first rows and read the mask off it."""
+    """Look at the mask on the first rows."""
     rows, tokens = 0, 0
     while rows < len(data.dataset) and (rows == 0 or tokens < _SAMPLE_TOKENS):
         tokens += len(data.dataset[rows]["input_ids"])
         rows += 1
-    columns = [name for name in ("input_ids", "labels", REFERENCE_COLUMN) if name in data.dataset.column_names]
-    sample: Dataset = data.dataset.select(range(rows)).select_columns(columns)
-    head = selective_head(trainer.model)
-    head.statistics = "all"
-    labels = kept = 0
-    total_p = total_nll = 0.0
-    trainer.model.train()
-    with torch.no_grad(), trainer.compute_loss_context_manager():
-        for row in range(rows):
-            batch = trainer._prepare_inputs(trainer.data_collator([sample[row]]))
-            found = trainer.model(**batch)["selective"]
-            labels += int(found.num_labels)
-            kept += int(found.num_kept)
-            total_p += float(found.log_probs[found.label_mask].exp().sum())
-            total_nll -= float(found.log_probs.sum())
+    objective = selective_head(trainer.model).objective
+    scores = score_labels(trainer.model, label_examples(data.dataset[:rows]), objective=objective)
+    log_probs = np.concatenate([found.log_probs for found in scores]).astype(np.float64)
+    token_weights = np.concatenate([found.token_weights for found in scores])
     return {
         "sample_rows": rows,
-        "sample_label_tokens": labels,
-        "kept_share": kept / labels,
-        "mean_p": total_p / labels,
-        "nll": total_nll / labels,
+        "sample_label_tokens": log_probs.size,
+        "kept_share": float((token_weights != 0).mean()),
+        "mean_p": float(np.exp(log_probs).mean()),
+        "nll": float(-log_probs.mean()),
     }

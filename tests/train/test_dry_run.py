@@ -1,0 +1,72 @@
+"""The mask that `--dry-run` looks at, against dense logits in float64; its report is in tests/cli/test_train.py."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+from trl import ModelConfig
+
+from profit_sft.data import DataSettings, prepare_dataset
+from profit_sft.models.pretrained import load_tokenizer
+from profit_sft.objectives import TokenStats
+from profit_sft.train.arguments import RunArguments
+from profit_sft.train.config import ProFitConfig
+from profit_sft.train.dry_run import dry_run
+from tiny import save_tiny_chat_model
+
+
+@pytest.fixture(scope="module")
+def confident_folder(tmp_path_factory):
+    """A tiny chat model whose predictions lie anywhere between sure and hopeless."""
+    folder = save_tiny_chat_model(tmp_path_factory.mktemp("tiny"))
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        model.lm_head.weight *= 30
+    model.config.attention_dropout = 0.5  # in training mode every figure would be another
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def rows(tmp_path):
+    path = tmp_path / "train.jsonl"
+    lines = ({"question": f"What is {n} + 1?", "answer": f"It is {n + 1}. " * (1 + n % 4)} for n in range(12))
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return str(path)
+
+
+def dense_stats(folder, rows):
+    """What an objective may look at of every label token, from the model's own logits in float64."""
+    data = prepare_dataset(DataSettings(dataset_name=rows), load_tokenizer(folder)).dataset
+    model = AutoModelForCausalLM.from_pretrained(folder).double().eval()
+    found = []
+    for row in data:
+        with torch.no_grad():
+            log_probs = model(input_ids=torch.tensor([row["input_ids"]])).logits[0, :-1].log_softmax(-1)
+        labels = torch.tensor(row["labels"][1:])
+        log_probs, labels = log_probs[labels != -100], labels[labels != -100]
+        likeliest = log_probs.topk(20).values.softmax(-1)
+        topk_entropy = torch.special.entr(likeliest).sum(-1)
+        found.append((labels, log_probs.gather(-1, labels[:, None])[:, 0], topk_entropy))
+    labels, log_probs, topk_entropy = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return TokenStats(labels=labels, log_probs=log_probs, topk_entropy=topk_entropy)
+
+
+@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize(("objective", "threshold"), [("nll", None), ("profit", 1e-4), ("dft", None), ("eaft", None)])
+def test_figures_are_those_of_dense_logits(confident_folder, rows, tmp_path, objective, threshold, lora):
+    config = ProFitConfig(
+        output_dir=str(tmp_path / "run"), objective=objective, threshold=threshold, report_to=[], use_cpu=True
+    )
+    model_config = ModelConfig(model_name_or_path=confident_folder, use_peft=lora)
+    found = dry_run(RunArguments(dataset_name=rows), config, model_config, progress=False)
+    stats = dense_stats(confident_folder, rows)
+    kept = config.make_objective().token_weights(stats) != 0
+    assert objective != "profit" or 0.2 < kept.double().mean() < 0.8
+    assert found.sample_rows == 12
+    assert found.sample_label_tokens == len(kept)
+    assert found.kept_share == kept.double().mean().item()
+    assert found.nll == pytest.approx(-stats.log_probs.mean().item(), rel=1e-6)
+    assert found.mean_p == pytest.approx(np.exp(stats.log_probs.numpy()).mean(), rel=1e-5)
