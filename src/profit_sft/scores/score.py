@@ -7,17 +7,13 @@ they are the same whoever computes them.
 
 import dataclasses
 import json
-import logging
 import shlex
 import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -31,12 +27,11 @@ from profit_sft.data import DataSettings, PreparedData, prepare_dataset
 from profit_sft.errors import DataError
 from profit_sft.files import check_output_folder
 from profit_sft.head import apply_profit
+from profit_sft.interrupts import FirstSignal, signals_handled
 from profit_sft.models.pretrained import DTYPES, load_model, load_tokenizer, model_fingerprint
 from profit_sft.objectives import NLL
 from profit_sft.scores.engine import LabelExample, LabelScores, label_examples, score_in_batches
 from profit_sft.scores.store import ScoredExample, ScoreJob, ScoreSet, ScoreWriter, load_scores
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -239,10 +234,11 @@ def _score_shards(
     on_batch: Callable[[ScoreProgress], None],
 ) -> None:
     meter = _Meter(total_examples=sum(len(writer.job.shard_range(shard)) for shard in shards))
-    with _signals_noted() as noted:
+    stop = FirstSignal("this batch")
+    with signals_handled(stop):
         for shard in shards:
-            if noted:
-                raise ScoringInterrupted(noted[0])
+            if stop.signal_number is not None:
+                raise ScoringInterrupted(stop.signal_number)
             where = writer.job.shard_range(shard)
             rows = prepared.dataset[where.start : where.stop]
             examples = label_examples(rows)
@@ -250,8 +246,8 @@ def _score_shards(
             for batch in score_in_batches(model, examples, max_batch_tokens=max_batch_tokens):
                 scores |= batch
                 on_batch(meter.add([examples[index] for index in batch]))
-                if noted and len(scores) < len(examples):
-                    raise ScoringInterrupted(noted[0])
+                if stop.signal_number is not None and len(scores) < len(examples):
+                    raise ScoringInterrupted(stop.signal_number)
             in_order = [scores[index] for index in range(len(examples))]
             writer.write_shard(shard, _scored(where, rows["row"], examples, in_order))
 
@@ -323,25 +319,3 @@ def _scored(
             )
         )
     return found
-
-
-@contextmanager
-def _signals_noted() -> Iterator[list[int]]:
-    """Note SIGINT and SIGTERM instead of dying of them; a second one stops at once."""
-    noted: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        if noted:
-            raise KeyboardInterrupt
-        noted.append(number)
-        logger.warning("%s: finishing this batch", signal.Signals(number).name)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield noted  # Python hands signals to the main thread alone
-        return
-    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield noted
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
