@@ -90,8 +90,8 @@ def rank(out: Path, arguments: Sequence[str]) -> int:
         import cpu_engines
 
         cpu_engines.install()
-    from profit_sft.cli import train
     from profit_sft.cli.app import run_app
+    from profit_sft.train import run
 
     if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
         import deepspeed  # noqa: F401
@@ -104,13 +104,13 @@ def rank(out: Path, arguments: Sequence[str]) -> int:
             time.sleep(0.002)
 
     watcher = threading.Thread(target=watch, daemon=True)
-    trained = train.run_training
+    trained = run.run_training
 
     def watched(*args, **kwargs):
         watcher.start()
         return trained(*args, **kwargs)
 
-    train.run_training = watched
+    run.run_training = watched
     status = run_app(arguments)
     training = False
     if os.environ.get("RANK", "0") == "0":

@@ -47,7 +47,7 @@ def test_public_names_are_pinned_and_there():
     [
         ("import profit_sft.loss, profit_sft.objectives", ["transformers", "trl", "datasets", "peft"]),
         ("from profit_sft import ProFit, selective_linear_cross_entropy", ["transformers", "trl"]),
-        ("import profit_sft.cli.app", ["torch", "transformers"]),
+        ("import profit_sft.cli.app", ["torch", "transformers", "datasets", "trl", "numpy", "accelerate", "pydantic"]),
         ("import profit_sft.head", ["trl", "datasets", "profit_sft.train.trainer"]),
         ("import profit_sft.train.trainer", ["profit_sft.cli", "profit_sft.train.run"]),
     ],

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from profit_sft.cli import quickstart as command
+from profit_sft import quickstart
 from profit_sft.cli.app import run_app
 from profit_sft.scores.store import load_scores
 
@@ -13,9 +13,9 @@ from profit_sft.scores.store import load_scores
 @pytest.mark.model
 @pytest.mark.filterwarnings("ignore:collapse:UserWarning")
 def test_quickstart_trains_measures_and_says_where_things_lie(smollm2_folder, tmp_path, capsys, monkeypatch):
-    whole = command.run_quickstart
+    whole = quickstart.run_quickstart
     monkeypatch.setattr(
-        command, "run_quickstart", lambda *args, **kwargs: whole(*args, **kwargs, train_rows=24, held_out_rows=4)
+        quickstart, "run_quickstart", lambda *args, **kwargs: whole(*args, **kwargs, train_rows=24, held_out_rows=4)
     )
     output_dir = tmp_path / "quickstart"
     assert run_app(["quickstart", "--output_dir", str(output_dir), "--objective", "nll"]) == 0

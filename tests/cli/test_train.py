@@ -14,8 +14,9 @@ import pytest
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from profit_sft.cli.app import _TRAIN_HELP, run_app
-from profit_sft.cli.train import parse
+from profit_sft.cli.app import run_app
+from profit_sft.cli.train import HELP
+from profit_sft.cli.train_flags import Parser, parse
 from profit_sft.train import config
 from profit_sft.train.engine import planned_engine
 from profit_sft.train.run import resolved_config
@@ -163,18 +164,15 @@ def test_every_recipe_dry_runs(recipe, tiny_folder, rows, tmp_path, capsys, monk
 def test_help_names_only_flags_that_exist(capsys):
     from trl import ModelConfig
 
-    from profit_sft.cli.train import _Parser
     from profit_sft.train.arguments import RunArguments
     from profit_sft.train.config import ProFitConfig
 
     known = {
         option
-        for action in _Parser((RunArguments, ProFitConfig, ModelConfig))._actions
+        for action in Parser((RunArguments, ProFitConfig, ModelConfig))._actions
         for option in action.option_strings
     }
-    named = {
-        line.split("[/]")[0].removeprefix("[bold]") for line in _TRAIN_HELP.splitlines() if line.startswith("[bold]")
-    }
+    named = {line.split("[/]")[0].removeprefix("[bold]") for line in HELP.splitlines() if line.startswith("[bold]")}
     own = {"--config", "--dry-run", "--help-all"}
     assert named - own <= known
     assert run_app(["train", "--help-all"]) == 0

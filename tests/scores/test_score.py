@@ -272,6 +272,6 @@ def test_the_command_line_repeats_the_settings(tmp_path):
     data = DataSettings(dataset_name="a b.jsonl", max_length=7, skip_bad_rows=True, system_prompt="Be brief.")
     line = command_line(settings("model", None, tmp_path, data=data, dtype="bfloat16"))
     assert line == (
-        "profit score 'a b.jsonl' --system_prompt 'Be brief.' --max_length 7 --skip_bad_rows --model_name_or_path "
+        "profit score 'a b.jsonl' --system_prompt 'Be brief.' --skip_bad_rows --max_length 7 --model_name_or_path "
         f"model --output_dir {tmp_path} --dtype bfloat16 --max_batch_tokens 200 --shard_rows 7"
     )

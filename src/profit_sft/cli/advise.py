@@ -6,44 +6,52 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated
 
+import typer
 from rich.console import Console
 from rich.table import Table
 
+from profit_sft.cli.options import (
+    ChatTemplatePath,
+    DataToScore,
+    GivenData,
+    ModelToScoreWith,
+    ScoresDir,
+    flag,
+    given,
+    takes_data_options,
+)
 from profit_sft.cli.progress import quiet_libraries
-from profit_sft.cli.score import scoring_bar
-from profit_sft.data import DataSettings
 from profit_sft.errors import ConfigurationError
-from profit_sft.mask.advice import Advice, PositionRow, ThresholdRow, advise
-from profit_sft.mask.kinds import HISTOGRAM_BINS, KindComparison, describe
-from profit_sft.models.pretrained import require_model
-from profit_sft.scores.score import ScoreSettings, score_dataset
-from profit_sft.scores.store import ScoreSet, load_scores
+
+if TYPE_CHECKING:
+    from profit_sft.mask.advice import Advice, PositionRow, ThresholdRow
+    from profit_sft.mask.kinds import KindComparison
 
 _MAX_SAMPLES = 200
 _BAR_WIDTH = 30  # characters of a bar that holds every token
 
 
+@takes_data_options(max_samples=_MAX_SAMPLES)
 def advise_command(
-    scores: Path | None,
-    dataset_name: str | None,
+    scores: Annotated[Path | None, typer.Argument(metavar="SCORES", help="A folder `profit score` wrote.")] = None,
     *,
-    data: dict[str, Any],
-    model: dict[str, Any],
-    threshold: float,
-    as_json: bool,
+    dataset_name: DataToScore = None,
+    model_name_or_path: ModelToScoreWith = None,
+    dtype: Annotated[str | None, flag("dtype", "Of that model (default: float32).")] = None,
+    chat_template_path: ChatTemplatePath = None,
+    data: GivenData,
+    scores_dir: ScoresDir = None,
+    threshold: Annotated[float, flag("threshold", "The threshold to judge, a probability.")] = 0.1,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> int:
-    """Run `profit advise` and return its exit status.
+    """Say what a threshold would keep of a data set under a model, what it would cost, and what to beware of."""
+    from profit_sft.cli.scoring import score_with_progress, scoring_settings
+    from profit_sft.mask.advice import advise
+    from profit_sft.models.pretrained import require_model
+    from profit_sft.scores.store import load_scores
 
-    Args:
-        scores: A finished store, or None to make one first.
-        dataset_name: The data to score in that case.
-        data: Further fields of `DataSettings` that were given.
-        model: Fields of `ScoreSettings` that were given.
-        threshold: The one to judge.
-        as_json: Print JSON in place of tables.
-    """
     quiet_libraries()
     if not 0.0 <= threshold <= 1.0:  # before minutes of scoring
         raise ConfigurationError(f"threshold must be a probability in [0, 1], got {threshold}. Write 10% as 0.1.")
@@ -52,16 +60,21 @@ def advise_command(
             "name either scores (profit advise SCORES) or data to score first (profit advise --dataset_name DATA "
             "--model_name_or_path MODEL)."
         )
+    model = given({"model_name_or_path": model_name_or_path, "dtype": dtype, "chat_template_path": chat_template_path})
     if scores is not None:
-        if data or model:
-            flags = ", ".join("--scores_dir" if name == "output_dir" else f"--{name}" for name in (*data, *model))
+        useless = (*data, *model, *given({"scores_dir": scores_dir}))
+        if useless:
+            flags = ", ".join(f"--{name}" for name in useless)
             raise ConfigurationError(f"'{scores}' is scored already, so {flags} would change nothing. Leave it out.")
         advice = advise(load_scores(scores), threshold=threshold)
     else:
         require_model(model)
         with tempfile.TemporaryDirectory() as folder:
-            store = _score(dataset_name, data, {"output_dir": Path(folder), **model})
-            advice = advise(store, threshold=threshold)
+            settings = scoring_settings(
+                {"dataset_name": dataset_name, "max_samples": _MAX_SAMPLES, **data},
+                {"output_dir": scores_dir or Path(folder), **model},
+            )
+            advice = advise(score_with_progress(settings)[0], threshold=threshold)
     if as_json:
         sys.stdout.write(json.dumps(dataclasses.asdict(advice)) + "\n")
     else:
@@ -69,21 +82,10 @@ def advise_command(
     return 0
 
 
-def _score(dataset_name: str | None, data: dict[str, Any], model: dict[str, Any]) -> ScoreSet:
-    messages = Console(stderr=True, highlight=False, soft_wrap=True)
-    try:
-        settings = ScoreSettings(
-            data=DataSettings(**{"dataset_name": dataset_name, "max_samples": _MAX_SAMPLES, **data}),
-            **model,
-        )
-    except ValueError as error:
-        raise ConfigurationError(str(error)) from None
-    with scoring_bar(messages) as bar:
-        return score_dataset(settings, report=lambda text: messages.print(text, markup=False), on_batch=bar.update)
-
-
-def print_advice(advice: Advice) -> None:
+def print_advice(advice: "Advice") -> None:
     """Print the profile as tables on stdout, then warnings and reading in plain words."""
+    from profit_sft.mask.kinds import describe
+
     out = Console(highlight=False)
     out.print(
         f"{advice.examples:,} examples, {advice.label_tokens:,} label tokens of {advice.dataset_name} under "
@@ -106,7 +108,7 @@ def print_advice(advice: Advice) -> None:
         out.print(sentence, markup=False)
 
 
-def _profile_table(advice: Advice) -> Table:
+def _profile_table(advice: "Advice") -> Table:
     table = Table(title="What a threshold keeps, and what the loss costs (dense forward products of the head)")
     for name in (
         "threshold",
@@ -124,7 +126,7 @@ def _profile_table(advice: Advice) -> Table:
     return table
 
 
-def _profile_cells(row: ThresholdRow) -> tuple[str, ...]:
+def _profile_cells(row: "ThresholdRow") -> tuple[str, ...]:
     return (
         f"{row.threshold:g}",
         f"{row.kept_share:.1%}",
@@ -137,7 +139,7 @@ def _profile_cells(row: ThresholdRow) -> tuple[str, ...]:
     )
 
 
-def _position_table(positions: tuple[PositionRow, ...], threshold: float) -> Table:
+def _position_table(positions: "tuple[PositionRow, ...]", threshold: float) -> Table:
     table = Table(title=f"By place in the answer, threshold {threshold:g}")
     for name in ("label tokens", "how many", "mean p", "kept"):
         table.add_column(name, justify="right")
@@ -149,7 +151,7 @@ def _position_table(positions: tuple[PositionRow, ...], threshold: float) -> Tab
     return table
 
 
-def _kind_table(kinds: KindComparison) -> Table:
+def _kind_table(kinds: "KindComparison") -> Table:
     table = Table(title="Core and style tokens")
     for name in ("", "core", "style"):
         table.add_column(name, justify="right" if name else "left")
@@ -165,7 +167,7 @@ def _kind_table(kinds: KindComparison) -> Table:
     return table
 
 
-def _statistics(kinds: KindComparison) -> Iterator[str]:
+def _statistics(kinds: "KindComparison") -> Iterator[str]:
     effect = f"AUC {kinds.auc:.3f}, rank-biserial {kinds.rank_biserial:+.3f}"
     if kinds.cohens_d is not None:
         effect += f", Cohen's d of log p {kinds.cohens_d:+.2f}"
@@ -185,8 +187,10 @@ def _shown_p_value(p_value: float) -> str:
     return f"p {p_value:.2g}" if p_value > 1e-300 else "p < 1e-300"
 
 
-def _histogram(kinds: KindComparison) -> Table:
+def _histogram(kinds: "KindComparison") -> Table:
     """Show the histogram of p by kind, two bins a line."""
+    from profit_sft.mask.kinds import HISTOGRAM_BINS
+
     table = Table(title="Share of each kind by p")
     for name in ("p", "core", "style"):
         table.add_column(name)

@@ -2,40 +2,82 @@
 
 import json
 import sys
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from profit_sft.cli.progress import quiet_libraries
-from profit_sft.errors import ConfigurationError
-from profit_sft.evaluation import EvalReport, EvalSettings, Metric, evaluate
+from profit_sft.cli.options import flag, wrong_values_are_usage_errors
+from profit_sft.cli.progress import ProgressDisplay, quiet_libraries
+from profit_sft.errors import require_extra
+
+if TYPE_CHECKING:
+    from profit_sft.evaluation import EvalReport, Metric
 
 _FURTHER = {"prompt_loose": "loose", "instruction_strict": "instruction", "instruction_loose": "same, loose"}
-_LINES = 10  # progress lines a task where stderr is no terminal
 
 
-def eval_command(settings: dict[str, Any], *, as_json: bool) -> int:
-    """Run `profit eval` and return its exit status.
+def eval_command(
+    model_name_or_path: Annotated[
+        str, typer.Argument(metavar="MODEL", help="Hub name, folder (a LoRA adapter, too), or embedded.")
+    ],
+    tasks: Annotated[str, flag("tasks", "Of gsm8k, math500, aime24, ifeval, gpqa_diamond, generated, with commas.")],
+    output_dir: Annotated[Path, flag("output_dir", "Answers and figures; an unfinished one is gone on with.")] = Path(
+        "eval-output"
+    ),
+    data_dir: Annotated[
+        Path | None, flag("data_dir", "Folder with gsm8k_test.jsonl, ... (default: from the hub).")
+    ] = None,
+    greedy: Annotated[bool, flag("greedy", "The likeliest token each time, one sample.")] = False,
+    samples: Annotated[int | None, flag("samples", "Samples a problem (default: 8, the paper's; 1 if greedy).")] = None,
+    temperature: Annotated[float, flag("temperature", "Logits are divided by it.")] = 0.7,
+    top_p: Annotated[float, flag("top_p", "Nucleus, a probability; 1: all tokens.")] = 0.8,
+    top_k: Annotated[int, flag("top_k", "Likeliest tokens kept; 0: all.")] = 20,
+    max_new_tokens: Annotated[
+        int | None, flag("max_new_tokens", "Tokens of the longest answer (default: 8192; generated: 128).")
+    ] = None,
+    batch_size: Annotated[int, flag("batch_size", "Answers generated together.")] = 16,
+    limit: Annotated[int | None, flag("limit", "Only the first N problems of each task.")] = None,
+    seed: Annotated[int, flag("seed", "Of the sampling and of gpqa_diamond's order of choices.")] = 0,
+    dtype: Annotated[str, flag("dtype", "float32, bfloat16, float16, or auto: the checkpoint's own.")] = "auto",
+    system_prompt: Annotated[str | None, flag("system_prompt", "System message before every problem.")] = None,
+    no_chat_template: Annotated[bool, flag("no_chat_template", "Plain prompts, for a base model.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+) -> int:
+    """Answer benchmarks with a model; the paper's five, its decoding, and a standard error over problems."""
+    require_extra("eval", wanted_by="profit eval")  # it brings all of it, so it is the one to name
+    from profit_sft.evaluation import EvalSettings, evaluate
 
-    Args:
-        settings: Fields of `EvalSettings` that were given.
-        as_json: Print JSON in place of the table.
-    """
     quiet_libraries()
-    try:
-        checked = EvalSettings(**settings)
-    except (ValueError, TypeError) as error:
-        raise ConfigurationError(str(error)) from None
+    with wrong_values_are_usage_errors():
+        settings = EvalSettings(
+            model_name_or_path=model_name_or_path,
+            tasks=tuple(name.strip() for name in tasks.split(",") if name.strip()),
+            output_dir=output_dir,
+            data_dir=data_dir,
+            greedy=greedy,
+            samples=samples,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+            limit=limit,
+            seed=seed,
+            dtype=dtype,
+            system_prompt=system_prompt,
+            apply_chat_template=not no_chat_template,
+        )
     messages = Console(stderr=True, highlight=False, soft_wrap=True)
-    with _ProgressDisplay(messages) as display:
+    with ProgressDisplay(messages, line="{task}: {done} of {total} answers") as display:
         try:
-            found = evaluate(checked, report=lambda text: messages.print(text, markup=False), progress=display.update)
+            found = evaluate(settings, report=lambda text: messages.print(text, markup=False), progress=display.update)
         except KeyboardInterrupt:
             display.stop()
             messages.print(
-                f"Interrupted; {display.done} finished answers are kept in {checked.output_dir}. "
+                f"Interrupted; {sum(display.done.values())} finished answers are kept in {settings.output_dir}. "
                 "The same command goes on."
             )
             return 130
@@ -46,49 +88,7 @@ def eval_command(settings: dict[str, Any], *, as_json: bool) -> int:
     return 0
 
 
-class _ProgressDisplay:
-    """A bar a task, or a line now and then where stderr is no terminal."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._done: dict[str, int] = {}
-        self._bar: Progress | None = None
-        self._tasks: dict[str, Any] = {}
-
-    def __enter__(self) -> "_ProgressDisplay":
-        if self._console.is_terminal:
-            columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-            self._bar = Progress(TextColumn("{task.description}"), *columns, console=self._console)
-            self._bar.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.stop()
-
-    @property
-    def done(self) -> int:
-        """Answers that are finished, as far as shown."""
-        return sum(self._done.values())
-
-    def update(self, task: str, done: int, total: int) -> None:
-        """Show that `done` of a task's answers are there."""
-        before = self._done.get(task, 0)
-        self._done[task] = done
-        if self._bar is not None:
-            if task not in self._tasks:
-                self._tasks[task] = self._bar.add_task(task, total=total)
-            self._bar.update(self._tasks[task], completed=done)
-        elif done == total or before * _LINES // total < done * _LINES // total:
-            self._console.print(f"{task}: {done} of {total} answers", markup=False)
-
-    def stop(self) -> None:
-        """Take the bars down."""
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
-
-
-def _print_table(found: EvalReport) -> None:
+def _print_table(found: "EvalReport") -> None:
     table = Table(title=f"{found.model_name_or_path}, {_decoding(found.settings)}")
     table.add_column("task", no_wrap=True)
     for column in ("avg@k", "SE", "problems", "k", "cut off", "no answer", "tokens"):
@@ -117,7 +117,7 @@ def _print_table(found: EvalReport) -> None:
     )
 
 
-def _shares(metric: Metric) -> tuple[str, str]:
+def _shares(metric: "Metric") -> tuple[str, str]:
     error = "" if metric.standard_error is None else f"{metric.standard_error:.1%}"
     return f"{metric.mean:.1%}", error
 

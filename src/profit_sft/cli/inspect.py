@@ -5,149 +5,145 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
 from rich.console import Console
 
+from profit_sft.cli.options import (
+    ChatTemplatePath,
+    DataToScore,
+    GivenData,
+    ModelToScoreWith,
+    ScoresDir,
+    flag,
+    given,
+    takes_data_options,
+    wrong_values_are_usage_errors,
+)
 from profit_sft.cli.progress import quiet_libraries
-from profit_sft.cli.score import scoring_bar
-from profit_sft.data import DataSettings
 from profit_sft.errors import ConfigurationError
-from profit_sft.files import check_output_folder
-from profit_sft.mask.page import MAX_EXAMPLES, write_mask_page
-from profit_sft.mask.report import MaskReport, checked_view, make_report, summary
-from profit_sft.mask.terminal import PLAIN_EXAMPLES, print_report
-from profit_sft.models.pretrained import require_model
-from profit_sft.scores.score import ScoreSettings, score_dataset
-from profit_sft.scores.store import ScoreSet, load_scores
+
+if TYPE_CHECKING:
+    from profit_sft.scores.store import ScoreSet
 
 PAGE = "mask.html"
+_MAX_SAMPLES = 500  # as many as a page shows
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class InspectOptions:
-    """What to look at, and how to show it; the names are flags of `profit inspect`.
+@takes_data_options(max_samples=_MAX_SAMPLES)
+def inspect_command(
+    scores: Annotated[
+        Path | None, typer.Argument(metavar="SCORES", help="A folder `profit score` wrote.", show_default=False)
+    ] = None,
+    second_scores: Annotated[
+        Path | None,
+        typer.Argument(metavar="SCORES2", help="Another, of the same data, to compare with.", show_default=False),
+    ] = None,
+    *,
+    dataset_name: DataToScore = None,
+    model_name_or_path: ModelToScoreWith = None,
+    compare_to: Annotated[str | None, flag("compare_to", "A second model or checkpoint: how the mask moved.")] = None,
+    dtype: Annotated[str | None, flag("dtype", "Of the models (default: float32).")] = None,
+    chat_template_path: ChatTemplatePath = None,
+    data: GivenData,
+    scores_dir: ScoresDir = None,
+    threshold: Annotated[float, flag("threshold", "Where the page starts, a probability.")] = 0.1,
+    threshold_direction: Annotated[str, flag("threshold_direction", "Keep p higher or lower than it.")] = "higher",
+    examples: Annotated[int | None, flag("examples", "Examples token by token (default: 500; 3 with --plain).")] = None,
+    output_file: Annotated[
+        Path | None,
+        typer.Option("--output_file", "--output-file", "--output", help="The page (default: mask.html by the scores)."),
+    ] = None,
+    plain: Annotated[bool, typer.Option("--plain", help="Print to the terminal in place of a page.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON in place of a page.")] = False,
+) -> int:
+    """Show which tokens a threshold masks: a page with every token shaded, or how the mask moved between two models."""
+    from profit_sft.files import check_output_folder
+    from profit_sft.mask.page import MAX_EXAMPLES, write_mask_page
+    from profit_sft.mask.report import checked_view, make_report, summary
+    from profit_sft.mask.terminal import PLAIN_EXAMPLES, print_report
+    from profit_sft.models.pretrained import require_model
 
-    Attributes:
-        scores: Folders that `profit score` wrote: none, one, or two to compare.
-        data: Fields of `DataSettings` that were given; without `scores` these rows are scored first.
-        scoring: Fields of `ScoreSettings` that were given.
-        compare_to: A second model to score with.
-        scores_dir: Where those scores go. None: they are thrown away.
-        output_file: The page. None: `mask.html` beside the scores; none is written with `plain` or `as_json`.
-        threshold: A probability.
-        threshold_direction: `higher` or `lower`.
-        examples: How many to show token by token. None: 500 on a page, 3 in a terminal.
-        plain: Print to the terminal.
-        as_json: Print the figures as JSON.
-    """
-
-    scores: tuple[Path, ...] = ()
-    data: Mapping[str, Any] = field(default_factory=dict)
-    scoring: Mapping[str, Any] = field(default_factory=dict)
-    compare_to: str | None = None
-    scores_dir: Path | None = None
-    output_file: Path | None = None
-    threshold: float = 0.1
-    threshold_direction: str = "higher"
-    examples: int | None = None
-    plain: bool = False
-    as_json: bool = False
-
-    def __post_init__(self) -> None:
-        checked_view(self.threshold, self.threshold_direction)  # before minutes of scoring
-        if self.examples is not None and self.examples < 1:
-            raise ValueError(f"examples must be at least 1, got {self.examples}.")
-        if self.plain and self.as_json:
-            raise ValueError("--plain and --json both print to stdout. Choose one.")
-        given = [*self.data, *self.scoring]
-        given += [name for name in ("compare_to", "scores_dir") if getattr(self, name) is not None]
-        if self.scores and given:
-            flags = ", ".join(f"--{name}" for name in given)
-            raise ValueError(f"'{self.scores[0]}' is scored already, so {flags} would change nothing. Leave it out.")
-        if not self.scores and "dataset_name" not in self.data:
-            raise ValueError(
-                "name scores (profit inspect SCORES, or two folders to compare), or data to score first "
-                "(profit inspect --dataset_name DATA --model_name_or_path MODEL)."
-            )
-
-
-def inspect_command(fields: Mapping[str, Any]) -> int:
-    """Run `profit inspect` and return its exit status.
-
-    Args:
-        fields: Of `InspectOptions`.
-    """
     quiet_libraries()
-    try:
-        options = InspectOptions(**fields)
-    except ValueError as error:
-        raise ConfigurationError(str(error)) from None
-    if not options.scores:
-        require_model(options.scoring)
-    if options.output_file is not None:
-        check_output_folder(options.output_file.parent, "output_file")  # before minutes of scoring
-    with _score_sets(options) as score_sets:
-        direction = checked_view(options.threshold, options.threshold_direction)
-        report = make_report(score_sets, threshold=options.threshold, direction=direction)
-        _show(report, options)
+    with wrong_values_are_usage_errors():
+        direction = checked_view(threshold, threshold_direction)  # before minutes of scoring
+    if examples is not None and examples < 1:
+        raise ConfigurationError(f"examples must be at least 1, got {examples}.")
+    if plain and as_json:
+        raise ConfigurationError("--plain and --json both print to stdout. Choose one.")
+    folders = [folder for folder in (scores, second_scores) if folder is not None]
+    data = given({"dataset_name": dataset_name}) | data
+    scoring = given(
+        {"model_name_or_path": model_name_or_path, "dtype": dtype, "chat_template_path": chat_template_path}
+    )
+    _check_one_source(folders, data, (*data, *scoring, *given({"compare_to": compare_to, "scores_dir": scores_dir})))
+    if not folders:
+        require_model(scoring)
+    if output_file is None and not (plain or as_json):
+        output_file = (scores_dir or Path(*folders[-1:])) / PAGE
+    elif output_file is not None:
+        check_output_folder(output_file.parent, "output_file")  # before minutes of scoring
+    with _score_sets(folders, data, scoring, compare_to=compare_to, scores_dir=scores_dir) as score_sets:
+        report = make_report(score_sets, threshold=threshold, direction=direction)
+        if plain:
+            print_report(report, Console(highlight=False), examples=examples or PLAIN_EXAMPLES)
+        if as_json:
+            sys.stdout.write(json.dumps(summary(report)) + "\n")
+        if output_file is not None:
+            write_mask_page(report, output_file, examples=examples or MAX_EXAMPLES, today=date.today())
+            _say_where(output_file, alone=not (plain or as_json))
     return 0
 
 
-def _show(report: MaskReport, options: InspectOptions) -> None:
+def _check_one_source(folders: Sequence[Path], data: GivenData, about_data: Sequence[str]) -> None:
+    """Refuse scores together with data to score, and neither of them."""
+    if folders and about_data:
+        flags = ", ".join(f"--{name}" for name in about_data)
+        raise ConfigurationError(f"'{folders[0]}' is scored already, so {flags} would change nothing. Leave it out.")
+    if not folders and "dataset_name" not in data:
+        raise ConfigurationError(
+            "name scores (profit inspect SCORES, or two folders to compare), or data to score first "
+            "(profit inspect --dataset_name DATA --model_name_or_path MODEL)."
+        )
+
+
+def _say_where(page: Path, *, alone: bool) -> None:
+    """Print the page's path: on stdout where it is all that the command gives, else on stderr."""
     messages = Console(stderr=True, highlight=False, soft_wrap=True)
-    if options.plain:
-        print_report(report, Console(highlight=False), examples=options.examples or PLAIN_EXAMPLES)
-    if options.as_json:
-        sys.stdout.write(json.dumps(summary(report)) + "\n")
-    page = options.output_file
-    if page is None and not (options.plain or options.as_json):
-        page = (options.scores_dir or Path(*options.scores[-1:])) / PAGE
-    if page is None:
-        return
-    write_mask_page(report, page, examples=options.examples or MAX_EXAMPLES, today=date.today())
-    if options.plain or options.as_json:
-        messages.print(f"The page: {page}", markup=False)
-    else:
+    if alone:
         sys.stdout.write(f"{page}\n")
         messages.print("Open it in a browser; it is one file and needs no network.")
+    else:
+        messages.print(f"The page: {page}", markup=False)
 
 
 @contextmanager
-def _score_sets(options: InspectOptions) -> Iterator[Sequence[ScoreSet]]:
-    """Give the score sets: those named, or new ones, which last as long as they are looked at unless kept."""
-    if options.scores:
-        yield [load_scores(folder) for folder in options.scores]
-        return
-    if options.scores_dir is not None:
-        yield _score(options, options.scores_dir)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        yield _score(options, Path(folder))
+def _score_sets(
+    folders: Sequence[Path],
+    data: Mapping[str, Any],
+    scoring: Mapping[str, Any],
+    *,
+    compare_to: str | None,
+    scores_dir: Path | None,
+) -> "Iterator[Sequence[ScoreSet]]":
+    """Give the score sets: those named, or new ones, which last as long as they are looked at unless kept.
 
+    New ones of one model lie in their folder, of two in its subfolders `before` and `after`.
+    """
+    from profit_sft.cli.scoring import score_with_progress, scoring_settings
+    from profit_sft.scores.store import load_scores
 
-def _score(options: InspectOptions, folder: Path) -> list[ScoreSet]:
-    """Score the data under one model, into `folder`, or under two, into its subfolders `before` and `after`."""
-    messages = Console(stderr=True, highlight=False, soft_wrap=True)
-    first = options.scoring["model_name_or_path"]
-    jobs = [(first, folder)]
-    if options.compare_to is not None:
-        jobs = [(first, folder / "before"), (options.compare_to, folder / "after")]
-    try:
-        data = DataSettings(**{"max_samples": MAX_EXAMPLES, **options.data})
-        settings = [
-            ScoreSettings(data=data, output_dir=place, **{**options.scoring, "model_name_or_path": model})
-            for model, place in jobs
-        ]
-    except ValueError as error:
-        raise ConfigurationError(str(error)) from None
-    found = []
-    for job in settings:
-        with scoring_bar(messages) as bar:
-            found.append(
-                score_dataset(job, report=lambda text: messages.print(text, markup=False), on_batch=bar.update)
-            )
-    return found
+    if folders:
+        yield [load_scores(folder) for folder in folders]
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = scores_dir or Path(temporary)
+        jobs = [{**scoring, "output_dir": folder}]
+        if compare_to is not None:
+            after = {**scoring, "model_name_or_path": compare_to, "output_dir": folder / "after"}
+            jobs = [{**scoring, "output_dir": folder / "before"}, after]
+        settings = [scoring_settings({"max_samples": _MAX_SAMPLES, **data}, job) for job in jobs]
+        yield [score_with_progress(job)[0] for job in settings]

@@ -1,4 +1,4 @@
-"""Progress of a training run on the terminal, on stderr."""
+"""How far a command has come, on stderr; and other libraries kept off it."""
 
 import logging
 import os
@@ -6,21 +6,91 @@ import warnings
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.utils import logging as transformers_logging
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
-_SHOWN = (("loss", ".4f"), ("nll", ".3f"), ("kept_share", ".0%"), ("tokens_per_second", ".0f"))
+_LINES = 10  # a task, where stderr is no terminal
+
+
+class ProgressDisplay:
+    """A bar a task on a terminal; elsewhere a line every tenth of the way. It is taken down at the end of `with`.
+
+    Args:
+        console: On stderr.
+        line: What a line says, of `task`, `done` and `total`: `scored {done}/{total} rows`.
+        transient: Whether the bars vanish when they are taken down.
+
+    Attributes:
+        done: By task, how much of it is done, as far as shown.
+    """
+
+    def __init__(self, console: Console, *, line: str, transient: bool = False) -> None:
+        self.done: dict[str, int] = {}
+        self._console = console
+        self._line = line
+        self._transient = transient
+        self._bars: Progress | None = None
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> "ProgressDisplay":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.stop()
+
+    def update(self, task: str, done: int, total: int, *, figures: str = "", line: bool | None = None) -> None:
+        """Show that `done` of a task's `total` are done.
+
+        Args:
+            task: What the bar is called.
+            done: As many as that.
+            total: Of so many.
+            figures: Shown behind it.
+            line: Whether to print a line where there is no bar. None: where another tenth of the way is done.
+        """
+        before = self.done.get(task, 0)
+        self.done[task] = done
+        if self._console.is_terminal:
+            bars = self._started()
+            if task not in self._tasks:
+                self._tasks[task] = bars.add_task(task, total=total, figures="")
+            bars.update(self._tasks[task], completed=done, figures=figures)
+        elif line or (line is None and _LINES * before // total < _LINES * done // total):
+            text = "  ".join(filter(None, (self._line.format(task=task, done=done, total=total), figures)))
+            self._console.print(text, markup=False, soft_wrap=True)
+
+    def _started(self) -> Progress:
+        if self._bars is None:
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+            more = (TimeRemainingColumn(), TextColumn("{task.fields[figures]}"))
+            self._bars = Progress(*columns, *more, console=self._console, transient=self._transient)
+            self._bars.start()
+        return self._bars
+
+    def stop(self) -> None:
+        """Take the bars down."""
+        if self._bars is not None:
+            self._bars.stop()
+            self._bars = None
+            self._tasks = {}
 
 
 def quiet_libraries() -> None:
     """Keep other libraries' bars and chatter off the terminal; their warnings and errors stay."""
+    import datasets
+    import huggingface_hub
+    from transformers.utils import logging as transformers_logging
+
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
-    import datasets
-    import huggingface_hub
-
     huggingface_hub.logging.set_verbosity_error()
     datasets.disable_progress_bars()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
@@ -36,63 +106,3 @@ def _show_warning(
 ) -> None:
     """Show a warning as a sentence; the line of our code that raised it helps nobody."""
     Console(stderr=True, highlight=False, soft_wrap=True).print(f"warning: {message}", markup=False)
-
-
-class ProgressBar(TrainerCallback):
-    """A rich progress bar with the last figures logged; plain lines where stderr is no terminal."""
-
-    def __init__(self) -> None:
-        self._console = Console(stderr=True, highlight=False)
-        self._progress: Progress | None = None
-        self._task: Any = None
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Start the bar."""
-        if not (state.is_world_process_zero and self._console.is_terminal):
-            return
-        self._progress = Progress(
-            TextColumn("step"),
-            MofNCompleteColumn(),
-            BarColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[figures]}"),
-            console=self._console,
-        )
-        self._progress.start()
-        self._task = self._progress.add_task("train", total=state.max_steps, completed=state.global_step, figures="")
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Advance."""
-        if self._progress is not None:
-            self._progress.update(self._task, completed=state.global_step)
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        """Show the figures."""
-        if not state.is_world_process_zero or not logs:
-            return
-        names = [(name, form) for name, form in _SHOWN if name in logs]
-        if "eval_loss" in logs:
-            names.append(("eval_loss", ".4f"))
-        figures = "  ".join(f"{name.replace('_', ' ')} {format(logs[name], form)}" for name, form in names)
-        if self._progress is not None:
-            self._progress.update(self._task, figures=figures)
-        elif figures:
-            self._console.print(f"step {state.global_step}/{state.max_steps}  {figures}", soft_wrap=True)
-
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Take the bar down."""
-        if self._progress is not None:
-            self._progress.stop()
-            self._progress = None

@@ -4,56 +4,70 @@ import json
 import shlex
 import signal
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
-from accelerate import PartialState
+import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from profit_sft.cli.options import ChatTemplatePath, GivenData, flag, given, takes_data_options
 from profit_sft.cli.progress import quiet_libraries
-from profit_sft.data import DataSettings
-from profit_sft.errors import ConfigurationError
-from profit_sft.models.pretrained import require_model
-from profit_sft.scores.score import (
-    ScoreProgress,
-    ScoreSettings,
-    ScoringInterrupted,
-    command_line,
-    flags,
-    score_dataset,
-)
-from profit_sft.scores.store import ScoreSet
+
+if TYPE_CHECKING:
+    from profit_sft.scores.score import ScoreProgress, ScoreSettings
+    from profit_sft.scores.store import ScoreSet
 
 _SHOWN_THRESHOLDS = (0.1, 0.5)
 
 
-def score_command(data: Mapping[str, Any], options: Mapping[str, Any], *, as_json: bool) -> int:
-    """Run `profit score` and return its exit status.
+@takes_data_options()
+def score_command(
+    dataset_name: Annotated[str, typer.Argument(metavar="DATA", help="jsonl, json, parquet or csv file, or hub name.")],
+    output_dir: Annotated[Path, flag("output_dir", "Where the scores go; a second run goes on.", "--out")],
+    *,
+    model_name_or_path: Annotated[
+        str | None, flag("model_name_or_path", "Frozen model: hub name, folder, embedded.", "--model")
+    ] = None,
+    model_revision: Annotated[str | None, flag("model_revision", "Branch, tag or commit of a hub model.")] = None,
+    trust_remote_code: Annotated[bool, flag("trust_remote_code", "Run code that comes with the model.")] = False,
+    dtype: Annotated[
+        str, flag("dtype", "float32, bfloat16, float16, or auto: the checkpoint's own. Logits: fp32.")
+    ] = "float32",
+    max_batch_tokens: Annotated[
+        int | None, flag("max_batch_tokens", "Tokens of a batch (default: 2048 on CPU, else 16384).")
+    ] = None,
+    shard_rows: Annotated[int, flag("shard_rows", "Rows in a shard.")] = 256,
+    chat_template_path: ChatTemplatePath = None,
+    data: GivenData,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+) -> int:
+    """Compute log p, entropy, likeliest token and rank of every label token under a frozen model, once."""
+    from accelerate import PartialState
 
-    Args:
-        data: Fields of `DataSettings`.
-        options: Fields of `ScoreSettings`, without `data`.
-        as_json: Print the figures as JSON instead of a table.
-    """
+    from profit_sft.cli.scoring import score_with_progress, scoring_settings
+    from profit_sft.models.pretrained import require_model
+    from profit_sft.scores.score import ScoringInterrupted, command_line
+
     quiet_libraries()
+    options = {
+        "output_dir": output_dir,
+        "model_name_or_path": model_name_or_path,
+        "model_revision": model_revision,
+        "trust_remote_code": trust_remote_code,
+        "dtype": dtype,
+        "max_batch_tokens": max_batch_tokens,
+        "shard_rows": shard_rows,
+        "chat_template_path": chat_template_path,
+    }
     require_model(options)
+    settings = scoring_settings({"dataset_name": dataset_name, **data}, given(options))
     try:
-        settings = ScoreSettings(data=DataSettings(**data), **options)
-    except ValueError as error:
-        raise ConfigurationError(str(error)) from None
-    messages = Console(stderr=True, highlight=False, soft_wrap=True)
-    try:
-        with scoring_bar(messages) as bar:
-            scores = score_dataset(
-                settings, report=lambda line: messages.print(line, markup=False), on_batch=bar.update
-            )
+        scores, progress = score_with_progress(settings)
     except ScoringInterrupted as stop:
         name = signal.Signals(stop.signal_number).name
-        messages.print(
+        Console(stderr=True, highlight=False, soft_wrap=True).print(
             f"Stopped by {name}; the shards that were done are kept. Go on with the same command:\n"
             f"  {command_line(settings)}",
             markup=False,
@@ -62,55 +76,14 @@ def score_command(data: Mapping[str, Any], options: Mapping[str, Any], *, as_jso
     speaks = PartialState().is_main_process
     PartialState().destroy_process_group()
     if speaks:
-        _print(figures(scores, bar.last), settings, as_json=as_json)
+        _print(figures(scores, progress), settings, as_json=as_json)
     return 0
 
 
-class _Bar:
-    """Progress on stderr: a bar on a terminal, a line every tenth of the way elsewhere; the first rank's share."""
-
-    def __init__(self, console: Console) -> None:
-        self.last: ScoreProgress | None = None
-        self._console = console
-        self._bar: Progress | None = None
-        self._told = 0
-
-    def update(self, progress: ScoreProgress) -> None:
-        self.last = progress
-        if not PartialState().is_main_process:
-            return
-        speed = f"{progress.tokens_per_second:,.0f} tokens/s"
-        if not self._console.is_terminal:
-            tenth = 10 * progress.examples // progress.total_examples
-            if tenth > self._told:
-                self._told = tenth
-                self._console.print(f"scored {progress.examples}/{progress.total_examples} rows  {speed}")
-            return
-        if self._bar is None:
-            columns = (TextColumn("scoring rows"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-            more = (TimeRemainingColumn(), TextColumn("{task.fields[speed]}"))
-            self._bar = Progress(*columns, *more, console=self._console, transient=True)
-            self._bar.start()
-            self._bar.add_task("score", total=progress.total_examples, speed="")
-        self._bar.update(self._bar.task_ids[0], completed=progress.examples, speed=speed)
-
-    def stop(self) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-
-
-@contextmanager
-def scoring_bar(console: Console) -> Iterator[_Bar]:
-    """Show progress on `console` while scores are made; hand its `update` to `score_dataset` as `on_batch`."""
-    bar = _Bar(console)
-    try:
-        yield bar
-    finally:
-        bar.stop()
-
-
-def figures(scores: ScoreSet, progress: ScoreProgress | None) -> dict[str, Any]:
+def figures(scores: "ScoreSet", progress: "ScoreProgress | None") -> dict[str, Any]:
     """Return what the command prints. `tokens_per_second` is of this process and call; None if all was there."""
+    import numpy as np
+
     manifest = scores.manifest
     log_probs = scores.column("log_probs")
     below = {
@@ -127,7 +100,7 @@ def figures(scores: ScoreSet, progress: ScoreProgress | None) -> dict[str, Any]:
     }
 
 
-def _print(found: Mapping[str, Any], settings: ScoreSettings, *, as_json: bool) -> None:
+def _print(found: Mapping[str, Any], settings: "ScoreSettings", *, as_json: bool) -> None:
     if as_json:
         sys.stdout.write(json.dumps(found) + "\n")
         return
@@ -145,8 +118,10 @@ def _print(found: Mapping[str, Any], settings: ScoreSettings, *, as_json: bool) 
     out.print("Train with the mask these scores give:\n  " + _train_command(settings), markup=False)
 
 
-def _train_command(settings: ScoreSettings) -> str:
+def _train_command(settings: "ScoreSettings") -> str:
     """Return the `profit train` command for the same data and model, to paste into a shell."""
+    from profit_sft.scores.score import flags
+
     wanted = flags(settings.data)
     if "--dataset_split" in wanted:
         wanted["--dataset_train_split"] = wanted.pop("--dataset_split")

@@ -5,67 +5,73 @@ import json
 import shlex
 import signal
 import sys
-from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
+import typer
 from rich.console import Console
 from rich.table import Table
 
+from profit_sft.cli.options import flag, given
 from profit_sft.cli.progress import quiet_libraries
 from profit_sft.errors import ConfigurationError
-from profit_sft.files import check_output_folder
-from profit_sft.study.analysis import Analysis, headline
-from profit_sft.study.dry_run import StudyDryRun, dry_run
-from profit_sft.study.plan import StudyPlan, check_flags, load_plan
-from profit_sft.study.report import write_report
-from profit_sft.study.runner import run_study
+
+if TYPE_CHECKING:
+    from profit_sft.study.analysis import Analysis
+    from profit_sft.study.dry_run import StudyDryRun
+    from profit_sft.study.plan import StudyPlan
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StudyOptions:
-    """The options of `profit study`; their help texts are in `profit_sft.cli.app`."""
+def study_command(
+    study_file: Annotated[Path, typer.Argument(metavar="STUDY.YAML", help="The study; see docs/how-to/study.md.")],
+    output_dir: Annotated[Path | None, flag("output_dir", "The study's folder (default: runs/studies/NAME).")] = None,
+    cells: Annotated[str | None, flag("cells", "Run only cells matching this pattern: 'nll-*'.")] = None,
+    jobs: Annotated[int, flag("jobs", "Cells at a time in this process.")] = 1,
+    model_name_or_path: Annotated[str | None, flag("model_name_or_path", "In place of the study's models.")] = None,
+    dataset_name: Annotated[str | None, flag("dataset_name", "In place of the study's training data.")] = None,
+    only_dry: Annotated[
+        bool, typer.Option("--dry-run", "--dry_run", help="List cells, tokens and estimated cost; run nothing.")
+    ] = False,
+    report_only: Annotated[bool, flag("report_only", "Write the report of what is finished; run nothing.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> int:
+    """Train and measure the cells of a study, and compare them. Interrupted, it goes on where it was."""
+    from profit_sft.files import check_output_folder
+    from profit_sft.study.dry_run import dry_run
+    from profit_sft.study.plan import check_flags, load_plan
+    from profit_sft.study.report import write_report
 
-    study_file: Path
-    output_dir: Path | None
-    cells: str | None
-    jobs: int
-    model_name_or_path: str | None
-    dataset_name: str | None
-    only_dry: bool
-    report_only: bool
-    as_json: bool
-
-
-def study_command(options: StudyOptions) -> int:
-    """Run `profit study` and return its exit status."""
     quiet_libraries()
-    if options.jobs < 1:
-        raise ConfigurationError(f"--jobs must be at least 1, got {options.jobs}.")
-    plan = load_plan(
-        options.study_file, model_name_or_path=options.model_name_or_path, dataset_name=options.dataset_name
-    )
-    folder = options.output_dir or Path("runs") / "studies" / options.study_file.stem
-    if options.only_dry:
+    if jobs < 1:
+        raise ConfigurationError(f"--jobs must be at least 1, got {jobs}.")
+    in_place = given({"model_name_or_path": model_name_or_path, "dataset_name": dataset_name})
+    plan = load_plan(study_file, **in_place)
+    folder = output_dir or Path("runs") / "studies" / study_file.stem
+    if only_dry:
         check_flags(plan)
         check_output_folder(folder)
-        print_dry_run(dry_run(plan, folder, cells=options.cells), as_json=options.as_json)
+        print_dry_run(dry_run(plan, folder, cells=cells), as_json=as_json)
         return 0
-    status = 0 if options.report_only else _run(plan, folder, options)
+    status = 0 if report_only else _run(plan, folder, cells=cells, jobs=jobs)
     if status == 130:
         return status
     if not any((folder / "cells").glob("*/cell.json")):
         raise ConfigurationError(f"output_dir: '{folder}' holds no finished cell, so there is nothing to report.")
-    analysis = write_report(plan, folder, command=_command(options, folder))
-    print_analysis(plan, analysis, folder, as_json=options.as_json)
+    # Without what only says how to go about it.
+    words = ["profit", "study", str(study_file), "--output_dir", str(folder)]
+    words += [word for name, value in in_place.items() for word in (f"--{name}", value)]
+    analysis = write_report(plan, folder, command=shlex.join(words))
+    print_analysis(plan, analysis, folder, as_json=as_json)
     return status
 
 
-def _run(plan: StudyPlan, folder: Path, options: StudyOptions) -> int:
+def _run(plan: "StudyPlan", folder: Path, *, cells: str | None, jobs: int) -> int:
+    from profit_sft.study.plan import check_flags
+    from profit_sft.study.runner import run_study
+
     messages = Console(stderr=True, highlight=False, soft_wrap=True)
     check_flags(plan)
-    result = run_study(
-        plan, folder, cells=options.cells, jobs=options.jobs, report=lambda text: messages.print(text, markup=False)
-    )
+    result = run_study(plan, folder, cells=cells, jobs=jobs, report=lambda text: messages.print(text, markup=False))
     if result.stopped_by is not None:
         name = signal.Signals(result.stopped_by).name
         messages.print(f"Stopped by {name}. The same command goes on.", markup=False)
@@ -79,17 +85,10 @@ def _run(plan: StudyPlan, folder: Path, options: StudyOptions) -> int:
     return 1 if result.failed else 0
 
 
-def _command(options: StudyOptions, folder: Path) -> str:
-    """Return the command that makes this study, without what only says how to go about it."""
-    words = ["profit", "study", str(options.study_file), "--output_dir", str(folder)]
-    for name in ("model_name_or_path", "dataset_name"):
-        if getattr(options, name) is not None:
-            words += [f"--{name}", getattr(options, name)]
-    return shlex.join(words)
-
-
-def print_analysis(plan: StudyPlan, analysis: Analysis, folder: Path, *, as_json: bool) -> None:
+def print_analysis(plan: "StudyPlan", analysis: "Analysis", folder: Path, *, as_json: bool) -> None:
     """Print the scores and the verdict on stdout, and where the report is on stderr."""
+    from profit_sft.study.analysis import headline
+
     Console(stderr=True, highlight=False, soft_wrap=True).print(f"Report: {folder}/report.html", markup=False)
     if as_json:
         sys.stdout.write(json.dumps(analysis.as_dict()) + "\n")
@@ -110,7 +109,7 @@ def print_analysis(plan: StudyPlan, analysis: Analysis, folder: Path, *, as_json
         out.print(sentence, markup=False)
 
 
-def print_dry_run(found: StudyDryRun, *, as_json: bool) -> None:
+def print_dry_run(found: "StudyDryRun", *, as_json: bool) -> None:
     """Print the cells and their estimated cost on stdout, as a table or JSON."""
     if as_json:
         sys.stdout.write(json.dumps(dataclasses.asdict(found) | {"hours": found.hours}) + "\n")

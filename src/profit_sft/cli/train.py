@@ -1,133 +1,92 @@
 """`profit train`: YAML and flags in, one training run out."""
 
-import argparse
-import difflib
+import dataclasses
 import json
 import os
 import signal
 import sys
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, NoReturn
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
-import torch
-import yaml
+import typer
 from rich.console import Console
 from rich.table import Table
-from transformers import TrainerCallback
-from trl import ModelConfig, TrlParser
 
-from profit_sft.cli.launch import follow_launch, is_launched, is_launched_here, launch
-from profit_sft.cli.progress import ProgressBar, quiet_libraries
+from profit_sft.cli.progress import quiet_libraries
 from profit_sft.cli.ranks import works_here
-from profit_sft.data import LISTED_ROWS
-from profit_sft.errors import ConfigurationError
-from profit_sft.train.arguments import RunArguments
-from profit_sft.train.config import ProFitConfig
-from profit_sft.train.dry_run import DryRunReport, dry_run
-from profit_sft.train.run import RunResult, check_before_launch, run_training
+
+if TYPE_CHECKING:
+    from profit_sft.train.dry_run import DryRunReport
+    from profit_sft.train.run import RunResult
 
 _ON_CPU = ("--use_cpu", "True")
 
+HELP = """Fine-tune a causal language model with a token-level objective.
 
-class _Parser(TrlParser):
-    """TRL's parser with errors of one line instead of four hundred flags of usage."""
+Takes every flag of TRL's `trl sft`, spelled the same, and these:
 
-    def error(self, message: str) -> NoReturn:
-        raise ConfigurationError(f"{message}. See profit train --help.")
+[bold]--config[/] FILE  YAML with any of the flags; flags on the command line win
 
+[bold]--model_name_or_path[/] NAME  hub name, folder, or `embedded` (SmolLM2-135M-Instruct, which needs no hub)
 
-def parse(arguments: Sequence[str]) -> tuple[RunArguments, ProFitConfig, ModelConfig, bool, bool]:
-    """Parse the command line of `profit train`.
+[bold]--dataset_name[/] NAME  jsonl, json, parquet or csv file, folder, or hub name
 
-    Args:
-        arguments: Flags after `profit train`, with or without `--config FILE`.
+[bold]--output_dir[/] FOLDER  the run folder (default: profit-output)
 
-    Returns:
-        Run, trainer and model settings, whether to dry-run, and whether to print JSON.
+[bold]--objective[/] NAME  nll, profit, dft, eaft, power, focal, asft or rho (default: profit)
 
-    Raises:
-        ConfigurationError: A flag or key is unknown (the message names the nearest one) or has a bad value.
-    """
-    arguments = [_normalized(argument) for argument in arguments]
-    parser = _Parser((RunArguments, ProFitConfig, ModelConfig), prog="profit train", add_help=False)
-    parser.set_defaults(output_dir="profit-output", report_to="none")
-    switches = {name: name in arguments for name in ("--dry_run", "--json", "--help_all")}
-    arguments = [argument for argument in arguments if argument not in switches]
-    if switches["--help_all"]:
-        parser.print_help()
-        raise SystemExit(0)
-    try:
-        run, config, model_config, unknown = parser.parse_args_and_config(
-            args=list(arguments), return_remaining_strings=True, fail_with_unknown_args=False
-        )
-    except UnicodeDecodeError:
-        raise ConfigurationError("the file of --config is not UTF-8. Convert it first.") from None
-    except (ValueError, TypeError) as error:
-        raise ConfigurationError(str(error)) from None
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigurationError(f"--config cannot be read: {error}") from None
-    except IndexError:
-        raise ConfigurationError("--config needs a file. Example: --config recipes/qwen3-0.6b-profit.yaml") from None
-    if unknown:
-        if not unknown[0].startswith("--"):
-            raise ConfigurationError(f"{unknown[0]!r} belongs to no flag. Data is named by --dataset_name.")
-        known = [option for action in parser._actions for option in action.option_strings]
-        near = difflib.get_close_matches(unknown[0], known, n=1)
-        hint = f" Did you mean {near[0]}?" if near else " See profit train --help-all."
-        if near == unknown[:1]:  # only in a file: on the command line hyphens have become underscores
-            hint = f" In YAML write {near[0][2:].replace('-', '_')}."
-        raise ConfigurationError(f"unknown setting {unknown[0]}.{hint}")
-    return run, config, model_config, switches["--dry_run"], switches["--json"]
+[bold]--threshold[/] P  ProFit's threshold, a probability (default: 0.1)
+
+[bold]--threshold_direction[/] WORD  higher, lower, middle or random (default: higher)
+
+[bold]--normalize[/] WORD  divide by all label tokens, or by the kept ones: all or kept (default: all)
+
+[bold]--reference_scores[/] FOLDER  what `profit score` wrote from this data; with profit, a fixed mask
+
+[bold]--skip-bad-rows[/]  count and list rows that cannot be used, instead of stopping at the first
+
+[bold]--accelerate_config[/] FILE  train on several devices, as this file of `accelerate config` says
+
+[bold]--resume_from_checkpoint[/] latest  go on with an interrupted run
+
+[bold]--dry-run[/]  print settings, token counts, kept share on a sample and estimated memory; train nothing
+
+[bold]--help-all[/]  every flag with its default
+"""
 
 
-def _normalized(argument: str) -> str:
-    """Take `--dry-run` for `--dry_run`, as TRL takes both, without touching values."""
-    if not argument.startswith("--"):
-        return argument
-    name, equals, value = argument.partition("=")
-    return name[:2] + name[2:].replace("-", "_") + equals + value
+def train_command(context: typer.Context) -> int:
+    """Hand the arguments to TRL's parser, which knows every flag, and run or dry-run."""
+    import torch
 
+    from profit_sft.cli.launch import follow_launch, is_launched, is_launched_here, launch
+    from profit_sft.cli.train_flags import names_a_launch, normalized, parse
+    from profit_sft.cli.training_bar import TrainingBar
+    from profit_sft.train.dry_run import dry_run
+    from profit_sft.train.run import check_before_launch, run_training
 
-def train_command(arguments: Sequence[str]) -> int:
-    """Run `profit train` and return its exit status."""
     quiet_libraries()
-    dry = "--dry_run" in map(_normalized, arguments)
+    dry = "--dry_run" in map(normalized, context.args)
     if dry and not works_here("train --dry-run"):
         return 0
     follow_launch()
     environment = dict(os.environ)
-    launches = not dry and not is_launched() and _names_a_launch(arguments)
+    launches = not dry and not is_launched() and names_a_launch(context.args)
     # What only launches leaves the accelerators to what it launches; a dry run can do without.
     on_cpu = launches or (dry and not torch.accelerator.is_available())
-    run, config, model_config, only_dry, as_json = parse([*arguments, *(_ON_CPU if on_cpu else ())])
+    run, config, model_config, only_dry, as_json = parse([*context.args, *(_ON_CPU if on_cpu else ())])
     config.disable_tqdm = True
     if launches:
         check_before_launch(run, config, model_config)
-        return launch(run, arguments, environment)
+        return launch(run, context.args, environment)
     if only_dry:
-        report = dry_run(run, config, model_config)
-        print_dry_run(report, as_json=as_json)
+        print_dry_run(dry_run(run, config, model_config), as_json=as_json)
         return 0
-    callbacks: list[TrainerCallback] = [ProgressBar()]
-    result = run_training(run, config, model_config, callbacks=callbacks, report=print_facts)
+    result = run_training(run, config, model_config, callbacks=[TrainingBar()], report=print_facts)
     status = 0 if config.process_index != 0 else print_result(result, as_json=as_json)  # one rank speaks for all
     if is_launched_here():
         return 0  # what was launched has ended well; `launch` knows of the stop
     return status if result.stopped_by is None else 130
-
-
-def _names_a_launch(arguments: Sequence[str]) -> bool:
-    """Say whether flags or file name an accelerate_config, before they are parsed; mistakes are for the parser."""
-    given = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    given.add_argument("--config")
-    given.add_argument("--accelerate_config")
-    try:
-        known, _ = given.parse_known_args([_normalized(argument) for argument in arguments])
-        settings = yaml.safe_load(Path(known.config).read_text(encoding="utf-8")) if known.config else {}
-    except (argparse.ArgumentError, SystemExit, OSError, ValueError, yaml.YAMLError):
-        return False
-    return bool(known.accelerate_config or (isinstance(settings, dict) and settings.get("accelerate_config")))
 
 
 def print_facts(facts: Mapping[str, str]) -> None:
@@ -137,8 +96,11 @@ def print_facts(facts: Mapping[str, str]) -> None:
         messages.print(f"{name:<11}{value}", markup=False)
 
 
-def print_result(result: RunResult, *, as_json: bool) -> int:
+def print_result(result: "RunResult", *, as_json: bool) -> int:
     """Say how the run ended and how to go on; return the exit status."""
+    from profit_sft.cli.launch import is_launched_here
+    from profit_sft.data import LISTED_ROWS
+
     messages = Console(stderr=True, highlight=False, soft_wrap=True)
     if as_json:
         figures = {"output_dir": str(result.output_dir), "step": result.global_step, "last_log": result.last_log}
@@ -169,10 +131,8 @@ def print_result(result: RunResult, *, as_json: bool) -> int:
     return 0
 
 
-def print_dry_run(report: DryRunReport, *, as_json: bool) -> None:
+def print_dry_run(report: "DryRunReport", *, as_json: bool) -> None:
     """Print the report on stdout, as tables or JSON."""
-    import dataclasses
-
     if as_json:
         sys.stdout.write(json.dumps(dataclasses.asdict(report)) + "\n")
         return

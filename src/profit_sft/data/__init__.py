@@ -1,17 +1,44 @@
 """Formats in, tokenized and labeled examples out; and the generated data set."""
 
-from profit_sft.data.formats import FORMATS, Conversation, detect_format, to_conversation
-from profit_sft.data.prepare import (
-    LISTED_ROWS,
-    DataReport,
-    DataSettings,
-    PreparedData,
-    SkippedRow,
-    prepare_dataset,
-    tokenizer_fingerprint,
-)
-from profit_sft.data.rows import Row, RowSource, load_rows
-from profit_sft.data.tokenize import IGNORE_INDEX, TOKEN_KINDS, Tokenized, tokenize_conversation
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from profit_sft.data.formats import FORMATS, Conversation, detect_format, to_conversation
+    from profit_sft.data.prepare import (
+        LISTED_ROWS,
+        DataReport,
+        PreparedData,
+        SkippedRow,
+        prepare_dataset,
+        tokenizer_fingerprint,
+    )
+    from profit_sft.data.rows import Row, RowSource, load_rows
+    from profit_sft.data.settings import DataOptions, DataSettings
+    from profit_sft.data.tokenize import IGNORE_INDEX, TOKEN_KINDS, Tokenized, tokenize_conversation
+
+# Loaded on first use: `profit --help` knows the settings, and must not load torch for it.
+_LAZY = {
+    "FORMATS": "formats",
+    "IGNORE_INDEX": "tokenize",
+    "LISTED_ROWS": "prepare",
+    "TOKEN_KINDS": "tokenize",
+    "Conversation": "formats",
+    "DataOptions": "settings",
+    "DataReport": "prepare",
+    "DataSettings": "settings",
+    "PreparedData": "prepare",
+    "Row": "rows",
+    "RowSource": "rows",
+    "SkippedRow": "prepare",
+    "Tokenized": "tokenize",
+    "detect_format": "formats",
+    "load_rows": "rows",
+    "prepare_dataset": "prepare",
+    "to_conversation": "formats",
+    "tokenize_conversation": "tokenize",
+    "tokenizer_fingerprint": "prepare",
+}
 
 __all__ = [
     "FORMATS",
@@ -19,6 +46,7 @@ __all__ = [
     "LISTED_ROWS",
     "TOKEN_KINDS",
     "Conversation",
+    "DataOptions",
     "DataReport",
     "DataSettings",
     "PreparedData",
@@ -33,3 +61,9 @@ __all__ = [
     "tokenize_conversation",
     "tokenizer_fingerprint",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(f"profit_sft.data.{_LAZY[name]}"), name)
+    raise AttributeError(f"module 'profit_sft.data' has no attribute {name!r}")

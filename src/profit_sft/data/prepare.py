@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from profit_sft.data.formats import FORMATS, REQUIRED_FIELDS, Format, detect_format, to_conversation
 from profit_sft.data.rows import Row, RowSource, load_rows
+from profit_sft.data.settings import DataSettings
 from profit_sft.data.tokenize import IGNORE_INDEX, TOKEN_KINDS, Tokenized, TrainOn, tokenize_conversation
 from profit_sft.errors import DataError
 
@@ -28,66 +29,6 @@ _SCHEMA = pyarrow.schema(
         "token_kinds": pyarrow.list_(pyarrow.int8()),
     }
 )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DataSettings:
-    """What to read and how; the names are flags of `profit train`.
-
-    Attributes:
-        dataset_name: File, folder or hub name.
-        dataset_config: Configuration of a hub data set.
-        dataset_split: Split of a hub data set.
-        dataset_format: One of `FORMATS`, or `auto`.
-        prompt_column: Column of the question.
-        response_column: Column of the answer.
-        system_prompt: Put in front of chats without a system message.
-        max_length: Tokens a row may have; longer ones lose their end. None: no limit.
-        truncation_mode: Only `keep_start`.
-        train_on: Assistant turns that carry labels: `all` or `last`.
-        skip_bad_rows: Leave out and list rows that cannot be used, instead of stopping at the first.
-        max_samples: Rows to read. None: all.
-
-    Raises:
-        ValueError: A value is out of range.
-    """
-
-    dataset_name: str
-    dataset_config: str | None = None
-    dataset_split: str = "train"
-    dataset_format: str = "auto"
-    prompt_column: str | None = None
-    response_column: str | None = None
-    system_prompt: str | None = None
-    max_length: int | None = 1024
-    truncation_mode: str = "keep_start"
-    train_on: str = "all"
-    skip_bad_rows: bool = False
-    max_samples: int | None = None
-
-    def __post_init__(self) -> None:
-        for name, choices in (
-            ("dataset_format", ("auto", *FORMATS)),
-            ("train_on", ("all", "last")),
-            ("truncation_mode", ("keep_start",)),
-        ):
-            value = getattr(self, name)
-            if value not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}.")
-        for name in ("max_length", "max_samples"):
-            value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
-                raise ValueError(f"{name} must be a whole number or None, got {value!r}.")
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}.")
-        if not self.dataset_name:
-            raise ValueError("dataset_name is empty: name a jsonl, json, parquet or csv file, or a hub data set.")
-        for name in ("prompt_column", "response_column"):
-            if getattr(self, name) is not None and self.dataset_format not in ("auto", "question_answer"):
-                raise ValueError(
-                    f"{name} ({getattr(self, name)!r}) is for question_answer rows, but dataset_format is "
-                    f"{self.dataset_format!r}. Leave one of the two out."
-                )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

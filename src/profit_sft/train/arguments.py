@@ -2,10 +2,12 @@
 
 from dataclasses import dataclass, field
 
+from profit_sft.data.settings import DataOptions
 
-@dataclass(kw_only=True)
-class RunArguments:
-    """Which data, in which format, and what to do about trouble. The names are flags of `profit train`."""
+
+@dataclass(frozen=True, kw_only=True)
+class _Sources:
+    """Where the rows to train and to evaluate on are."""
 
     dataset_name: str | None = field(
         default=None, metadata={"help": "Training data: a jsonl, json, parquet or csv file, a folder, or a hub name."}
@@ -16,18 +18,12 @@ class RunArguments:
         default=None, metadata={"help": "Evaluation data, a file or hub name. Needs --eval_strategy."}
     )
     dataset_test_split: str = field(default="test", metadata={"help": "Split of a hub data set to evaluate on."})
-    dataset_format: str = field(
-        default="auto",
-        metadata={
-            "help": "auto, messages, prompt_completion, sharegpt, alpaca or question_answer. auto looks at the columns."
-        },
-    )
-    prompt_column: str | None = field(default=None, metadata={"help": "Column with the question (default: question)."})
-    response_column: str | None = field(default=None, metadata={"help": "Column with the answer (default: answer)."})
-    system_prompt: str | None = field(default=None, metadata={"help": "System message put before rows without one."})
-    train_on: str = field(default="all", metadata={"help": "Assistant turns that carry labels: all or last."})
-    skip_bad_rows: bool = field(default=False, metadata={"help": "Count and list rows that cannot be used; go on."})
-    max_samples: int | None = field(default=None, metadata={"help": "Use only the first N rows."})
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunArguments(DataOptions, _Sources):
+    """Which data, in which format, and what to do about trouble. The names are flags of `profit train`."""
+
     reference_scores: str | None = field(
         default=None,
         metadata={

@@ -15,7 +15,7 @@ from transformers.trainer_pt_utils import AcceleratorConfig
 from transformers.trainer_utils import get_last_checkpoint
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
-from profit_sft.data import DataSettings, PreparedData, prepare_dataset
+from profit_sft.data import DataOptions, DataSettings, PreparedData, prepare_dataset
 from profit_sft.errors import ConfigurationError, ProFitError
 from profit_sft.files import package_versions, write_text
 from profit_sft.models import pretrained
@@ -244,19 +244,14 @@ def _data_settings(run: RunArguments, config: ProFitConfig, name: str, split: st
 
 
 def _checked_settings(run: RunArguments, config: ProFitConfig, name: str, split: str) -> DataSettings:
+    shared = {entry.name: getattr(run, entry.name) for entry in dataclasses.fields(DataOptions)}
     return DataSettings(
         dataset_name=name,
         dataset_config=run.dataset_config,
         dataset_split=split,
-        dataset_format=run.dataset_format,
-        prompt_column=run.prompt_column,
-        response_column=run.response_column,
-        system_prompt=run.system_prompt,
         max_length=config.max_length,
         truncation_mode=config.truncation_mode,
-        train_on=run.train_on,
-        skip_bad_rows=run.skip_bad_rows,
-        max_samples=run.max_samples,
+        **shared,
     )
 
 
