@@ -132,7 +132,7 @@ def average_interval(means: Sequence[float], intervals: Sequence[tuple[float, fl
     mean = sum(means) / len(means)
     below = math.hypot(*(value - low for value, (low, _) in zip(means, intervals, strict=True)))
     above = math.hypot(*(high - value for value, (_, high) in zip(means, intervals, strict=True)))
-    return max(0.0, mean - below / len(means)), min(1.0, mean + above / len(means))
+    return mean - below / len(means), mean + above / len(means)
 
 
 def _within(scores: Sequence[Sequence[float]], means: Sequence[float]) -> float | None:
