@@ -135,7 +135,7 @@ def test_a_name_without_its_extra_is_an_import_error_that_says_which():
 def test_what_no_extra_brings_stays_what_it_is():
     assert missing_extra("antigravity") is None
     assert missing_extra(None) is None
-    assert "'.[stats]'" in str(missing_extra("scipy"))
+    assert "'.[train]'" in str(missing_extra("scipy"))
     with pytest.raises(ModuleNotFoundError) as of_another_version:
         importlib.import_module("trl.no_such_part")
     assert missing_extra(of_another_version.value.name) is None

@@ -47,10 +47,9 @@ class DownloadError(ProFitError):
 EXTRAS = {
     "train": (
         *("accelerate", "datasets", "filelock", "gguf", "huggingface_hub", "jinja2", "markupsafe", "numpy", "peft"),
-        *("pyarrow", "pydantic", "rich", "tokenizers", "trl", "typer", "yaml"),
+        *("pyarrow", "pydantic", "rich", "scipy", "tokenizers", "trl", "typer", "yaml"),
     ),
     "eval": ("lm_eval", "math_verify", "langdetect", "immutabledict", "nltk"),
-    "stats": ("scipy",),
 }
 
 

@@ -24,6 +24,7 @@ def test_shares_and_the_mean_over_problems():
     assert (found.num_problems, found.samples_per_problem, found.metrics) == (2, 2, ())
     assert found.accuracy.mean == 0.75
     assert found.accuracy.standard_error == pytest.approx(0.25)  # problems' means 0.5 and 1
+    assert 0 < found.accuracy.low < 0.75 < found.accuracy.high < 1
     assert (found.truncated_share, found.no_answer_share, found.fallback_share) == (0.25, 0.25, 0.25)
     assert (found.mean_new_tokens, found.generation_seconds) == (15, 2)
 

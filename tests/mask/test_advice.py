@@ -1,7 +1,6 @@
 """The threshold profile against numbers worked out by hand, and the warnings at their limits."""
 
 import re
-import sys
 
 import numpy as np
 import pytest
@@ -118,15 +117,6 @@ def test_kinds_are_compared_where_the_data_has_both(tmp_path):
     assert [entry.threshold for entry in found.kinds.kept] == sorted([*THRESHOLDS, 0.15])
     one = [made_example(0, logs(0.9, 0.2), kinds=[CORE, CORE])]
     assert advise(write_scores(tmp_path / "one", one)).kinds is None
-
-
-def test_the_profile_does_not_need_scipy(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "scipy", None)
-    scores = write_scores(tmp_path, [made_example(0, logs(0.9, 0.2), kinds=[CORE, STYLE])])
-    found = advise(scores)
-    assert found.kinds is None
-    assert "Core and style tokens are not compared" in found.warnings[-1]
-    assert "needs the extra 'stats'" in found.warnings[-1]
 
 
 def test_a_threshold_that_is_no_probability_is_refused(tmp_path):

@@ -1,13 +1,11 @@
 """Core against style tokens: by hand, against scipy, and where there is little or nothing to compare."""
 
-import sys
-
 import numpy as np
 import pytest
 from scipy import stats
 
 from made_scores import made_example, made_tokens, write_scores
-from profit_sft.errors import DataError, MissingExtraError
+from profit_sft.errors import DataError
 from profit_sft.mask.kinds import HISTOGRAM_BINS, compare_kinds, compare_scores, describe
 
 CORE, STYLE, NONE = 1, 2, 0
@@ -180,9 +178,3 @@ def test_scores_with_kinds_are_compared(tmp_path):
     found = compare_scores(write_scores(tmp_path, examples), thresholds=[0.5], resamples=10)
     assert (found.auc, found.auc_interval, found.resamples) == (1.0, (1.0, 1.0), 10)
     assert [row.threshold for row in found.kept] == [0.5]
-
-
-def test_without_scipy_the_message_names_the_extra(monkeypatch):
-    monkeypatch.setitem(sys.modules, "scipy", None)
-    with pytest.raises(MissingExtraError, match=r"style tokens needs the extra 'stats': scipy .*'\.\[stats\]'"):
-        compare_kinds(drawn())

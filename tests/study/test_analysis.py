@@ -1,9 +1,9 @@
-"""From finished cells to figures and words."""
+"""From finished cells to figures."""
 
 import pytest
 from made_study import made_plan, made_study
 
-from profit_sft.study.analysis import analyze, headline, limits, mean_curve, problem_scores
+from profit_sft.study.analysis import analyze, mean_curve, problem_scores
 from profit_sft.study.results import read_results
 from profit_sft.study.statistics import holm, paired_comparison
 
@@ -49,7 +49,19 @@ def test_a_comparison_is_of_scores_averaged_over_seeds(tmp_path):
     adjusted = holm([other.comparison.p_value for other in analysis.comparisons])
     assert [other.adjusted_p for other in analysis.comparisons] == adjusted
     assert row.adjusted_p > row.comparison.p_value
-    assert (row.seeds.first_seeds, row.seeds.second_seeds) == (3, 3)
+    assert (row.seeds.first_seeds, row.seeds.second_seeds, row.seeds.paired) == (3, 3, True)
+
+
+def test_a_finding_on_the_methods_needs_problems_and_seeds(tmp_path):
+    _, analysis = analyzed(tmp_path, made_plan())
+    rows = by_name(analysis.comparisons)
+    for row in (rows["dft", "nll"], rows["untrained", "nll"]):
+        assert row.method_p == max(row.comparison.p_value, row.seeds.p_value)
+    # Two of the four comparisons have two seeds or more on both sides, or the untrained model on one.
+    tested = [row for row in analysis.comparisons if row.method_p is not None]
+    assert [row.first for row in tested] == ["untrained", "dft"]
+    assert [row.adjusted_method_p for row in tested] == holm([row.method_p for row in tested])
+    assert rows["profit-t0.1", "nll"].adjusted_method_p is None
 
 
 def test_a_comparison_is_of_the_seeds_that_both_have(tmp_path):
@@ -64,7 +76,7 @@ def test_a_comparison_is_of_the_seeds_that_both_have(tmp_path):
     assert rows["untrained", "nll"].comparison == against_untrained
 
 
-def test_only_what_is_shown_is_said(tmp_path):
+def test_what_is_shown_of_each_comparison(tmp_path):
     plan = made_plan(comparisons=[["profit-t0.1", "profit-t0.5"]])
     _, analysis = analyzed(tmp_path, plan)
     rows = by_name(analysis.comparisons)
@@ -79,29 +91,6 @@ def test_only_what_is_shown_is_said(tmp_path):
     assert rows["dft", "nll"].shown == "worse"
     assert rows["profit-t0.1", "nll"].shown == "better here"
     assert rows["profit-t0.5", "nll"].shown == "no difference"
-    assert headline(plan, analysis) == [
-        "Worse than nll: dft.",
-        "Better than nll as trained here, not shown for other seeds: profit-t0.1.",
-        "No difference from nll shown: profit-t0.5.",
-        "These models of profit-t0.1 are better than those of profit-t0.5; with one seed of either it is not shown "
-        "that another run would be.",
-    ]
-
-
-def test_nothing_shown_is_one_sentence(tmp_path):
-    plan = made_plan()
-    _, analysis = analyzed(tmp_path, plan, dict.fromkeys(RATES, 0.5))
-    assert headline(plan, analysis) == [
-        "No difference shown between nll and any of 3 other variants.",
-        "nll is not shown to be better than the untrained model.",
-    ]
-
-
-def test_without_the_baseline_there_is_nothing_to_say(tmp_path):
-    plan = made_plan()
-    _, analysis = analyzed(tmp_path, plan, skip=("nll-s0", "nll-s1", "nll-s2"))
-    assert analysis.comparisons == ()
-    assert headline(plan, analysis)[0].startswith("There is nothing to compare yet")
 
 
 def test_without_an_evaluation_there_are_still_rows_and_curves(tmp_path):
@@ -135,21 +124,6 @@ def test_models_are_compared_within_themselves(tmp_path):
         ("a", "profit-t0.5"),
         ("b", "untrained"),
     ]
-    assert "profit-t0.1 (a), profit-t0.1 (b)" in " ".join(headline(plan, analysis))
-
-
-def test_the_limits_follow_from_what_was_run(tmp_path):
-    plan = made_plan()
-    _, analysis = analyzed(tmp_path / "three", plan, skip=("dft-s1",))
-    said = " ".join(limits(plan, analysis))
-    assert "On 120 problems a 95% interval reaches about" in said
-    assert "corrected for 4 comparisons (Holm)" in said
-    assert "With 3 seeds" in said
-    assert "2 to 4 degrees of freedom" in said
-    assert "1 of 9 cells are not finished: dft-s1." in said
-    single = made_plan(cells=[{"objective": ["nll", "dft"]}])
-    _, analysis = analyzed(tmp_path / "one", single)
-    assert "Every variant has one seed" in " ".join(limits(single, analysis))
 
 
 def test_curves_are_means_over_the_runs_that_have_the_step():

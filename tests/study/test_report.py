@@ -21,7 +21,9 @@ def report(tmp_path):
 
 def test_markdown_has_verdict_tables_limits_and_settings(report):
     text = (report / "report.md").read_text()
-    assert text.startswith("# made-up\n\nIs <b>profit</b> better & why?\n\n**Worse than nll: dft.**\n")
+    assert text.startswith(
+        "# made-up\n\nIs <b>profit</b> better & why?\n\n**Worse than nll, over seeds and problems: dft.**\n"
+    )
     rows = {line.split(" | ")[0].lstrip("| "): line for line in text.splitlines() if line.startswith("| ")}
     assert rows["nll"].count("|") == rows["variant"].count("|")
     assert "2 of 3" in text
@@ -31,6 +33,7 @@ def test_markdown_has_verdict_tables_limits_and_settings(report):
     assert "Not looked at, for want of a probe in their logs: dft-s0, dft-s1.\n" in text
     assert "for want of a probe in their logs: dft-s0, dft-s1." in (report / "report.html").read_text()
     assert "no difference shown between profit-t0.5 and nll" in text
+    assert "\n- profit-t0.1 80.8% [72.6 to 87.4], NLL 0.530, nll " in text
     assert "What this cannot show" in text
     assert f"    {COMMAND}" in text
     assert "python 3.12.1, torch 2.9.0, trl 1.16.0" in text
@@ -45,6 +48,9 @@ def test_json_holds_every_figure(report):
     assert found["missing"] == ["dft-s2"]
     assert found["comparisons"][1]["first"] == "dft"
     assert 0 < found["comparisons"][1]["adjusted_p"] < 0.05
+    assert found["comparisons"][1]["method_p"] <= found["comparisons"][1]["adjusted_method_p"] < 0.05
+    assert found["comparisons"][1]["shown"] == "worse"
+    assert found["headline"][0] == "Worse than nll, over seeds and problems: dft."
     assert found["cost"]["cells"][1]["tokens_per_second"] == round(16000 / 120)
 
 

@@ -91,25 +91,25 @@ def eval_command(
 def _print_table(found: "EvalReport") -> None:
     table = Table(title=f"{found.model_name_or_path}, {_decoding(found.settings)}")
     table.add_column("task", no_wrap=True)
-    for column in ("avg@k", "SE", "problems", "k", "cut off", "no answer", "tokens"):
+    # 80 characters wide with the longest name and all cells full.
+    for column in ("avg@k", "95%\ninterval", "problems\nx k", "cut\noff", "no\nanswer", "tokens"):
         table.add_column(column, justify="right", no_wrap=True)
     for result in found.tasks:
         table.add_row(
             result.task,
             *_shares(result.accuracy),
-            str(result.num_problems),
-            str(result.samples_per_problem),
+            f"{result.num_problems} x {result.samples_per_problem}",
             f"{result.truncated_share:.1%}",
             f"{result.no_answer_share:.1%}",
             f"{result.mean_new_tokens:.0f}",
         )
         for metric in result.metrics:
             if metric.name in _FURTHER:
-                table.add_row(f"  {_FURTHER[metric.name]}", *_shares(metric), *[""] * 5)
+                table.add_row(f"  {_FURTHER[metric.name]}", *_shares(metric), *[""] * 4)
     out = Console(highlight=False)
     out.print(table)
     out.print(
-        "avg@k: share of right samples, k a problem. SE: its standard error over problems, the independent units.\n"
+        "avg@k: share of right samples, k a problem. 95% interval: in %, over problems, the independent units.\n"
         "cut off: at the limit of new tokens. no answer: none found, counted as wrong. tokens: mean length.\n"
         f"Every sample: {found.output_dir}/samples   figures: {found.output_dir}/results.json   {found.seconds:.0f} s",
         markup=False,
@@ -118,8 +118,7 @@ def _print_table(found: "EvalReport") -> None:
 
 
 def _shares(metric: "Metric") -> tuple[str, str]:
-    error = "" if metric.standard_error is None else f"{metric.standard_error:.1%}"
-    return f"{metric.mean:.1%}", error
+    return f"{metric.mean:.1%}", f"{100 * metric.low:.1f} to {100 * metric.high:.1f}"
 
 
 def _decoding(settings: Any) -> str:

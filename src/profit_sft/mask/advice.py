@@ -13,7 +13,6 @@ import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
 from profit_sft.data.tokenize import TOKEN_KINDS
-from profit_sft.errors import ConfigurationError
 from profit_sft.mask.kinds import KindComparison, compare_kinds
 from profit_sft.mask.tokens import THRESHOLDS, LabelTokens, checked_thresholds, kept_mask, label_tokens
 from profit_sft.scores.store import ScoreSet
@@ -154,12 +153,6 @@ def advise(scores: ScoreSet, *, threshold: float = 0.1, thresholds: Sequence[flo
     answers = final_answer_mask(tokens, scores.tokenizer())
     profile = tuple(threshold_row(tokens, value, answers) for value in wanted)
     row = next(row for row in profile if row.threshold == threshold)
-    warnings = list(warnings_about(row))
-    kinds = None
-    try:
-        kinds = _compare_if_marked(tokens, wanted)
-    except ConfigurationError as error:  # the profile needs no scipy, so it is not withheld
-        warnings.append(f"Core and style tokens are not compared: {error}")
     log_probs = tokens.log_probs[0]
     p = np.exp(log_probs)
     return Advice(
@@ -175,10 +168,10 @@ def advise(scores: ScoreSet, *, threshold: float = 0.1, thresholds: Sequence[flo
         threshold=threshold,
         profile=profile,
         positions=tuple(_positions(tokens, threshold)),
-        warnings=tuple(warnings),
+        warnings=tuple(warnings_about(row)),
         reading=reading_of(row),
         caveat=CAVEAT,
-        kinds=kinds,
+        kinds=_compare_if_marked(tokens, wanted),
     )
 
 

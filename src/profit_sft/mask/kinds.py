@@ -10,13 +10,12 @@ resamples whole examples, and the signed-rank test, which counts one value an ex
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from profit_sft.data.tokenize import TOKEN_KINDS
-from profit_sft.errors import DataError, require_extra
+from profit_sft.errors import DataError
 from profit_sft.mask.tokens import THRESHOLDS, LabelTokens, checked_thresholds, kept_mask, label_tokens
 from profit_sft.scores.store import ScoreSet
 
@@ -115,7 +114,6 @@ def compare_scores(
 
     Raises:
         DataError: The rows have no `answer_spans`, or label tokens of one kind only.
-        ConfigurationError: scipy is not installed.
     """
     return compare_kinds(label_tokens(scores), thresholds=thresholds, resamples=resamples, seed=seed)
 
@@ -133,12 +131,12 @@ def compare_kinds(
 
     Raises:
         DataError: The rows have no `answer_spans`, or label tokens of one kind only.
-        ConfigurationError: scipy is not installed.
 
     Source: Mann and Whitney 1947; AUC = U / (n1 n2), Hanley and McNeil 1982; rank-biserial correlation, Wendt 1972;
     resampling whole clusters, Davison and Hinkley 1997, section 3.8.
     """
-    stats = _scipy_stats()
+    from scipy import stats
+
     core, style = (_of_kind(tokens, kind) for kind in ("core", "style"))
     u, p_value = stats.mannwhitneyu(core.log_probs, style.log_probs, alternative="two-sided")
     auc = float(u) / (core.log_probs.size * style.log_probs.size)
@@ -153,7 +151,7 @@ def compare_kinds(
         resamples=used,
         rank_biserial=2.0 * auc - 1.0,
         cohens_d=_cohens_d(core.log_probs, style.log_probs),
-        within_examples=_within_examples(core, style, stats),
+        within_examples=_within_examples(core, style),
         kept=tuple(
             KeptByKind(
                 threshold=threshold,
@@ -178,13 +176,6 @@ def describe(comparison: KindComparison) -> str:
     if high < 0.5:
         return f"{found} Core tokens are the less likely ones here, the opposite of what the paper supposes."
     return f"{found} The interval includes that, so neither kind is shown to be likelier."
-
-
-def _scipy_stats() -> Any:
-    require_extra("stats", wanted_by="comparing core and style tokens")
-    from scipy import stats
-
-    return stats
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,7 +248,9 @@ def _auc_interval(core: _Kind, style: _Kind, *, resamples: int, seed: int) -> tu
     return (float(low), float(high)), len(found)
 
 
-def _within_examples(core: _Kind, style: _Kind, stats: Any) -> WithinExamples | None:
+def _within_examples(core: _Kind, style: _Kind) -> WithinExamples | None:
+    from scipy import stats
+
     both = np.intersect1d(core.examples, style.examples)
     if both.size == 0:
         return None

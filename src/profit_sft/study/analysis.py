@@ -1,22 +1,18 @@
-"""From finished cells to figures: one row a variant, one row a comparison, curves, and the verdict in words."""
+"""From finished cells to figures: one row a variant, one row a comparison, and curves."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+
 from profit_sft.study.plan import StudyPlan
 from profit_sft.study.results import CellResult
-from profit_sft.study.statistics import (
-    SIGNIFICANCE,
-    PairedComparison,
-    SeedSpread,
-    bootstrap_interval,
-    holm,
-    paired_comparison,
-    seed_spread,
-    verdict,
-)
+from profit_sft.study.seeds import SeedComparison, SeedVariance, pooled_seed_variance, seed_comparison
+from profit_sft.study.statistics import Floats, PairedComparison, holm, mean_interval, paired_comparison
 from profit_sft.study.variants import UNTRAINED
+from profit_sft.study.verdict import Shown, verdict, what_is_shown
+from profit_sft.study.verdict import headline as headline  # for those who look for it here
 
 AVERAGE = "average"
 CURVES = ("nll", "kept_share", "loss", "mean_token_accuracy")
@@ -29,7 +25,7 @@ class Score:
     Attributes:
         outcome: The task, or `average`.
         mean: Mean over problems, samples and seeds.
-        low: Lower end of the 95% bootstrap interval over problems.
+        low: Lower end of the 95% interval over problems.
         high: Upper end.
         by_seed: Mean of each seed, in the order of `VariantRow.seeds`.
     """
@@ -82,8 +78,11 @@ class ComparisonRow:
         second: The variant it is compared with.
         outcome: The task, or `average`.
         comparison: Difference, interval and p-value over problems.
-        adjusted_p: The p-value after Holm's correction over all rows.
-        seeds: What the seeds say.
+        adjusted_p: That p-value after Holm's correction over all rows: what is shown of these trained models.
+        seeds: Difference, interval and p-value over seeds and problems.
+        method_p: The larger of the two p-values; None where a side has one seed.
+        adjusted_method_p: That after Holm's correction over all rows that have one: what is shown of the methods.
+        shown: What it shows of the first variant.
         verdict: It all in words.
     """
 
@@ -93,16 +92,11 @@ class ComparisonRow:
     outcome: str
     comparison: PairedComparison
     adjusted_p: float
-    seeds: SeedSpread
+    seeds: SeedComparison
+    method_p: float | None
+    adjusted_method_p: float | None
+    shown: Shown
     verdict: str
-
-    @property
-    def shown(self) -> str:
-        """`better` or `worse`, followed by ` here` where it is shown of these models only; or `no difference`."""
-        if self.verdict.startswith("no difference"):
-            return "no difference"
-        word = "better" if self.comparison.difference > 0 else "worse"
-        return f"{word} here" if self.verdict.startswith("these models") else word
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -204,7 +198,7 @@ def _row(plan: StudyPlan, outcomes: Sequence[str], results: Sequence[CellResult]
 
 def _score(results: Sequence[CellResult], outcome: str) -> Score:
     scores, strata = problem_scores(results, outcome)
-    low, high = bootstrap_interval(scores, strata=strata)
+    low, high = mean_interval(scores, strata=strata)
     by_seed = tuple(_seed_means(results, outcome))
     return Score(outcome=outcome, mean=_mean(by_seed), low=low, high=high, by_seed=by_seed)
 
@@ -220,41 +214,76 @@ def mean_curve(logs: Sequence[Sequence[Mapping[str, Any]]], name: str) -> list[l
 
 
 def _comparisons(plan: StudyPlan, outcomes: Sequence[str], groups: Groups) -> tuple[ComparisonRow, ...]:
-    """Compare every variant with the baseline, and the pairs the plan asks for, on every outcome."""
-    made = []
+    """Compare every variant with the baseline, and the pairs the plan asks for, on every outcome.
+
+    All are corrected together. A finding about the methods needs to hold over problems and over seeds, so its p-value
+    is the larger of the two.
+    """
+    made, found = [], []
     for model in plan.models:
-        names = [name for group_model, name in groups if group_model == model.name]
-        pairs = [(name, plan.baseline) for name in names if name != plan.baseline]
-        pairs += [pair for pair in plan.comparisons if pair not in pairs]
         for outcome in outcomes:
-            for first, second in pairs:
-                if first in names and second in names:
-                    made.append((model.name, first, second, outcome))
-    found = [_compare(groups[model, first], groups[model, second], outcome) for model, first, second, outcome in made]
-    adjusted = holm([comparison.p_value for comparison, _ in found])
-    return tuple(
-        ComparisonRow(
-            model=model,
-            first=first,
-            second=second,
-            outcome=outcome,
-            comparison=comparison,
-            adjusted_p=p_value,
-            seeds=seeds,
-            verdict=verdict(comparison, p_value, seeds, first=first, second=second),
+            pooled = _seed_variance(groups, model.name, outcome)
+            for first, second in _pairs(plan, model.name, groups):
+                made.append((model.name, first, second, outcome))
+                found.append(_compare(groups[model.name, first], groups[model.name, second], outcome, pooled))
+    over_problems = holm([comparison.p_value for comparison, _ in found])
+    of_methods = [
+        None if seeds.p_value is None else max(comparison.p_value, seeds.p_value) for comparison, seeds in found
+    ]
+    corrected = iter(holm([value for value in of_methods if value is not None]))
+    rows = []
+    for (model_name, first, second, outcome), (comparison, seeds), adjusted_p, method_p in zip(
+        made, found, over_problems, of_methods, strict=True
+    ):
+        adjusted_method_p = None if method_p is None else next(corrected)
+        shown = what_is_shown(comparison, adjusted_p, adjusted_method_p)
+        rows.append(
+            ComparisonRow(
+                model=model_name,
+                first=first,
+                second=second,
+                outcome=outcome,
+                comparison=comparison,
+                adjusted_p=adjusted_p,
+                seeds=seeds,
+                method_p=method_p,
+                adjusted_method_p=adjusted_method_p,
+                shown=shown,
+                verdict=verdict(shown, comparison, first=first, second=second, one_seed=method_p is None),
+            )
         )
-        for (model, first, second, outcome), (comparison, seeds), p_value in zip(made, found, adjusted, strict=True)
+    return tuple(rows)
+
+
+def _pairs(plan: StudyPlan, model: str, groups: Groups) -> list[tuple[str, str]]:
+    names = [name for group_model, name in groups if group_model == model]
+    pairs = [(name, plan.baseline) for name in names if name != plan.baseline]
+    pairs += [pair for pair in plan.comparisons if pair not in pairs]
+    return [(first, second) for first, second in pairs if first in names and second in names]
+
+
+def _seed_variance(groups: Groups, model: str, outcome: str) -> SeedVariance:
+    trained = [results for (name, variant), results in groups.items() if name == model and variant != UNTRAINED]
+    return pooled_seed_variance(
+        [
+            dict(zip((result.cell.seed for result in results), _seed_means(results, outcome), strict=True))
+            for results in trained
+        ]
     )
 
 
 def _compare(
-    first: Sequence[CellResult], second: Sequence[CellResult], outcome: str
-) -> tuple[PairedComparison, SeedSpread]:
+    first: Sequence[CellResult], second: Sequence[CellResult], outcome: str, pooled: SeedVariance
+) -> tuple[PairedComparison, SeedComparison]:
     first, second = _with_common_seeds(first, second)
     scores, strata = problem_scores(first, outcome)
     other, _ = problem_scores(second, outcome)
-    seeds = seed_spread(*(_means_or_fixed(results, outcome) for results in (first, second)))
+    seeds = seed_comparison(_runs(first, outcome), _runs(second, outcome), pooled, strata=strata)
     return paired_comparison(scores, other, strata=strata), seeds
+
+
+def _runs(results: Sequence[CellResult], outcome: str) -> dict[int | None, Floats]:
+    return {result.cell.seed: np.array(problem_scores([result], outcome)[0]) for result in results}
 
 
 def _with_common_seeds(
@@ -268,83 +297,6 @@ def _with_common_seeds(
     if not common:
         return first, second
     return [r for r in first if r.cell.seed in common], [r for r in second if r.cell.seed in common]
-
-
-def _means_or_fixed(results: Sequence[CellResult], outcome: str) -> list[float] | float:
-    means = _seed_means(results, outcome)
-    return means[0] if results[0].cell.seed is None else means
-
-
-def headline(plan: StudyPlan, analysis: Analysis) -> list[str]:
-    """Return the study's outcome in a few sentences, the first of which stands for all."""
-    rows = analysis.main_comparisons
-    against = [row for row in rows if row.second == plan.baseline and row.first != UNTRAINED]
-    if not against:
-        return ["There is nothing to compare yet: the baseline and another variant must be finished and evaluated."]
-    several = len(plan.models) > 1
-    sentences = _sentences_on_baseline(plan.baseline, against, several=several)
-    for row in rows:
-        where = f" ({row.model})" if several else ""
-        if row.first == UNTRAINED and row.second == plan.baseline and not row.shown.startswith("worse"):
-            sentences.append(f"{plan.baseline} is not shown to be better than the untrained model{where}.")
-        elif row.second != plan.baseline:
-            sentences.append(f"{row.verdict[0].upper()}{row.verdict[1:]}{where}.")
-    return sentences
-
-
-def _sentences_on_baseline(baseline: str, rows: Sequence[ComparisonRow], *, several: bool) -> list[str]:
-    if all(row.shown == "no difference" for row in rows):
-        return [f"No difference shown between {baseline} and any of {len(rows)} other variants."]
-    sentences = []
-    for shown, words in (
-        ("better", f"Better than {baseline}"),
-        ("worse", f"Worse than {baseline}"),
-        ("better here", f"Better than {baseline} as trained here, not shown for other seeds"),
-        ("worse here", f"Worse than {baseline} as trained here, not shown for other seeds"),
-        ("no difference", f"No difference from {baseline} shown"),
-    ):
-        names = [row.first + (f" ({row.model})" if several else "") for row in rows if row.shown == shown]
-        if names:
-            sentences.append(f"{words}: {', '.join(names)}.")
-    return sentences
-
-
-def limits(plan: StudyPlan, analysis: Analysis) -> list[str]:
-    """Return what the figures cannot show, in plain words."""
-    said = []
-    rows = analysis.main_comparisons
-    if rows:
-        reach = sorted((row.comparison.high - row.comparison.low) / 2 for row in rows)[len(rows) // 2]
-        problems = sum(analysis.num_problems.values())
-        said.append(
-            f"On {problems} problems a 95% interval reaches about {100 * reach:.0f} points to either side: smaller "
-            "differences than that go unnoticed, so 'no difference shown' does not mean that there is none."
-        )
-        said.append(
-            f"P-values are corrected for {len(analysis.comparisons)} comparisons (Holm); below {SIGNIFICANCE} counts "
-            "as shown. The printed intervals are not widened for it."
-        )
-    most = max((len(row.seeds) for row in analysis.rows), default=0)
-    said.append(
-        "A seed sets the order of the rows and the draws of a random mask; data and starting weights are the same in "
-        "all runs, so seeds vary less here than another sample of training rows would."
-    )
-    if most > 1:
-        said.append(
-            f"With {most} seeds an interval over seeds is several times as wide as their spread (Welch's t, "
-            f"{most - 1} to {2 * most - 2} degrees of freedom for two variants of {most}): it can confirm a large "
-            "difference, and can neither measure a small one nor rule it out. Variants with one seed speak of one run "
-            "each."
-        )
-    elif most == 1:
-        said.append("Every variant has one seed, so nothing is shown about what another run would give.")
-    if analysis.missing:
-        said.append(f"{len(analysis.missing)} of {len(plan.cells)} cells are not finished: {_few(analysis.missing)}.")
-    return said
-
-
-def _few(names: Sequence[str], most: int = 6) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _mean_of(entries: Sequence[Mapping[str, Any]], name: str) -> float | None:

@@ -10,9 +10,10 @@ import yaml
 
 from profit_sft.files import write_text
 from profit_sft.pages.render import render_page
-from profit_sft.study.analysis import CURVES, Analysis, ComparisonRow, VariantRow, analyze, headline, limits
+from profit_sft.study.analysis import CURVES, Analysis, ComparisonRow, VariantRow, analyze
 from profit_sft.study.plan import StudyPlan
 from profit_sft.study.results import CellResult, read_results
+from profit_sft.study.verdict import headline, limits, standings, summary
 
 _DASH = "\N{EN DASH}"
 _LOOKS = 8  # colors of study.css; a further round of variants has dashed lines
@@ -38,7 +39,12 @@ def write_report(plan: StudyPlan, output_dir: Path, *, command: str) -> Analysis
     results = read_results(plan, output_dir)
     analysis = analyze(plan, results)
     values = report_values(plan, results, analysis, command)
-    content = {"study": plan.name, "headline": values["headline"], "limits": values["limits"], **analysis.as_dict()}
+    content = {
+        "study": plan.name,
+        "headline": headline(plan, analysis),
+        "limits": values["limits"],
+        **analysis.as_dict(),
+    }
     write_text(output_dir / "results.json", json.dumps(content | {"cost": values["cost"]}, indent=1) + "\n")
     write_text(output_dir / "report.md", render_markdown(values))
     write_text(output_dir / "report.html", render_html(plan, analysis, values))
@@ -92,7 +98,8 @@ def report_values(plan: StudyPlan, results: Sequence[CellResult], analysis: Anal
         "question": plan.question,
         "baseline": plan.baseline,
         "several_models": len(plan.models) > 1,
-        "headline": headline(plan, analysis),
+        "headline": summary(plan, analysis),
+        "standings": standings(plan, analysis),
         "limits": limits(plan, analysis),
         "facts": _facts(plan, analysis),
         "outcomes": list(analysis.outcomes),
@@ -157,7 +164,9 @@ def _comparison_row(row: ComparisonRow) -> dict[str, Any]:
         "interval": f"{100 * found.low:+.1f} to {100 * found.high:+.1f}",
         "won": f"{found.better} : {found.worse}",
         "p_value": _p_value(found.p_value),
+        "p_seeds": _p_value(seeds.p_value),
         "adjusted_p": _p_value(row.adjusted_p),
+        "adjusted_method_p": _p_value(row.adjusted_method_p),
         "seeds": _DASH
         if seeds.low is None or seeds.high is None
         else f"{100 * seeds.low:+.1f} to {100 * seeds.high:+.1f}",
@@ -166,7 +175,9 @@ def _comparison_row(row: ComparisonRow) -> dict[str, Any]:
     }
 
 
-def _p_value(value: float) -> str:
+def _p_value(value: float | None) -> str:
+    if value is None:
+        return _DASH
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 

