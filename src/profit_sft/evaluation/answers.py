@@ -95,14 +95,15 @@ _BETWEEN_BOXES = re.compile(r"(?:[A-Za-z]{1,12})??[,;]?(?:and|or)?[,;]?(?:\\?[A-
 _MAX_BETWEEN_BOXES = 60
 _HASHES = re.compile(r"####[ \t]*(\S[^\n]*)")
 _MARKER = re.compile(
-    r"\banswers?\b(?:,?\s+[\w'$\\{}-]+){0,8}?\s*(?:[:=]|\b(?:is|are|was|equals|be)\b)[ \t]*:?\s*", re.IGNORECASE
+    r"<answer>\s*|\banswers?\b(?:,?\s+[\w'$\\{}-]+){0,8}?\s*(?:[:=]|\b(?:is|are|was|equals|be)\b)[ \t]*:?\s*",
+    re.IGNORECASE,
 )
 # A period ends a sentence where white space or nothing follows, so not in "3.5" or "a.m".
 _FOLLOWS = re.compile(r"(?:(?:given |shown )?(?:below|as follows|by|here)|the following)[.:]?", re.IGNORECASE)
 _HEADING = re.compile(
     r"[*_ ]*(?:step|part|case|section|problem|question|(?:final )?answer)\b|[^\d\\$√π∞]*$", re.IGNORECASE
 )
-_SENTENCE_END = re.compile(r"(?<!\\)(?<!\bapprox)(?<!\bRs)(?<!\bNo)[.!?](?=[\s\"')\]]|$)|\n")
+_SENTENCE_END = re.compile(r"(?<!\\)(?<!\bapprox)(?<!\bRs)(?<!\bNo)[.!?](?=[\s\"')\]]|$)|\n|</answer>")
 
 
 def _boxed(text: str, truncated: bool) -> str | None:

@@ -21,7 +21,7 @@ from profit_sft.evaluation.choices import stated_choice
 from profit_sft.evaluation.equations import is_computation, is_name, items, sides
 from profit_sft.evaluation.formulas import answer_formula, as_latex
 from profit_sft.evaluation.math_judge import MathJudge
-from profit_sft.evaluation.numbers import PlainNumber, plain_numbers, tidy
+from profit_sft.evaluation.numbers import PlainNumber, plain_number, plain_numbers, tidy
 
 MAX_FORMULA = 1000  # characters; the longest reference answer of the benchmarks has 62
 
@@ -123,6 +123,9 @@ def _same_plainly(mine: str, expected: str) -> bool | None:
     """Compare as texts and as numbers; None: they are formulas."""
     if _same_form(mine) == _same_form(expected):
         return True
+    named = _same_names(mine, expected)
+    if named is not None:
+        return named
     in_base = _same_in_base(mine, expected)
     if in_base is not None:
         return in_base
@@ -164,6 +167,21 @@ def _questions(mine: str, expected: str) -> list[tuple[str, str]]:
 def _without_name(item: str) -> str:
     first, *others = sides(item)
     return others[-1] if others and is_name(tidy(first), single=True) else item
+
+
+def _same_names(mine: str, expected: str) -> bool | None:
+    """Compare what both say of variables with numbers for values, such as "x = 1, y = 2"; None: not both do."""
+    said: list[dict[str, PlainNumber]] = []
+    for text in (mine, expected):
+        values: dict[str, PlainNumber] = {}
+        for item in items(tidy(text)):
+            name, *others = sides(item)
+            value = plain_number(others[-1]) if others else None
+            if value is None or len(name) != 1 or not name.isalpha() or name in values:
+                return None
+            values[name] = value
+        said.append(values)
+    return said[0].keys() == said[1].keys() and all(said[1][name].equals(value) for name, value in said[0].items())
 
 
 def _covers(some: list[PlainNumber], others: list[PlainNumber]) -> bool:

@@ -15,6 +15,7 @@ if __name__ == "__main__":
 
 import json
 from contextlib import suppress
+from decimal import Decimal
 from itertools import permutations
 from typing import Any
 
@@ -65,14 +66,27 @@ def allow_cpu(seconds: int) -> None:
 def formulas(text: str) -> list[Any]:
     """Return what math-verify reads a text as; nothing of a text without a formula."""
     # Of LaTeX alone: its other reading takes the first number of what it cannot read.
-    return list(parse(text, extraction_config=[LatexExtractionConfig()], parsing_timeout=None))
+    found = parse(text, extraction_config=[LatexExtractionConfig()], parsing_timeout=None)
+    return [_with_imaginary_unit(formula) if isinstance(formula, sympy.Basic) else formula for formula in found]
+
+
+def _with_imaginary_unit(formula: Any) -> Any:
+    return formula.xreplace({symbol: sympy.I for symbol in formula.free_symbols if symbol.name == "i"})
 
 
 def same(expected: list[Any], answer: list[Any]) -> bool:
     """Say whether any reading of the answer equals one of the expected formula."""
-    return any(
-        verify(one, other, timeout_seconds=None) and not contradicts(one, other) for one in expected for other in answer
-    )
+    return any(agree(one, other) for one in expected for other in answer)
+
+
+def agree(expected: Any, answer: Any) -> bool:
+    """Say whether two formulas are equal by math-verify, and nothing contradicts that."""
+    if isinstance(expected, sympy.Float) != isinstance(answer, sympy.Float):
+        decimal, exact = (expected, answer) if isinstance(expected, sympy.Float) else (answer, expected)
+        if isinstance(exact, sympy.Expr) and exact.is_number and not exact.has(sympy.Float) and not _terminates(exact):
+            return not _not_rounded(decimal, exact)
+    found = verify(expected, answer, timeout_seconds=None, allow_set_relation_comp=True)
+    return bool(found) and not contradicts(expected, answer)
 
 
 def contradicts(expected: Any, answer: Any) -> bool:
@@ -119,11 +133,7 @@ def equations_differ(one: Any, other: Any) -> bool:
 
 
 def values_differ(expected: Any, answer: Any) -> bool:
-    """Say whether two formulas take other values at some places; of decimals six digits, rounded, are enough."""
-    floats = [formula for formula in (expected, answer) if isinstance(formula, sympy.Float)]
-    exact = [formula for formula in (expected, answer) if not formula.has(sympy.Float)]
-    if len(floats) == 1 and exact and exact[0].is_number and not _terminates(exact[0]):
-        return _not_rounded(floats[0], exact[0])
+    """Say whether two formulas take other values at some places."""
     return any(_far(_value(expected, place), _value(answer, place)) for place in range(len(_POINTS)))
 
 
@@ -133,11 +143,10 @@ def _terminates(number: Any) -> bool:
 
 
 def _not_rounded(decimal: Any, exact: Any) -> bool:
-    digits = str(decimal).partition("e")[0]
-    value = sympy.Rational(str(decimal))
-    significant = len(digits.replace(".", "").lstrip("-0"))
-    place = sympy.Rational(10) ** (sympy.floor(sympy.log(abs(value), 10)) + 1 - significant)
-    return significant < 6 or bool(abs(value - exact.evalf(_DIGITS)) > place / 2)
+    """Say whether a decimal is not the number, rounded, to six significant digits or more."""
+    _, digits, exponent = Decimal(str(decimal)).normalize().as_tuple()
+    difference = abs(sympy.Rational(str(decimal)) - exact).evalf(_DIGITS)
+    return len(digits) < 6 or not bool(difference * 2 <= sympy.Rational(10) ** int(exponent))
 
 
 def _value(formula: Any, place: int) -> Any:
