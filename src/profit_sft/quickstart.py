@@ -22,10 +22,12 @@ from profit_sft.data.generated import (
     SYSTEM_PROMPT,
     GeneratedProblem,
     generate_problems,
-    is_correct,
     to_row,
     write_jsonl,
 )
+from profit_sft.evaluation.engine import Generated, end_tokens
+from profit_sft.evaluation.grading import grade_math
+from profit_sft.evaluation.math_judge import MathJudge
 from profit_sft.files import write_text
 from profit_sft.mask.page import write_mask_page
 from profit_sft.mask.report import make_report
@@ -241,16 +243,23 @@ def measure(
     answers = generate_answers(model, tokenizer, problems)
     examples = label_examples(data.dataset[:])
     scores = score_labels(model, examples, objective=objective)
-    right = [is_correct(answer, problem.final_answer) for answer, problem in zip(answers, problems, strict=True)]
+    with MathJudge() as judge:  # starts no process unless an answer is a formula
+        right = [
+            grade_math(answer.text, str(problem.final_answer), judge, truncated=answer.truncated).correct
+            for answer, problem in zip(answers, problems, strict=True)
+        ]
+    judged = [grade for grade in right if grade is not None]
     standing = Standing(
-        accuracy=sum(right) / len(right), examples=tuple(answers[:3]), **_mask_by_kind(examples, scores)
+        accuracy=sum(judged) / max(1, len(judged)),
+        examples=tuple(answer.text for answer in answers[:3]),
+        **_mask_by_kind(examples, scores),
     )
     return standing, scores
 
 
 def generate_answers(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, problems: Sequence[GeneratedProblem]
-) -> list[str]:
+) -> list[Generated]:
     """Answer every problem greedily, all in one batch."""
     model.eval()
     prompts = [
@@ -267,7 +276,13 @@ def generate_answers(
             **batch, max_new_tokens=MAX_NEW_TOKENS, do_sample=False, pad_token_id=tokenizer.pad_token_id
         )
     new_tokens = generated[:, batch["input_ids"].shape[1] :]
-    return [text.strip() for text in tokenizer.batch_decode(new_tokens, skip_special_tokens=True)]
+    texts = tokenizer.batch_decode(new_tokens, skip_special_tokens=True)
+    ends = torch.isin(new_tokens, torch.tensor(end_tokens(model, tokenizer.eos_token_id), device=new_tokens.device))
+    lengths = [row.index(True) + 1 if True in row else None for row in ends.tolist()]
+    return [
+        Generated(text.strip(), MAX_NEW_TOKENS if length is None else length, truncated=length is None)
+        for text, length in zip(texts, lengths, strict=True)
+    ]
 
 
 def _mask_by_kind(examples: Sequence[LabelExample], scores: Sequence[LabelScores]) -> dict[str, float]:

@@ -15,9 +15,7 @@ from profit_sft.data import generated
 from profit_sft.data.generated import (
     GeneratedProblem,
     count_wordings,
-    extract_answer,
     generate_problems,
-    is_correct,
     reword,
     to_row,
     write_jsonl,
@@ -105,7 +103,6 @@ def test_equations_in_the_core_are_right_and_chain_to_the_answer(steps: int) -> 
             previous = result
             seen.add(operation)
         assert previous == last == str(problem.final_answer)
-        assert is_correct(problem.solution, problem.final_answer)
     assert seen == set(operations)
 
 
@@ -167,36 +164,3 @@ def test_setting_out_of_range_is_refused_with_its_value(options: dict[str, Any])
 def test_more_problems_than_exist_is_refused() -> None:
     with pytest.raises(ValueError, match=r"different problems of the test split .* 500 were asked for"):
         generate_problems(500, seed=0, split="test", largest=10)
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("Answer: 23", 23),
-        ("answer : 23.", 23),
-        ("**Answer:** 23", 23),
-        ("The answer is 7. Good.", 7),
-        ("THE ANSWER IS: -7", -7),
-        ("The answer is 5. No, the answer is 6.", 6),
-        ("12 is the answer is it not", 12),
-        ("The answer is 1,234,567.", 1234567),
-        ("Answer: 3 + 4 = 7 apples", 7),
-        ("14-9", 9),
-        ("14 -9", -9),
-        ("(14)-9", 9),
-        ("$1,250.00", 1250),
-        ("It is 23.5", None),
-        ("10,20", 20),
-        ("1,2345", 2345),
-        ("so 3 + 4 = 7", 7),
-        ("seven", None),
-        ("", None),
-    ],
-)
-def test_answer_is_read_from_odd_forms(text: str, expected: int | None) -> None:
-    assert extract_answer(text) == expected
-
-
-def test_text_without_a_number_is_not_correct() -> None:
-    assert not is_correct("I do not know", 0)
-    assert is_correct("0", 0)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from profit_sft.data.generated import extract_answer, generate_problems
+from profit_sft.data.generated import generate_problems
 from profit_sft.evaluation.grading import grade_choice, grade_math
 
 RIGHT = [
@@ -110,10 +110,9 @@ def test_a_text_that_was_cut_off_is_wrong_unless_its_answer_is_complete(judge):
     assert grade_math(r"So \boxed{5}, which", "5", judge, truncated=True).correct
 
 
-def test_a_comparison_without_end_is_wrong_and_says_so(judge, monkeypatch):
+def test_a_comparison_without_end_is_neither_right_nor_wrong(judge, monkeypatch):
     monkeypatch.setattr(judge, "equal", lambda expected, answers: None)
-    found = grade_math(r"\boxed{x^{9^{9}}}", "y", judge)
-    assert (found.correct, found.details) == (False, {"gave_up": True})
+    assert grade_math(r"\boxed{x^{9^{9}}}", "y", judge).correct is None
 
 
 @pytest.mark.parametrize(
@@ -148,11 +147,11 @@ def test_a_choice_in_a_text_that_was_cut_off():
     assert grade_choice("The answer is (D). As", "D", truncated=True).correct
 
 
-def test_reference_solutions_of_the_generated_problems_agree_with_the_quickstart(judge):
+def test_reference_solutions_of_the_generated_problems_are_right_without_a_judge():
     for problem in generate_problems(300, seed=5, split="test") + generate_problems(100, seed=6, steps=3):
-        found = grade_math(problem.solution, str(problem.final_answer), judge)
+        found = grade_math(problem.solution, str(problem.final_answer))
         assert found.correct, (problem.solution, found)
-        assert extract_answer(problem.solution) == problem.final_answer
+        assert grade_math(problem.solution, str(problem.final_answer + 1)).correct is False
 
 
 def reference_solutions(folder, task):

@@ -4,7 +4,7 @@ from fractions import Fraction
 
 import pytest
 
-from profit_sft.evaluation.numbers import PlainNumber, first_number, plain_number
+from profit_sft.evaluation.numbers import PlainNumber, plain_number, plain_numbers
 
 WRITTEN = {
     "5": 5,
@@ -75,26 +75,24 @@ def test_anything_else_is_no_number(text):
 
 
 @pytest.mark.parametrize(
-    ("text", "value"),
+    ("text", "values"),
     [
-        ("18 dollars a day, for 7 days", 18),
-        ("9 * 2 = $18 every day", 18),
-        ("about 1,250 stamps.", 1250),
-        ("she needs $3\\frac{1}{2}$ cups and 2 eggs", Fraction(7, 2)),
-        ("-3 degrees", -3),
-        ("14-9", 14),
-        ("24, since 20 + 4 is that", 24),
+        ("3, 5", [3, 5]),
+        ("3,5", [3, 5]),
+        ("1,250, 3", [1250, 3]),
+        ("3, 5, and 7 dollars", [3, 5, 7]),
+        ("x = 3 or x = 5", [3, 5]),
+        (r"\{3,5\}", [3, 5]),
+        ("7", [7]),
     ],
 )
-def test_first_number_of_a_sentence(text, value):
-    found = first_number(text)
-    assert found is not None
-    assert found.value == value
+def test_a_list_of_numbers(text, values):
+    assert [number.value for number in plain_numbers(text)] == values
 
 
-@pytest.mark.parametrize("text", ["no number", "2^{10} in all", "5x", r"3\sqrt{2}", "2 * 3", "5 pi"])
-def test_a_sentence_whose_first_number_goes_on_as_a_formula_has_none(text):
-    assert first_number(text) is None
+@pytest.mark.parametrize("text", ["", "3, x", "(3, 5)", "[3, 5)", "3 and a half"])
+def test_a_list_of_anything_else(text):
+    assert plain_numbers(text) is None
 
 
 def test_percent_is_taken_for_the_number_and_for_the_hundredth():

@@ -194,5 +194,7 @@ def test_the_real_model_answers_the_generated_problems_as_in_the_quickstart(smol
     report = evaluate(settings)
     answers = [row["answer"] for row in records(tmp_path, "generated")]
     model, tokenizer = load_model(str(smollm2_folder)), load_tokenizer(str(smollm2_folder))
-    assert answers == generate_answers(model, tokenizer, generate_problems(problems, seed=1, split="test"))
+    quickstart = generate_answers(model, tokenizer, generate_problems(problems, seed=1, split="test"))
+    assert answers == [answer.text for answer in quickstart]
+    assert [row["truncated"] for row in records(tmp_path, "generated")] == [answer.truncated for answer in quickstart]
     assert report.task("generated").num_problems == problems

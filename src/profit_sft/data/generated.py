@@ -7,7 +7,6 @@ that a token objective can be judged by what it keeps.
 
 import json
 import math
-import re
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -102,7 +101,7 @@ def generate_problems(
 
     Example:
         >>> problem = generate_problems(1, seed=0)[0]
-        >>> problem.final_answer == problem.steps[-1].result == extract_answer(problem.solution)
+        >>> problem.final_answer == problem.steps[-1].result
         True
     """
     if count < 0 or not 1 <= steps <= MAX_STEPS or largest < 10 or split not in ("train", "test"):
@@ -160,36 +159,6 @@ def write_jsonl(problems: Iterable[GeneratedProblem], path: str | Path, *, syste
     """Write one `to_row` a line to `path`, completely or not at all."""
     rows = (json.dumps(to_row(problem, system_prompt=system_prompt)) for problem in problems)
     write_text(path, "".join(f"{row}\n" for row in rows))
-
-
-_MARKER = re.compile(r"answer\s*(?::|is\b)", re.IGNORECASE)
-# A minus counts as a sign only where it cannot be an operator ("14-9").
-_NUMBER = re.compile(r"(?:(?<![0-9)])-)?(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?")
-
-
-def extract_answer(text: str) -> int | None:
-    """Return the last number after the last "answer:" or "answer is", else the last number of all.
-
-    None if there is no number or it is not whole. Thousands separators are read; a final period is not a decimal point.
-
-    Example:
-        >>> extract_answer("6 * 4 = 24, so the answer is 24.")
-        24
-        >>> extract_answer("She has 1,250 stamps in the end.")
-        1250
-    """
-    marker = list(_MARKER.finditer(text))
-    numbers: list[str] = _NUMBER.findall(text[marker[-1].end() :]) if marker else []
-    numbers = numbers or _NUMBER.findall(text)
-    if not numbers:
-        return None
-    whole, _, fraction = numbers[-1].replace(",", "").partition(".")
-    return None if fraction.strip("0") else int(whole)
-
-
-def is_correct(text: str, final_answer: int) -> bool:
-    """Say whether `extract_answer(text)` is `final_answer`."""
-    return extract_answer(text) == final_answer
 
 
 def _pick(random: Random, options: Sequence[T]) -> T:

@@ -1,23 +1,25 @@
 r"""Where an answer stands in a text.
 
-A text is searched in this order; the first rule that finds something decides:
+What a reasoning model thinks, between `<think>` and `</think>`, is left out first; a thought that does not end hides
+all that follows. The rest is searched in this order; the first rule that finds something decides:
 
-    boxed     the last closed `\boxed{...}` (or `\fbox{...}`); boxes joined by a comma or "and" count as one
+    boxed     the last closed `\boxed{...}` (or `\fbox{...}`); boxes joined by a comma, "and" or "or" are one answer
     hashes    what stands behind the last `####` of a line, as in GSM8K's solutions
     stated    the sentence behind the last "answer is", "answer:", "answer = " and the like
-    fallback  the last formula between dollars or brackets, or the last number, whichever comes last
+    fallback  the last formula or number
 
-What a reasoning model thinks before `</think>` is left out. Of a text that was cut off only a complete answer is taken:
-one whose sentence or line goes on to the end of the text may lack its last digits, and the last number so far is no
-answer at all.
+Of a text that was cut off only a complete answer is taken: one whose sentence or line goes on to the end of the text
+may lack its last digits, and the last number so far is no answer at all. Every search takes time in proportion to its
+text.
 """
 
 import re
+from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from profit_sft.evaluation.numbers import NUMBER
+from profit_sft.evaluation.formulas import delimited_formulas, last_formula, outside
 
 Rule = Literal["boxed", "hashes", "stated", "fallback"]
 
@@ -47,41 +49,97 @@ def find_answer(text: str, *, truncated: bool = False) -> FoundAnswer | None:
         FoundAnswer(text='12 dollars', rule='stated')
         >>> find_answer("The answer is 12", truncated=True)
     """
-    text = _BOLD.sub("", text.rpartition("</think>")[2])
+    text = _BOLD.sub("", without_thoughts(text))
     for rule, find in _EXPLICIT.items():
         found = find(text, truncated)
         if found:
             return FoundAnswer(found, rule)
-    guess = None if truncated else last_formula_or_number(text)
+    guess = None if truncated else last_formula(text)
     return None if guess is None else FoundAnswer(guess, "fallback")
 
 
+def boxed_answer(text: str, *, truncated: bool = False) -> str | None:
+    """Return what the last box holds, and those joined to it, if there is one."""
+    return _boxed(_BOLD.sub("", text), truncated)
+
+
+def without_thoughts(text: str) -> str:
+    """Return a text without what stands between `<think>` and `</think>`, and the white space behind it.
+
+    A closing tag alone ends a thought that began in the prompt, so that all before it is one; an opening tag alone
+    begins one that goes on to the end.
+
+    Example:
+        >>> without_thoughts("<think>4? No.</think> It is 5."), without_thoughts("<think>Is it 5")
+        ('It is 5.', '')
+    """
+    kept: list[str] = []
+    start, thinking = 0, False
+    for tag in _THOUGHT.finditer(text):
+        if tag[0].startswith("</"):
+            if not thinking:
+                kept.clear()
+            start, thinking = tag.end(), False
+        elif not thinking:
+            kept.append(text[start : tag.start()])
+            thinking = True
+    return "".join(kept if thinking else [*kept, text[start:]])
+
+
+_THOUGHT = re.compile(r"<think>|</think>\s*", re.IGNORECASE)
 _BOLD = re.compile(r"(?<!\w)\*\*|\*\*(?!\w)")  # not the power in x**2
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*(?:\{|([^\s{}$\\]+))")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # with what is escaped, which is to be skipped
-_BETWEEN_BOXES = re.compile(r"[\s$,;]*(?:\\text\s*\{\s*(?:and|or)\s*\}|and|or)?[\s$,;]*(?:[A-Za-z]\s*=\s*)?")
+_LAYOUT = re.compile(r"\\(?:q?quad|[,;:! ()\[\]\\])|\\text *\{|[\s${}&*~]")
+_BETWEEN_BOXES = re.compile(r"(?:[A-Za-z]{1,12})??[,;]?(?:and|or)?[,;]?(?:\\?[A-Za-z](?:_\w)?=)?")
+_MAX_BETWEEN_BOXES = 60
 _HASHES = re.compile(r"####[ \t]*(\S[^\n]*)")
 _MARKER = re.compile(
-    r"\banswers?\b(?:\s+[\w'$\\{}-]+){0,8}?\s*(?:[:=]|\b(?:is|are|was|equals|be)\b)[ \t]*:?\s*", re.IGNORECASE
+    r"<answer>\s*|\banswers?\b(?:,?\s+[\w'$\\{}-]+){0,8}?\s*(?:[:=]|\b(?:is|are|was|equals|be)\b)[ \t]*:?\s*",
+    re.IGNORECASE,
 )
 # A period ends a sentence where white space or nothing follows, so not in "3.5" or "a.m".
-_SENTENCE_END = re.compile(r"(?<!\\)[.!?](?=[\s\"')\]]|$)|\n")
+_FOLLOWS = re.compile(r"(?:(?:given |shown )?(?:below|as follows|by|here)|the following)[.:]?", re.IGNORECASE)
+_HEADING = re.compile(
+    r"[*_ ]*(?:step|part|case|section|problem|question|(?:final )?answer)\b|[^\d\\$√π∞]*$", re.IGNORECASE
+)
+_SENTENCE_END = re.compile(r"(?<!\\)(?<!\bapprox)(?<!\bRs)(?<!\bNo)[.!?](?=[\s\"')\]]|$)|\n|</answer>")
 
 
 def _boxed(text: str, truncated: bool) -> str | None:
-    """Return what the last box holds, and those that are joined to it."""
+    """Return what the last box holds, and those that are joined to it; boxes within a box are only drawn."""
     boxes: list[tuple[int, int, str]] = []
     closing = _closing_braces(text)
     for match in _BOX.finditer(text):
         end = match.end() if match[1] else closing.get(match.end())
-        if end is not None and not (match[1] and truncated and end == len(text)):
+        inner = boxes and match.start() < boxes[-1][1]
+        if end is not None and not inner and not (match[1] and truncated and end == len(text)):
             boxes.append((match.start(), end, match[1] or text[match.end() : end - 1]))
     joined = boxes[-1:]
     for box in reversed(boxes[:-1]):
-        if not _BETWEEN_BOXES.fullmatch(text[box[1] : joined[0][0]]):
+        if not _joined(text[box[1] : joined[0][0]]):
             break
         joined.insert(0, box)
-    return ", ".join(content.strip() for _, _, content in joined if content.strip())
+    return ", ".join(dict.fromkeys(content for content in (_unboxed(box[2]) for box in joined) if content))
+
+
+def _joined(between: str) -> bool:
+    if len(between) > _MAX_BETWEEN_BOXES:
+        return False
+    between = _LAYOUT.sub("", between)
+    return not between or (bool(re.search(r"[,;]|and|or", between)) and bool(_BETWEEN_BOXES.fullmatch(between)))
+
+
+def _unboxed(content: str) -> str:
+    if r"\boxed" not in content and r"\fbox" not in content:
+        return content.strip()
+    closing = _closing_braces(content)
+    drop: set[int] = set()
+    for match in _BOX.finditer(content):
+        end = None if match[1] else closing.get(match.end())
+        drop.update(range(match.start(), match.start(1) if match[1] else match.end()))
+        drop.update([] if end is None else [end - 1])
+    return "".join(sign for place, sign in enumerate(content) if place not in drop).strip()
 
 
 def _closing_braces(text: str) -> dict[int, int]:
@@ -97,31 +155,36 @@ def _closing_braces(text: str) -> dict[int, int]:
 
 
 def _hashes(text: str, truncated: bool) -> str | None:
-    matches = list(_HASHES.finditer(text))
-    if not matches or (truncated and matches[-1].end() == len(text)):
-        return None
-    return matches[-1][1].strip()
+    for match in reversed(list(_HASHES.finditer(text))):
+        if truncated and match.end() == len(text):
+            continue
+        # Four of them also make a heading: "#### Step 1", "#### Answer".
+        return None if _HEADING.match(match[1]) else match[1].strip()
+    return None
 
 
 def _stated(text: str, truncated: bool) -> str | None:
-    for match in reversed(list(_MARKER.finditer(text))):
-        end = _SENTENCE_END.search(text, match.end())
-        if end is None and truncated:
-            continue
-        piece = text[match.end() : len(text) if end is None else end.start()].strip(" \t*_`:")
+    formulas = delimited_formulas(text)
+    ends = [match.start() for match in _SENTENCE_END.finditer(text) if outside(formulas, match.start())]
+    if not truncated:
+        ends.append(len(text))
+    for marker in reversed(list(_MARKER.finditer(text))):
+        piece = _sentence(text, marker.end(), ends) if outside(formulas, marker.start()) else ""
         if piece:
             return piece
     return None
 
 
+def _sentence(text: str, start: int, ends: list[int]) -> str:
+    """Return the sentence that starts at a place, or of "as follows" the next one; empty if it has no end."""
+    for end in ends[bisect_left(ends, start) :]:
+        piece = text[start:end].strip(" \t\r\n*_`:")
+        if piece and not _FOLLOWS.fullmatch(piece):
+            return piece
+        if not piece:
+            return ""
+        start = end + 1
+    return ""
+
+
 _EXPLICIT: dict[Rule, Callable[[str, bool], str | None]] = {"boxed": _boxed, "hashes": _hashes, "stated": _stated}
-
-_FORMULA = re.compile(r"\$\$(.+?)\$\$|(?<!\\)\$(?!\s)([^$\n]+?)(?<!\\)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
-
-
-def last_formula_or_number(text: str) -> str | None:
-    r"""Return the last formula between `$`, `\(` or `\[`, or the last number, whichever ends later."""
-    places = [(match.end(), next(filter(None, match.groups()))) for match in _FORMULA.finditer(text)]
-    numbers = (match for match in NUMBER.finditer(text) if not text[match.start() - 1 : match.start()].isalpha())
-    places += [(match.end(), match[0]) for match in numbers]
-    return max(places)[1].strip() if places else None

@@ -2,7 +2,10 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,3 +55,10 @@ def answer_batch(
     texts = lm.generate_until(instances, disable_tqdm=True)
     answers = {index: Generated(text.strip(), *end) for index, text, end in zip(order, texts, lm.row_ends, strict=True)}
     return [answers[index] for index in range(len(requests))]
+
+
+def end_tokens(model: "PreTrainedModel", eos_token_id: int | None) -> list[int]:
+    """Return what ends an answer: the checkpoint's end tokens (chat models have several) and the tokenizer's."""
+    configured = model.generation_config.eos_token_id if model.generation_config is not None else None
+    found = configured if isinstance(configured, list) else [configured]
+    return sorted({int(token) for token in [*found, eos_token_id] if token is not None})

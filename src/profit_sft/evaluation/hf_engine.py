@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from lm_eval.models.huggingface import HFLM
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
+from transformers import GenerationConfig, LogitsProcessorList
 
 from profit_sft.errors import ConfigurationError
-from profit_sft.evaluation.engine import Generated, Request, answer_batch
+from profit_sft.evaluation.engine import Generated, Request, answer_batch, end_tokens
 from profit_sft.evaluation.sampling import SeededSampling
 from profit_sft.evaluation.settings import EvalSettings
 from profit_sft.models.pretrained import load_model, load_tokenizer
@@ -30,7 +30,7 @@ class HFEngine(HFLM):
         tokenizer = load_tokenizer(settings.model_name_or_path)
         model = load_model(settings.model_name_or_path, dtype=settings.dtype)
         model.to(_device())  # type: ignore[arg-type]  # transformers wraps it
-        eos = _end_tokens(model, tokenizer.eos_token_id)
+        eos = end_tokens(model, tokenizer.eos_token_id)
         # The checkpoint's own file may set a temperature or a repetition penalty, which would silently apply on top.
         model.generation_config = GenerationConfig(eos_token_id=eos, pad_token_id=tokenizer.pad_token_id)
         super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=settings.batch_size)
@@ -91,10 +91,3 @@ def _device() -> str:
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
-
-
-def _end_tokens(model: PreTrainedModel, eos_token_id: int | None) -> list[int]:
-    """Return what ends an answer: the checkpoint's end tokens (chat models have several) and the tokenizer's."""
-    configured = model.generation_config.eos_token_id if model.generation_config is not None else None
-    found = configured if isinstance(configured, list) else [configured]
-    return sorted({int(token) for token in [*found, eos_token_id] if token is not None})

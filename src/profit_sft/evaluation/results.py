@@ -27,10 +27,13 @@ class TaskResult:
         task: Name of the task.
         num_problems: Problems answered.
         samples_per_problem: k of avg@k.
-        accuracy: avg@k: mean over problems of the share of right samples. Of ifeval, strict and by prompt.
+        accuracy: avg@k: mean over problems of the share of right samples among those judged. Of ifeval, strict and by
+            prompt.
         metrics: Further figures of the task.
         truncated_share: Share of samples cut off at `max_new_tokens`.
         no_answer_share: Share of samples in which no answer was found (format failures, empty texts); they are wrong.
+        not_judged: Samples that are neither right nor wrong, since comparing their formula came to no end. The accuracy
+            leaves them out, and a problem with them of which no sample is judged.
         fallback_share: Share of samples whose answer was only guessed at, as their last number or formula.
         mean_new_tokens: Mean length of a sample.
         max_new_tokens: The limit of a sample, after lowering to the model's window.
@@ -44,6 +47,7 @@ class TaskResult:
     metrics: tuple[Metric, ...]
     truncated_share: float
     no_answer_share: float
+    not_judged: int
     fallback_share: float
     mean_new_tokens: float
     max_new_tokens: int
@@ -98,6 +102,10 @@ def summarize(task: str, records: Sequence[Record], *, max_new_tokens: int) -> T
     names = list(records[0].get("scores", {}))
     weights = [float(group[0]["num_instructions"]) for group in groups] if names else None
 
+    # Where nothing is judged at all, nothing is right.
+    judged = [[record for record in group if record["correct"] is not None] for group in groups]
+    judged = [group for group in judged if group] or groups
+
     def metric(name: str, value: Callable[[Record], float], weights: Sequence[float] | None = None) -> Metric:
         found = estimate_mean([[value(record) for record in group] for group in groups], weights)
         return Metric(name=name, **asdict(found))
@@ -109,9 +117,13 @@ def summarize(task: str, records: Sequence[Record], *, max_new_tokens: int) -> T
         task=task,
         num_problems=len(groups),
         samples_per_problem=len(groups[0]),
-        accuracy=metric("accuracy", lambda record: float(record["correct"])),
+        accuracy=Metric(
+            name="accuracy",
+            **asdict(estimate_mean([[float(bool(record["correct"])) for record in group] for group in judged])),
+        ),
         metrics=tuple(metric(name, _score(name), weights if name in _PER_INSTRUCTION else None) for name in names),
         truncated_share=share(lambda record: record["truncated"]),
+        not_judged=sum(record["correct"] is None for record in records),
         no_answer_share=share(lambda record: record["rule"] is None),
         fallback_share=share(lambda record: record["rule"] == "fallback"),
         mean_new_tokens=share(lambda record: record["new_tokens"]),

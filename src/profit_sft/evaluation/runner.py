@@ -125,7 +125,13 @@ class _Run:
             self._generate(task, samples, missing, len(wanted))
             samples.sort()
         records = samples.select(problems, settings.samples_per_problem)
-        return summarize(task.name, records, max_new_tokens=self._folder.noted(task.name, "lowered_max_new_tokens"))
+        found = summarize(task.name, records, max_new_tokens=self._folder.noted(task.name, "lowered_max_new_tokens"))
+        if found.not_judged:
+            self._report(
+                f"{task.name}: {found.not_judged} of {len(records)} answers are not judged, since comparing them "
+                "came to no end; they count as neither right nor wrong"
+            )
+        return found
 
     def _generate(self, task: EvalTask, samples: SampleFile, missing: Sequence[tuple[int, int]], wanted: int) -> None:
         engine = self._loaded_engine()

@@ -66,7 +66,8 @@ class EvalTask:
         data = {"test": Dataset.from_dict({"problem": list(range(len(self.problems)))})}
 
         def results(row: dict[str, int], texts: Sequence[str]) -> dict[str, float]:
-            return {"correct": float(self.grade(self.problems[row["problem"]], texts[0], False).correct)}
+            # The harness has no third value beside right and wrong.
+            return {"correct": float(bool(self.grade(self.problems[row["problem"]], texts[0], False).correct))}
 
         return ConfigurableTask(
             config={

@@ -79,6 +79,9 @@ def _read_cell(plan: StudyPlan, study: StudyFolder, cell: Cell) -> CellResult:
 def read_scores(path: Path) -> list[float]:
     """Return the mean score of each problem over its samples, in the order of the problems.
 
+    Samples that were not judged are left out. A problem of which none was judged counts as half right: it stays a
+    problem of every cell, and favors none.
+
     Args:
         path: A file of samples that `profit eval` wrote.
 
@@ -90,9 +93,11 @@ def read_scores(path: Path) -> list[float]:
         with path.open(encoding="utf-8") as lines:
             for line in lines:
                 record = json.loads(line)
-                samples.setdefault(record["problem"], []).append(float(record["correct"]))
+                scores = samples.setdefault(record["problem"], [])
+                if record["correct"] is not None:
+                    scores.append(float(record["correct"]))
     except (OSError, ValueError, KeyError) as error:
         raise DataError(
             f"{path} cannot be read ({error!r}). Delete its cell's folder and run the study again."
         ) from None
-    return [sum(samples[problem]) / len(samples[problem]) for problem in sorted(samples)]
+    return [sum(scores) / len(scores) if scores else 0.5 for _, scores in sorted(samples.items())]
