@@ -1,5 +1,7 @@
 """The package's face: names, imports, errors, files, docs that are generated, code that the README shows."""
 
+import ast
+import graphlib
 import os
 import re
 import subprocess
@@ -141,14 +143,52 @@ def test_files_that_the_pages_name_are_there(repo_root):
             assert (page.parent / link).exists(), (page.name, link)
 
 
+# From the bottom up: a room imports from those before it. integrations stands beside them, and nobody imports it.
+ROOMS = (
+    *("errors", "files", "interrupts", "objectives", "loss", "head_module", "head", "integrations", "models", "data"),
+    *("scores", "pages", "mask", "train", "evaluation", "study", "quickstart", "cli"),
+)
+
+
+def imports_of(repo_root):
+    """Return {module: modules of this package it imports, anywhere in its code}."""
+    package = repo_root / "src" / "profit_sft"
+    names = {}
+    for path in package.rglob("*.py"):
+        parts = path.relative_to(package.parent).with_suffix("").parts
+        names[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    found = {}
+    for name, path in names.items():
+        found[name] = set()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("profit_sft."):
+                of_package = [f"{node.module}.{alias.name}" for alias in node.names]
+                found[name] |= {entry if entry in names else node.module for entry in of_package}
+    return found
+
+
+def test_rooms_import_downward_and_no_module_in_a_circle(repo_root):
+    found = imports_of(repo_root)
+    del found["profit_sft"]  # the root's names, each loaded when it is asked for
+    upward = [
+        (module, other)
+        for module, others in found.items()
+        for other in others
+        if ROOMS.index(other.split(".")[1]) > ROOMS.index(module.split(".")[1])
+    ]
+    assert upward == []
+    assert not any("integrations" in other for module, others in found.items() for other in others)
+    list(graphlib.TopologicalSorter(found).static_order())  # raises CycleError
+
+
 def test_readme_lists_every_module(repo_root):
     readme = (repo_root / "README.md").read_text()
-    for path in (repo_root / "src" / "profit_sft").iterdir():
-        if (
-            path.suffix == ".py"
-            and not path.name.startswith("__")
-            and path.name not in ("errors.py", "atomic_write.py", "model_card.py")
-        ):
-            assert path.name in readme, path.name
+    package = repo_root / "src" / "profit_sft"
+    for path in package.rglob("*.py"):
+        told_as_a_whole = path.parent.name in ("evaluation", "study", "cli")
+        if not path.name.startswith("__") and not told_as_a_whole:
+            assert re.search(rf"\b{path.name}", readme), path
+    for path in package.iterdir():
+        assert path.name.startswith("__") or path.name == "py.typed" or path.name in readme, path
     for link in re.findall(r"\]\(([^)h][^)]*)\)", readme):
         assert (repo_root / link).exists(), link
