@@ -14,8 +14,9 @@ STAMP := $(VENV)/.installed
 quickstart: $(STAMP)  ## train the embedded model on generated problems, about five minutes on two cores
 	$(BIN)/profit quickstart --output_dir runs/quickstart --overwrite_output_dir
 
+# Two processes of one thread each: on two cores that takes half of the time of one process.
 test: $(STAMP)  ## all tests
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 setup: $(STAMP)
 

