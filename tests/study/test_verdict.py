@@ -5,8 +5,8 @@ from made_study import made_plan, made_study
 
 from profit_sft.study.analysis import analyze
 from profit_sft.study.results import read_results
-from profit_sft.study.statistics import PairedComparison
-from profit_sft.study.verdict import headline, limits, standings, summary, verdict, what_is_shown
+from profit_sft.study.statistics import PairedComparison, in_words, what_is_shown
+from profit_sft.study.verdict import headline, limits, standings, summary
 
 RATES = {"untrained": 0.1, "nll": 0.5, "dft": 0.25, "profit-t0.1": 0.85, "profit-t0.5": 0.5}
 
@@ -42,11 +42,11 @@ def comparison(difference, *, better=30, worse=10):
 def test_a_comparison_says_no_more_than_is_shown(difference, adjusted_p, adjusted_method_p, shown, words):
     found = comparison(difference)
     assert what_is_shown(found, adjusted_p, adjusted_method_p) == shown
-    assert verdict(shown, found, first="a", second="b", one_seed=adjusted_method_p is None) == words
+    assert in_words(shown, found, first="a", second="b", one_seed=adjusted_method_p is None) == words
 
 
 def test_two_that_answer_alike_are_said_to():
-    text = verdict("no difference", comparison(0.0, better=0, worse=0), first="a", second="b", one_seed=False)
+    text = in_words("no difference", comparison(0.0, better=0, worse=0), first="a", second="b", one_seed=False)
     assert text == "no difference shown: a and b scored the same on each of 100 problems"
 
 

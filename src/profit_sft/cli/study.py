@@ -87,7 +87,7 @@ def _run(plan: "StudyPlan", folder: Path, *, cells: str | None, jobs: int) -> in
 
 def print_analysis(plan: "StudyPlan", analysis: "Analysis", folder: Path, *, as_json: bool) -> None:
     """Print the scores and the verdict on stdout, and where the report is on stderr."""
-    from profit_sft.study.analysis import headline
+    from profit_sft.study.verdict import headline
 
     Console(stderr=True, highlight=False, soft_wrap=True).print(f"Report: {folder}/report.html", markup=False)
     if as_json:

@@ -9,10 +9,17 @@ import numpy as np
 from profit_sft.study.plan import StudyPlan
 from profit_sft.study.results import CellResult
 from profit_sft.study.seeds import SeedComparison, SeedVariance, pooled_seed_variance, seed_comparison
-from profit_sft.study.statistics import Floats, PairedComparison, holm, mean_interval, paired_comparison
+from profit_sft.study.statistics import (
+    Floats,
+    PairedComparison,
+    Shown,
+    holm,
+    in_words,
+    mean_interval,
+    paired_comparison,
+    what_is_shown,
+)
 from profit_sft.study.variants import UNTRAINED
-from profit_sft.study.verdict import Shown, verdict, what_is_shown
-from profit_sft.study.verdict import headline as headline  # for those who look for it here
 
 AVERAGE = "average"
 CURVES = ("nll", "kept_share", "loss", "mean_token_accuracy")
@@ -249,7 +256,7 @@ def _comparisons(plan: StudyPlan, outcomes: Sequence[str], groups: Groups) -> tu
                 method_p=method_p,
                 adjusted_method_p=adjusted_method_p,
                 shown=shown,
-                verdict=verdict(shown, comparison, first=first, second=second, one_seed=method_p is None),
+                verdict=in_words(shown, comparison, first=first, second=second, one_seed=method_p is None),
             )
         )
     return tuple(rows)

@@ -9,7 +9,7 @@ trained models*. What another seed would give is a second question, see `seeds.p
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -20,6 +20,8 @@ Floats = NDArray[np.float64]
 
 RESAMPLES = 10_000
 SIGNIFICANCE = 0.05
+# `here`: of these trained models alone, while their methods are not shown to differ.
+Shown = Literal["better", "worse", "better here", "worse here", "no difference"]
 _BLOCK_NUMBERS = 4_000_000  # resampled values held at a time, 32 MB
 _TIE_DECIMALS = 12  # sums of the same numbers in another order may differ beyond; such a tie counts as one
 
@@ -183,3 +185,34 @@ def holm(p_values: Sequence[float]) -> list[float]:
         largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
         adjusted[index] = largest
     return adjusted
+
+
+def what_is_shown(comparison: PairedComparison, adjusted_p: float, adjusted_method_p: float | None) -> Shown:
+    """Return what a comparison shows of its first variant.
+
+    Args:
+        comparison: First variant against second.
+        adjusted_p: Its p-value over problems, corrected.
+        adjusted_method_p: The larger of its p-values over problems and over seeds, corrected; None with one seed.
+    """
+    better = comparison.difference > 0
+    if adjusted_method_p is not None and adjusted_method_p < SIGNIFICANCE:
+        return "better" if better else "worse"
+    if adjusted_p < SIGNIFICANCE:
+        return "better here" if better else "worse here"
+    return "no difference"
+
+
+def in_words(shown: Shown, comparison: PairedComparison, *, first: str, second: str, one_seed: bool) -> str:
+    """Say in words what a comparison shows; `one_seed`: nothing can be said of the methods."""
+    if comparison.better == comparison.worse == 0:
+        return (
+            f"no difference shown: {first} and {second} scored the same on each of {comparison.num_problems} problems"
+        )
+    if shown == "no difference":
+        return f"no difference shown between {first} and {second}"
+    word, _, here = shown.partition(" ")
+    if not here:
+        return f"{first} is {word} than {second}, over seeds and problems"
+    methods = "one seed cannot tell the methods apart" if one_seed else "no difference between the methods shown"
+    return f"{methods}; these trained models of {first} are {word} than those of {second}"

@@ -1,59 +1,22 @@
 """What the figures of a study show, in words and numbers, and no more than that."""
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Literal
 
-from profit_sft.study.statistics import SIGNIFICANCE, PairedComparison
+from profit_sft.study.analysis import Analysis, ComparisonRow, Score, VariantRow
+from profit_sft.study.plan import StudyPlan
+from profit_sft.study.statistics import SIGNIFICANCE
 from profit_sft.study.variants import UNTRAINED
-
-if TYPE_CHECKING:  # it imports this module
-    from profit_sft.study.analysis import Analysis, ComparisonRow, Score, VariantRow
-    from profit_sft.study.plan import StudyPlan
-
-# `here`: of these trained models alone, while their methods are not shown to differ.
-Shown = Literal["better", "worse", "better here", "worse here", "no difference"]
 
 _EDGE = 0.01  # a score whose interval reaches this near to 0 or 1 is at the floor or the ceiling
 _NLL_RISE = 0.05  # as the collapse warning has it
 
 
-def what_is_shown(comparison: PairedComparison, adjusted_p: float, adjusted_method_p: float | None) -> Shown:
-    """Return what a comparison shows of its first variant.
-
-    Args:
-        comparison: First variant against second.
-        adjusted_p: Its p-value over problems, corrected.
-        adjusted_method_p: The larger of its p-values over problems and over seeds, corrected; None with one seed.
-    """
-    better = comparison.difference > 0
-    if adjusted_method_p is not None and adjusted_method_p < SIGNIFICANCE:
-        return "better" if better else "worse"
-    if adjusted_p < SIGNIFICANCE:
-        return "better here" if better else "worse here"
-    return "no difference"
-
-
-def verdict(shown: Shown, comparison: PairedComparison, *, first: str, second: str, one_seed: bool) -> str:
-    """Say in words what a comparison shows; `one_seed`: nothing can be said of the methods."""
-    if comparison.better == comparison.worse == 0:
-        return (
-            f"no difference shown: {first} and {second} scored the same on each of {comparison.num_problems} problems"
-        )
-    if shown == "no difference":
-        return f"no difference shown between {first} and {second}"
-    word, _, here = shown.partition(" ")
-    if not here:
-        return f"{first} is {word} than {second}, over seeds and problems"
-    methods = "one seed cannot tell the methods apart" if one_seed else "no difference between the methods shown"
-    return f"{methods}; these trained models of {first} are {word} than those of {second}"
-
-
-def headline(plan: "StudyPlan", analysis: "Analysis") -> list[str]:
+def headline(plan: StudyPlan, analysis: Analysis) -> list[str]:
     """Return the study's outcome: `summary`, then `standings`."""
     return summary(plan, analysis) + standings(plan, analysis)
 
 
-def summary(plan: "StudyPlan", analysis: "Analysis") -> list[str]:
+def summary(plan: StudyPlan, analysis: Analysis) -> list[str]:
     """Return the outcome in a few sentences, the first of which stands for all."""
     several = len(plan.models) > 1
     rows = analysis.main_comparisons
@@ -75,7 +38,7 @@ def summary(plan: "StudyPlan", analysis: "Analysis") -> list[str]:
     return sentences + list(_nll_and_collapses(plan, analysis))
 
 
-def _sentences_on_baseline(baseline: str, rows: Sequence["ComparisonRow"], *, several: bool) -> list[str]:
+def _sentences_on_baseline(baseline: str, rows: Sequence[ComparisonRow], *, several: bool) -> list[str]:
     if all(row.shown == "no difference" for row in rows):
         return [f"No difference shown between {baseline} and any of {len(rows)} other variants."]
     sentences = []
@@ -92,7 +55,7 @@ def _sentences_on_baseline(baseline: str, rows: Sequence["ComparisonRow"], *, se
     return sentences
 
 
-def _edges(plan: "StudyPlan", analysis: "Analysis") -> Iterator[str]:
+def _edges(plan: StudyPlan, analysis: Analysis) -> Iterator[str]:
     """Say on which tasks nothing could have been seen, because all variants are at the floor or at the ceiling."""
     for model in plan.models:
         rows = [row for row in analysis.rows if row.model == model.name and row.variant != UNTRAINED]
@@ -111,17 +74,17 @@ def _edges(plan: "StudyPlan", analysis: "Analysis") -> Iterator[str]:
             )
 
 
-def is_at_floor(score: "Score") -> bool:
+def is_at_floor(score: Score) -> bool:
     """Whether the score may be as good as 0."""
     return score.low <= _EDGE
 
 
-def is_at_ceiling(score: "Score") -> bool:
+def is_at_ceiling(score: Score) -> bool:
     """Whether the score may be as good as 1."""
     return score.high >= 1 - _EDGE
 
 
-def _nll_and_collapses(plan: "StudyPlan", analysis: "Analysis") -> Iterator[str]:
+def _nll_and_collapses(plan: StudyPlan, analysis: Analysis) -> Iterator[str]:
     several = len(plan.models) > 1
     baselines = {row.model: row.heldout_nll for row in analysis.rows if row.variant == plan.baseline}
     higher, collapsed = [], []
@@ -144,7 +107,7 @@ def _nll_and_collapses(plan: "StudyPlan", analysis: "Analysis") -> Iterator[str]
         yield f"Collapsed: {'; '.join(collapsed)}."
 
 
-def standings(plan: "StudyPlan", analysis: "Analysis") -> list[str]:
+def standings(plan: StudyPlan, analysis: Analysis) -> list[str]:
     """Return a line a variant with its figures on the first outcome, best first; without outcomes by held-out NLL."""
     lines = []
     for model in plan.models:
@@ -161,12 +124,12 @@ def standings(plan: "StudyPlan", analysis: "Analysis") -> list[str]:
     return [line for line in lines if not line.endswith(" ")]
 
 
-def _merit(row: "VariantRow") -> tuple[float, float]:
+def _merit(row: VariantRow) -> tuple[float, float]:
     nll = float("inf") if row.heldout_nll is None else row.heldout_nll
     return (-row.scores[0].mean if row.scores else 0.0, nll)
 
 
-def _standing(row: "VariantRow", against: "ComparisonRow | None", baseline: "VariantRow | None") -> str:
+def _standing(row: VariantRow, against: "ComparisonRow | None", baseline: "VariantRow | None") -> str:
     parts = []
     if row.scores:
         score = row.scores[0]
@@ -185,7 +148,7 @@ def _standing(row: "VariantRow", against: "ComparisonRow | None", baseline: "Var
     return ", ".join(parts)
 
 
-def _on_the_same_seeds(baseline: "VariantRow", row: "VariantRow") -> str:
+def _on_the_same_seeds(baseline: VariantRow, row: VariantRow) -> str:
     means = dict(zip(baseline.seeds, baseline.scores[0].by_seed, strict=True))
     compared = [means[seed] for seed in baseline.seeds if seed in row.seeds] or list(means.values())
     which = " on the same seeds" if len(compared) < len(means) else ""
@@ -197,7 +160,7 @@ def p_text(value: float) -> str:
     return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
 
 
-def limits(plan: "StudyPlan", analysis: "Analysis") -> list[str]:
+def limits(plan: StudyPlan, analysis: Analysis) -> list[str]:
     """Return what the figures cannot show, in plain words."""
     said = []
     rows = analysis.main_comparisons
