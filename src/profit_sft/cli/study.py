@@ -38,7 +38,8 @@ def study_command(
     """Train and measure the cells of a study, and compare them. Interrupted, it goes on where it was."""
     from profit_sft.files import check_output_folder
     from profit_sft.study.dry_run import dry_run
-    from profit_sft.study.plan import check_flags, load_plan
+    from profit_sft.study.flags import check_flags
+    from profit_sft.study.plan import load_plan
     from profit_sft.study.report import write_report
 
     quiet_libraries()
@@ -66,7 +67,7 @@ def study_command(
 
 
 def _run(plan: "StudyPlan", folder: Path, *, cells: str | None, jobs: int) -> int:
-    from profit_sft.study.plan import check_flags
+    from profit_sft.study.flags import check_flags
     from profit_sft.study.runner import run_study
 
     messages = Console(stderr=True, highlight=False, soft_wrap=True)

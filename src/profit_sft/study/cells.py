@@ -88,7 +88,7 @@ def cell_settings(plan: StudyPlan, cell: Cell) -> dict[str, Any]:
         "model_name_or_path": cell.model.model_name_or_path,
         "dataset_name": plan.dataset_name,
         "heldout_dataset_name": plan.heldout_dataset_name,
-        "generated": asdict(plan.generated) if generated else None,
+        "generated": plan.generated.model_dump() if generated else None,
         "objective": cell.variant.objective,
         "objective_kwargs": cell.variant.objective_kwargs,
         "normalize": cell.variant.normalize,
