@@ -102,7 +102,7 @@ def steps_and_tokens(settings: Mapping[str, Any], data: TrainingData) -> tuple[i
     rows = min(data.rows, settings.get("max_samples") or data.rows)
     steps, epochs = planned_steps(
         -(-rows // settings.get("per_device_train_batch_size", 8)),
-        ranks=_planned_ranks(settings),
+        ranks=planned_ranks(settings),
         micro_batches=settings.get("gradient_accumulation_steps", 1),
         epochs=float(settings.get("num_train_epochs", 3)),
         max_steps=settings.get("max_steps", -1),
@@ -110,7 +110,8 @@ def steps_and_tokens(settings: Mapping[str, Any], data: TrainingData) -> tuple[i
     return steps, round(data.tokens / data.rows * rows * epochs)
 
 
-def _planned_ranks(settings: Mapping[str, Any]) -> int:
+def planned_ranks(settings: Mapping[str, Any]) -> int:
+    """Return how many processes a run with these settings trains in."""
     if settings.get("accelerate_config") is None:
         return 1
     from profit_sft.train.engine import planned_engine  # brings the trainer, which an estimate seldom needs

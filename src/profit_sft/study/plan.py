@@ -150,7 +150,7 @@ class StudyPlan:
 
 def _pair(names: Any) -> Any:
     if not isinstance(names, list) or len(names) != 2:
-        raise ValueError("must be a pair such as [profit-t0.1, dft]")
+        raise ValueError(f" must be a pair such as [profit-t0.1, dft], got {names!r}.")
     return names
 
 

@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
-from pydantic_core import ErrorDetails, PydanticCustomError
 
 from profit_sft.errors import ConfigurationError
 
@@ -96,7 +95,10 @@ class StudyFile:
         try:
             return section.model_validate(self.content)
         except ValidationError as error:
-            mistakes = [self.error(*self._in_words(details)) for details in error.errors()]
+            mistakes = [
+                self.error(*self._in_words(found["loc"], found["type"], found["msg"], found["input"]))
+                for found in error.errors()
+            ]
             raise ConfigurationError("\n".join(map(str, mistakes))) from None
 
     def error(self, place: Place, text: str) -> ConfigurationError:
@@ -122,19 +124,18 @@ class StudyFile:
                 line = line if mark is None else mark.line
         return None if line is None else line + 1
 
-    def _in_words(self, details: ErrorDetails) -> tuple[Place, str]:
-        place, kind, value = details["loc"], details["type"], details["input"]
-        if kind == "key":
-            return place, details["msg"]
+    def _in_words(self, place: Place, kind: str, message: str, value: Any) -> tuple[Place, str]:
+        if kind == "value_error":  # of a validator of ours
+            return place, message.removeprefix("Value error, ")
         if kind in ("missing", "too_short"):
             example = f", such as {_EXAMPLES[place[-1]]}" if place[-1] in _EXAMPLES else ""
             return place, f" is {'missing' if kind == 'missing' else 'empty: name at least one'}{example}."
         or_list = ""
         if isinstance(place[-1], int) and not isinstance(self._value(place[:-1]), list):  # see `one_or_more`
             place, or_list = place[:-1], ", or a list of them"
-        text = f"must be {_WORDS[kind]}" if kind in _WORDS else details["msg"].removeprefix("Value error, ")
+        text = f"must be {_WORDS[kind]}" if kind in _WORDS else message.replace("Input should", "must")
         hint = " YAML reads 1e-5 as text; write 1.0e-5." if kind == "float_type" and isinstance(value, str) else ""
-        return place, f" {text.replace('Input should', 'must')}{or_list}, got {value!r}.{hint}"
+        return place, f" {text}{or_list}, got {value!r}.{hint}"
 
     def _value(self, place: Place) -> Any:
         value: Any = self.content
@@ -151,8 +152,8 @@ def one_or_more(value: Any) -> Any:
 def key_errors(texts: Mapping[str, str]) -> ValidationError:
     """Return the error of a validator that finds fault with keys, each with the text that follows its name."""
     return ValidationError.from_exception_data(
-        "key",
-        [{"type": PydanticCustomError("key", text), "loc": (key,), "input": None} for key, text in texts.items()],
+        "keys",
+        [{"type": "value_error", "loc": (key,), "input": None, "ctx": {"error": text}} for key, text in texts.items()],
     )
 
 
