@@ -50,6 +50,7 @@ EXTRAS = {
         *("pyarrow", "pydantic", "rich", "scipy", "tokenizers", "trl", "typer", "yaml"),
     ),
     "eval": ("lm_eval", "math_verify", "sympy", "langdetect", "immutabledict", "nltk"),
+    "ray": ("ray",),
 }
 
 

@@ -34,8 +34,11 @@ class FirstSignal:
 
 
 @contextmanager
-def signals_handled(handle: Callable[[int], None]) -> Iterator[None]:
-    """Hand SIGINT and SIGTERM to `handle` by number. In any thread but the main one, which gets them, do nothing."""
+def signals_handled(handle: Callable[[int], None], *numbers: int) -> Iterator[None]:
+    """Hand signals, SIGINT and SIGTERM unless told otherwise, to `handle` by number.
+
+    In any thread but the main one, which gets them, do nothing.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -43,7 +46,7 @@ def signals_handled(handle: Callable[[int], None]) -> Iterator[None]:
     def call(number: int, frame: FrameType | None) -> None:
         handle(number)
 
-    previous = {number: signal.signal(number, call) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.signal(number, call) for number in numbers or (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:

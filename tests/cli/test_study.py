@@ -122,6 +122,7 @@ def test_without_the_data_the_grids_assumptions_are_used(capsys, monkeypatch):
     [
         (["--cells", "dft*"], 2, "--cells 'dft*' matches none of 2 cells, such as untrained, nll-s0."),
         (["--jobs", "0"], 2, "--jobs must be at least 1, got 0."),
+        (["--executor", "slurm"], 2, "--executor must be local or ray, got 'slurm'."),
         (["--report_only"], 2, "holds no finished cell, so there is nothing to report."),
         (["--dataset_name", "absent.jsonl", "--dry-run"], 2, "To estimate without it, give estimate.rows and"),
         (["--model_name_or_path", "./absent", "--dry-run"], 2, "there is no folder './absent'"),

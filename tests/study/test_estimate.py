@@ -104,9 +104,10 @@ def test_parameters_are_counted_without_weights(tmp_path):
 @pytest.mark.parametrize(
     ("estimate", "message"),
     [
-        ({"mfu": 0}, "estimate.mfu must be above 0, got 0.0."),
-        ({"mfu": "1e-1"}, "estimate.mfu must be a number, got '1e-1'."),
+        ({"mfu": 0}, "estimate.mfu must be greater than 0, got 0."),
+        ({"mfu": "1e-1"}, "estimate.mfu must be a number, got '1e-1'. YAML reads 1e-5 as text; write 1.0e-5."),
         ({"rows": 1.5}, "estimate.rows must be a whole number, got 1.5."),
+        ({"mfu": float("inf")}, "estimate.mfu must be a finite number, got inf."),
         ({"gpus": 4}, "estimate.gpus is unknown."),
     ],
 )

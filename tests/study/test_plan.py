@@ -6,7 +6,8 @@ import pytest
 import yaml
 
 from profit_sft.errors import ConfigurationError
-from profit_sft.study.plan import check_flags, load_plan, parse_plan
+from profit_sft.study.flags import check_flags
+from profit_sft.study.plan import load_plan, parse_plan
 
 BASE = {
     "model_name_or_path": "embedded",
@@ -93,30 +94,42 @@ def test_the_objectives_that_need_a_reference_are_known():
     ("changes", "message"),
     [
         ({"cell": []}, "cell is unknown. Did you mean cells?"),
-        ({"dataset_name": None}, "dataset_name is missing. It must be text."),
+        ({"dataset_name": None}, "dataset_name is missing, such as train.jsonl or `generated`."),
         ({"name": 3}, "name must be text, got 3."),
         ({"keep_models": "no"}, "keep_models must be true or false, got 'no'."),
         ({"models": ["a"]}, "give one of model_name_or_path and models"),
-        ({"generated": {"rows": 0}}, "generated.rows must be at least 1, got 0."),
+        ({"model_name_or_path": None, "models": ["a/b", "c/b"]}, "models[1]: another is called 'b', too."),
+        ({"model_name_or_path": None, "models": [{"name": "b"}]}, "models[0].model_name_or_path is missing, such as"),
+        ({"model_name_or_path": None, "models": [3]}, "models[0] must be a mapping of names to values, got 3."),
+        ({"generated": {"rows": 0}}, "generated.rows must be greater than 0, got 0."),
         ({"generated": {"row": 5}}, "generated.row is unknown. Did you mean rows?"),
         ({"train": {"seed": 1}}, "train.seed is set by `cells`. Take it out."),
-        ({"cells": []}, "cells is empty: name at least one"),
+        ({"cells": []}, "cells is empty: name at least one, such as [{objective: nll, seed: 0}]."),
         ({"cells": [{"objective": "nll"}, "dft"]}, "cells[1] must be a mapping of names to values, got 'dft'."),
         ({"cells": [{"seed": 1}]}, "cells[0].objective is missing, such as nll, dft or profit."),
         ({"cells": [{"objective": "nll", "threshold": 0.1}]}, "cells[0]: objective 'nll' has no field 'threshold'."),
         ({"cells": [{"objective": "profitt"}]}, "cells[0]: no objective is named 'profitt'. Known: nll, profit"),
         ({"cells": [{"objective": "profit", "threshold": 10}]}, "cells[0]: threshold must be a probability in [0, 1]"),
-        ({"cells": [{"objective": "nll", "seed": -1}]}, "cells[0].seed must be a whole number from 0 up or a list"),
-        ({"cells": [{"objective": "nll", "seed": [0, "a"]}]}, "or a list, got 'a'."),
+        (
+            {"cells": [{"objective": "nll", "seed": -1}]},
+            "equal to 0, or a list of them, got -1.",
+        ),
+        ({"cells": [{"objective": "nll", "seed": "a"}]}, "cells[0].seed must be a whole number, or a list of them"),
+        ({"cells": [{"objective": "nll", "seed": [0, "a"]}]}, "cells[0].seed[1] must be a whole number, got 'a'."),
+        ({"cells": [{"objective": "nll", "seed": [0, True]}]}, "cells[0].seed[1] must be a whole number, got True."),
+        ({"cells": [{"objective": "nll", "seed": []}]}, "cells[0].seed is empty: name at least one."),
         ({"cells": [{"objective": "nll", "seed": [0, 0]}]}, "cells[0]: nll with seed 0 is there twice."),
-        ({"cells": [{"objective": "nll", "normalize": "some"}]}, "cells[0].normalize must be one of all, kept"),
+        (
+            {"cells": [{"objective": "nll", "normalize": "some"}]},
+            "cells[0].normalize must be 'all' or 'kept', or a",
+        ),
         ({"cells": [{"objective": "nll", "train": {"bf16": True}}]}, "so it needs a `name`."),
         ({"cells": [{"objective": ["nll", "dft"], "name": "x"}]}, "stands for 2 variants, so it cannot have a `name`."),
         ({"cells": [{"objective": "nll"}, {"objective": "dft", "name": "nll"}]}, "two different variants are called"),
         ({"cells": [{"objective": "nll"}, {"objective": "nll", "name": "untrained"}]}, "'untrained' is taken by"),
         ({"baseline": "nl"}, "baseline: variant 'nl' is unknown. Did you mean nll?"),
-        ({"comparisons": [["nll"]]}, "comparisons: each must be a pair such as [profit-t0.1, dft], got ['nll']."),
-        ({"comparisons": [["nll", "dft"]]}, "comparisons: variant 'dft' is unknown. Known: nll, untrained."),
+        ({"comparisons": [["nll"]]}, "comparisons[0] must be a pair such as [profit-t0.1, dft], got ['nll']."),
+        ({"comparisons": [["nll", "dft"]]}, "comparisons[0][1]: variant 'dft' is unknown. Known: nll, untrained."),
     ],
 )
 def test_a_mistake_is_named_with_key_and_value(changes, message):
@@ -128,7 +141,7 @@ def test_a_mistake_is_named_with_key_and_value(changes, message):
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ({"direction": "random", "kept_share_of": "absent"}, "cells: kept_share_of 'absent' is unknown."),
+        ({"direction": "random", "kept_share_of": "absent"}, "cells[1].kept_share_of: variant 'absent' is unknown."),
         (
             {"direction": "higher", "kept_share_of": "nll"},
             "cells[1].kept_share_of gives the rate of `direction: random`",
@@ -170,6 +183,63 @@ def test_what_training_or_evaluation_would_refuse_is_refused_first(changes, mess
         check_flags(plan_with(**changes))
 
 
+WRITTEN = """\
+model_name_or_path: embedded
+dataset_name: generated
+train: &shared
+  learning_rate: 1.0e-5
+  max_length: 64
+cells:
+  - {objective: nll, seed: [0, 1]}
+  - objective: dft
+    name: short
+    train:
+      <<: *shared
+      max_length: 32
+comparisons:
+  - [nll,
+     short]
+"""
+
+
+@pytest.mark.parametrize(
+    ("written", "instead", "messages"),
+    [
+        ("dataset_name: generated\n", "", ["some.yaml: dataset_name is missing"]),
+        ("dataset_name", "datasetname", ["line 2: datasetname is unknown. Did you mean dataset_name?"]),
+        (
+            "max_length: 64",
+            "seed: 3",
+            ["line 5: train.seed is set by `cells`.", "line 5: cells[1].train.seed is set"],
+        ),
+        ("max_length: 32", "seed: 3", ["line 12: cells[1].train.seed is set by `cells`. Take it out."]),
+        ("[0, 1]", "[0, -1]", ["line 7: cells[0].seed[1] must be greater than or equal to 0, got -1."]),
+        ("nll, seed", "nll, k: 1, seed", ["line 7: cells[0]: objective 'nll' has no field 'k'."]),
+        ("objective: dft\n    name", "name", ["line 8: cells[1].objective is missing, such as nll, dft or profit."]),
+        ("short]", "long]", ["line 15: comparisons[0][1]: variant 'long' is unknown."]),
+        ("max_length: 32", "max_lengt: 32", ["line 12: cells[1].train.max_lengt is unknown. Did you mean max_length?"]),
+        ("1.0e-5", "fast", ["line 4: train.learning_rate must be a number, got 'fast'."]),
+        (
+            "seed: [0, 1]",
+            "normalize: no",
+            ["line 7: cells[0].normalize must be 'all' or 'kept', or a list of them"],
+        ),
+        ("embedded\ndataset_name:", "3\nquestion:", ["line 1: model_name", "some.yaml: dataset_name is", "line 2: q"]),
+    ],
+)
+def test_every_mistake_of_a_file_is_named_with_its_line(tmp_path, written, instead, messages):
+    path = tmp_path / "some.yaml"
+    path.write_text(WRITTEN)
+    check_flags(load_plan(path))
+    path.write_text(WRITTEN.replace(written, instead).replace("question: generated", "question: [what]"))
+    with pytest.raises(ConfigurationError) as caught:
+        check_flags(load_plan(path))
+    lines = sorted(str(caught.value).splitlines())
+    for line, message in zip(lines, sorted(messages), strict=True):
+        assert line.startswith(str(path))
+        assert message in line
+
+
 def test_the_file_is_named_in_every_message(tmp_path):
     path = tmp_path / "some.yaml"
     with pytest.raises(ConfigurationError, match=r"some\.yaml' cannot be read"):
@@ -181,7 +251,7 @@ def test_the_file_is_named_in_every_message(tmp_path):
     with pytest.raises(ConfigurationError, match=r"some\.yaml' must be a mapping"):
         load_plan(path)
     path.write_text(yaml.safe_dump(BASE | {"baseline": "x"}))
-    with pytest.raises(ConfigurationError, match=r"some\.yaml: baseline: variant 'x' is unknown"):
+    with pytest.raises(ConfigurationError, match=r"some\.yaml, line 1: baseline: variant 'x' is unknown"):
         load_plan(path)
     path.write_text(yaml.safe_dump(BASE))
     assert load_plan(path).name == "some"

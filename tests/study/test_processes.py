@@ -6,10 +6,12 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
-from profit_sft.study.processes import Interrupted, StopRequest, log_tail, run_child
+import profit_sft
+from profit_sft.study.processes import Interrupted, StopRequest, log_tail, run_child, wait_for_earlier_child
 
 STUBBORN = """
 import signal, time
@@ -30,7 +32,7 @@ def wait_for(text, log):
 @pytest.fixture
 def module(tmp_path, monkeypatch):
     """Write a module that a child can run by name."""
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(Path(profit_sft.__file__).parents[1])]))
 
     def write(source):
         (tmp_path / "made_module.py").write_text(source)
@@ -102,3 +104,44 @@ def test_a_child_gets_sigterm_when_its_parent_is_killed(module, tmp_path):
         while time.monotonic() < deadline:
             os.kill(child, 0)
             time.sleep(0.02)
+
+
+def test_the_next_child_waits_for_one_that_outlives_its_parent(module, tmp_path):
+    source = """
+import pathlib, signal, sys, time
+def save(*_):
+    time.sleep(1)
+    pathlib.Path(sys.argv[1]).write_text("saved")
+    sys.exit()
+signal.signal(signal.SIGTERM, save)
+print("ready", flush=True)
+while True:
+    time.sleep(0.05)
+"""
+    name, log, saved = module(source), tmp_path / "cell" / "log", tmp_path / "saved"
+    parent = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import pathlib, sys\n"
+            "from profit_sft.study.processes import StopRequest, run_child\n"
+            "run_child([sys.argv[1], sys.argv[3]], pathlib.Path(sys.argv[2]), stop=StopRequest())",
+            name,
+            str(log),
+            str(saved),
+        ]
+    )
+    wait_for("ready", log)
+    stop = StopRequest()
+    asking = threading.Timer(0.5, stop.ask)
+    asking.start()
+    with pytest.raises(Interrupted):  # the first child is still at work
+        wait_for_earlier_child(log.parent, stop=stop)
+    parent.kill()
+    parent.wait()
+    assert not saved.exists()
+    wait_for_earlier_child(log.parent, stop=StopRequest())
+    assert saved.read_text() == "saved"
+    (tmp_path / "made_module.py").write_text("print('next')")
+    assert run_child([name], log, stop=StopRequest()) == 0
+    assert "next" in log.read_text()

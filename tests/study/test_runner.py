@@ -1,4 +1,4 @@
-"""Whole studies on a tiny model: what they leave, that a kill loses nothing, that several processes share the work."""
+"""Whole studies on a tiny model: what they leave, and that a kill loses nothing."""
 
 import json
 import shutil
@@ -11,8 +11,9 @@ import time
 import pytest
 
 from profit_sft.errors import ConfigurationError
-from profit_sft.study.cells import CellFailed, imitated_share
-from profit_sft.study.claims import attempts, try_claim
+from profit_sft.files import write_text
+from profit_sft.study.cells import CellFailed, imitated_share, needs_scores
+from profit_sft.study.driver import sole_driver
 from profit_sft.study.layout import StudyFolder
 from profit_sft.study.plan import load_plan, parse_plan
 from profit_sft.study.runner import _Loop, choose_cells, run_study
@@ -96,16 +97,20 @@ def test_a_study_stopped_and_then_killed_goes_on_and_ends_with_the_same_figures(
     assert "nll-s0: going on after step" in last.stderr
     assert figures(tmp_path / "out", ["nll-s0"]) == figures(finished_study, ["nll-s0"])
     assert metric_lines(tmp_path / "out", "nll-s0") == metric_lines(finished_study, "nll-s0")
-    assert attempts(cell.path) == 3
+    assert json.loads(cell.finished.read_text())["cost"]["attempts"] == 3
 
 
 @pytest.mark.slow
 def test_a_finished_study_is_left_alone_and_other_settings_are_refused(study_file, finished_study):
-    before = {path: path.stat().st_mtime_ns for path in finished_study.rglob("*") if path.is_file()}
+    def files():
+        found = (path for path in finished_study.rglob("*") if path.is_file() and path.name != "driver.lock")
+        return {path: path.stat().st_mtime_ns for path in found}
+
+    before = files()
     plan = load_plan(study_file)
     result = run_study(plan, finished_study)
     assert result.finished == CELLS
-    assert {path: path.stat().st_mtime_ns for path in finished_study.rglob("*") if path.is_file()} == before
+    assert files() == before
     content = study_file.read_text().replace("learning_rate: 0.001", "learning_rate: 0.002")
     changed = study_file.with_name("changed.yaml")
     changed.write_text(content)
@@ -138,49 +143,35 @@ def test_a_failed_cell_is_reported_and_the_others_run(tmp_path):
     assert any(line.startswith("failed: profit-t0.1-s0: exit status 2") for line in lines)
 
 
-def test_a_cell_waits_until_another_process_has_finished_it(tmp_path):
-    plan, lines = plan_without_measuring(), []
-    folder = StudyFolder(tmp_path).cell("untrained")
-    with try_claim(folder.path):
-
-        def say(text):
-            lines.append(text)
-            folder.finished.write_text("{}")
-
-        result = run_study(plan, tmp_path, cells="untrained", report=say)
-    assert lines == ["waiting for 1 cells that other processes are at or that depend on them"]
-    assert result.finished == ("untrained",)
+def test_a_folder_that_another_driver_has_is_refused_before_anything_is_written(tmp_path):
+    study = StudyFolder(tmp_path)
+    with sole_driver(study), pytest.raises(ConfigurationError, match="is running the study in"):
+        run_study(plan_without_measuring(), tmp_path)
+    assert not (tmp_path / "cells").exists()
 
 
-def test_a_cell_finished_between_the_look_and_the_claim_is_left_alone(tmp_path):
-    plan = plan_without_measuring()
-    folder = StudyFolder(tmp_path).cell("untrained")
-    loop = _Loop(plan, StudyFolder(tmp_path), [], 1, print)
-    claim = try_claim(folder.path)
-    folder.finished.write_text("{}")
-    loop._work(plan.cells[0], claim)
-    assert folder.finished.read_text() == "{}"
-
-
-def test_two_calls_at_once_share_the_cells(tmp_path):
-    plan = parse_plan(
-        {
-            "models": [{"model_name_or_path": "absent", "name": f"m{index}"} for index in range(8)],
-            "dataset_name": "absent.jsonl",
-            "cells": [{"objective": "nll"}],
-        }
-    )
-    results = []
-    threads = [
-        threading.Thread(target=lambda: results.append(run_study(plan, tmp_path, cells="*untrained"))) for _ in range(3)
+def test_cells_of_a_model_wait_for_the_one_that_makes_its_scores(tmp_path):
+    cells = [
+        {"objective": "profit", "mask_source": "reference", "seed": [0, 1]},
+        {"objective": "nll", "seed": 0},
     ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert {result.finished for result in results} == {tuple(f"m{index}.untrained" for index in range(8))}
-    # Claims may be made on a cell that has just been finished, but nobody works on it again.
-    assert len(list(tmp_path.rglob("cell.json"))) == 8
+    plan, study = plan_without_measuring(cells=cells, baseline="nll"), StudyFolder(tmp_path)
+    started, lock = [], threading.Lock()
+    all_but_one = threading.Event()
+
+    def run_one(run):
+        with lock:
+            started.append((run.cell.slug, study.scored("absent")))
+            if len(started) == 3:
+                all_but_one.set()
+        if needs_scores(run.cell) and not study.scored("absent"):
+            assert all_but_one.wait(60)
+            write_text(study.scores("absent") / "scores.json", "{}")
+
+    _Loop(plan, study, list(plan.cells), lambda text: None).run(run_one, jobs=4)
+    # The second of seed 1 comes last, though there was room for it.
+    assert sorted(started[:3]) == [("nll-s0", False), ("profit-t0.1-reference-s0", False), ("untrained", False)]
+    assert started[3:] == [("profit-t0.1-reference-s1", True)]
 
 
 def test_a_pattern_must_match_and_must_include_what_a_cell_depends_on(tmp_path):

@@ -26,7 +26,8 @@ def study_command(
     study_file: Annotated[Path, typer.Argument(metavar="STUDY.YAML", help="The study; see docs/how-to/study.md.")],
     output_dir: Annotated[Path | None, flag("output_dir", "The study's folder (default: runs/studies/NAME).")] = None,
     cells: Annotated[str | None, flag("cells", "Run only cells matching this pattern: 'nll-*'.")] = None,
-    jobs: Annotated[int, flag("jobs", "Cells at a time in this process.")] = 1,
+    executor: Annotated[str, flag("executor", "local: on this machine; ray: on a Ray cluster.")] = "local",
+    jobs: Annotated[int | None, flag("jobs", "Cells at a time (default: 1; on Ray what it has room for).")] = None,
     model_name_or_path: Annotated[str | None, flag("model_name_or_path", "In place of the study's models.")] = None,
     dataset_name: Annotated[str | None, flag("dataset_name", "In place of the study's training data.")] = None,
     only_dry: Annotated[
@@ -38,11 +39,14 @@ def study_command(
     """Train and measure the cells of a study, and compare them. Interrupted, it goes on where it was."""
     from profit_sft.files import check_output_folder
     from profit_sft.study.dry_run import dry_run
-    from profit_sft.study.plan import check_flags, load_plan
+    from profit_sft.study.flags import check_flags
+    from profit_sft.study.plan import load_plan
     from profit_sft.study.report import write_report
 
     quiet_libraries()
-    if jobs < 1:
+    if executor not in ("local", "ray"):
+        raise ConfigurationError(f"--executor must be local or ray, got {executor!r}.")
+    if jobs is not None and jobs < 1:
         raise ConfigurationError(f"--jobs must be at least 1, got {jobs}.")
     in_place = given({"model_name_or_path": model_name_or_path, "dataset_name": dataset_name})
     plan = load_plan(study_file, **in_place)
@@ -52,7 +56,7 @@ def study_command(
         check_output_folder(folder)
         print_dry_run(dry_run(plan, folder, cells=cells), as_json=as_json)
         return 0
-    status = 0 if report_only else _run(plan, folder, cells=cells, jobs=jobs)
+    status = 0 if report_only else _run(plan, folder, cells=cells, on_ray=executor == "ray", jobs=jobs)
     if status == 130:
         return status
     if not any((folder / "cells").glob("*/cell.json")):
@@ -65,13 +69,15 @@ def study_command(
     return status
 
 
-def _run(plan: "StudyPlan", folder: Path, *, cells: str | None, jobs: int) -> int:
-    from profit_sft.study.plan import check_flags
+def _run(plan: "StudyPlan", folder: Path, *, cells: str | None, on_ray: bool, jobs: int | None) -> int:
+    from profit_sft.study.flags import check_flags
     from profit_sft.study.runner import run_study
 
     messages = Console(stderr=True, highlight=False, soft_wrap=True)
     check_flags(plan)
-    result = run_study(plan, folder, cells=cells, jobs=jobs, report=lambda text: messages.print(text, markup=False))
+    result = run_study(
+        plan, folder, cells=cells, on_ray=on_ray, jobs=jobs, report=lambda text: messages.print(text, markup=False)
+    )
     if result.stopped_by is not None:
         name = signal.Signals(result.stopped_by).name
         messages.print(f"Stopped by {name}. The same command goes on.", markup=False)

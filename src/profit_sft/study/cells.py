@@ -1,7 +1,9 @@
 """One cell from nothing to `cell.json`: train, measure, sum up. Every step is skipped where its file is there."""
 
 import json
+import os
 import shutil
+import socket
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -13,14 +15,12 @@ import yaml
 from profit_sft.data import DataSettings
 from profit_sft.errors import ConfigurationError, ProFitError
 from profit_sft.files import write_text
-from profit_sft.study.claims import Claim, ClaimLost, attempts, try_claim
 from profit_sft.study.layout import CellFolder, StudyFolder
 from profit_sft.study.plan import GENERATED, Cell, StudyPlan
-from profit_sft.study.processes import Interrupted, StopRequest, log_tail, run_child
+from profit_sft.study.processes import StopRequest, log_tail, run_child, wait_for_earlier_child
 from profit_sft.train.callbacks import METRICS_FILE
 
 FORMAT = 1
-_WAIT_SECONDS = 2.0
 _WEIGHT_FILES = ("*.safetensors", "*.bin", "*.safetensors.index.json", "training_args.bin", "checkpoint-*")
 
 
@@ -35,7 +35,6 @@ class CellRun:
     plan: StudyPlan
     cell: Cell
     study: StudyFolder
-    claim: Claim
     stop: StopRequest
     report: Callable[[str], None]
     environment: Mapping[str, str]
@@ -45,18 +44,14 @@ class CellRun:
         """The cell's folder."""
         return self.study.cell(self.cell.slug)
 
-    def child(self, arguments: list[str], log_name: str) -> None:
+    def child(self, arguments: list[str], log: Path) -> None:
         """Run a child process for this cell.
 
         Raises:
             CellFailed: Its exit status was not 0.
-            ClaimLost: Another process has taken the cell over.
             Interrupted: The study was asked to stop.
         """
-        log = self.folder.path / log_name
-        status = run_child(arguments, log, stop=self.stop, started=self.claim.working, environment=self.environment)
-        if self.claim.lost:
-            raise ClaimLost
+        status = run_child(arguments, log, stop=self.stop, environment=self.environment)
         if status != 0:
             raise CellFailed(f"{self.cell.slug}: exit status {status}. The end of {log}:\n{log_tail(log)}")
 
@@ -70,6 +65,10 @@ def run_cell(run: CellRun) -> None:
     """
     folder = run.folder
     write_text(folder.settings, json.dumps(cell_settings(run.plan, run.cell), indent=2) + "\n")
+    attempt = {"host": socket.gethostname(), "pid": os.getpid(), "gpus": os.environ.get("CUDA_VISIBLE_DEVICES")}
+    with folder.attempts.open("a", encoding="utf-8") as attempts:
+        attempts.write(json.dumps(attempt) + "\n")
+    wait_for_earlier_child(folder.path, stop=run.stop)
     if run.cell.variant.objective is not None and not folder.trained.exists():
         if needs_scores(run.cell):
             ensure_scores(run)
@@ -88,7 +87,7 @@ def cell_settings(plan: StudyPlan, cell: Cell) -> dict[str, Any]:
         "model_name_or_path": cell.model.model_name_or_path,
         "dataset_name": plan.dataset_name,
         "heldout_dataset_name": plan.heldout_dataset_name,
-        "generated": asdict(plan.generated) if generated else None,
+        "generated": plan.generated.model_dump() if generated else None,
         "objective": cell.variant.objective,
         "objective_kwargs": cell.variant.objective_kwargs,
         "normalize": cell.variant.normalize,
@@ -131,7 +130,7 @@ def train(run: CellRun) -> None:
         run.report(f"{cell.slug}: going on after step {checkpoint.name.rsplit('-', 1)[1]}")
         command += ["--resume_from_checkpoint", str(checkpoint)]
     start = time.monotonic()
-    run.child(command, "train.log")
+    run.child(command, folder.path / "train.log")
     write_text(folder.trained, json.dumps({"train_process_seconds": time.monotonic() - start}) + "\n")
 
 
@@ -165,23 +164,13 @@ def needs_scores(cell: Cell) -> bool:
 
 
 def ensure_scores(run: CellRun) -> None:
-    """Score the training data under the starting model, unless that is done; wait where another process does it."""
-    store = run.study.scores(run.cell.model.name)
+    """Score the training data under the starting model, unless that is done."""
+    if run.study.scored(run.cell.model.name):
+        return
     job = run.study.scores_job(run.cell.model.name)
-    while not (store / "scores.json").exists():
-        claim = try_claim(job)
-        if claim is None:
-            if run.stop.wait(_WAIT_SECONDS):
-                raise Interrupted
-            continue
-        run.report(f"{run.cell.slug}: scoring the training data under the starting model")
-        write_text(job / "request.json", json.dumps(score_request(run), indent=2) + "\n")
-        with claim:
-            command = ["profit_sft.study.score_data", str(job / "request.json")]
-            log = job / "score.log"
-            status = run_child(command, log, stop=run.stop, started=claim.working, environment=run.environment)
-        if status != 0 and not claim.lost:
-            raise CellFailed(f"{run.cell.slug}: scoring: exit status {status}. The end of {log}:\n{log_tail(log)}")
+    run.report(f"{run.cell.slug}: scoring the training data under the starting model")
+    write_text(job / "request.json", json.dumps(score_request(run), indent=2) + "\n")
+    run.child(["profit_sft.study.score_data", str(job / "request.json")], job / "score.log")
 
 
 def score_request(run: CellRun) -> dict[str, Any]:
@@ -270,7 +259,7 @@ def measure(run: CellRun) -> None:
         "evaluate": plan.evaluate,
     }
     write_text(run.folder.request, json.dumps(request, indent=2) + "\n")
-    run.child(["profit_sft.study.measure", str(run.folder.path)], "measure.log")
+    run.child(["profit_sft.study.measure", str(run.folder.path)], run.folder.path / "measure.log")
 
 
 def data_settings(train_settings: Mapping[str, Any], dataset_name: str, *, training: bool) -> DataSettings:
@@ -320,7 +309,10 @@ def summarize(run: CellRun, *, measure_seconds: float) -> dict[str, Any]:
         "training": None,
         "heldout": None,
         "evaluation": None,
-        "cost": {"measure_seconds": measure_seconds, "attempts": attempts(folder.path)},
+        "cost": {
+            "measure_seconds": measure_seconds,
+            "attempts": len(folder.attempts.read_text(encoding="utf-8").splitlines()),
+        },
         "environment": None,
     }
     if cell.variant.objective is not None:

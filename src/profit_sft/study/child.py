@@ -1,12 +1,15 @@
 """Run a module as `python -m` would, and stop it when the process that started it dies.
 
-    python -m profit_sft.study.child MODULE [ARGUMENTS]
+    python -m profit_sft.study.child LOCK_FILE MODULE [ARGUMENTS]
 
-It stops as at SIGTERM, so that `profit train` saves a checkpoint and everything else ends.
+It stops as at SIGTERM, so that `profit train` saves a checkpoint and everything else ends. The next child
+waits for the lock, which this one holds as long as it lives.
 """
 
 import runpy
 import sys
+
+from filelock import FileLock
 
 from profit_sft.errors import ProFitError
 from profit_sft.interrupts import stop_with_parent
@@ -15,9 +18,10 @@ from profit_sft.interrupts import stop_with_parent
 def main() -> None:
     """Start the watch and become the module."""
     stop_with_parent()
-    sys.argv = sys.argv[1:]
+    lock_file, *sys.argv = sys.argv[1:]
     try:
-        runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+        with FileLock(lock_file):
+            runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
     except ProFitError as error:
         sys.exit(f"error: {error}")
 

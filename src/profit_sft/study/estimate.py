@@ -17,49 +17,13 @@ all weights, 2 bytes a parameter, once for the whole batch; attention over the c
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from profit_sft.study.sections import Section
+from profit_sft.study.plan import Assumptions, Cell, StudyPlan
 from profit_sft.train.steps import planned_steps
-
-if TYPE_CHECKING:
-    from profit_sft.study.plan import Cell, StudyPlan
 
 # Problems of each task: the sizes of the published test sets, and of the project's own.
 TASK_PROBLEMS = {"gsm8k": 1319, "math500": 500, "aime24": 30, "ifeval": 541, "gpqa_diamond": 198, "generated": 400}
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Assumptions:
-    """What the estimate assumes; the section `estimate` of a study file.
-
-    Attributes:
-        device: Name of the device the figures are of, for the reader.
-        train_tokens_per_second: Measured speed of training. None: from the formula.
-        startup_seconds: Measured time a cell takes besides training steps and generation.
-        evaluate_seconds: Measured time of one cell's evaluation. None: from the formula.
-        peak_tflops: Peak of one GPU in 1e12 operations a second.
-        mfu: Share of that peak training reaches.
-        bandwidth_gb_per_second: Memory bandwidth of one GPU in 1e9 bytes a second.
-        bandwidth_share: Share of it that generation reaches.
-        generation_batch: Answers generated together.
-        mean_new_tokens: Mean length of an answer in tokens.
-        rows: Training rows, where the data is not at hand.
-        tokens_per_row: Mean tokens of a training row, where the data is not at hand.
-    """
-
-    device: str = "H100"
-    train_tokens_per_second: float | None = None
-    startup_seconds: float = 0.0
-    evaluate_seconds: float | None = None
-    peak_tflops: float = 989.0  # bf16, dense
-    mfu: float = 0.35
-    bandwidth_gb_per_second: float = 3350.0
-    bandwidth_share: float = 0.5
-    generation_batch: int = 64
-    mean_new_tokens: int = 800
-    rows: int | None = None
-    tokens_per_row: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,28 +62,7 @@ class CellEstimate:
     evaluate_hours: float
 
 
-def read_assumptions(section: Section) -> Assumptions:
-    """Read the section `estimate` of a study file."""
-    default = Assumptions()
-    values: dict[str, Any] = {"device": section.take("device", str, default.device)}
-    for name in ("generation_batch", "mean_new_tokens", "rows"):
-        values[name] = section.take_count(name, getattr(default, name))
-    for name in (
-        "train_tokens_per_second",
-        "startup_seconds",
-        "evaluate_seconds",
-        "peak_tflops",
-        "mfu",
-        "bandwidth_gb_per_second",
-        "bandwidth_share",
-        "tokens_per_row",
-    ):
-        values[name] = section.take_positive(name, getattr(default, name))
-    section.finish()
-    return Assumptions(**values)
-
-
-def estimate_cell(plan: "StudyPlan", cell: "Cell", data: TrainingData, parameters: float | None) -> CellEstimate:
+def estimate_cell(plan: StudyPlan, cell: Cell, data: TrainingData, parameters: float | None) -> CellEstimate:
     """Estimate the cost of a cell by the formulas above.
 
     Args:
@@ -159,7 +102,7 @@ def steps_and_tokens(settings: Mapping[str, Any], data: TrainingData) -> tuple[i
     rows = min(data.rows, settings.get("max_samples") or data.rows)
     steps, epochs = planned_steps(
         -(-rows // settings.get("per_device_train_batch_size", 8)),
-        ranks=_planned_ranks(settings),
+        ranks=planned_ranks(settings),
         micro_batches=settings.get("gradient_accumulation_steps", 1),
         epochs=float(settings.get("num_train_epochs", 3)),
         max_steps=settings.get("max_steps", -1),
@@ -167,7 +110,8 @@ def steps_and_tokens(settings: Mapping[str, Any], data: TrainingData) -> tuple[i
     return steps, round(data.tokens / data.rows * rows * epochs)
 
 
-def _planned_ranks(settings: Mapping[str, Any]) -> int:
+def planned_ranks(settings: Mapping[str, Any]) -> int:
+    """Return how many processes a run with these settings trains in."""
     if settings.get("accelerate_config") is None:
         return 1
     from profit_sft.train.engine import planned_engine  # brings the trainer, which an estimate seldom needs

@@ -3,7 +3,7 @@
 output_dir/
   data/                   generated problems, where the study uses them
   scores/MODEL/           reference log-probabilities of the training data under a starting model
-  scores/MODEL.job/       request, log and claims of that job
+  scores/MODEL.job/       request and log of that job
   cells/CELL/
     settings.json         what the cell is; a later run with other settings refuses the folder
     config.yaml           settings of its `profit train` process
@@ -13,8 +13,10 @@ output_dir/
     heldout.json          plain NLL on held-out data
     evaluation/           results and samples of the evaluation
     train.log, measure.log
-    claims/               who works or worked here
+    attempts.jsonl        who works or worked here, one line an attempt
+    child.lock            held by the process that train.log or measure.log is of
     cell.json             figures of the finished cell, written last
+  driver.json             who runs the study, while it runs; driver.lock
   report.html, report.md, results.json
 """
 
@@ -64,6 +66,11 @@ class CellFolder:
         return self.path / "evaluation"
 
     @property
+    def attempts(self) -> Path:
+        """Who works or worked here, one line an attempt."""
+        return self.path / "attempts.jsonl"
+
+    @property
     def finished(self) -> Path:
         """There once the cell is finished."""
         return self.path / "cell.json"
@@ -74,6 +81,11 @@ class StudyFolder:
     """The files of a study."""
 
     path: Path
+
+    @property
+    def driver(self) -> Path:
+        """Who runs the study, while it runs."""
+        return self.path / "driver.json"
 
     @property
     def train_file(self) -> Path:
@@ -88,6 +100,10 @@ class StudyFolder:
     def scores(self, model_name: str) -> Path:
         """Return the score store of a starting model."""
         return self.path / "scores" / model_name
+
+    def scored(self, model_name: str) -> bool:
+        """Say whether it is complete."""
+        return (self.scores(model_name) / "scores.json").exists()
 
     def scores_job(self, model_name: str) -> Path:
         """Return the folder of the job that makes it."""

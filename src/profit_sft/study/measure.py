@@ -1,6 +1,6 @@
 """Measure one model of a study: plain NLL on held-out data, and the evaluation. Runs as a process of its own.
 
-    python -m profit_sft.study.child profit_sft.study.measure CELL_FOLDER
+    python -m profit_sft.study.child LOCK_FILE profit_sft.study.measure CELL_FOLDER
 
 so that its memory is free again afterwards, and a crash takes down one cell.
 """

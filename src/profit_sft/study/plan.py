@@ -13,21 +13,17 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Annotated, Any
 
-import yaml
+from pydantic import AfterValidator, BeforeValidator, Field, PositiveFloat, PositiveInt, model_validator
 
-from profit_sft.data.rows import means_a_file
-from profit_sft.errors import ConfigurationError, missing_extra
-from profit_sft.study.estimate import Assumptions, read_assumptions
-from profit_sft.study.sections import Section, unknown_key
-from profit_sft.study.variants import UNTRAINED, Variant, check_train, make_slug, read_variants
+from profit_sft.study.study_file import Place, Section, StudyFile, unknown_text
+from profit_sft.study.variants import UNTRAINED, CellEntry, TrainSettings, Variant, make_slug, read_variants
 
 GENERATED = "generated"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ModelPlan:
+class ModelPlan(Section):
     """A model of the study.
 
     Attributes:
@@ -38,9 +34,19 @@ class ModelPlan:
     """
 
     model_name_or_path: str
-    name: str
-    train: Mapping[str, Any] = field(default_factory=dict)
-    parameters: float | None = None
+    name: Annotated[str, AfterValidator(make_slug)] = ""
+    train: TrainSettings = Field(default_factory=dict)
+    parameters: PositiveFloat | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, entry: Any) -> Any:
+        """Take a bare name, too, and call a model by the last part of its path unless told otherwise."""
+        entry = {"model_name_or_path": entry} if isinstance(entry, str) else entry
+        path = entry.get("model_name_or_path") if isinstance(entry, Mapping) else None
+        if not isinstance(path, str) or entry.get("name") is not None:
+            return entry
+        return {**entry, "name": path.rstrip("/").rsplit("/", 1)[-1]}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,8 +59,7 @@ class Cell:
     seed: int | None
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class GeneratedData:
+class GeneratedData(Section):
     """The generated arithmetic problems: how many, and which.
 
     Attributes:
@@ -65,11 +70,43 @@ class GeneratedData:
         steps: Equations per solution, 1 to 3.
     """
 
-    rows: int = 240
+    rows: PositiveInt = 240
     seed: int = 0
-    heldout_rows: int = 100
+    heldout_rows: PositiveInt = 100
     heldout_seed: int = 1
-    steps: int = 1
+    steps: PositiveInt = 1
+
+
+class Assumptions(Section):
+    """What the estimate assumes; the section `estimate` of a study file.
+
+    Attributes:
+        device: Name of the device the figures are of, for the reader.
+        train_tokens_per_second: Measured speed of training. None: from the formula.
+        startup_seconds: Measured time a cell takes besides training steps and generation.
+        evaluate_seconds: Measured time of one cell's evaluation. None: from the formula.
+        peak_tflops: Peak of one GPU in 1e12 operations a second.
+        mfu: Share of that peak training reaches.
+        bandwidth_gb_per_second: Memory bandwidth of one GPU in 1e9 bytes a second.
+        bandwidth_share: Share of it that generation reaches.
+        generation_batch: Answers generated together.
+        mean_new_tokens: Mean length of an answer in tokens.
+        rows: Training rows, where the data is not at hand.
+        tokens_per_row: Mean tokens of a training row, where the data is not at hand.
+    """
+
+    device: str = "H100"
+    train_tokens_per_second: PositiveFloat | None = None
+    startup_seconds: PositiveFloat = 0.0
+    evaluate_seconds: PositiveFloat | None = None
+    peak_tflops: PositiveFloat = 989.0  # bf16, dense
+    mfu: PositiveFloat = 0.35
+    bandwidth_gb_per_second: PositiveFloat = 3350.0
+    bandwidth_share: PositiveFloat = 0.5
+    generation_batch: PositiveInt = 64
+    mean_new_tokens: PositiveInt = 800
+    rows: PositiveInt | None = None
+    tokens_per_row: PositiveFloat | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,6 +128,7 @@ class StudyPlan:
         cells: All of them, in the order they run.
         keep_models: Keep the weights of cells that have been measured.
         estimate: Assumptions of the cost estimate.
+        file: What it was read from, for messages.
     """
 
     name: str
@@ -107,6 +145,32 @@ class StudyPlan:
     cells: tuple[Cell, ...]
     keep_models: bool
     estimate: Assumptions
+    file: StudyFile = field(repr=False, compare=False)
+
+
+def _pair(names: Any) -> Any:
+    if not isinstance(names, list) or len(names) != 2:
+        raise ValueError(f" must be a pair such as [profit-t0.1, dft], got {names!r}.")
+    return names
+
+
+class _Content(Section):
+    """The keys of a study file, which `StudyPlan` describes."""
+
+    name: str | None = None
+    question: str | None = None
+    model_name_or_path: str | None = None
+    models: list[ModelPlan] | None = None
+    dataset_name: str
+    generated: GeneratedData = GeneratedData()
+    heldout_dataset_name: str | None = None
+    train: TrainSettings = Field(default_factory=dict)
+    evaluate: dict[str, Any] = Field(default_factory=dict)
+    baseline: str = "nll"
+    cells: Annotated[list[CellEntry], Field(min_length=1)]
+    comparisons: list[Annotated[list[str], BeforeValidator(_pair)]] = Field(default_factory=list)
+    keep_models: bool = True
+    estimate: Assumptions = Assumptions()
 
 
 def load_plan(path: str | Path, *, model_name_or_path: str | None = None, dataset_name: str | None = None) -> StudyPlan:
@@ -119,162 +183,57 @@ def load_plan(path: str | Path, *, model_name_or_path: str | None = None, datase
 
     Raises:
         ConfigurationError: The file cannot be read, or something in it is missing, unknown or out of range; the
-            message names file, key and value.
+            message names file, line, key and value.
     """
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"study file '{path}' cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        raise ConfigurationError(f"study file '{path}' is not YAML: {error}") from None
-    if not isinstance(content, dict):
-        raise ConfigurationError(f"study file '{path}' must be a mapping with keys such as `cells`, got {content!r}.")
+    file = StudyFile.read(path)
     if dataset_name is not None:
-        content["dataset_name"] = dataset_name
-    try:
-        return parse_plan(content, model_name_or_path=model_name_or_path, default_name=Path(path).stem)
-    except ConfigurationError as error:
-        raise ConfigurationError(f"{path}: {error}") from None
+        file = dataclasses.replace(file, content={**file.content, "dataset_name": dataset_name})
+    return _plan(file, model_name_or_path)
 
 
-def parse_plan(
-    content: Mapping[str, Any], *, model_name_or_path: str | None = None, default_name: str = "study"
-) -> StudyPlan:
-    """Build the plan from the mapping of a study file; errors as `load_plan`, without the file's name."""
-    top = Section("", content)
-    name = top.take("name", str, default_name)
-    question = top.take("question", str)
-    models = _models(top, model_name_or_path)
-    generated = _generated(Section("generated", top.take("generated", dict, {})))
-    train = top.take("train", dict, {})
-    check_train("train", train)
-    evaluate = top.take("evaluate", dict, {})
-    variants, seeds = read_variants(top.take("cells", list, required=True))
+def parse_plan(content: Mapping[str, Any], *, model_name_or_path: str | None = None) -> StudyPlan:
+    """Build the plan from the mapping of a study file; errors as `load_plan`, without file and line."""
+    return _plan(StudyFile(content), model_name_or_path)
+
+
+def _plan(file: StudyFile, model_name_or_path: str | None) -> StudyPlan:
+    content = file.parse(_Content)
+    models = _models(file, content, model_name_or_path)
+    variants, seeds = read_variants(file, content.cells)
     plan = StudyPlan(
-        name=name,
-        question=question,
+        name=content.name or (file.path.stem if file.path else "study"),
+        question=content.question,
         models=models,
-        dataset_name=top.take("dataset_name", str, required=True),
-        generated=generated,
-        heldout_dataset_name=top.take("heldout_dataset_name", str),
-        train=train,
-        evaluate=evaluate,
-        baseline=top.take("baseline", str, "nll"),
-        comparisons=_pairs(top.take("comparisons", list, [])),
+        dataset_name=content.dataset_name,
+        generated=content.generated,
+        heldout_dataset_name=content.heldout_dataset_name,
+        train=content.train,
+        evaluate=content.evaluate,
+        baseline=content.baseline,
+        comparisons=tuple((first, second) for first, second in content.comparisons),
         variants=variants,
         cells=_cells(models, variants, seeds),
-        keep_models=top.take("keep_models", bool, True),
-        estimate=read_assumptions(Section("estimate", top.take("estimate", dict, {}))),
+        keep_models=content.keep_models,
+        estimate=content.estimate,
+        file=file,
     )
-    top.finish()
     _check_names(plan)
     return plan
 
 
-def _models(top: Section, override: str | None) -> tuple[ModelPlan, ...]:
-    single, several = top.take("model_name_or_path", str), top.take("models", list)
+def _models(file: StudyFile, content: _Content, override: str | None) -> tuple[ModelPlan, ...]:
+    single, several = content.model_name_or_path, content.models
     if (single is None) == (several is None):
-        raise ConfigurationError("give one of model_name_or_path and models: the model, or a list of them.")
-    models = []
-    for index, entry in enumerate([single] if several is None else several):
-        section = Section(f"models[{index}]", {"model_name_or_path": entry} if isinstance(entry, str) else entry)
-        path = section.take("model_name_or_path", str, required=True)
-        train = section.take("train", dict, {})
-        check_train(section.at("train"), train)
-        parameters = section.take_positive("parameters")
-        models.append(
-            ModelPlan(
-                model_name_or_path=override or path,
-                name=make_slug(section.take("name", str, path.rstrip("/").rsplit("/", 1)[-1])),
-                train=train,
-                parameters=None if override else parameters,
-            )
-        )
-        section.finish()
+        raise file.error((), "give one of model_name_or_path and models: the model, or a list of them.")
+    models = several or [ModelPlan.model_validate(single)]
     names = [model.name for model in models]
-    for name in names:
-        if names.count(name) > 1:
-            raise ConfigurationError(f"models: two of them are called {name!r}. Give each a name of its own.")
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            raise file.error(("models", index), f": another is called {name!r}, too. Give each a name of its own.")
+    if override is not None:
+        changes = {"model_name_or_path": override, "parameters": None}
+        models = [model.model_copy(update=changes) for model in models]
     return tuple(models)
-
-
-def _generated(section: Section) -> GeneratedData:
-    default = GeneratedData()
-    made = GeneratedData(
-        rows=section.take_count("rows", default.rows) or 0,
-        seed=section.take("seed", int, default.seed),
-        heldout_rows=section.take_count("heldout_rows", default.heldout_rows) or 0,
-        heldout_seed=section.take("heldout_seed", int, default.heldout_seed),
-        steps=section.take_count("steps", default.steps) or 0,
-    )
-    section.finish()
-    return made
-
-
-def check_flags(plan: StudyPlan) -> None:
-    """Refuse settings that `profit train` and `profit eval` would refuse, and data that is not there. Imports both.
-
-    Raises:
-        ConfigurationError: A training setting is no flag of `profit train` or no number where it takes one, an
-            evaluation setting is wrong, or the held-out data is missing.
-    """
-    from trl import ModelConfig
-
-    from profit_sft.train.arguments import RunArguments
-    from profit_sft.train.config import ProFitConfig
-
-    kinds: dict[str, Any] = {}
-    for source in (RunArguments, ProFitConfig, ModelConfig):
-        hints = get_type_hints(source)
-        kinds |= {entry.name: hints[entry.name] for entry in dataclasses.fields(source)}
-    places = [("train", plan.train)]
-    places += [(f"models[{index}].train", model.train) for index, model in enumerate(plan.models)]
-    places += [(f"cells: {variant.name}: train", variant.train) for variant in plan.variants]
-    for place, settings in places:
-        for key, value in settings.items():
-            if key not in kinds:
-                raise unknown_key(f"{place}.{key}", key, list(kinds))
-            _check_number(f"{place}.{key}", value, kinds[key])
-    heldout = plan.heldout_dataset_name
-    if heldout not in (None, GENERATED) and means_a_file(heldout) and not Path(heldout).exists():
-        raise ConfigurationError(f"heldout_dataset_name: '{heldout}' does not exist. Check the path.")
-    if plan.evaluate:
-        _check_evaluation(plan)
-
-
-def _check_number(place: str, value: Any, kind: Any) -> None:
-    """Refuse text where a flag takes a number. YAML reads 1e-5 as text, and `profit train` as a number."""
-    kinds = get_args(kind) or (kind,)
-    if not isinstance(value, str) or str in kinds or not {int, float} & set(kinds):
-        return
-    try:
-        float(value)
-    except ValueError:
-        raise ConfigurationError(f"{place} must be a number, got {value!r}.") from None
-
-
-def _check_evaluation(plan: StudyPlan) -> None:
-    try:
-        from profit_sft.evaluation import EvalSettings
-        from profit_sft.study.measure import evaluation_settings
-
-        own = ("model_name_or_path", "output_dir")
-        known = [entry.name for entry in dataclasses.fields(EvalSettings) if entry.name not in own]
-        for key in plan.evaluate:
-            if key in own:
-                raise ConfigurationError(f"evaluate.{key} is set by the study itself. Take it out.")
-            if key not in known:
-                raise unknown_key(f"evaluate.{key}", key, known)
-        tasks = plan.evaluate.get("tasks")
-        if not isinstance(tasks, list):
-            raise ConfigurationError(f"evaluate.tasks must be a list such as [gsm8k, math500], got {tasks!r}.")
-        settings = evaluation_settings(plan.evaluate, plan.models[0].model_name_or_path, Path())
-        if settings.data_dir is not None and not settings.data_dir.is_dir():
-            raise ConfigurationError(f"evaluate.data_dir: there is no folder '{settings.data_dir}'.")
-    except ModuleNotFoundError as error:
-        raise missing_extra(error.name, wanted_by="evaluate") or error from error
-    except (TypeError, ValueError) as error:
-        raise ConfigurationError(f"evaluate: {error}") from None
 
 
 def _cells(
@@ -295,31 +254,26 @@ def _cells(
     return tuple(cells)
 
 
-def _pairs(entries: Sequence[Any]) -> tuple[tuple[str, str], ...]:
-    for entry in entries:
-        if not (isinstance(entry, list) and len(entry) == 2 and all(isinstance(name, str) for name in entry)):
-            raise ConfigurationError(f"comparisons: each must be a pair such as [profit-t0.1, dft], got {entry!r}.")
-    return tuple((first, second) for first, second in entries)
-
-
 def _check_names(plan: StudyPlan) -> None:
     """Refuse references to variants that do not exist."""
-    names = [variant.name for variant in plan.variants]
-    if UNTRAINED in names:
-        raise ConfigurationError(
-            f"cells: the name {UNTRAINED!r} is taken by the starting model, which is always there."
-        )
-    references = [("baseline", plan.baseline)]
-    references += [("comparisons", name) for pair in plan.comparisons for name in pair]
-    for place, name in references:
-        if name not in (*names, UNTRAINED):
-            raise unknown_key(f"{place}: variant {name!r}", name, [*names, UNTRAINED])
     by_name = {variant.name: variant for variant in plan.variants}
+    if UNTRAINED in by_name:
+        raise plan.file.error(
+            ("cells", by_name[UNTRAINED].entry),
+            f": the name {UNTRAINED!r} is taken by the starting model, which is always there.",
+        )
+    references: list[tuple[Place, str]] = [(("baseline",), plan.baseline)]
+    for index, pair in enumerate(plan.comparisons):
+        references += [(("comparisons", index, side), name) for side, name in enumerate(pair)]
+    names = [*by_name, UNTRAINED]
+    for place, name in references:
+        if name not in names:
+            raise plan.file.error(place, f": variant {name!r}{unknown_text(name, names)}")
     for variant in plan.variants:
-        imitated = variant.kept_share_of
+        imitated, place = variant.kept_share_of, ("cells", variant.entry, "kept_share_of")
         if imitated is None:
             continue
-        if imitated not in names:
-            raise unknown_key(f"cells: kept_share_of {imitated!r}", imitated, names)
+        if imitated not in by_name:
+            raise plan.file.error(place, f": variant {imitated!r}{unknown_text(imitated, list(by_name))}")
         if by_name[imitated].kept_share_of is not None:
-            raise ConfigurationError(f"cells: {variant.name} imitates {imitated}, which imitates another itself.")
+            raise plan.file.error(place, f": {variant.name} imitates {imitated}, which imitates another itself.")

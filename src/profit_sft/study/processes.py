@@ -8,6 +8,9 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
+_LOCK = "child.lock"  # beside the log
 _POLL_SECONDS = 0.2
 
 
@@ -16,7 +19,7 @@ class Interrupted(Exception):
 
 
 class StopRequest:
-    """Set by a signal or a lost claim; looked at by whoever waits for a child.
+    """Set by a signal; looked at by whoever waits for a child.
 
     Attributes:
         signal_number: The signal that asked, or None.
@@ -56,7 +59,7 @@ def run_child(
     started: Callable[[int], None] = lambda pid: None,
     environment: Mapping[str, str] | None = None,
 ) -> int:
-    """Run `python -m` with these arguments and return its exit status.
+    """Run `python -m` with these arguments and return its exit status. One child runs at a time for a log's folder.
 
     Args:
         arguments: Module and arguments.
@@ -69,7 +72,7 @@ def run_child(
         Interrupted: `stop` was asked.
     """
     log_file.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "profit_sft.study.child", *arguments]
+    command = [sys.executable, "-m", "profit_sft.study.child", str(log_file.with_name(_LOCK)), *arguments]
     with log_file.open("ab") as log:
         process = subprocess.Popen(
             command,
@@ -98,6 +101,27 @@ def _wait(process: "subprocess.Popen[bytes]", stop: StopRequest) -> int:
             if wanted is not None and wanted != sent:
                 process.send_signal(wanted)
                 sent = wanted
+
+
+def wait_for_earlier_child(folder: Path, *, stop: StopRequest) -> None:
+    """Wait until the child of an earlier parent, which may still be saving a checkpoint, has ended.
+
+    Args:
+        folder: Where it keeps its log.
+        stop: Ends the waiting, not that child.
+
+    Raises:
+        Interrupted: `stop` was asked.
+    """
+    lock = FileLock(folder / _LOCK)
+    while True:
+        try:
+            lock.acquire(timeout=0)
+            lock.release()
+            return
+        except Timeout:
+            if stop.wait(_POLL_SECONDS):
+                raise Interrupted from None
 
 
 def log_tail(log_file: Path, lines: int = 8) -> str:

@@ -1,24 +1,23 @@
-"""Run the cells of a study, one after the other or several at a time, beside other processes that do the same."""
+"""Run the cells of a study: one after the other, several at a time, or on the nodes of a Ray cluster."""
 
 import fnmatch
 import os
-import signal
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 from profit_sft.data.generated import SYSTEM_PROMPT, generate_problems, write_jsonl
 from profit_sft.errors import ConfigurationError, ProFitError
 from profit_sft.files import check_output_folder
-from profit_sft.study.cells import CellRun, check_settings, drop_weights, imitated_cell, run_cell
-from profit_sft.study.claims import Claim, ClaimLost, try_claim
+from profit_sft.interrupts import signals_handled
+from profit_sft.study.cells import CellRun, check_settings, drop_weights, imitated_cell, needs_scores, run_cell
+from profit_sft.study.driver import sole_driver
 from profit_sft.study.layout import StudyFolder
 from profit_sft.study.plan import GENERATED, Cell, StudyPlan
 from profit_sft.study.processes import Interrupted, StopRequest
+from profit_sft.study.ray_executor import ray_cluster
 
 _WAIT_SECONDS = 2.0
 
@@ -58,34 +57,37 @@ def run_study(
     output_dir: Path,
     *,
     cells: str | None = None,
-    jobs: int = 1,
+    on_ray: bool = False,
+    jobs: int | None = None,
     report: Callable[[str], None] = lambda text: None,
 ) -> RunReport:
-    """Run every chosen cell that is not finished and that no other process is at.
+    """Run every chosen cell that is not finished.
 
-    Call it again after a stop, a crash or a kill, or at the same time from other processes and machines that share
-    the folder: finished cells are left alone, begun ones go on from their last checkpoint. A cell that fails does not
-    keep the others from running.
+    Call it again after a stop, a crash or a kill: finished cells are left alone, begun ones go on from their last
+    checkpoint. A cell that fails does not keep the others from running.
 
     Args:
         plan: The study.
         output_dir: Its folder, see `profit_sft.study.layout`.
         cells: Shell pattern for names of cells. None: all.
-        jobs: Cells that run at a time in this call.
+        on_ray: Run them on the nodes of a Ray cluster, not on this machine.
+        jobs: Cells that run at a time. None: one, on Ray as many as there is room for.
         report: Called with one line of text whenever something begins or ends, from several threads.
 
     Raises:
-        ConfigurationError: The folder holds cells with other settings, or a chosen cell waits for one left out.
+        ConfigurationError: The folder holds cells with other settings or is another process's at the moment, a chosen
+            cell waits for one left out, or there is no Ray cluster that the cells could run on.
     """
     check_output_folder(output_dir)
     chosen, study = choose_cells(plan, cells), StudyFolder(output_dir)
     for cell in chosen:
         check_settings(plan, cell, study.cell(cell.slug))
     _check_dependencies(plan, chosen, study)
-    write_generated(plan, study)
-    loop = _Loop(plan, study, list(chosen), jobs, report)
-    with _signals_ask(loop.stop):
-        loop.run()
+    loop = _Loop(plan, study, list(chosen), report)
+    engine = ray_cluster(plan, chosen) if on_ray else nullcontext(run_cell)
+    with sole_driver(study), engine as run_one, signals_handled(loop.stop.ask):
+        write_generated(plan, study)
+        loop.run(run_one, jobs or (len(chosen) if on_ray else 1))
     return RunReport(
         finished=tuple(cell.slug for cell in chosen if study.cell(cell.slug).finished.exists()),
         failed=loop.failed,
@@ -94,7 +96,7 @@ def run_study(
 
 
 def write_generated(plan: StudyPlan, study: StudyFolder) -> None:
-    """Write the generated problems where the study uses them. Every process writes the same bytes."""
+    """Write the generated problems where the study uses them. They are the same every time."""
     made = plan.generated
     files = (
         (plan.dataset_name, study.train_file, made.rows, made.seed, "train"),
@@ -123,56 +125,28 @@ def _needed_cell(plan: StudyPlan, cell: Cell) -> Cell | None:
     return imitated_cell(plan, cell)
 
 
-@contextmanager
-def _signals_ask(stop: StopRequest) -> Iterator[None]:
-    """Let SIGINT and SIGTERM ask the children to stop."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        stop.ask(number)
-
-    previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
 class _Loop:
-    """Hands cells to worker threads, each of which waits for the processes of one cell."""
+    """Hands cells to threads, each of which waits for one."""
 
-    def __init__(
-        self, plan: StudyPlan, study: StudyFolder, pending: list[Cell], jobs: int, report: Callable[[str], None]
-    ) -> None:
-        self.plan, self.study, self.jobs, self.report = plan, study, jobs, report
+    def __init__(self, plan: StudyPlan, study: StudyFolder, pending: list[Cell], report: Callable[[str], None]) -> None:
+        self.plan, self.study, self.report = plan, study, report
         self.pending = pending
         self.total = len(pending)
         self.failed: dict[str, str] = {}
         self.stop = StopRequest()
         self.running: dict[Future[None], Cell] = {}
-        threads = str(max(1, (os.cpu_count() or 1) // jobs))
-        # Several processes with a thread a core each would only get in each other's way.
-        self.environment = {} if jobs == 1 else {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads)}
-        self._said_waiting = False
 
-    def run(self) -> None:
-        """Return when every cell is finished or failed, or a stop was asked for and the children have stopped."""
-        with ThreadPoolExecutor(max_workers=self.jobs) as pool:
+    def run(self, run_one: Callable[[CellRun], None], jobs: int) -> None:
+        """Return when every cell is finished or failed, or a stop was asked for and the cells have stopped."""
+        with ThreadPoolExecutor(max_workers=jobs) as pool:
             while (self.pending and not self.stop.asked) or self.running:
                 if not self.stop.asked:
-                    self._start_what_can(pool)
-                if self.running:
-                    done, _ = wait(self.running, timeout=_WAIT_SECONDS, return_when=FIRST_COMPLETED)
-                    for future in done:
-                        self._collect(future, self.running.pop(future))
-                elif self.pending:
-                    self._say_waiting()
-                    self.stop.wait(_WAIT_SECONDS)
+                    self._start_what_can(lambda cell: pool.submit(run_one, self._cell_run(cell, jobs)), jobs)
+                done, _ = wait(self.running, timeout=_WAIT_SECONDS, return_when=FIRST_COMPLETED)
+                for future in done:
+                    self._collect(future, self.running.pop(future))
 
-    def _start_what_can(self, pool: ThreadPoolExecutor) -> None:
+    def _start_what_can(self, start: Callable[[Cell], "Future[None]"], jobs: int) -> None:
         for cell in list(self.pending):
             folder = self.study.cell(cell.slug)
             if folder.finished.exists():
@@ -183,26 +157,29 @@ class _Loop:
             if needed is not None and needed.slug in self.failed:
                 self.pending.remove(cell)
                 self._fail(cell, f"{cell.slug}: {needed.slug}, whose kept share it needs, has failed.")
-            elif len(self.running) < self.jobs and (needed is None or self.study.cell(needed.slug).finished.exists()):
-                claim = try_claim(folder.path)
-                if claim is not None:
-                    self.pending.remove(cell)
-                    self.running[pool.submit(self._work, cell, claim)] = cell
+            elif len(self.running) < jobs and not self._must_wait(cell, needed):
+                self.pending.remove(cell)
+                self.running[start(cell)] = cell
 
-    def _work(self, cell: Cell, claim: Claim) -> None:
-        with claim:
-            run = CellRun(
-                plan=self.plan,
-                cell=cell,
-                study=self.study,
-                claim=claim,
-                stop=self.stop,
-                report=self.report,
-                environment=self.environment,
-            )
-            # Another process may have finished it between the look and the claim.
-            if not run.folder.finished.exists():
-                run_cell(run)
+    def _must_wait(self, cell: Cell, needed: Cell | None) -> bool:
+        """Say whether a cell waits for another to be finished, or for one that is making the scores it needs."""
+        if needed is not None and not self.study.cell(needed.slug).finished.exists():
+            return True
+        if not needs_scores(cell) or self.study.scored(cell.model.name):
+            return False
+        return any(needs_scores(other) and other.model == cell.model for other in self.running.values())
+
+    def _cell_run(self, cell: Cell, jobs: int) -> CellRun:
+        threads = str(max(1, (os.cpu_count() or 1) // jobs))
+        return CellRun(
+            plan=self.plan,
+            cell=cell,
+            study=self.study,
+            stop=self.stop,
+            report=self.report,
+            # Several processes with a thread a core each would only get in each other's way.
+            environment={} if jobs == 1 else {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads)},
+        )
 
     def _collect(self, future: "Future[None]", cell: Cell) -> None:
         try:
@@ -210,17 +187,9 @@ class _Loop:
             self.report(f"{cell.slug}: finished ({self.total - len(self.pending) - len(self.running)}/{self.total})")
         except Interrupted:
             self.report(f"{cell.slug}: stopped; it goes on from here next time")
-        except ClaimLost:
-            self.report(f"{cell.slug}: another process has taken it over")
-            self.pending.append(cell)
         except ProFitError as error:
             self._fail(cell, str(error))
 
     def _fail(self, cell: Cell, reason: str) -> None:
         self.failed[cell.slug] = reason
         self.report(f"failed: {reason}")
-
-    def _say_waiting(self) -> None:
-        if not self._said_waiting:
-            self._said_waiting = True
-            self.report(f"waiting for {len(self.pending)} cells that other processes are at or that depend on them")

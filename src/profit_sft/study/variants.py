@@ -4,11 +4,12 @@ import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any, Literal, TypeVar
 
-from profit_sft.errors import ConfigurationError
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, NonNegativeInt
+
 from profit_sft.objectives import Objective, make_objective
-from profit_sft.study.sections import Section
+from profit_sft.study.study_file import Section, StudyFile, key_errors, one_or_more
 
 UNTRAINED = "untrained"  # name of the variant that is the starting model
 
@@ -29,6 +30,34 @@ _OWN_FLAGS = {
 }
 
 
+def _leave_the_studys_own(settings: dict[str, Any]) -> dict[str, Any]:
+    """Refuse what the study sets itself; `check_flags` knows all the others."""
+    own = {key: f" is set by {_OWN_FLAGS[key]}. Take it out." for key in settings if key in _OWN_FLAGS}
+    if own:
+        raise key_errors(own)
+    return settings
+
+
+TrainSettings = Annotated[dict[str, Any], AfterValidator(_leave_the_studys_own)]
+
+_T = TypeVar("_T")
+_OneOrMore = Annotated[list[_T], BeforeValidator(one_or_more), Field(min_length=1)]
+
+
+class CellEntry(Section):
+    """An entry of `cells`, which stands for every combination of its lists. Other keys are fields of the objective."""
+
+    model_config = ConfigDict(extra="allow")
+
+    objective: _OneOrMore[str]
+    seed: _OneOrMore[NonNegativeInt] = Field(default=[0])
+    normalize: _OneOrMore[Literal["all", "kept"] | None] = Field(default=[None])
+    kept_share_of: _OneOrMore[str | None] = Field(default=[None])
+    kept_share_from: _OneOrMore[Literal["run", "scores"] | None] = Field(default=[None])
+    name: str | None = None
+    train: TrainSettings = Field(default_factory=dict)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Variant:
     """An objective with its settings: what the cells of several seeds share.
@@ -42,6 +71,7 @@ class Variant:
         kept_share_from: `run`: what that variant kept while it was trained; `scores`: what its mask keeps of the
             training data under the starting model.
         train: Settings of `profit train` for this variant alone.
+        entry: Number of the entry of `cells` that it is first in, for messages.
     """
 
     name: str
@@ -51,6 +81,7 @@ class Variant:
     kept_share_of: str | None = None
     kept_share_from: str = "run"
     train: Mapping[str, Any] = field(default_factory=dict)
+    entry: int = field(default=0, compare=False)
 
     def make_objective(self, rate: float | None = None) -> Objective:
         """Build the objective; one that waits for a kept share needs `rate`."""
@@ -68,83 +99,69 @@ class Variant:
         return "reference_log_probs" in self.make_objective().needs
 
 
-def read_variants(entries: Sequence[Any]) -> tuple[tuple[Variant, ...], dict[str, list[int]]]:
-    """Expand the entries; return the variants in order and the seeds of each."""
-    if not entries:
-        raise ConfigurationError("cells is empty: name at least one, such as {objective: nll, seed: 0}.")
+def read_variants(file: StudyFile, entries: Sequence[CellEntry]) -> tuple[tuple[Variant, ...], dict[str, list[int]]]:
+    """Expand the entries; return the variants in order and the seeds of each.
+
+    Raises:
+        ConfigurationError: Two are called alike, or an entry contradicts itself.
+    """
     variants: dict[str, Variant] = {}
     seeds: dict[str, list[int]] = {}
     for index, entry in enumerate(entries):
-        section = Section(f"cells[{index}]", entry)
-        entry_seeds = _seeds(section)
-        for variant in _expand(section):
+        for variant in _expand(file, index, entry):
             known = variants.setdefault(variant.name, variant)
             if known != variant:
-                raise ConfigurationError(
-                    f"{section.place}: two different variants are called {variant.name!r}. Give one a `name`."
+                raise file.error(
+                    ("cells", index), f": two different variants are called {variant.name!r}. Give one a `name`."
                 )
-            for seed in entry_seeds:
+            for seed in entry.seed:
                 if seed in seeds.setdefault(variant.name, []):
-                    raise ConfigurationError(f"{section.place}: {variant.name} with seed {seed} is there twice.")
+                    raise file.error(("cells", index), f": {variant.name} with seed {seed} is there twice.")
                 seeds[variant.name].append(seed)
     return tuple(variants.values()), seeds
 
 
-def _seeds(section: Section) -> list[int]:
-    value = section.take("seed", object, 0)
-    seeds: list[Any] = value if isinstance(value, list) else [value]
-    for seed in seeds:
-        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-            raise ConfigurationError(f"{section.at('seed')} must be a whole number from 0 up or a list, got {seed!r}.")
-    return seeds
-
-
-def _expand(section: Section) -> Iterator[Variant]:
+def _expand(file: StudyFile, index: int, entry: CellEntry) -> Iterator[Variant]:
     """Yield one variant for every combination of the entry's lists."""
-    name, train = section.take("name", str), section.take("train", dict, {})
-    check_train(section.at("train"), train)
-    if train and name is None:
-        raise ConfigurationError(f"{section.place} has settings of its own under `train`, so it needs a `name`.")
-    axes = {key: value if isinstance(value, list) else [value] for key, value in section.rest().items()}
-    if "objective" not in axes:
-        raise ConfigurationError(f"{section.place}.objective is missing, such as nll, dft or profit.")
+    place = ("cells", index)
+    if entry.train and entry.name is None:
+        raise file.error(place, " has settings of its own under `train`, so it needs a `name`.")
+    values = entry.model_dump(exclude={"seed", "name", "train"})
+    # In the order of the file, which decides that of the cells.
+    axes = {key: one_or_more(values[key]) for key in file.content["cells"][index] if key in values}
     combinations = list(itertools.product(*axes.values()))
-    if name is not None and len(combinations) > 1:
-        raise ConfigurationError(
-            f"{section.place} stands for {len(combinations)} variants, so it cannot have a `name`."
-        )
-    for values in combinations:
-        yield _variant(section, dict(zip(axes, values, strict=True)), name, train)
+    if entry.name is not None and len(combinations) > 1:
+        raise file.error(place, f" stands for {len(combinations)} variants, so it cannot have a `name`.")
+    for combination in combinations:
+        yield _variant(file, index, dict(zip(axes, combination, strict=True)), entry)
 
 
-def _variant(section: Section, chosen: dict[str, Any], name: str | None, train: Mapping[str, Any]) -> Variant:
-    parts = Section(section.place, chosen)
-    objective = parts.take("objective", str, required=True)
-    normalize = parts.take_choice("normalize", ("all", "kept"))
-    kept_share_of = parts.take("kept_share_of", str)
-    kept_share_from = parts.take_choice("kept_share_from", ("run", "scores"))
-    kwargs = parts.rest()
+def _variant(file: StudyFile, index: int, kwargs: dict[str, Any], entry: CellEntry) -> Variant:
+    place = ("cells", index)
+    objective, normalize = kwargs.pop("objective"), kwargs.pop("normalize", None)
+    kept_share_of, kept_share_from = kwargs.pop("kept_share_of", None), kwargs.pop("kept_share_from", None)
     if objective == "profit":
         kwargs.setdefault("threshold", 0.1)
     if kept_share_of is None and kept_share_from is not None:
-        raise ConfigurationError(f"{section.at('kept_share_from')} needs kept_share_of, the variant to imitate.")
+        raise file.error((*place, "kept_share_from"), " needs kept_share_of, the variant to imitate.")
     if kept_share_of is not None and (kwargs.get("direction") != "random" or "rate" in kwargs):
-        raise ConfigurationError(
-            f"{section.at('kept_share_of')} gives the rate of `direction: random`; set that direction and no rate."
+        raise file.error(
+            (*place, "kept_share_of"), " gives the rate of `direction: random`; set that direction and no rate."
         )
     variant = Variant(
-        name=name or _variant_name(objective, kwargs, normalize, kept_share_of, kept_share_from),
+        name=entry.name or _variant_name(objective, kwargs, normalize, kept_share_of, kept_share_from),
         objective=objective,
         objective_kwargs=kwargs,
         normalize=normalize,
         kept_share_of=kept_share_of,
         kept_share_from=kept_share_from or "run",
-        train=train,
+        train=entry.train,
+        entry=index,
     )
     try:
         variant.make_objective(rate=0.5 if kept_share_of is not None else None)
     except (TypeError, ValueError) as error:
-        raise ConfigurationError(f"{section.place}: {error}") from None
+        raise file.error(place, f": {error}") from None
     return variant
 
 
@@ -181,10 +198,3 @@ def _short(key: str, value: Any) -> str:
 def make_slug(text: str) -> str:
     """Return the text as a name for a folder."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.")
-
-
-def check_train(place: str, settings: Mapping[str, Any]) -> None:
-    """Refuse what the study sets itself; `check_flags` knows all the others."""
-    for key in settings:
-        if key in _OWN_FLAGS:
-            raise ConfigurationError(f"{place}.{key} is set by {_OWN_FLAGS[key]}. Take it out.")
