@@ -202,3 +202,32 @@ def test_the_language_is_guessed_alike_each_time(grade):
     portuguese = problem(("language:response_language", {"language": "pt"}))
     # Words of no one language, of which langdetect by itself says now this one, now another.
     assert len({grade(portuguese, "radio taxi hotel").correct for _ in range(20)}) == 1
+
+
+def test_a_thought_is_no_part_of_the_answer(grade):
+    no_comma = problem(("punctuation:no_comma", {}))
+    assert grade(no_comma, "<think>Well, let me see, then.</think>\n\nNo such sign.").correct
+    assert grade(no_comma, "Well, let me see.</think>No such sign.").correct
+    assert not grade(no_comma, "<think>No such sign.</think>One, here.").correct
+    unfinished = grade(no_comma, "<think>No such sign")
+    assert (unfinished.correct, unfinished.rule) == (False, None)
+
+
+def test_brackets_within_brackets_are_graded(grade):
+    assert grade(problem(("detectable_format:json_format", {})), "[" * 20 + "]" * 20).correct
+    assert not grade(problem(("detectable_format:json_format", {})), "[" * 3000 + "]" * 3000).correct
+    assert not grade(problem(("detectable_format:json_format", {})), "1" * 5000 + ",").correct
+
+
+@pytest.mark.parametrize(
+    "text", ["[a] [b]", "[a [b] c]", "[]]", "[a\n]", "]a[", "[[a]] [b", "[a][\n[b] [c]", "", "[" * 50]
+)
+def test_placeholders_are_counted_as_by_the_original(grade, text):
+    from lm_eval.tasks.ifeval import instructions
+
+    for count in range(1, 5):
+        kwargs = {"num_placeholders": count}
+        original = instructions.PlaceholderChecker("detectable_content:number_placeholders")
+        original.build_description(**kwargs)
+        found = grade(problem(("detectable_content:number_placeholders", kwargs)), text)
+        assert found.correct == (bool(text) and original.check_following(text))
