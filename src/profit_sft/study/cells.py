@@ -6,13 +6,13 @@ import shutil
 import socket
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from profit_sft.data import DataSettings
+from profit_sft.data.settings import DataOptions, DataSettings
 from profit_sft.errors import ConfigurationError, ProFitError
 from profit_sft.files import write_text
 from profit_sft.study.layout import CellFolder, StudyFolder
@@ -268,8 +268,9 @@ def data_settings(train_settings: Mapping[str, Any], dataset_name: str, *, train
     Raises:
         ConfigurationError: A setting is out of range.
     """
-    names = ["dataset_config", "dataset_format", "prompt_column", "response_column", "system_prompt", "max_length"]
-    names += ["train_on", "skip_bad_rows", *(["max_samples"] if training else [])]
+    names = {"dataset_config", "max_length", *(entry.name for entry in fields(DataOptions))}
+    if not training:
+        names.remove("max_samples")
     split = train_settings.get("dataset_train_split", "train")
     if not training:
         split = train_settings.get("dataset_test_split", "test")
