@@ -1,0 +1,117 @@
+"""The estimate's parts by hand, engine by engine; measured processes are in tests/benchmarks/test_memory.py."""
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from profit_sft.loss.devices import CUDA_CHUNK_TOKENS
+from profit_sft.train.config import ProFitConfig
+from profit_sft.train.engine import Engine
+from profit_sft.train.memory import estimate_memory_gib
+
+V, D, LAYERS, ROWS, LONGEST = 5000, 64, 3, 2, 300
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.fixture(scope="module")
+def model():
+    with torch.device("meta"):
+        return LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=V,
+                hidden_size=D,
+                intermediate_size=2 * D,
+                num_hidden_layers=LAYERS,
+                num_attention_heads=4,
+                tie_word_embeddings=False,
+            )
+        )
+
+
+def parts(model, tmp_path, engine=None, *, mixed_precision=False, device=CPU, longest=LONGEST, **settings):
+    config = ProFitConfig(
+        str(tmp_path), use_cpu=True, report_to=[], per_device_train_batch_size=ROWS, max_length=None, **settings
+    )
+    found = estimate_memory_gib(
+        model, config, engine or Engine(), longest=longest, mixed_precision=mixed_precision, device=device
+    )
+    return {name: round(size * 2**30) for name, size in found.items()}
+
+
+def sizes(model):
+    whole = sum(parameter.numel() for parameter in model.parameters())
+    block = sum(parameter.numel() for parameter in model.model.layers[0].parameters())
+    return whole, block
+
+
+def test_one_process_by_hand(model, tmp_path):
+    whole, _ = sizes(model)
+    tokens = ROWS * LONGEST
+    assert parts(model, tmp_path, gradient_checkpointing=False) == {
+        "weights": 4 * whole,
+        "gradients": 4 * whole,
+        "adam": 8 * whole,
+        "exchange": 0,
+        "loss": 4 * tokens * V + 4 * V * D,
+        "activations": 17 * 4 * tokens * D * LAYERS,
+    }
+    checkpointed = parts(model, tmp_path, gradient_checkpointing=True)
+    assert checkpointed["activations"] == 17 * 4 * tokens * D + LAYERS * 4 * tokens * D
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "gradients", "adam", "exchange"),
+    [
+        ("DDP", 4, 4, 8, "gradients"),
+        ("FSDP1", 4 / 4, 4 / 4, 8 / 4, "blocks"),
+        ("FSDP2", 4 / 4, 4 / 4, 8 / 4, "blocks"),
+        ("ZeRO-1", 4, 4, 12 / 4, "bucket"),
+        ("ZeRO-2", 4, 4 / 4, 12 / 4, "bucket"),
+        ("ZeRO-3", 4 / 4, 4 / 4, 12 / 4, "bucket and weights"),
+    ],
+)
+def test_what_four_ranks_share(model, tmp_path, name, weights, gradients, adam, exchange):
+    whole, block = sizes(model)
+    found = parts(model, tmp_path, Engine(name=name, ranks=4))
+    held = {
+        "gradients": 4 * whole,
+        "blocks": 4 * (whole - (LAYERS - 2) * block),
+        "bucket": 4 * whole,
+        "bucket and weights": 8 * whole,
+    }
+    expected = (weights * whole, gradients * whole, adam * whole, held[exchange])
+    assert tuple(found[part] for part in ("weights", "gradients", "adam", "exchange")) == pytest.approx(expected)
+
+
+def test_fsdp_that_accumulates_holds_whole_gradients_unless_it_exchanges_each(model, tmp_path):
+    whole, _ = sizes(model)
+    fsdp = Engine(name="FSDP2", ranks=4)
+    assert parts(model, tmp_path, fsdp, gradient_accumulation_steps=2)["gradients"] == 4 * whole
+    each = {"gradient_accumulation_kwargs": {"sync_each_batch": True}}
+    found = parts(model, tmp_path, fsdp, gradient_accumulation_steps=2, accelerator_config=each)
+    assert found["gradients"] == pytest.approx(whole)
+
+
+def test_sixteen_bits_halve_what_is_computed_and_not_what_is_stored(model, tmp_path):
+    fsdp = Engine(name="FSDP2", ranks=4)
+    full, half = (parts(model, tmp_path, fsdp, mixed_precision=mixed) for mixed in (False, True))
+    assert [half[part] for part in ("weights", "adam", "loss")] == [full[part] for part in ("weights", "adam", "loss")]
+    assert [2 * half[part] for part in ("exchange", "activations")] == [full["exchange"], full["activations"]]
+
+
+def test_the_chunk_of_logits_is_that_of_the_planned_device_or_the_flags(model, tmp_path):
+    head = 4 * V * D
+    assert parts(model, tmp_path, device=GPU, longest=10_000)["loss"] == 4 * CUDA_CHUNK_TOKENS * V + head
+    assert parts(model, tmp_path, device=GPU, longest=10_000, loss_chunk_size=7)["loss"] == 4 * 7 * V + head
+
+
+def test_a_frozen_model_has_no_gradients_and_no_adam(tmp_path):
+    model = LlamaForCausalLM(
+        LlamaConfig(vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+    )
+    model.requires_grad_(False)
+    model.model.layers[0].requires_grad_(True)
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    found = parts(model, tmp_path)
+    assert (found["gradients"], found["adam"]) == (4 * trained, 8 * trained)
+    assert found["loss"] == 4 * ROWS * LONGEST * 64  # the head's gradient is not formed
