@@ -70,7 +70,9 @@ def test_a_base_model_is_measured_with_the_template_of_the_runs(tiny_folder, hel
     measure(folder)
     measure(folder)  # what is there is not done again
     assert json.loads(folder.heldout.read_text())["nll"] > 0
-    assert json.loads((folder.evaluation / "results.json").read_text())["tasks"][0]["num_problems"] == 2
+    results = json.loads((folder.evaluation / "results.json").read_text())
+    assert results["tasks"][0]["num_problems"] == 2
+    assert results["device"] != "not used"
     assert "<|im_start|>" in (folder.evaluation / "samples" / "generated.jsonl").read_text()
 
 

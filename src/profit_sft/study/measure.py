@@ -58,7 +58,7 @@ def measure(folder: CellFolder, *, report: Callable[[str], None] = lambda text: 
     if request["heldout"] is not None and not folder.heldout.exists():
         report("plain NLL on held-out data")
         write_text(folder.heldout, json.dumps(_heldout(request), indent=1) + "\n")
-    if request["evaluate"]:
+    if request["evaluate"] and not (folder.evaluation / "results.json").exists():
         _evaluate(request, folder, report)
 
 
