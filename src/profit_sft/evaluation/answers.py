@@ -91,7 +91,7 @@ _BOLD = re.compile(r"(?<!\w)\*\*|\*\*(?!\w)")  # not the power in x**2
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*(?:\{|([^\s{}$\\]+))")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # with what is escaped, which is to be skipped
 _LAYOUT = re.compile(r"\\(?:q?quad|[,;:! ()\[\]\\])|\\text *\{|[\s${}&*~]")
-_BETWEEN_BOXES = re.compile(r"(?:[A-Za-z]{1,12})??[,;]?(?:and|or)?[,;]?(?:\\?[A-Za-z](?:_\w)?=)?")
+_BETWEEN_BOXES = re.compile(r"(?:[A-Za-z]{1,12})??[,;]?(?:and|or|aswellas)?[,;]?(?:\\?[A-Za-z](?:_\w)?=)?")
 _MAX_BETWEEN_BOXES = 60
 _HASHES = re.compile(r"####[ \t]*(\S[^\n]*)")
 _MARKER = re.compile(
@@ -127,7 +127,9 @@ def _joined(between: str) -> bool:
     if len(between) > _MAX_BETWEEN_BOXES:
         return False
     between = _LAYOUT.sub("", between)
-    return not between or (bool(re.search(r"[,;]|and|or", between)) and bool(_BETWEEN_BOXES.fullmatch(between)))
+    return not between or (
+        bool(re.search(r"[,;]|and|or|aswellas", between)) and bool(_BETWEEN_BOXES.fullmatch(between))
+    )
 
 
 def _unboxed(content: str) -> str:

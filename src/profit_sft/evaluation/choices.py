@@ -11,9 +11,10 @@ from profit_sft.evaluation.answers import FoundAnswer, Rule, boxed_answer, witho
 from profit_sft.evaluation.numbers import tidy
 
 # A letter in any brackets, quotes, dollars or asterisks around it.
-_WRAPPED = re.compile(r"(?<![\w\\])[(\[{'\"\u201c\u2018`*_$]+ ?([A-Da-d]) ?[)\]}'\"\u201d\u2019`*_$]+(?!\w)")
+_WRAPPED = re.compile(r"(?<![\w\\])[(\[{'\"\u201c\u2018`*_$]{1,8} ?([A-Da-d]) ?[)\]}'\"\u201d\u2019`*_$]{1,8}(?!\w)")
 _LETTER = r"(?:\x02[A-D]\x03|(?<![\w'\u2019-])[A-D](?![\w'\u2019]|-\w))"
-_LETTERS = rf"{_LETTER}(?: ?(?:,|;|/|&|,? ?(?:and|or)(?: also| even)?) ?(?:(?:option|choice|answer) )?{_LETTER})*"
+_JOINED = r"(?: ?[,;/&] ?(?:(?:and|or) )?| (?:and|or) )(?:also |even )?(?:(?:option|choice|answer) )?"
+_LETTERS = rf"{_LETTER}(?:{_JOINED}{_LETTER}){{0,5}}"
 _NOUN = r"(?:answers?|choices?|options?|response|statement|alternative)"
 _BEFORE = re.compile(
     rf"\b{_NOUN}\b(?: [\w'\u2019]+){{0,6}}? ?(?:[:=]|\b(?:is|are|was|be|would be|must be|remains)\b):?"
@@ -34,7 +35,9 @@ _CONTINUES = re.compile(r" (?:because|since|as|for|is|which|and|or|with|due|here
 _BEGINNING = re.compile(
     r"\W*(?:(?i:option|choice) )?([A-D])(?:[.):,\x03](?!\s*(?:is|are|was|would|can)\b)| because\b|\W*$)"
 )
-_ALONE = re.compile(r"\x02[A-D]\x03(?: ?(?:,|/|&|and|or) ?\x02[A-D]\x03)*|^[\W_]*[A-D][\W_]*$", re.MULTILINE)
+_ALONE = re.compile(
+    rf"\x02[A-D]\x03(?:{_JOINED}\x02[A-D]\x03){{0,5}}|^(?:[^\w\n]|_)*[A-D](?:[^\w\n]|_)*$", re.MULTILINE
+)
 _NEAR = 24  # characters in which "not" belongs to a letter
 _SHORT = 40  # characters of a box that is searched for letters
 
@@ -70,7 +73,7 @@ def _marked(text: str) -> str:
     r"""Write letters in brackets, quotes or bold between \x02 and \x03, and LaTeX's texts as texts."""
     text = re.sub(r"\\(?:text(?:bf|it|rm)?|mathrm|mathbf|mbox) ?\{([^{}]*)\}", r"\1", text)
     text = re.sub(r"\\[()\[\]]", "$", text)
-    text = re.sub(r"[ \t]+", " ", text)
+    text = re.sub(r"[ \t\x02\x03]+", " ", text)
     text = _WRAPPED.sub(lambda match: f"\x02{match[1].upper()}\x03", text)
     return re.sub(r"\*\*|__", "", text)
 
@@ -97,7 +100,7 @@ def _is_article(text: str, chosen: "re.Match[str]") -> bool:
 
 def _guessed(text: str) -> str:
     begins = _BEGINNING.match(text)
-    if begins and len(re.findall(r"^\W*[A-D][.):]", text, re.MULTILINE)) <= 1:
+    if begins and len(re.findall(r"^[^\w\n]*[A-D][.):]", text, re.MULTILINE)) <= 1:
         chosen = re.compile(_LETTERS).search(text, max(0, begins.start(1) - 1))
         letters = _letters(chosen[0] if chosen else begins[1])
         if len(letters) == 1:

@@ -68,15 +68,34 @@ _TOKEN = re.compile(
     r"|(?P<close>\\?\}|[)\]])"
     r"|(?P<command>\\(?!boxed|fbox|begin|end|text|item|tag)[A-Za-z]+|[√π∞∅]|(?<![A-Za-z])(?:pi|sqrt|sin|cos|tan|cot|sec|csc|log|ln|infinity|inf)(?![A-Za-z]))"
     r"|(?P<separator>[,;]|(?<![A-Za-z])(?:and|or)(?![A-Za-z]))"
+    r"|(?P<suffix>[!%²³])"
     r"|(?P<variable>(?<![A-Za-z])[A-Za-z](?![A-Za-z'\u2019])|[\u03b1-ω])"
     r"|(?P<word>[^\W\d_](?:\w|['\u2019])*\.?|°[CF]?)"
-    r"|(?P<suffix>[!%²³])"
     r"|(?P<other>\S)"
 )
 _MAX_SENTENCE = 2000
 # Where the answer ends and the reason starts.
 _REASON = re.compile(
     r"[,;:.]? (?:because|since|as|so|which|where|when|if|given|assuming|due|that is|i\.e\.)(?![A-Za-z])", re.IGNORECASE
+)
+# Operations in words, where they stand beside a number.
+_SPOKEN = tuple(
+    (re.compile(pattern, re.IGNORECASE), replacement)
+    for pattern, replacement in (
+        (r"\bcube root of (\d+)", r"\\sqrt[3]{\1}"),
+        (r"\b(?:square )?root of (?=[\d(\x02])", r"\\sqrt "),
+        (r"(?<=[\d)}%]) minus (?=[\d.])", " - "),
+        (r"\b(?:minus|negative) (?=[\d.])", "-"),
+        (r"(?<=\d) plus (?=[\d.])", " + "),
+        (r"(?<=\d) times (?=[\d.])", " * "),
+        (r"(?<=\d) (?:divided by|over) (?=[\d.])", "/"),
+        (r"(?<=\d) squared\b", "^2"),
+        (r"(?<=\d) cubed\b", "^3"),
+        (r"(?<=\d) factorial\b", "!"),
+        (r"(?<=\d) to the power of (-?\d+)", r"^{\1}"),
+        (r"\bhalf of (?=[\d.])", "1/2 * "),
+        (r"\btwice (?=[\d.])", "2 * "),
+    )
 )
 _TIMES = re.compile(r"(?<=\d )x(?= \d)")
 _BETWEEN_INTERVALS = re.compile(r"(?<=[)\]] )U(?= [(\[])")
@@ -144,12 +163,16 @@ def _without_reason(sentence: str) -> str:
 
 
 def _tokens(text: str) -> list[_Token]:
+    text = re.sub("[\x02\x03]", " ", text)
     formulas = delimited_formulas(text)
     pieces, position = [], 0
     for index, formula in enumerate(formulas):
         pieces += [text[position : formula.start], f"\x02{index}\x03"]
         position = formula.end
-    plain = _BETWEEN_INTERVALS.sub("\u222a", _TIMES.sub("*", tidy("".join([*pieces, text[position:]]))))
+    plain = tidy("".join([*pieces, text[position:]]))
+    for pattern, replacement in _SPOKEN:
+        plain = pattern.sub(replacement, plain)
+    plain = _BETWEEN_INTERVALS.sub("\u222a", _TIMES.sub("*", plain))
     tokens: list[_Token] = []
     end = 0
     for match in _TOKEN.finditer(plain):

@@ -23,6 +23,8 @@ from profit_sft.evaluation.formulas import answer_formula, as_latex
 from profit_sft.evaluation.math_judge import MathJudge
 from profit_sft.evaluation.numbers import PlainNumber, plain_number, plain_numbers, tidy
 
+_ABOUT = re.compile(r"≈|\\approx(?![A-Za-z])")  # "x = 1/3 ≈ 0.33" gives both
+_MAX_VALUES = 4
 MAX_FORMULA = 1000  # characters; the longest reference answer of the benchmarks has 62
 
 
@@ -103,6 +105,10 @@ def _readings(sentence: str) -> list[str]:
 
 def _same(mine: str, expected: str, judge: MathJudge | None) -> bool | None:
     """Say whether two answers are the same; None: not judged."""
+    values = [part for part in _ABOUT.split(mine) if part.strip()]
+    if len(values) > 1 and not _ABOUT.search(expected):
+        verdicts = [_same(part, expected, judge) for part in values[:_MAX_VALUES]]
+        return True if True in verdicts else None if None in verdicts else False
     found = _same_plainly(mine, expected)
     if found is not None:
         return found

@@ -138,7 +138,7 @@ def plain_number(text: str) -> PlainNumber | None:
 
 def plain_numbers(text: str) -> list[PlainNumber] | None:
     """Return the numbers of a list, such as "3, 5 and 7" or "x = 3 or x = 5"; None if any part is something else."""
-    parts = re.split(r",? (?:and|or) |, |[,;](?!\d{3}(?!\d))|;", tidy(text).strip("{}\\ "))
+    parts = re.split(r",? (?:and|or) (?!\d+/\d)|, |[,;](?!\d{3}(?!\d))|;", tidy(text).strip("{}\\ "))
     if len(parts) > _MAX_TEXT // 4:
         return None
     numbers = [plain_number(part) for part in parts if part.strip()]
