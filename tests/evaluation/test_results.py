@@ -43,3 +43,22 @@ def test_instructions_weigh_alike_whatever_their_prompt():
     assert by_name["prompt_strict"].mean == 0.5
     assert by_name["instruction_strict"].mean == 0.25  # 1 of 4 instructions
     assert by_name["instruction_strict"].standard_error == pytest.approx(0.375)  # see test_statistics.py
+
+
+def test_what_is_not_judged_is_neither_right_nor_wrong():
+    found = summarize(
+        "math500",
+        [
+            record(0, 0, True),
+            record(0, 1, None),
+            record(1, 0, False),
+            record(1, 1, True),
+            record(2, 0, None),
+            record(2, 1, None),
+        ],
+        max_new_tokens=9,
+    )
+    assert found.accuracy.mean == 0.75  # problem 0 right, half of problem 1, nothing of problem 2
+    assert (found.not_judged, found.num_problems) == (3, 3)
+    nothing = summarize("math500", [record(0, 0, None), record(1, 0, None)], max_new_tokens=9)
+    assert (nothing.accuracy.mean, nothing.not_judged) == (0.0, 2)

@@ -32,6 +32,13 @@ def test_samples_of_a_problem_are_averaged_in_the_order_of_the_problems(tmp_path
     assert read_scores(path) == [0.5, 1.0, 0.5]
 
 
+def test_samples_that_were_not_judged_are_left_out_and_a_problem_of_them_is_half_right(tmp_path):
+    records = [(0, True), (0, None), (1, None), (1, None), (2, False)]
+    path = tmp_path / "task.jsonl"
+    path.write_text("\n".join(json.dumps({"problem": problem, "correct": right}) for problem, right in records))
+    assert read_scores(path) == [1.0, 0.5, 0.0]
+
+
 def test_what_cannot_be_read_is_named(tmp_path):
     plan = made_plan()
     made_study(tmp_path, plan, RATES)
