@@ -56,7 +56,7 @@ def test_ifeval_shows_its_four_accuracies(tiny_folder, tmp_path, capsys, punkt):
 @pytest.mark.parametrize(
     ("flags", "status", "message"),
     [
-        (["--tasks", "gsm9k"], 2, "Known are gsm8k, math500, aime24, ifeval, gpqa_diamond, generated"),
+        (["--tasks", "gsm9k"], 2, "Known are aime24, generated, gpqa_diamond, gsm8k, ifeval, math500"),
         (["--greedy", "--samples", "4"], 2, "greedy decoding gives the same answer each time"),
         (["--top_p", "80"], 2, "top_p must be a probability"),
         (["--output_dir", __file__], 2, "test_eval.py' is none. Choose another."),

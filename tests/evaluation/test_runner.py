@@ -74,7 +74,10 @@ def test_an_interrupted_evaluation_goes_on_and_ends_as_one_that_was_not(settings
     said = []
     report = evaluate(settings(), report=said.append)
     assert "gsm8k: 6 answers to generate, 6 are there" in said
-    assert all(row in records(tmp_path / "out") for row in kept)  # with their times: not made again
+    now = {(row["problem"], row["sample"]): row for row in records(tmp_path / "out")}
+    # With their times: not made again.
+    assert all(now[row["problem"], row["sample"]].items() >= row.items() for row in kept)
+    assert all("correct" in row for row in now.values())
     whole = evaluate(settings(output_dir=tmp_path / "whole"))
     assert texts(tmp_path / "out") == texts(tmp_path / "whole")
     assert report.task("gsm8k").accuracy == whole.task("gsm8k").accuracy
@@ -169,6 +172,8 @@ def test_a_model_without_a_chat_template_is_refused_with_the_way_out(settings, t
     assert CHATML not in (model / "tokenizer_config.json").read_text()
     with pytest.raises(ConfigurationError, match="no chat template.*--no_chat_template"):
         evaluate(settings(model_name_or_path=str(model)))
+    evaluate(settings(model_name_or_path=str(model), apply_chat_template=False, limit=1))  # the same folder
+    assert records(tmp_path / "out")[0]["prompt"].startswith("Ann")
 
 
 def test_a_missing_package_names_the_extra(settings, monkeypatch):
