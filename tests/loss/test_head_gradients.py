@@ -9,7 +9,7 @@ from profit_sft.loss.head_gradients import HeadGradients
 @pytest.mark.parametrize("signs", ["positive", "negative", "mixed"])
 def test_the_budget_counts_magnitudes_whatever_the_signs_of_the_weights(signs, monkeypatch):
     # A CPU has no 16-bit product with fp32 output; in its place the same operands, multiplied in fp32.
-    monkeypatch.setattr(HeadGradients, "product", lambda self, left, right: left.float() @ right.float())
+    monkeypatch.setattr(HeadGradients, "matmul", lambda self, left, right: left.float() @ right.float())
     generator = torch.Generator().manual_seed(0)
     tokens, width, vocab_size, budget = 40, 16, 3000, 0.1
     hidden = torch.randn(tokens, width, generator=generator).bfloat16().requires_grad_()

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(
     reason="this TRL multiplies the auxiliary loss by ranks and micro-batches",
 )
 
-SCRIPT = Path(__file__).with_name("distributed") / "moe_step.py"
+SCRIPT = Path(__file__).resolve().parents[1] / "distributed" / "moe_step.py"
 
 
 def run(out: Path, ranks: int) -> Path:

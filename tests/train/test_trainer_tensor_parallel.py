@@ -10,7 +10,7 @@ import torch
 
 from tiny import tiny_model
 
-SCRIPT = Path(__file__).with_name("distributed") / "tensor_parallel_step.py"
+SCRIPT = Path(__file__).resolve().parents[1] / "distributed" / "tensor_parallel_step.py"
 
 
 @pytest.fixture(scope="module")
