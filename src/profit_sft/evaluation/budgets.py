@@ -129,7 +129,7 @@ def _tokens(text: str, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
     return tokens
 
 
-def _decode(tokens: Sequence[int], tokenizer: "PreTrainedTokenizerBase") -> str:
+def _decode(tokens: list[int], tokenizer: "PreTrainedTokenizerBase") -> str:
     return str(tokenizer.decode(tokens, skip_special_tokens=True)).strip()
 
 
