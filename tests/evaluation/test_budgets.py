@@ -97,7 +97,15 @@ def test_scores_are_written_and_read(tmp_path):
     tokenizer = chat_tokenizer()
     table = accuracy_by_budget([record(tokenizer, 0, LONG)], tokenizer, graded, max_new_tokens=600)
     write_scores(tmp_path / "by_budget" / "gsm8k.jsonl", table)
-    assert read_scores(tmp_path / "by_budget" / "gsm8k.jsonl") == table.scores
+    read = read_scores(tmp_path / "by_budget" / "gsm8k.jsonl")
+    assert read == table.budget_scores
+    assert [(row.budget, row.truncated_share, row.scores) for row in read][:2] == [
+        (128, 1.0, (0.0,)),
+        (256, 1.0, (1.0,)),
+    ]
+    (tmp_path / "other.jsonl").write_text('{"budget": 1}')
+    with pytest.raises(ValueError, match="no scores by budget"):
+        read_scores(tmp_path / "other.jsonl")
 
 
 QUESTIONS = {

@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from profit_sft.evaluation.results import Record
 from profit_sft.evaluation.statistics import Estimate, estimate_mean
@@ -54,6 +54,14 @@ class BudgetTable:
     rows: tuple[BudgetRow, ...]
     scores: Mapping[int, Sequence[float]]
     inexact_share: float
+
+    @property
+    def budget_scores(self) -> "list[BudgetScores]":
+        """The scores as a study reads them."""
+        return [
+            BudgetScores(budget=row.budget, truncated_share=row.truncated_share, scores=tuple(self.scores[row.budget]))
+            for row in self.rows
+        ]
 
 
 def budgets_up_to(limit: int) -> tuple[int, ...]:
@@ -111,17 +119,41 @@ def accuracy_by_budget(
     return BudgetTable(rows=tuple(rows), scores=scores, inexact_share=inexact / len(records))
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BudgetScores:
+    """What a study needs of one budget: the limit, the share of samples cut off at it, each problem's score."""
+
+    budget: int
+    truncated_share: float
+    scores: tuple[float, ...]
+
+
+def budget_file(output_dir: Path, task: str) -> Path:
+    """Return where an evaluation keeps a task's scores by budget."""
+    return output_dir / "by_budget" / f"{task}.jsonl"
+
+
 def write_scores(path: Path, table: BudgetTable) -> None:
-    """Write the score of each problem at each budget, one line of JSON a budget."""
-    lines = [json.dumps({"budget": budget, "scores": list(scores)}) for budget, scores in table.scores.items()]
+    """Write the scores of each budget, a line of JSON each."""
+    lines = [
+        json.dumps({"budget": row.budget, "truncated_share": row.truncated_share, "scores": list(row.scores)})
+        for row in table.budget_scores
+    ]
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, "".join(f"{line}\n" for line in lines))
 
 
-def read_scores(path: Path) -> dict[int, list[float]]:
-    """Read what `write_scores` wrote."""
-    rows: list[dict[str, Any]] = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return {row["budget"]: row["scores"] for row in rows}
+def read_scores(path: Path) -> list[BudgetScores]:
+    """Read what `write_scores` wrote.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    try:
+        return [BudgetScores(**{**row, "scores": tuple(row["scores"])}) for row in rows]
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"{path} holds no scores by budget ({error!r}).") from None
 
 
 def _tokens(text: str, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
