@@ -58,7 +58,7 @@ def test_an_answer_counts_from_the_budget_on_that_holds_it():
     assert table.scores[128] == [0.0, 1.0]
     assert [problem for problem, _ in seen] == [0, 0, 0]  # what was not cut keeps its grade
     assert seen[0] == (0, 128)
-    assert table.inexact_share == 0.0
+    assert table.inexact_cut_share == 0.0
 
 
 def test_the_last_row_is_the_evaluation_itself():
@@ -90,7 +90,7 @@ def test_an_end_token_at_the_budget_itself_ends_the_answer():
 def test_texts_of_other_tokens_than_were_generated_are_counted():
     tokenizer = chat_tokenizer()
     records = [record(tokenizer, 0, "a" * 5), record(tokenizer, 1, "a" * 5, extra=1)]
-    assert accuracy_by_budget(records, tokenizer, graded, max_new_tokens=128).inexact_share == 0.5
+    assert accuracy_by_budget(records, tokenizer, graded, max_new_tokens=128).inexact_cut_share == 0.5
 
 
 def test_scores_are_written_and_read(tmp_path):
@@ -158,7 +158,7 @@ def test_cutting_equals_generating_with_that_limit(smollm2_model, smollm2_tokeni
         max_new_tokens=limits[-1],
     )
     assert [row.budget for row in table.rows] == [128, 200]
-    assert table.inexact_share == 0.0
+    assert table.inexact_cut_share == 0.0
     for row in table.rows:
         expected = summarize("gsm8k", found[row.budget], max_new_tokens=row.budget)
         assert row.truncated_share == expected.truncated_share

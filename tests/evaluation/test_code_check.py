@@ -7,7 +7,7 @@ import pytest
 
 from profit_sft.errors import ConfigurationError
 from profit_sft.evaluation.code_check import check_confirmed, confirm_run_unsafe_code, passes
-from profit_sft.evaluation.paper_form import grade_code
+from profit_sft.evaluation.tasks.paper import grade_code
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="limits of a process are POSIX's")
 
@@ -65,7 +65,8 @@ def test_the_function_is_found_in_an_answer(text, correct, rule):
 def test_nothing_runs_unless_it_was_allowed(monkeypatch):
     monkeypatch.delenv("HF_ALLOW_CODE_EVAL", raising=False)
     with pytest.raises(
-        ConfigurationError, match="humaneval_paper runs code that the model wrote.*HF_ALLOW_CODE_EVAL=1"
+        ConfigurationError,
+        match="humaneval_paper runs code that the model wrote.*--confirm_run_unsafe_code.*HF_ALLOW_CODE_EVAL=1",
     ):
         grade_code(DOC, "    return 3")
     with confirm_run_unsafe_code():

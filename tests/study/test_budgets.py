@@ -7,7 +7,8 @@ import pytest
 from made_study import made_plan, made_study
 
 from profit_sft.errors import DataError
-from profit_sft.evaluation.budgets import BudgetRow, BudgetTable, budget_file, write_scores
+from profit_sft.evaluation.budgets import BudgetTable, budget_file, write_scores
+from profit_sft.evaluation.results import BudgetRow
 from profit_sft.evaluation.statistics import estimate_mean
 from profit_sft.study.budgets import BudgetPoint, findings_by_budget, where_it_goes_away
 from profit_sft.study.layout import StudyFolder
@@ -56,7 +57,7 @@ def write_budgets(folder, plan, *, skip=(), problems=120):
             scores[budget] = list(whole * (np.arange(problems) % 8 == 0) if cut else whole)
             accuracy = estimate_mean([[score] for score in scores[budget]])
             rows.append(BudgetRow(budget=budget, truncated_share=0.875 if cut else 0.0, accuracy=accuracy))
-        table = BudgetTable(rows=tuple(rows), scores=scores, inexact_share=0.0)
+        table = BudgetTable(rows=tuple(rows), scores=scores, inexact_cut_share=0.0)
         write_scores(budget_file(files.evaluation, "generated"), table)
 
 
@@ -90,9 +91,8 @@ def test_the_report_shows_them(study):
     text = (folder / "report.md").read_text()
     section = text[text.index("## By token budget") : text.index("## What this cannot show")]
     assert "- dft against nll on generated: " in section
-    assert (
-        "| variant, on generated | 128 tokens | 256 tokens | 512 tokens | \n|---|---|---|---|\n| untrained | " in section
-    )
+    head = "| variant, on generated | 128 tokens | 256 tokens | 512 tokens | \n|---|---|---|---|\n| untrained | "
+    assert head in section
     assert section.count(", 88% |") == 2
     page = (folder / "report.html").read_text()
     assert 'id="budgets"' in page

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from profit_sft.evaluation.results import Record
-from profit_sft.evaluation.statistics import Estimate, estimate_mean
+from profit_sft.evaluation.results import BudgetRow, Record, mean_accuracy
 from profit_sft.files import write_text
 
 if TYPE_CHECKING:
@@ -25,35 +24,20 @@ Grade = Callable[[int, str], bool | None]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class BudgetRow:
-    """What a limit of new tokens would have given.
-
-    Attributes:
-        budget: The limit.
-        truncated_share: Share of samples cut off at it.
-        accuracy: avg@k, as `TaskResult` has it, at that limit.
-    """
-
-    budget: int
-    truncated_share: float
-    accuracy: Estimate
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class BudgetTable:
     """Accuracy by token budget.
 
     Attributes:
         rows: One a budget, rising; the last is the evaluation's own limit.
         scores: By budget, each problem's mean score over its judged samples; where none is judged, 0.5.
-        inexact_share: Share of samples whose text, put into tokens again, has another number of tokens than were
+        inexact_cut_share: Share of samples whose text, put into tokens again, has another number of tokens than were
             generated. Such a text may be cut some tokens early or late. White space at either end, which is not kept,
             is one reason; a model that spells a word in other tokens than the tokenizer does is another.
     """
 
     rows: tuple[BudgetRow, ...]
     scores: Mapping[int, Sequence[float]]
-    inexact_share: float
+    inexact_cut_share: float
 
     @property
     def budget_scores(self) -> "list[BudgetScores]":
@@ -96,27 +80,21 @@ def accuracy_by_budget(
         max_new_tokens: The limit they were generated with.
     """
     budgets = budgets_up_to(max_new_tokens)
-    found: dict[int, dict[int, list[bool | None]]] = {budget: {} for budget in budgets}
-    cut_off = dict.fromkeys(budgets, 0)
+    found: dict[int, dict[int, list[Record]]] = {budget: {} for budget in budgets}
     inexact = 0
     for record in records:
         tokens = _tokens(record["answer"], tokenizer)
         inexact += len(tokens) + (not record["truncated"]) != record["new_tokens"]
         for budget in budgets:
-            truncated = record["new_tokens"] > budget
-            correct = record["correct"]
-            if truncated:
-                correct = grade(record["problem"], _decode(tokens[:budget], tokenizer))
-            cut_off[budget] += truncated or record["truncated"]
-            found[budget].setdefault(record["problem"], []).append(correct)
-    rows = [
-        BudgetRow(
-            budget=budget, truncated_share=cut_off[budget] / len(records), accuracy=_accuracy(list(problems.values()))
-        )
-        for budget, problems in found.items()
-    ]
-    scores = {budget: [_score(samples) for samples in problems.values()] for budget, problems in found.items()}
-    return BudgetTable(rows=tuple(rows), scores=scores, inexact_share=inexact / len(records))
+            cut = record["new_tokens"] > budget
+            correct = grade(record["problem"], _decode(tokens[:budget], tokenizer)) if cut else record["correct"]
+            at_budget = {"correct": correct, "truncated": cut or record["truncated"]}
+            found[budget].setdefault(record["problem"], []).append(at_budget)
+    return BudgetTable(
+        rows=tuple(_row(budget, list(problems.values())) for budget, problems in found.items()),
+        scores={budget: [_score(samples) for samples in problems.values()] for budget, problems in found.items()},
+        inexact_cut_share=inexact / len(records),
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -165,12 +143,11 @@ def _decode(tokens: list[int], tokenizer: "PreTrainedTokenizerBase") -> str:
     return str(tokenizer.decode(tokens, skip_special_tokens=True)).strip()
 
 
-def _accuracy(problems: Sequence[Sequence[bool | None]]) -> Estimate:
-    judged = [[float(sample) for sample in samples if sample is not None] for samples in problems]
-    # Where nothing is judged at all, nothing is right.
-    return estimate_mean([samples for samples in judged if samples] or [[0.0] for _ in problems])
+def _row(budget: int, problems: Sequence[Sequence[Record]]) -> BudgetRow:
+    cut_off = [sample["truncated"] for samples in problems for sample in samples]
+    return BudgetRow(budget=budget, truncated_share=sum(cut_off) / len(cut_off), accuracy=mean_accuracy(problems))
 
 
-def _score(samples: Sequence[bool | None]) -> float:
-    judged = [float(sample) for sample in samples if sample is not None]
+def _score(samples: Sequence[Record]) -> float:
+    judged = [float(sample["correct"]) for sample in samples if sample["correct"] is not None]
     return sum(judged) / len(judged) if judged else 0.5

@@ -29,9 +29,9 @@ _confirmed: ContextVar[bool] = ContextVar("confirm_run_unsafe_code", default=Fal
 
 
 @contextmanager
-def confirm_run_unsafe_code() -> Iterator[None]:
-    """Allow the code that models write to be run, within this context."""
-    token = _confirmed.set(True)
+def confirm_run_unsafe_code(confirmed: bool = True) -> Iterator[None]:
+    """Allow the code that models write to be run, within this context; if `confirmed` is False, do nothing."""
+    token = _confirmed.set(confirmed)
     try:
         yield
     finally:
@@ -54,7 +54,8 @@ def check_confirmed(task: str) -> None:
     if not _confirmed.get() and os.environ.get(_ENVIRONMENT) != "1":
         raise ConfigurationError(
             f"{task} runs code that the model wrote, with your rights. If that is what you want, best in a container, "
-            f"set {_ENVIRONMENT}=1 (and confirm_run_unsafe_code=True of lm-evaluation-harness); else leave {task} out."
+            "give --confirm_run_unsafe_code (to lm-evaluation-harness by itself with the variable "
+            f"{_ENVIRONMENT}=1 besides); else leave {task} out."
         )
 
 

@@ -69,6 +69,11 @@ def seed_examples(task: "ConfigurableTask") -> None:
     task.set_fewshot_seed(1234)  # the harness's own seed of them
 
 
+def grades_each_sample(task: "ConfigurableTask") -> bool:
+    """Say whether a task's file keeps the samples of a problem apart."""
+    return not any(pipeline.get("filter") for pipeline in task.config.filter_list or [{"filter": True}])
+
+
 def _data_files(name: str, config: Mapping[str, Any], data_dir: Path | None) -> dict[str, str]:
     """Return the file of each split; none: the data comes from the hub, or is made."""
     if data_dir is None:
@@ -90,7 +95,7 @@ def _set_up(name: str, task: "ConfigurableTask", settings: EvalSettings) -> None
     if task.OUTPUT_TYPE != "generate_until":
         raise ConfigurationError(f"{name}: only tasks that generate answers can be evaluated, not {task.OUTPUT_TYPE}.")
     samples = settings.samples_per_problem
-    if samples > 1 and any(pipeline.get("filter") for pipeline in task.config.filter_list or [{"filter": True}]):
+    if samples > 1 and not grades_each_sample(task):
         raise ConfigurationError(
             f"{name}: its task file gives one score a problem, not one for each of {samples} samples. Take --samples 1 "
             "or --greedy."

@@ -11,10 +11,12 @@ multiples of 1/(8 x 164) and of no fewer. HellaSwag has too many questions to te
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from profit_sft.errors import ConfigurationError
+from profit_sft.evaluation.settings import EvalSettings
+from profit_sft.models.pretrained import pretrained_path
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,17 +89,38 @@ def paper_task(task: str) -> TaskPreset:
     return TASKS.get(task, _OTHER_TASKS)
 
 
-def model_type_of(folder: Path) -> str:
-    """Return the `model_type` that a model's config.json names.
+def resolved(settings: EvalSettings, task: str) -> EvalSettings:
+    """Return the settings of one task without a preset: what it sets is in them.
 
     Raises:
-        ConfigurationError: There is no such file, or it names none.
+        ConfigurationError: The model's family is not known, or not the paper's.
     """
-    path = folder / "config.json"
+    if settings.preset is None:
+        return settings
+    preset = paper_task(task)
+    decoding = {} if settings.greedy else asdict(paper_decoding(model_type_of(settings.model_name_or_path)))
+    samples = settings.samples or (1 if settings.greedy else preset.samples)
+    limit = settings.max_new_tokens or (None if task == "generated" else preset.max_new_tokens)
+    return replace(settings, preset=None, **decoding, samples=samples, max_new_tokens=limit)
+
+
+def model_type_of(model_name_or_path: str) -> str:
+    """Return the `model_type` that a model's config.json names; of a LoRA adapter, that of its base model.
+
+    Raises:
+        ConfigurationError: It cannot be read.
+    """
+    from transformers import PretrainedConfig
+
+    path = pretrained_path(model_name_or_path)
+    adapter = Path(path) / "adapter_config.json"
     try:
-        return str(json.loads(path.read_text(encoding="utf-8"))["model_type"])
+        if adapter.is_file():
+            return model_type_of(json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"])
+        return str(PretrainedConfig.get_config_dict(path)[0]["model_type"])
     except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigurationError(
-            f"preset paper: the model's family is read from {path}, which cannot be used ({error!r}). Leave out the "
-            "preset and give temperature, top_p and top_k."
+            f"preset paper: the family of '{model_name_or_path}' is read from its config.json, which cannot be used "
+            f"({reason}). Leave out the preset and give temperature, top_p and top_k."
         ) from None

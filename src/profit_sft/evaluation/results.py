@@ -20,6 +20,21 @@ class Metric(Estimate):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class BudgetRow:
+    """What a limit of new tokens would have given, see `budgets.py`.
+
+    Attributes:
+        budget: The limit.
+        truncated_share: Share of samples cut off at it.
+        accuracy: avg@k, as `TaskResult` has it, at that limit.
+    """
+
+    budget: int
+    truncated_share: float
+    accuracy: Estimate
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class TaskResult:
     """How a model did on one task.
 
@@ -38,6 +53,8 @@ class TaskResult:
         mean_new_tokens: Mean length of a sample; None: the engine does not say.
         max_new_tokens: The limit of a sample, after lowering to the model's window.
         generation_seconds: Wall-clock time of generating and grading all samples, earlier runs included.
+        by_budget: The same at lower limits, rising; empty where there is none to cut at, or lengths are unknown.
+        inexact_cut_share: Share of samples that may have been cut some tokens early or late for that; None: not cut.
     """
 
     task: str
@@ -52,6 +69,8 @@ class TaskResult:
     mean_new_tokens: float | None
     max_new_tokens: int
     generation_seconds: float
+    by_budget: tuple[BudgetRow, ...] = ()
+    inexact_cut_share: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -3,19 +3,22 @@
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial, partialmethod
 from typing import TYPE_CHECKING, Any
 
 from profit_sft.errors import ConfigurationError, require_extra
-from profit_sft.evaluation.engine import Engine, loads_model, start_engine
-from profit_sft.evaluation.harness_tasks import fingerprint, load_task, seed_examples
+from profit_sft.evaluation.budgets import accuracy_by_budget, budget_file, budgets_up_to, write_scores
+from profit_sft.evaluation.code_check import check_confirmed, confirm_run_unsafe_code
+from profit_sft.evaluation.engine import Answer, Engine, loads_model, start_engine
+from profit_sft.evaluation.harness_tasks import fingerprint, grades_each_sample, load_task, seed_examples
+from profit_sft.evaluation.presets import resolved
 from profit_sft.evaluation.records import EvalFolder, SampleFile, sole_use
 from profit_sft.evaluation.results import EvalReport, Record, TaskResult, summarize
 from profit_sft.evaluation.settings import EvalSettings
 from profit_sft.files import check_output_folder, package_versions
-from profit_sft.models.pretrained import model_fingerprint
+from profit_sft.models.pretrained import load_tokenizer, model_fingerprint
 
 if TYPE_CHECKING:
     from lm_eval.api.task import ConfigurableTask
@@ -55,17 +58,22 @@ def evaluate(
     started = time.perf_counter()
     require_extra("eval", wanted_by="evaluation")
     check_output_folder(settings.output_dir)
-    with _quiet_harness():
-        tasks = {name: load_task(name, settings) for name in settings.tasks}
+    with _quiet_harness(), confirm_run_unsafe_code(settings.confirm_run_unsafe_code):
+        by_task = {name: resolved(settings, name) for name in settings.tasks}
+        tasks = {name: load_task(name, by_task[name]) for name in settings.tasks}
+        for name, task in tasks.items():
+            if task.config.unsafe_code:
+                check_confirmed(name)
         jobs = {name: _task_job(task) for name, task in tasks.items()}
         model = model_fingerprint(settings.model_name_or_path) if loads_model(settings) else None
         with sole_use(settings.output_dir):
-            folder = EvalFolder(settings.output_dir, _job(settings, model), jobs)
-            run = _Run(settings, folder, report, progress)
+            decoding = by_task[settings.tasks[0]].decoding  # of all tasks, with what a preset sets
+            folder = EvalFolder(settings.output_dir, {**_job(settings, model), **decoding}, jobs)
+            run = _Run(settings, by_task, folder, report, progress)
             found = EvalReport(
                 model_name_or_path=settings.model_name_or_path,
                 model_fingerprint=model,
-                settings=_plain_settings(settings),
+                settings={**_plain_settings(settings), **decoding},
                 tasks=tuple(run.task(name, task) for name, task in tasks.items()),
                 versions=package_versions(_PACKAGES),
                 device=run.device_name,
@@ -81,7 +89,6 @@ def _job(settings: EvalSettings, model: str | None) -> dict[str, Any]:
     return {
         "model": settings.model_name_or_path,
         "model_fingerprint": model,
-        **settings.decoding,
         **{name: getattr(settings, name) for name in names},
         "engine_args": _written_arguments(settings),
     }
@@ -111,9 +118,14 @@ class _Run:
     """One call of `evaluate`; it starts the engine when the first sample is missing."""
 
     def __init__(
-        self, settings: EvalSettings, folder: EvalFolder, report: Callable[[str], None], progress: Progress
+        self,
+        settings: EvalSettings,
+        by_task: Mapping[str, EvalSettings],
+        folder: EvalFolder,
+        report: Callable[[str], None],
+        progress: Progress,
     ) -> None:
-        self._settings, self._folder = settings, folder
+        self._settings, self._by_task, self._folder = settings, by_task, folder
         self._report, self._progress = report, progress
         self._engine: Engine | None = None
 
@@ -122,19 +134,31 @@ class _Run:
         return "not used" if self._engine is None else self._engine.device_name
 
     def task(self, name: str, task: "ConfigurableTask") -> TaskResult:
-        settings = self._settings
+        settings = self._by_task[name]
         wanted = (min(len(task.eval_docs), settings.limit or len(task.eval_docs)), settings.samples_per_problem)
         samples = self._folder.samples(name)
         if not samples.is_complete(*wanted):
             self._answer(name, task, samples)
         records = samples.select(*wanted)
         found = summarize(name, records, max_new_tokens=self._folder.noted(name, "lowered_max_new_tokens"))
+        found = self._with_budgets(found, task, records)
         if found.not_judged:
             self._report(
                 f"{name}: {found.not_judged} of {len(records)} answers are not judged, since comparing them "
                 "came to no end; they count as neither right nor wrong"
             )
         return found
+
+    def _with_budgets(self, found: TaskResult, task: "ConfigurableTask", records: Sequence[Record]) -> TaskResult:
+        """Add accuracy by token budget, where lengths are known and the task grades each sample by itself."""
+        one = len(budgets_up_to(found.max_new_tokens)) == 1
+        if one or found.mean_new_tokens is None or not grades_each_sample(task) or not loads_model(self._settings):
+            return found
+        tokenizer = load_tokenizer(self._settings.model_name_or_path)
+        grade = partial(_grade_cut_off, task)
+        table = accuracy_by_budget(records, tokenizer, grade, max_new_tokens=found.max_new_tokens)
+        write_scores(budget_file(self._settings.output_dir, found.task), table)
+        return dataclasses.replace(found, by_budget=table.rows, inexact_cut_share=table.inexact_cut_share)
 
     def _answer(self, name: str, task: "ConfigurableTask", samples: SampleFile) -> None:
         """Have the harness ask and grade, which takes from the records what they hold."""
@@ -165,7 +189,9 @@ class _Run:
             progress=self._progress,
         )
         tasks = {"tasks": {task.task_name: task}}
-        found = evaluate_by_harness(answers, tasks, limit=settings.limit, bootstrap_iters=0, **prompts)
+        found = evaluate_by_harness(
+            answers, tasks, limit=settings.limit, bootstrap_iters=0, confirm_run_unsafe_code=True, **prompts
+        )
         samples.grade(_grades(found["samples"][task.task_name]))
 
     def _max_new_tokens(self, name: str, task: "ConfigurableTask", engine: Engine, prompts: dict[str, Any]) -> int:
@@ -188,6 +214,14 @@ class _Run:
                 f"window of {engine.window} tokens leaves to the longest prompt"
             )
         return min(room, wanted)
+
+
+def _grade_cut_off(task: "ConfigurableTask", problem: int, text: str) -> bool | None:
+    """Grade a text that was cut off as an answer to a problem."""
+    found = task.process_results(task.eval_docs[problem], [[Answer(text, truncated=True)]])
+    grade: Record = next(iter(found.values()))[0]
+    correct: bool | None = grade["correct"]
+    return correct
 
 
 def _grades(problems: Sequence[Record]) -> dict[tuple[int, int], Record]:

@@ -1,7 +1,7 @@
 """What to evaluate and how."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,9 @@ class EvalSettings:
         engine: What generates: a model of lm-evaluation-harness by its name there, such as `hf`, `vllm`, `sglang`,
             `local-completions` or `local-chat-completions`.
         engine_args: Its further arguments, as the harness's `model_args`.
+        preset: `paper`: the paper's decoding for the model's family, and for each task its samples and longest answer
+            where none are given; see `presets.py`. None: the decoding above.
+        confirm_run_unsafe_code: Run the code that the model writes, which humaneval_paper needs.
     """
 
     model_name_or_path: str
@@ -57,6 +60,8 @@ class EvalSettings:
     apply_chat_template: bool = True
     engine: str = "hf"
     engine_args: Mapping[str, Any] = field(default_factory=dict)
+    preset: str | None = None
+    confirm_run_unsafe_code: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "output_dir", Path(self.output_dir))
@@ -69,9 +74,19 @@ class EvalSettings:
             raise ValueError(f"tasks: {', '.join(unknown) or 'none'} given. Known are {', '.join(TASKS)}.")
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}.")
+        self._check_preset()
         if not isinstance(self.engine_args, Mapping):
             raise TypeError(f"engine_args must be a mapping of names to values, got {self.engine_args!r}.")
         self._check_numbers()
+
+    def _check_preset(self) -> None:
+        if self.preset not in (None, "paper"):
+            raise ValueError(f"preset must be paper, got {self.preset!r}.")
+        defaults = {entry.name: entry.default for entry in fields(self)}
+        for name in ("temperature", "top_p", "top_k"):
+            value = getattr(self, name)
+            if self.preset is not None and value != defaults[name]:
+                raise ValueError(f"{name} is {value}, but preset {self.preset} sets it. Leave out one of the two.")
 
     def _check_numbers(self) -> None:
         counts = ("max_new_tokens", "batch_size", "limit", "samples")

@@ -24,12 +24,12 @@ def answer(problem: Problem) -> str:
 def results(problem: Problem, results: Sequence[Any]) -> dict[str, list[Record]]:
     """Grade the samples of a problem."""
     expected = answer(problem)
-    grades = each_sample(lambda text, cut_off: grade_math(text, expected, _judge(), truncated=cut_off), results)
+    grades = each_sample(lambda text, cut_off: grade_math(text, expected, judge(), truncated=cut_off), results)
     return {"accuracy": grades}
 
 
 @cache
-def _judge() -> MathJudge:
+def judge() -> MathJudge:
     """Return the one of this process; its own starts with the first formula."""
     judge = MathJudge()
     atexit.register(judge.close)

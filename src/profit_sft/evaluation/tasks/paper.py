@@ -11,20 +11,19 @@ four benchmarks, of which these follow the wording and the rules, harsh as they 
 How its table 3 was made is not told. Its figures say that ARC, MMLU-Pro and HumanEval have the questions and samples
 these tasks give them (see `presets.py`) and that letters were written, not ranked by likelihood: an untrained model
 scores 1.69% on ARC, where guessing gives 25%. Their wording here is that of gpqa_paper.
-
-The YAML files in `tasks/` name these functions, so that lm-evaluation-harness runs the tasks by itself.
 """
 
-import atexit
 import re
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from profit_sft.evaluation.answers import boxed_answer
 from profit_sft.evaluation.code_check import check_confirmed, passes
 from profit_sft.evaluation.grading import Grade, grade_math
-from profit_sft.evaluation.math_judge import MathJudge
+from profit_sft.evaluation.results import Record
+from profit_sft.evaluation.tasks import each_sample
+from profit_sft.evaluation.tasks.math import judge
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -117,14 +116,7 @@ def grade_box(doc: Doc, text: str, truncated: bool = False) -> Grade:
     box = boxed_answer(text, truncated=truncated)
     if not box:
         return Grade(correct=False, extracted=None, rule=None)
-    return grade_math(rf"\boxed{{{box}}}", str(doc["answer"]), _judge())
-
-
-@cache
-def _judge() -> MathJudge:
-    judge = MathJudge()
-    atexit.register(judge.close)
-    return judge
+    return grade_math(rf"\boxed{{{box}}}", str(doc["answer"]), judge())
 
 
 def choice_prompt(doc: Doc) -> str:
@@ -228,50 +220,32 @@ def grade_code(doc: Doc, text: str, truncated: bool = False) -> Grade:
     code = blocks[-1] if blocks else text
     # The prompt is a whole function of nothing but its docstring, and brings the imports that its types need.
     program = f"{doc['prompt']}\n{code}" if define.search(code) else doc["prompt"] + code
-    correct = passes(f"{program}\n\n{doc['test']}\n\ncheck({doc['entry_point']})\n")
+    correct = _passes(f"{program}\n\n{doc['test']}\n\ncheck({doc['entry_point']})\n")
     return Grade(correct=correct, extracted=code, rule="block" if blocks else "whole")
 
 
-GRADERS: dict[str, Grader] = {
-    "gsm8k_paper": grade_last_number,
-    "math500_paper": grade_box,
-    "aime24_paper": grade_box,
-    "gpqa_paper": grade_letter,
-    "hellaswag_paper": grade_letter,
-    "arc_challenge_paper": grade_letter,
-    "humaneval_paper": grade_code,
-    "mmlu_pro_history_paper": grade_letter,
-    "mmlu_pro_chemistry_paper": grade_letter,
-}
-"""What grades each task: from a row, a text and whether it was cut off, to its grade."""
+_passes = lru_cache(maxsize=4096)(passes)  # an answer cut behind its function is the same program at every budget
 
 
-def all_samples(responses: Sequence[Sequence[str]], docs: Sequence[Doc]) -> Sequence[Sequence[str]]:
-    """Hand all samples of a problem to `process_results`; the harness's default is the first."""
-    return responses
+def last_number_results(doc: Doc, results: Sequence[Any]) -> dict[str, list[Record]]:
+    """Grade the samples of a problem by `grade_last_number`."""
+    return _results(grade_last_number, doc, results)
 
 
-def _scores(grader: Grader, doc: Doc, results: Sequence[Any]) -> dict[str, float]:
-    """Return the share of right samples; the harness has no third value, so what is not judged counts as wrong."""
-    texts = [results[0]] if isinstance(results[0], str) else list(results[0])
-    return {"correct": sum(bool(grader(doc, text, False).correct) for text in texts) / len(texts)}
+def box_results(doc: Doc, results: Sequence[Any]) -> dict[str, list[Record]]:
+    """Grade the samples of a problem by `grade_box`."""
+    return _results(grade_box, doc, results)
 
 
-def last_number_results(doc: Doc, results: Sequence[Any]) -> dict[str, float]:
-    """Grade by `grade_last_number` for the harness."""
-    return _scores(grade_last_number, doc, results)
+def letter_results(doc: Doc, results: Sequence[Any]) -> dict[str, list[Record]]:
+    """Grade the samples of a problem by `grade_letter`."""
+    return _results(grade_letter, doc, results)
 
 
-def box_results(doc: Doc, results: Sequence[Any]) -> dict[str, float]:
-    """Grade by `grade_box` for the harness."""
-    return _scores(grade_box, doc, results)
+def code_results(doc: Doc, results: Sequence[Any]) -> dict[str, list[Record]]:
+    """Grade the samples of a problem by `grade_code`."""
+    return _results(grade_code, doc, results)
 
 
-def letter_results(doc: Doc, results: Sequence[Any]) -> dict[str, float]:
-    """Grade by `grade_letter` for the harness."""
-    return _scores(grade_letter, doc, results)
-
-
-def code_results(doc: Doc, results: Sequence[Any]) -> dict[str, float]:
-    """Grade by `grade_code` for the harness."""
-    return _scores(grade_code, doc, results)
+def _results(grade: Grader, doc: Doc, results: Sequence[Any]) -> dict[str, list[Record]]:
+    return {"accuracy": each_sample(lambda text, truncated: grade(doc, text, truncated), results)}

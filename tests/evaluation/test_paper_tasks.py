@@ -1,7 +1,6 @@
 """The tasks in the paper's form: what each rule takes for the answer, and plain lm-evaluation-harness running them."""
 
 import re
-from pathlib import Path
 
 import pytest
 import yaml
@@ -11,10 +10,9 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 
-import profit_sft.evaluation
 from profit_sft.errors import ConfigurationError
-from profit_sft.evaluation.paper_form import (
-    GRADERS,
+from profit_sft.evaluation.settings import TASK_FOLDER
+from profit_sft.evaluation.tasks.paper import (
     arc_docs,
     choice_prompt,
     gpqa_docs,
@@ -27,8 +25,6 @@ from profit_sft.evaluation.paper_form import (
     worked_examples,
 )
 from profit_sft.models.pretrained import load_model, load_tokenizer
-
-TASKS = Path(profit_sft.evaluation.__file__).with_name("tasks")
 
 
 @pytest.mark.parametrize(
@@ -175,17 +171,17 @@ def manager(tmp_path):
         Dataset.from_list([row] * 2).to_json(tmp_path / f"{name}.jsonl")
         data = {"dataset_path": "json", "dataset_name": None}
         data["dataset_kwargs"] = {"data_files": {split: str(tmp_path / f"{name}.jsonl")}}
-        config = {"include": str(TASKS / f"{name}.yaml"), "task": name, **data, **changes}
+        config = {"include": str(TASK_FOLDER / f"{name}.yaml"), "task": name, **data, **changes}
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
-        return TaskManager(include_path=[str(TASKS), str(tmp_path)])
+        return TaskManager(include_path=[str(TASK_FOLDER), str(tmp_path)])
 
     return make
 
 
-def test_every_task_has_a_grader_and_data_to_be_tested_on():
-    names = {load_yaml(path, resolve_func=False)["task"] for path in TASKS.glob("*_paper.yaml")}
-    assert names == set(GRADERS) == set(LIKE)
-    assert names <= set(TaskManager(include_path=str(TASKS)).all_tasks)
+def test_every_task_has_data_to_be_tested_on():
+    names = {load_yaml(path, resolve_func=False)["task"] for path in TASK_FOLDER.glob("*_paper.yaml")}
+    assert names == set(LIKE)
+    assert names <= set(TaskManager(include_path=str(TASK_FOLDER)).all_tasks)
 
 
 @pytest.fixture(scope="module")
@@ -206,18 +202,22 @@ def test_the_harness_runs_a_task_by_itself(name, manager, harness_model):
     )
     rows = found["samples"][name]
     assert [len(row["filtered_resps"][0]) for row in rows] == [3, 3]
-    right = [bool(GRADERS[name](row["doc"], text, False).correct) for row in rows for text in row["filtered_resps"][0]]
-    assert found["results"][name]["correct,none"] == sum(right) / len(right)
+    right = [bool(sample["correct"]) for row in rows for sample in row["accuracy"]]
+    assert len(right) == 6
+    assert found["results"][name]["accuracy,every-sample"] == sum(right) / 6
     prompt = rows[0]["arguments"][0][0]
     assert prompt.count("<|im_start|>user") == (5 if name == "gsm8k_paper" else 1)
     assert prompt.endswith("<|im_start|>assistant\n")
 
 
+def right(task, doc, *texts):
+    return [grade["correct"] for grade in task.process_results(doc, [list(texts)])["accuracy"]]
+
+
 def test_the_harness_grades_every_sample(manager):
     task = manager("gsm8k_paper").load(["gsm8k_paper"])["tasks"]["gsm8k_paper"]
     doc = task.eval_docs[0]
-    assert task.process_results(doc, [["It is 2", "It is 3"]]) == {"correct": 0.5}
-    assert task.process_results(doc, ["It is 2"]) == {"correct": 1.0}
+    assert right(task, doc, "It is 2", "It is 3") == [True, False]
     assert task.doc_to_text(doc) == "Question: Ann has 2 cups.\nLet's think step by step\nAnswer:"
     assert (task.config.repeats, task.config.generation_kwargs["max_gen_toks"]) == (8, 512)
 
@@ -228,7 +228,7 @@ def test_the_harness_asks_for_a_box_and_grades_it(manager):
     assert task.doc_to_text(doc) == (
         "How many primes are below 12?\nPlease reason step by step, and put your final answer within \\boxed{}."
     )
-    assert task.process_results(doc, [[r"\boxed{5}", r"\boxed{7}"]]) == {"correct": 0.5}
+    assert right(task, doc, r"\boxed{5}", r"\boxed{7}") == [True, False]
     assert (task.config.repeats, task.config.generation_kwargs["max_gen_toks"]) == (32, 32768)
 
 
@@ -248,4 +248,4 @@ def test_untrusted_code_is_refused_by_name(manager, harness_model, monkeypatch):
         simple_evaluate(**arguments, confirm_run_unsafe_code=True)
     monkeypatch.setenv("HF_ALLOW_CODE_EVAL", "1")
     found = simple_evaluate(**arguments, confirm_run_unsafe_code=True)
-    assert found["results"]["humaneval_paper"]["correct,none"] == 0.0
+    assert found["results"]["humaneval_paper"]["accuracy,every-sample"] == 0.0
