@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from profit_sft.errors import ConfigurationError, DataError, DownloadError, ProFitError
+from profit_sft.evaluation.code_check import check_confirmed
 from profit_sft.evaluation.settings import TASK_FOLDER, EvalSettings
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ def load_task(name: str, settings: EvalSettings) -> "ConfigurableTask":
         settings: Where the data is, how often each problem is answered, and how.
 
     Raises:
-        ConfigurationError: The task cannot be run that way.
+        ConfigurationError: The task cannot be run that way, or runs code and that was not allowed.
         DataError: A file is missing or cannot be used.
         DownloadError: The data cannot be loaded from the hub.
     """
@@ -30,6 +31,8 @@ def load_task(name: str, settings: EvalSettings) -> "ConfigurableTask":
 
     manager = TaskManager(include_path=TASK_FOLDER, include_defaults=False)
     entry = next(found for found in manager.task_index.values() if found.yaml_path == TASK_FOLDER / f"{name}.yaml")
+    if entry.cfg.get("unsafe_code"):
+        check_confirmed(name)
     data = _data_files(name, entry.cfg, settings.data_dir)
     # A group of one: the harness's way to load a task with some of its fields changed.
     source = {"dataset_path": "json", "dataset_name": None, "dataset_kwargs": {"data_files": data}}

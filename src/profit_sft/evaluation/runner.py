@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from profit_sft.errors import ConfigurationError, require_extra
 from profit_sft.evaluation.budgets import accuracy_by_budget, budget_file, budgets_up_to, write_scores
-from profit_sft.evaluation.code_check import check_confirmed, confirm_run_unsafe_code
+from profit_sft.evaluation.code_check import confirm_run_unsafe_code
 from profit_sft.evaluation.engine import Answer, Engine, loads_model, start_engine
 from profit_sft.evaluation.harness_tasks import fingerprint, grades_each_sample, load_task, seed_examples
 from profit_sft.evaluation.presets import resolved
@@ -61,9 +61,6 @@ def evaluate(
     with _quiet_harness(), confirm_run_unsafe_code(settings.confirm_run_unsafe_code):
         by_task = {name: resolved(settings, name) for name in settings.tasks}
         tasks = {name: load_task(name, by_task[name]) for name in settings.tasks}
-        for name, task in tasks.items():
-            if task.config.unsafe_code:
-                check_confirmed(name)
         jobs = {name: _task_job(task) for name, task in tasks.items()}
         model = model_fingerprint(settings.model_name_or_path) if loads_model(settings) else None
         with sole_use(settings.output_dir):
