@@ -25,7 +25,7 @@ from profit_sft.data.generated import (
     to_row,
     write_jsonl,
 )
-from profit_sft.evaluation.engine import Generated, end_tokens
+from profit_sft.evaluation.engine import Answer, end_tokens
 from profit_sft.evaluation.grading import grade_math
 from profit_sft.evaluation.math_judge import MathJudge
 from profit_sft.files import write_text
@@ -245,13 +245,13 @@ def measure(
     scores = score_labels(model, examples, objective=objective)
     with MathJudge() as judge:  # starts no process unless an answer is a formula
         right = [
-            grade_math(answer.text, str(problem.final_answer), judge, truncated=answer.truncated).correct
+            grade_math(answer, str(problem.final_answer), judge, truncated=answer.truncated).correct
             for answer, problem in zip(answers, problems, strict=True)
         ]
     judged = [grade for grade in right if grade is not None]
     standing = Standing(
         accuracy=sum(judged) / max(1, len(judged)),
-        examples=tuple(answer.text for answer in answers[:3]),
+        examples=tuple(str(answer) for answer in answers[:3]),
         **_mask_by_kind(examples, scores),
     )
     return standing, scores
@@ -259,7 +259,7 @@ def measure(
 
 def generate_answers(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, problems: Sequence[GeneratedProblem]
-) -> list[Generated]:
+) -> list[Answer]:
     """Answer every problem greedily, all in one batch."""
     model.eval()
     prompts = [
@@ -280,7 +280,7 @@ def generate_answers(
     ends = torch.isin(new_tokens, torch.tensor(end_tokens(model, tokenizer.eos_token_id), device=new_tokens.device))
     lengths = [row.index(True) + 1 if True in row else None for row in ends.tolist()]
     return [
-        Generated(text.strip(), MAX_NEW_TOKENS if length is None else length, truncated=length is None)
+        Answer(text.strip(), MAX_NEW_TOKENS if length is None else length, truncated=length is None)
         for text, length in zip(texts, lengths, strict=True)
     ]
 

@@ -27,6 +27,15 @@ def test_the_table_says_what_was_found_and_where_it_is(arguments, tmp_path, caps
     assert (tmp_path / "out" / "samples" / "generated.jsonl").read_text().count("\n") == 6
 
 
+def test_accuracy_by_token_budget_follows_the_table(tiny_folder, tmp_path, capsys):
+    command = ["eval", tiny_folder, "--tasks", "generated", "--output_dir", str(tmp_path / "out"), "--limit", "2"]
+    assert run_app([*command, "--preset", "paper", "--samples", "1", "--max_new_tokens", "140"]) == 0
+    out = capsys.readouterr().out
+    assert "temperature 0.6, top-p 0.9, top-k 0" in " ".join(out.split())  # the tiny model is a Llama
+    budgets = [line.split()[1:4:2] for line in out[out.index("By token budget") :].splitlines() if "generated" in line]
+    assert budgets == [["generated", "128"], ["generated", "140"]]
+
+
 def test_json_is_what_results_json_holds(arguments, tmp_path, capsys):
     assert run_app([*arguments, "--greedy", "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
@@ -56,7 +65,10 @@ def test_ifeval_shows_its_four_accuracies(tiny_folder, tmp_path, capsys, punkt):
 @pytest.mark.parametrize(
     ("flags", "status", "message"),
     [
-        (["--tasks", "gsm9k"], 2, "Known are gsm8k, math500, aime24, ifeval, gpqa_diamond, generated"),
+        (["--tasks", "gsm9k"], 2, "Known are aime24, aime24_paper, arc_challenge_paper, generated, gpqa_diamond"),
+        (["--preset", "fast"], 2, "preset must be paper, got 'fast'"),
+        (["--preset", "paper", "--top_k", "5"], 2, "top_k is 5, but preset paper sets it"),
+        (["--tasks", "humaneval_paper"], 2, "humaneval_paper runs code that the model wrote"),
         (["--greedy", "--samples", "4"], 2, "greedy decoding gives the same answer each time"),
         (["--top_p", "80"], 2, "top_p must be a probability"),
         (["--output_dir", __file__], 2, "test_eval.py' is none. Choose another."),

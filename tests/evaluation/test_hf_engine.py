@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from profit_sft.errors import ConfigurationError
 from profit_sft.evaluation.engine import Request
 from profit_sft.evaluation.hf_engine import HFEngine
 from profit_sft.evaluation.settings import EvalSettings
@@ -25,8 +26,22 @@ def folder(tmp_path_factory):
     return str(folder)
 
 
+GREEDY = {"until": [], "do_sample": False, "temperature": 0.0}
+SAMPLED = {"until": [], "do_sample": True, "temperature": 1.5, "top_p": 0.8, "top_k": 20}
+
+
 def engine_for(folder, **settings):
     return HFEngine(EvalSettings(model_name_or_path=folder, tasks=("generated",), output_dir="unused", **settings))
+
+
+def answers(engine, pairs, limit, arguments):
+    """Answer pairs of a prompt and a seed in one batch, and put them back into order."""
+    places = sorted(range(len(pairs)), key=lambda place: (-engine.length(pairs[place][0]), pairs[place][0]))
+    batch = [
+        Request((place, 0), pairs[place][0], {**arguments, "max_gen_toks": limit}, pairs[place][1]) for place in places
+    ]
+    found = dict(zip(places, engine.answer(batch), strict=True))
+    return [found[place] for place in range(len(pairs))]
 
 
 def likeliest(folder, prompt, limit):
@@ -43,37 +58,52 @@ def likeliest(folder, prompt, limit):
 
 
 def test_a_batch_of_prompts_of_all_lengths_is_answered_in_order(folder):
-    answers = engine_for(folder, greedy=True).generate([Request(prompt, 0) for prompt in PROMPTS], 12)
-    for prompt, answer in zip(PROMPTS, answers, strict=True):
+    found = answers(engine_for(folder), [(prompt, 0) for prompt in PROMPTS], 12, GREEDY)
+    for prompt, answer in zip(PROMPTS, found, strict=True):
         tokens, truncated, text = likeliest(folder, prompt, 12)
         assert (answer.new_tokens, answer.truncated) == (len(tokens), truncated)
-        assert answer.text == text
-    assert {answer.truncated for answer in answers} == {True, False}  # or the fixture tests half of it
+        assert answer == text
+    assert {answer.truncated for answer in found} == {True, False}  # or the fixture tests half of it
 
 
 def test_a_sample_draws_the_same_alone_and_in_any_batch(folder):
-    engine = engine_for(folder, temperature=1.5)
-    requests = [Request(prompt, seed) for seed, prompt in enumerate(PROMPTS * 2)]
-    together = engine.generate(requests, 10)
-    assert [engine.generate([request], 10)[0] for request in requests] == together
-    assert engine.generate(requests[::-1], 10) == together[::-1]
+    engine = engine_for(folder)
+    pairs = [(prompt, seed) for seed, prompt in enumerate(PROMPTS * 2)]
+    together = answers(engine, pairs, 10, SAMPLED)
+    assert [answers(engine, [pair], 10, SAMPLED)[0] for pair in pairs] == together
+    assert answers(engine, pairs[::-1], 10, SAMPLED) == together[::-1]
     assert together[: len(PROMPTS)] != together[len(PROMPTS) :]  # other seeds, other answers
-    longer = engine.generate(requests, 20)
-    assert all(long.text.startswith(short.text) for long, short in zip(longer, together, strict=True))
+    longer = answers(engine, pairs, 20, SAMPLED)
+    assert all(long.startswith(short) for long, short in zip(longer, together, strict=True))
 
 
-def test_it_knows_its_window_device_and_template(folder):
+def test_an_answer_that_ends_at_a_stop_string_is_not_cut_off(folder):
+    engine = engine_for(folder)
+    whole = answers(engine, [(prompt, 0) for prompt in PROMPTS], 12, GREEDY)
+    stop = next(answer for answer in whole if answer.truncated)[4:7]
+    found = answers(engine, [(prompt, 0) for prompt in PROMPTS], 12, {**GREEDY, "until": [stop]})
+    for answer, before in zip(found, whole, strict=True):
+        assert answer == before.split(stop)[0].strip()
+        assert answer.truncated == (before.truncated and stop not in before)
+        assert answer.new_tokens <= before.new_tokens
+    assert found != whole
+
+
+def test_it_knows_its_window_and_device(folder):
     engine = engine_for(folder)
     assert engine.window == load_model(folder).config.max_position_embeddings
-    assert engine.has_chat_template
+    assert engine_for(folder, engine_args={"max_length": 70}).window == 70
     assert engine.device_name == ("cpu" if not torch.cuda.is_available() else torch.cuda.get_device_name())
-    prompt = engine.apply_chat_template([{"role": "user", "content": "two"}])
+    prompt = engine.lm.apply_chat_template([{"role": "user", "content": "two"}])
     assert prompt == "<|im_start|>user\ntwo<|im_end|>\n<|im_start|>assistant\n"
-    assert engine.count_tokens([prompt]) == [len(load_tokenizer(folder)(prompt)["input_ids"])]
+    assert engine.length(prompt) == len(load_tokenizer(folder)(prompt)["input_ids"])
 
 
 def test_an_order_of_rows_nobody_expected_is_noticed(folder):
-    engine = engine_for(folder)
-    engine.rows = [Request("two", 0), Request("four", 1)]
     with pytest.raises(AssertionError, match="order of rows"):
-        engine.tok_batch_encode(["four", "two"])
+        engine_for(folder).answer([Request((0, 0), prompt, {**GREEDY, "max_gen_toks": 4}, 0) for prompt in PROMPTS])
+
+
+def test_arguments_the_harness_does_not_take_are_refused(folder):
+    with pytest.raises(ConfigurationError, match="engine_args: the harness's hf model does not take them"):
+        engine_for(folder, engine_args={"parallelize": True})

@@ -17,21 +17,27 @@ def record(problem, sample=0, **more):
 
 def opened(folder, job=JOB, tasks=TASKS):
     made = EvalFolder(folder, job, tasks)
-    made.start()
+    for name in tasks:
+        made.start(name)
+        made.samples(name).add([record(99)])
     return made
 
 
-def test_samples_are_there_again_and_sorted_at_the_end(tmp_path):
-    samples = opened(tmp_path).samples("gsm8k")
+def test_samples_are_there_again_and_are_sorted_as_they_are_graded(tmp_path):
+    samples = SampleFile(tmp_path / "samples" / "gsm8k.jsonl")
     samples.add([record(2), record(0)])
     samples.add([record(1)])
-    again = opened(tmp_path).samples("gsm8k")
-    assert (1, 0) in again
-    assert (1, 1) not in again
-    assert again.select(3, 1) == [record(0), record(1), record(2)]
-    samples.sort()
+    again = SampleFile(tmp_path / "samples" / "gsm8k.jsonl")
+    assert again.get((1, 0)) == record(1)
+    assert again.get((1, 1)) is None
+    assert not again.is_complete(3, 1)
+    again.grade({(problem, 0): {"correct": problem == 1} for problem in range(3)})
+    assert again.is_complete(3, 1)
+    assert not again.is_complete(3, 2)
+    graded = [record(problem, correct=problem == 1) for problem in range(3)]
+    assert again.select(3, 1) == graded
     lines = (tmp_path / "samples" / "gsm8k.jsonl").read_text(encoding="utf-8").split("\n")
-    assert [json.loads(line)["problem"] for line in lines if line] == [0, 1, 2]
+    assert [json.loads(line) for line in lines if line] == graded
 
 
 def test_half_a_line_of_a_killed_run_is_cut_off(tmp_path):
@@ -41,7 +47,7 @@ def test_half_a_line_of_a_killed_run_is_cut_off(tmp_path):
     path.write_bytes(whole + b'{"problem": 1, "answer": "\xc3')
     samples = SampleFile(path)
     assert path.read_bytes() == whole
-    assert (1, 0) not in samples
+    assert samples.get((1, 0)) is None
     samples.add([record(1)])
     assert SampleFile(path).select(2, 1) == [record(0), record(1)]
 
@@ -68,11 +74,18 @@ def test_another_job_is_refused_by_the_name_of_what_differs(tmp_path, job, tasks
 
 
 def test_further_tasks_join_and_earlier_ones_stay(tmp_path):
-    opened(tmp_path).note("gsm8k", room=5)
+    opened(tmp_path).start("gsm8k", room=5)
     both = opened(tmp_path, tasks={"ifeval": {"fingerprint": "z"}})
     assert both.noted("gsm8k", "room") == 5
     with pytest.raises(ConfigurationError, match="gsm8k: problems 3, not 4"):
         EvalFolder(tmp_path, JOB, {"gsm8k": {"fingerprint": "x", "problems": 4}})
+
+
+def test_a_job_of_which_nothing_was_answered_binds_nobody(tmp_path):
+    EvalFolder(tmp_path, JOB, TASKS).start("gsm8k")
+    other = EvalFolder(tmp_path, {**JOB, "seed": 1}, TASKS)
+    other.start("gsm8k")
+    assert json.loads((tmp_path / "job.json").read_text())["job"]["seed"] == 1
 
 
 def test_samples_without_a_job_are_not_trusted(tmp_path):
@@ -85,6 +98,7 @@ def test_samples_without_a_job_are_not_trusted(tmp_path):
     ("content", "message"), [("{}", "no job file"), ("nothing", "no job file"), ('{"format": 9}', "format 9")]
 )
 def test_a_job_file_that_cannot_be_read_is_named(tmp_path, content, message):
+    opened(tmp_path)
     (tmp_path / "job.json").write_text(content)
     with pytest.raises(DataError, match=message):
         EvalFolder(tmp_path, JOB, TASKS)

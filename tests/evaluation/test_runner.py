@@ -10,6 +10,7 @@ import torch
 from profit_sft.data.generated import generate_problems
 from profit_sft.errors import ConfigurationError
 from profit_sft.evaluation import EvalSettings, evaluate
+from profit_sft.evaluation.budgets import budget_file, read_scores
 from profit_sft.models.pretrained import load_model, load_tokenizer
 from profit_sft.quickstart import generate_answers
 from tiny import CHATML
@@ -55,6 +56,39 @@ def test_an_evaluation_leaves_records_and_figures(settings, tmp_path, punkt):
     assert {metric.name for metric in report.task("ifeval").metrics} >= {"prompt_loose", "instruction_strict"}
 
 
+def test_accuracy_by_budget_ends_with_the_evaluation_itself(settings, tmp_path):
+    report = evaluate(settings(limit=2, max_new_tokens=150))
+    found = report.task("gsm8k")
+    assert [row.budget for row in found.by_budget] == [128, 150]
+    assert found.by_budget[0].truncated_share >= found.by_budget[1].truncated_share == found.truncated_share
+    assert found.by_budget[1].accuracy.mean == found.accuracy.mean
+    assert 0 <= found.inexact_cut_share <= 1
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["tasks"][0]["by_budget"][0]["budget"] == 128
+    kept = read_scores(budget_file(tmp_path / "out", "gsm8k"))
+    assert [(row.budget, len(row.scores)) for row in kept] == [(128, 2), (150, 2)]
+    assert evaluate(settings(limit=2, max_new_tokens=150)).tasks == report.tasks  # without the model
+    assert evaluate(settings(output_dir=tmp_path / "short", max_new_tokens=128)).task("gsm8k").by_budget == ()
+
+
+def test_the_preset_sets_samples_of_each_task(settings, tmp_path):
+    report = evaluate(settings(tasks=("gsm8k_paper", "aime24_paper"), preset="paper", samples=None, limit=1))
+    assert [result.samples_per_problem for result in report.tasks] == [8, 32]
+    prompt = records(tmp_path / "out", "gsm8k_paper")[0]["prompt"]
+    assert prompt.count("<|im_start|>assistant\n") == 5
+
+
+def test_code_of_a_model_runs_only_where_that_was_confirmed(settings, tmp_path, monkeypatch):
+    monkeypatch.delenv("HF_ALLOW_CODE_EVAL", raising=False)
+    row = {"prompt": "def one():\n", "entry_point": "one", "test": "def check(f):\n    assert f() == 1"}
+    (tmp_path / "humaneval.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(ConfigurationError, match="humaneval_paper runs code that the model wrote"):
+        evaluate(settings(tasks=("humaneval_paper",), data_dir=tmp_path))
+    assert not (tmp_path / "out").exists()
+    report = evaluate(settings(tasks=("humaneval_paper",), data_dir=tmp_path, confirm_run_unsafe_code=True))
+    assert report.task("humaneval_paper").accuracy.mean == 0.0
+
+
 def test_what_is_there_is_summed_up_without_the_model(settings, tmp_path):
     first = evaluate(settings())
     again = evaluate(settings(), progress=pytest.fail)
@@ -74,7 +108,10 @@ def test_an_interrupted_evaluation_goes_on_and_ends_as_one_that_was_not(settings
     said = []
     report = evaluate(settings(), report=said.append)
     assert "gsm8k: 6 answers to generate, 6 are there" in said
-    assert all(row in records(tmp_path / "out") for row in kept)  # with their times: not made again
+    now = {(row["problem"], row["sample"]): row for row in records(tmp_path / "out")}
+    # With their times: not made again.
+    assert all(now[row["problem"], row["sample"]].items() >= row.items() for row in kept)
+    assert all("correct" in row for row in now.values())
     whole = evaluate(settings(output_dir=tmp_path / "whole"))
     assert texts(tmp_path / "out") == texts(tmp_path / "whole")
     assert report.task("gsm8k").accuracy == whole.task("gsm8k").accuracy
@@ -169,6 +206,8 @@ def test_a_model_without_a_chat_template_is_refused_with_the_way_out(settings, t
     assert CHATML not in (model / "tokenizer_config.json").read_text()
     with pytest.raises(ConfigurationError, match="no chat template.*--no_chat_template"):
         evaluate(settings(model_name_or_path=str(model)))
+    evaluate(settings(model_name_or_path=str(model), apply_chat_template=False, limit=1))  # the same folder
+    assert records(tmp_path / "out")[0]["prompt"].startswith("Ann")
 
 
 def test_a_missing_package_names_the_extra(settings, monkeypatch):

@@ -31,7 +31,7 @@ def test_a_task_named_twice_is_one():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"tasks": ("gsm8k", "gsm9k")}, "gsm9k.*Known are gsm8k, math500"),
+        ({"tasks": ("gsm8k", "gsm9k")}, "gsm9k.*Known are aime24, "),
         ({"tasks": ()}, "none given"),
         ({"dtype": "int4"}, "dtype must be one of auto"),
         ({"limit": 0}, "limit must be at least 1, got 0"),
@@ -49,6 +49,18 @@ def test_a_task_named_twice_is_one():
 def test_what_makes_no_sense_is_refused_by_name(changes, message):
     with pytest.raises(ValueError, match=message):
         settings(**changes)
+
+
+def test_decoding_as_the_harness_calls_it():
+    assert settings(greedy=True).generation_arguments == {"do_sample": False, "temperature": 0.0}
+    sampled = {"do_sample": True, "temperature": 0.7}
+    assert settings().generation_arguments == {**sampled, "top_p": 0.8, "top_k": 20}
+    assert settings(top_p=1.0, top_k=0).generation_arguments == sampled  # a server may not know top_k
+
+
+def test_engine_arguments_are_a_mapping():
+    with pytest.raises(TypeError, match="engine_args must be a mapping"):
+        settings(engine_args="max_length=5")
 
 
 def test_a_text_is_no_list_of_tasks():

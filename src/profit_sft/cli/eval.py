@@ -14,7 +14,8 @@ from profit_sft.cli.progress import ProgressDisplay, quiet_libraries
 from profit_sft.errors import require_extra
 
 if TYPE_CHECKING:
-    from profit_sft.evaluation import EvalReport, Metric
+    from profit_sft.evaluation import EvalReport
+    from profit_sft.evaluation.statistics import Estimate
 
 _FURTHER = {"prompt_loose": "loose", "instruction_strict": "instruction", "instruction_loose": "same, loose"}
 
@@ -23,7 +24,9 @@ def eval_command(
     model_name_or_path: Annotated[
         str, typer.Argument(metavar="MODEL", help="Hub name, folder (a LoRA adapter, too), or embedded.")
     ],
-    tasks: Annotated[str, flag("tasks", "Of gsm8k, math500, aime24, ifeval, gpqa_diamond, generated, with commas.")],
+    tasks: Annotated[
+        str, flag("tasks", "gsm8k, math500, aime24, ifeval, gpqa_diamond, generated, gsm8k_paper ..., with commas.")
+    ],
     output_dir: Annotated[Path, flag("output_dir", "Answers and figures; an unfinished one is gone on with.")] = Path(
         "eval-output"
     ),
@@ -43,6 +46,12 @@ def eval_command(
     seed: Annotated[int, flag("seed", "Of the sampling and of gpqa_diamond's order of choices.")] = 0,
     dtype: Annotated[str, flag("dtype", "float32, bfloat16, float16, or auto: the checkpoint's own.")] = "auto",
     system_prompt: Annotated[str | None, flag("system_prompt", "System message before every problem.")] = None,
+    preset: Annotated[
+        str | None, flag("preset", "paper: its decoding for the model's family, its samples and limits.")
+    ] = None,
+    confirm_run_unsafe_code: Annotated[
+        bool, flag("confirm_run_unsafe_code", "Run the code that the model writes (humaneval_paper).")
+    ] = False,
     no_chat_template: Annotated[bool, flag("no_chat_template", "Plain prompts, for a base model.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> int:
@@ -68,6 +77,8 @@ def eval_command(
             seed=seed,
             dtype=dtype,
             system_prompt=system_prompt,
+            preset=preset,
+            confirm_run_unsafe_code=confirm_run_unsafe_code,
             apply_chat_template=not no_chat_template,
         )
     messages = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -108,6 +119,8 @@ def _print_table(found: "EvalReport") -> None:
                 table.add_row(f"  {_FURTHER[metric.name]}", *_shares(metric), *[""] * 4)
     out = Console(highlight=False)
     out.print(table)
+    if any(result.by_budget for result in found.tasks):
+        _print_budgets(found, out)
     out.print(
         "avg@k: share of right samples, k a problem. 95% interval: in %, over problems, the independent units.\n"
         "cut off: at the limit of new tokens. no answer: none found, counted as wrong. tokens: mean length.\n"
@@ -117,7 +130,18 @@ def _print_table(found: "EvalReport") -> None:
     )
 
 
-def _shares(metric: "Metric") -> tuple[str, str]:
+def _print_budgets(found: "EvalReport", out: Console) -> None:
+    table = Table(title="By token budget: the same answers, cut to so many tokens and graded as cut off")
+    table.add_column("task", no_wrap=True)
+    for column in ("tokens", "avg@k", "95%\ninterval", "cut\noff"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for result in found.tasks:
+        for row in result.by_budget:
+            table.add_row(result.task, str(row.budget), *_shares(row.accuracy), f"{row.truncated_share:.1%}")
+    out.print(table)
+
+
+def _shares(metric: "Estimate") -> tuple[str, str]:
     return f"{metric.mean:.1%}", f"{100 * metric.low:.1f} to {100 * metric.high:.1f}"
 
 

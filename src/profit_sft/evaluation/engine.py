@@ -1,60 +1,219 @@
-"""What the runner asks of a model behind lm-evaluation-harness, and asking it."""
+"""What generates: a model of lm-evaluation-harness, with a seed for each sample where it takes one."""
 
-from collections.abc import Callable, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
+
+import torch
+
+from profit_sft.errors import ConfigurationError
+from profit_sft.evaluation.settings import EvalSettings
+from profit_sft.models.pretrained import pretrained_path
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+_SEEDED_BY_REQUEST = ("vllm",)
+
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One answer to be generated: the whole prompt, and the seed of its random numbers."""
+    """One answer to be generated.
 
-    prompt: str
+    Attributes:
+        key: Numbers of its problem and of the sample.
+        prompt: The whole prompt, as the harness renders it: a text, or messages in JSON.
+        arguments: The harness's generation arguments.
+        seed: Of its random numbers, in [0, 2^63).
+    """
+
+    key: tuple[int, int]
+    prompt: Any
+    arguments: Mapping[str, Any]
     seed: int
 
 
-@dataclass(frozen=True, slots=True)
-class Generated:
+class Answer(str):
     """One generated answer.
 
     Attributes:
-        text: Without special tokens.
-        new_tokens: Its length, the end-of-sequence token included.
+        new_tokens: Its length, the end-of-sequence token included where the engine gives it; None: not known.
         truncated: True if it was cut off before it ended.
     """
 
-    text: str
-    new_tokens: int
+    new_tokens: int | None
     truncated: bool
 
+    def __new__(cls, text: str = "", new_tokens: int | None = None, truncated: bool = False) -> "Answer":
+        """Make the text an answer."""
+        made = super().__new__(cls, text)
+        made.new_tokens, made.truncated = new_tokens, truncated
+        return made
 
-def answer_batch(
-    lm: Any, requests: Sequence[Request], arguments: Callable[[Request], dict[str, Any]]
-) -> list[Generated]:
-    """Have a model of the harness answer requests in one batch.
+
+class Engine:
+    """Any model of the harness.
+
+    A batch of requests is longest first, and sorted by prompt where lengths are equal, as the harness sorts it. What
+    takes no seed with a request draws with torch's generator, which gets that of the first.
 
     Args:
-        lm: The model. Before the call its `rows` are set to the requests in the order the harness has them in; after
-            it, its `row_ends` say of each how many tokens it has and whether it was cut off.
-        requests: The requests.
-        arguments: From a request to the harness's generation arguments.
-
-    Returns:
-        The answers in the order of `requests`.
+        lm: The model.
+        seeded: Whether it takes a seed with each request.
     """
-    from lm_eval.api.instance import Instance
 
-    lengths = lm.count_tokens([request.prompt for request in requests])
-    # The harness's own order, whose sort is stable. So row i of its batch is request order[i].
-    order = sorted(range(len(requests)), key=lambda index: (-lengths[index], requests[index].prompt))
-    lm.rows = [requests[index] for index in order]
-    instances = [Instance("generate_until", {}, (row.prompt, arguments(row)), 0) for row in lm.rows]
-    texts = lm.generate_until(instances, disable_tqdm=True)
-    answers = {index: Generated(text.strip(), *end) for index, text, end in zip(order, texts, lm.row_ends, strict=True)}
-    return [answers[index] for index in range(len(requests))]
+    def __init__(self, lm: Any, *, seeded: bool = False) -> None:
+        self.lm = lm
+        self._seeded = seeded
+        self.device_name = str(lm.device)
+
+    @property
+    def window(self) -> int | None:
+        """Tokens of prompt and answer at most; None: not known."""
+        return int(self.lm.max_length) if self.tokenizer is not None and hasattr(self.lm, "max_length") else None
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer, or None where the model is a server's."""
+        return getattr(self.lm, "tokenizer", None)
+
+    def length(self, prompt: Any) -> int:
+        """Return how long a prompt is: in tokens, or in characters where nobody knows its tokens."""
+        return len(str(prompt)) if self.tokenizer is None else len(self.lm.tok_encode(prompt))
+
+    def answer(self, requests: Sequence[Request]) -> list[Answer]:
+        """Answer a batch of requests, in its order."""
+        torch.manual_seed(requests[0].seed)
+        texts = self.lm.generate_until([self._instance(request) for request in requests], disable_tqdm=True)
+        return [self._answer(text, request) for text, request in zip(texts, requests, strict=True)]
+
+    def _instance(self, request: Request) -> Any:
+        from lm_eval.api.instance import Instance
+
+        # Some engines read 32 bits of a seed, signed ones.
+        seed = {"seed": request.seed % 2**31} if self._seeded and request.arguments["do_sample"] else {}
+        return Instance("generate_until", {}, (request.prompt, {**request.arguments, **seed}), 0)
+
+    def _answer(self, text: str, request: Request) -> Answer:
+        if isinstance(text, Answer):
+            return Answer(text.strip(), text.new_tokens, text.truncated)
+        if self.tokenizer is None:
+            return Answer(text.strip())
+        new_tokens = len(self.lm.tok_encode(text))
+        return Answer(text.strip(), new_tokens, new_tokens >= request.arguments["max_gen_toks"])
+
+
+class ServedEngine(Engine):
+    """A model behind an API: each request on its own and with its own seed, all of a batch at the same time."""
+
+    def __init__(self, lm: Any) -> None:
+        super().__init__(lm, seeded=True)
+        self.device_name = str(lm.base_url)
+        lm.parse_generations = _noting_ends(lm.parse_generations)
+
+    def answer(self, requests: Sequence[Request]) -> list[Answer]:
+        """Answer a batch of requests, in its order.
+
+        Raises:
+            ConfigurationError: The server cannot be reached, or refuses a request.
+        """
+        from requests import RequestException
+
+        with ThreadPoolExecutor(len(requests)) as pool:
+            try:
+                return [answer for answers in pool.map(self._alone, requests) for answer in answers]
+            except RequestException as error:
+                raise ConfigurationError(
+                    f"engine {self.device_name}: {error}. Finished answers are kept; the same command goes on."
+                ) from None
+
+    def _alone(self, request: Request) -> list[Answer]:
+        return super().answer([request])
+
+
+def _noting_ends(parse: Callable[..., list[str | None]]) -> Callable[..., list[Answer]]:
+    """Have the harness's reader of a response keep how each answer ended."""
+
+    def parse_generations(outputs: Any, **arguments: Any) -> list[Answer]:
+        responses = outputs if isinstance(outputs, list) else [outputs]
+        ends = []
+        for response in responses:
+            choices = sorted(response["choices"], key=itemgetter("index"))
+            tokens = (response.get("usage") or {}).get("completion_tokens") if len(choices) == 1 else None
+            ends += [(tokens, choice.get("finish_reason") == "length") for choice in choices]
+        texts = parse(outputs=outputs, **arguments)
+        return [Answer(text or "", *end) for text, end in zip(texts, ends, strict=True)]
+
+    return parse_generations
+
+
+def engine_class(settings: EvalSettings) -> Any:
+    """Return the harness's class of an engine.
+
+    Raises:
+        ConfigurationError: There is none of that name, or a library it needs is not installed.
+    """
+    from lm_eval.api.registry import get_model
+
+    try:
+        return get_model(settings.engine)
+    except (ValueError, ImportError) as error:
+        raise ConfigurationError(f"engine: {error}") from None
+
+
+def loads_model(settings: EvalSettings) -> bool:
+    """Say whether the engine loads the model itself; otherwise its name is one that a server knows."""
+    return "pretrained" in inspect.signature(engine_class(settings).__init__).parameters
+
+
+def start_engine(settings: EvalSettings) -> Engine:
+    """Load the model, or get ready to ask its server.
+
+    Raises:
+        ConfigurationError: There is no such model, the engine does not take the arguments, or prompts cannot be put
+            the way that is asked for.
+    """
+    if settings.engine == "hf":
+        from profit_sft.evaluation.hf_engine import HFEngine  # takes seconds, and a server needs none of it
+
+        engine: Engine = HFEngine(settings)
+    else:
+        engine = _harness_engine(settings)
+    if settings.apply_chat_template and getattr(engine.tokenizer, "chat_template", "") is None:
+        raise ConfigurationError(
+            f"the tokenizer of '{settings.model_name_or_path}' has no chat template. Evaluate a model that has one, or "
+            "leave templates out with --no_chat_template (apply_chat_template=False)."
+        )
+    return engine
+
+
+def _harness_engine(settings: EvalSettings) -> Engine:
+    from lm_eval.models.api_models import TemplateAPI
+    from lm_eval.models.openai_completions import LocalChatCompletion
+
+    made_by = engine_class(settings)
+    served = issubclass(made_by, TemplateAPI)
+    if issubclass(made_by, LocalChatCompletion) and not settings.apply_chat_template:
+        raise ConfigurationError(
+            f"engine {settings.engine} sends messages, which the server puts into the model's chat template. Leave out "
+            "--no_chat_template, or take local-completions, which sends texts."
+        )
+    if loads_model(settings):
+        arguments: dict[str, Any] = {"pretrained": pretrained_path(settings.model_name_or_path)}
+        arguments |= {} if settings.dtype == "auto" else {"dtype": settings.dtype}
+    else:
+        arguments = {"model": settings.model_name_or_path}
+    try:
+        # Served, a batch is that many requests at the same time.
+        lm = made_by(**{**arguments, "batch_size": 1 if served else settings.batch_size, **settings.engine_args})
+    except (TypeError, ValueError, OSError, ImportError, AssertionError) as error:
+        raise ConfigurationError(f"engine {settings.engine} cannot be started: {error}") from None
+    if served:
+        return ServedEngine(lm)
+    return Engine(lm, seeded=settings.engine in _SEEDED_BY_REQUEST)
 
 
 def end_tokens(model: "PreTrainedModel", eos_token_id: int | None) -> list[int]:

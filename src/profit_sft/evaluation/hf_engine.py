@@ -9,57 +9,68 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList
 
 from profit_sft.errors import ConfigurationError
-from profit_sft.evaluation.engine import Generated, Request, answer_batch, end_tokens
+from profit_sft.evaluation.engine import Answer, Engine, Request, end_tokens
 from profit_sft.evaluation.sampling import SeededSampling
 from profit_sft.evaluation.settings import EvalSettings
 from profit_sft.models.pretrained import load_model, load_tokenizer
 
 
-class HFEngine(HFLM):
-    """`HFLM` that draws each row's tokens with random numbers of its own and notes how each row ended.
+class HFEngine(Engine):
+    """transformers on one device: each row draws its tokens with random numbers of its own, and says how it ended.
 
     Args:
-        settings: Which model, dtype and decoding.
+        settings: Which model and dtype; `engine_args` are `HFLM`'s.
 
     Raises:
-        ConfigurationError: There is no such model.
+        ConfigurationError: There is no such model, or `HFLM` does not take the arguments.
     """
 
     def __init__(self, settings: EvalSettings) -> None:
-        self._settings = settings
         tokenizer = load_tokenizer(settings.model_name_or_path)
         model = load_model(settings.model_name_or_path, dtype=settings.dtype)
         model.to(_device())  # type: ignore[arg-type]  # transformers wraps it
         eos = end_tokens(model, tokenizer.eos_token_id)
         # The checkpoint's own file may set a temperature or a repetition penalty, which would silently apply on top.
         model.generation_config = GenerationConfig(eos_token_id=eos, pad_token_id=tokenizer.pad_token_id)
-        super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=settings.batch_size)
-        self._end_tokens = eos
-        self.rows: list[Request] = []
-        self.row_ends: list[tuple[int, bool]] = []
-        self.window = int(self.max_length)
-        self.has_chat_template = tokenizer.chat_template is not None
-        self.device_name = torch.cuda.get_device_name() if self.device.type == "cuda" else str(self.device)
+        try:
+            super().__init__(SeededHFLM(pretrained=model, tokenizer=tokenizer, **settings.engine_args))
+        except (TypeError, ValueError, AssertionError) as error:
+            raise ConfigurationError(f"engine_args: the harness's hf model does not take them ({error}).") from None
+        self.lm.end_tokens = eos
+        if self.lm.device.type == "cuda":
+            self.device_name = torch.cuda.get_device_name()
 
-    def count_tokens(self, prompts: Sequence[str]) -> list[int]:
-        """Return the length of each prompt in tokens."""
-        return [len(self.tok_encode(prompt)) for prompt in prompts]
-
-    def generate(self, requests: Sequence[Request], max_new_tokens: int) -> list[Generated]:
-        """Answer one batch of requests, in their order.
+    def answer(self, requests: Sequence[Request]) -> list[Answer]:
+        """Answer requests, as `Engine` does.
 
         Raises:
-            ConfigurationError: The batch does not fit into the device's memory.
+            ConfigurationError: They do not fit into the device's memory.
         """
-        self.batch_size_per_gpu = len(requests)
-        arguments = {"until": [], "do_sample": False, "max_gen_toks": max_new_tokens}
+        self.lm.rows, self.lm.batch_size_per_gpu = requests, len(requests)
         try:
-            return answer_batch(self, requests, lambda _: arguments)
+            return super().answer(requests)
         except torch.OutOfMemoryError as error:
             raise ConfigurationError(
-                f"batch_size: {len(requests)} answers of up to {max_new_tokens} tokens do not fit into memory together "
-                f"({str(error).splitlines()[0]}). Lower batch_size or max_new_tokens; finished samples are kept."
+                f"batch_size: {len(requests)} answers do not fit into memory together ({str(error).splitlines()[0]}). "
+                "Lower batch_size; finished samples are kept."
             ) from None
+
+
+class SeededHFLM(HFLM):
+    """`HFLM` with the seeds of its rows.
+
+    Attributes:
+        end_tokens: What ends an answer.
+        rows: The requests of the next batch, in the order the harness sorts them in.
+    """
+
+    end_tokens: list[int]
+    rows: Sequence[Request]
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[Answer]:
+        """Answer the requests of `rows`, and say of each answer how long it is and whether it was cut off."""
+        texts = super().generate_until(requests, disable_tqdm)
+        return [Answer(text, *end) for text, end in zip(texts, self._ends, strict=True)]
 
     def tok_batch_encode(self, strings: Sequence[str], *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Encode a batch as HFLM does, and make sure that its rows are in the order the seeds are in."""
@@ -67,24 +78,35 @@ class HFEngine(HFLM):
         encoded: tuple[Tensor, Tensor] = super().tok_batch_encode(strings, *args, **kwargs)
         return encoded
 
-    def _model_generate(self, context: Tensor, max_length: int, stop: list[str], **generation_kwargs: Any) -> Tensor:
-        """Generate with the settings' decoding; note how long each row is and whether it ended."""
-        settings, prompt_length = self._settings, context.shape[1]
-        if not settings.greedy:
+    def _model_generate(self, context: Tensor, max_length: int, stop: list[str], **arguments: Any) -> Tensor:
+        """Generate with the rows' random numbers; note how each row ends."""
+        prompt_length = context.shape[1]
+        if arguments.pop("do_sample"):
             sampling = SeededSampling(
                 [row.seed for row in self.rows],
                 prompt_length=prompt_length,
                 max_new_tokens=max_length - prompt_length,
-                temperature=settings.temperature,
-                top_p=settings.top_p,
-                top_k=settings.top_k,
+                temperature=arguments.pop("temperature"),
+                top_p=arguments.pop("top_p", 1.0),
+                top_k=arguments.pop("top_k", 0),
                 device=context.device,
             )
-            generation_kwargs["logits_processor"] = LogitsProcessorList([sampling])
-        tokens: Tensor = super()._model_generate(context, max_length, stop, **generation_kwargs)
-        ended = torch.isin(tokens[:, prompt_length:], torch.tensor(self._end_tokens, device=tokens.device))
-        self.row_ends = [(row.index(True) + 1, False) if True in row else (len(row), True) for row in ended.tolist()]
+            arguments["logits_processor"] = LogitsProcessorList([sampling])
+        arguments.pop("temperature", None)
+        tokens: Tensor = super()._model_generate(
+            context, max_length, stop, do_sample=False, temperature=0.0, **arguments
+        )
+        self._ends = [self._end(row, stop) for row in tokens[:, prompt_length:].tolist()]
         return tokens
+
+    def _end(self, row: list[int], stop: list[str]) -> tuple[int, bool]:
+        length = next((place + 1 for place, token in enumerate(row) if token in self.end_tokens), None)
+        if length is not None:
+            return length, False
+        # A row that came to a stop string goes on until the last one does; the harness cuts it there.
+        text = self.tok_decode(row)
+        ends = [text.index(words) for words in stop if words and words in text]
+        return (len(self.tok_encode(text[: min(ends)])), False) if ends else (len(row), True)
 
 
 def _device() -> str:

@@ -2,7 +2,7 @@
 
 output_dir/
   job.json              what decides the text of a sample; another job is refused by the name of what differs
-  samples/<task>.jsonl  one line a sample, appended as samples finish, sorted by problem once all are there
+  samples/<task>.jsonl  one line a sample: appended when it is answered, graded and sorted by problem once all are there
   results.json          the figures
 """
 
@@ -60,7 +60,9 @@ class EvalFolder:
         self.output_dir = output_dir
         self._path = output_dir / _JOB
         there = self._read()
-        if there is None and any((output_dir / "samples").glob("*.jsonl")):
+        if not any((output_dir / "samples").glob("*.jsonl")):
+            there = None  # nothing was answered, so no setting is tied to an answer
+        elif there is None:
             raise ConfigurationError(
                 f"output_dir: '{output_dir}' holds samples but no job.json, which says of what model. Choose another "
                 "folder or delete it."
@@ -71,6 +73,7 @@ class EvalFolder:
             for name in tasks.keys() & earlier.keys():
                 self._refuse_another(earlier[name], tasks[name], f"{name}: ")
         self._content: dict[str, Any] = {"format": _FORMAT, "job": dict(job), "tasks": {**tasks, **earlier}}
+        self._started = there is not None
 
     def _read(self) -> dict[str, Any] | None:
         if not self._path.is_file():
@@ -96,14 +99,18 @@ class EvalFolder:
                 "another folder, delete it, or give the settings it was started with."
             )
 
-    def start(self) -> None:
-        """Write job.json, so that the folder is taken."""
-        write_text(self._path, json.dumps(self._content, indent=2) + "\n")
+    def start(self, task: str, **values: Any) -> None:
+        """Write job.json, so that the folder is this job's.
 
-    def note(self, task: str, **values: Any) -> None:
-        """Write down what follows from the job and is known only once its model is loaded."""
-        self._content["tasks"][task] = {**self._content["tasks"][task], **values}
-        self.start()
+        Args:
+            task: A task, of which there is an answer now.
+            values: What follows from the job and is known only once its model is loaded.
+        """
+        noted = {**self._content["tasks"][task], **values}
+        if not self._started or noted != self._content["tasks"][task]:
+            self._content["tasks"][task] = noted
+            write_text(self._path, json.dumps(self._content, indent=2) + "\n")
+            self._started = True
 
     def noted(self, task: str, name: str) -> Any:
         """Return what was written down."""
@@ -131,7 +138,6 @@ class SampleFile:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._records: dict[tuple[int, int], Record] = {}
-        self._in_order = True
         if not path.is_file():
             return
         content = path.read_bytes()
@@ -147,8 +153,14 @@ class SampleFile:
             except (ValueError, KeyError, TypeError):
                 raise DataError(f"{path}, line {number}: not a sample's record. Delete the line or the file.") from None
 
-    def __contains__(self, key: tuple[int, int]) -> bool:
-        return key in self._records
+    def get(self, key: tuple[int, int]) -> Record | None:
+        """Return a sample by the numbers of its problem and its own; None: it is not there."""
+        return self._records.get(key)
+
+    def is_complete(self, problems: int, samples: int) -> bool:
+        """Say whether the first `samples` samples of the first `problems` problems are there and graded."""
+        wanted = ((problem, sample) for problem in range(problems) for sample in range(samples))
+        return all("correct" in self._records.get(key, {}) for key in wanted)
 
     def add(self, records: Iterable[Record]) -> None:
         """Append samples and hand them to the operating system, so that killing this process loses none of them."""
@@ -157,14 +169,13 @@ class SampleFile:
             for record in records:
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
                 self._records[record["problem"], record["sample"]] = record
-        self._in_order = False
 
-    def sort(self) -> None:
-        """Rewrite the file in the order of problems and samples."""
-        if not self._in_order:
-            lines = (json.dumps(self._records[key], ensure_ascii=False) for key in sorted(self._records))
-            write_text(self._path, "".join(f"{line}\n" for line in lines))
-            self._in_order = True
+    def grade(self, grades: Mapping[tuple[int, int], Record]) -> None:
+        """Add grades to samples, and rewrite the file in the order of problems and samples."""
+        for key, grade in grades.items():
+            self._records[key] = {**self._records[key], **grade}
+        lines = (json.dumps(self._records[key], ensure_ascii=False) for key in sorted(self._records))
+        write_text(self._path, "".join(f"{line}\n" for line in lines))
 
     def select(self, problems: int, samples: int) -> list[Record]:
         """Return the records of the first `problems` problems and their first `samples` samples, in order."""

@@ -20,6 +20,21 @@ class Metric(Estimate):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class BudgetRow:
+    """What a limit of new tokens would have given, see `budgets.py`.
+
+    Attributes:
+        budget: The limit.
+        truncated_share: Share of samples cut off at it.
+        accuracy: avg@k, as `TaskResult` has it, at that limit.
+    """
+
+    budget: int
+    truncated_share: float
+    accuracy: Estimate
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class TaskResult:
     """How a model did on one task.
 
@@ -35,9 +50,11 @@ class TaskResult:
         not_judged: Samples that are neither right nor wrong, since comparing their formula came to no end. The accuracy
             leaves them out, and a problem with them of which no sample is judged.
         fallback_share: Share of samples whose answer was only guessed at, as their last number or formula.
-        mean_new_tokens: Mean length of a sample.
+        mean_new_tokens: Mean length of a sample; None: the engine does not say.
         max_new_tokens: The limit of a sample, after lowering to the model's window.
         generation_seconds: Wall-clock time of generating and grading all samples, earlier runs included.
+        by_budget: The same at lower limits, rising; empty where there is none to cut at, or lengths are unknown.
+        inexact_cut_share: Share of samples that may have been cut some tokens early or late for that; None: not cut.
     """
 
     task: str
@@ -49,9 +66,11 @@ class TaskResult:
     no_answer_share: float
     not_judged: int
     fallback_share: float
-    mean_new_tokens: float
+    mean_new_tokens: float | None
     max_new_tokens: int
     generation_seconds: float
+    by_budget: tuple[BudgetRow, ...] = ()
+    inexact_cut_share: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,7 +79,7 @@ class EvalReport:
 
     Attributes:
         model_name_or_path: As given.
-        model_fingerprint: See `profit_sft.models.pretrained.model_fingerprint`.
+        model_fingerprint: See `profit_sft.models.pretrained.model_fingerprint`; None: a server has the model.
         settings: All `EvalSettings` as plain values.
         tasks: One result a task, in the order asked for.
         versions: Of the packages that decide about the figures; None: not installed.
@@ -70,7 +89,7 @@ class EvalReport:
     """
 
     model_name_or_path: str
-    model_fingerprint: str
+    model_fingerprint: str | None
     settings: Mapping[str, Any]
     tasks: tuple[TaskResult, ...]
     versions: Mapping[str, str | None]
@@ -102,10 +121,6 @@ def summarize(task: str, records: Sequence[Record], *, max_new_tokens: int) -> T
     names = list(records[0].get("scores", {}))
     weights = [float(group[0]["num_instructions"]) for group in groups] if names else None
 
-    # Where nothing is judged at all, nothing is right.
-    judged = [[record for record in group if record["correct"] is not None] for group in groups]
-    judged = [group for group in judged if group] or groups
-
     def metric(name: str, value: Callable[[Record], float], weights: Sequence[float] | None = None) -> Metric:
         found = estimate_mean([[value(record) for record in group] for group in groups], weights)
         return Metric(name=name, **asdict(found))
@@ -113,23 +128,29 @@ def summarize(task: str, records: Sequence[Record], *, max_new_tokens: int) -> T
     def share(value: Callable[[Record], float]) -> float:
         return sum(value(record) for record in records) / len(records)
 
+    unknown = any(record["new_tokens"] is None for record in records)
     return TaskResult(
         task=task,
         num_problems=len(groups),
         samples_per_problem=len(groups[0]),
-        accuracy=Metric(
-            name="accuracy",
-            **asdict(estimate_mean([[float(bool(record["correct"])) for record in group] for group in judged])),
-        ),
+        accuracy=Metric(name="accuracy", **asdict(mean_accuracy(groups))),
         metrics=tuple(metric(name, _score(name), weights if name in _PER_INSTRUCTION else None) for name in names),
         truncated_share=share(lambda record: record["truncated"]),
         not_judged=sum(record["correct"] is None for record in records),
         no_answer_share=share(lambda record: record["rule"] is None),
         fallback_share=share(lambda record: record["rule"] == "fallback"),
-        mean_new_tokens=share(lambda record: record["new_tokens"]),
+        mean_new_tokens=None if unknown else share(lambda record: record["new_tokens"]),
         max_new_tokens=max_new_tokens,
         generation_seconds=sum(record["seconds"] for record in records),
     )
+
+
+def mean_accuracy(problems: Sequence[Sequence[Record]]) -> Estimate:
+    """Estimate avg@k from the samples of each problem, of which each has `correct`; those not judged are left out."""
+    judged = [[record for record in samples if record["correct"] is not None] for samples in problems]
+    # Where nothing is judged at all, nothing is right.
+    groups = [samples for samples in judged if samples] or problems
+    return estimate_mean([[float(bool(record["correct"])) for record in samples] for samples in groups])
 
 
 def _score(name: str) -> Callable[[Record], float]:

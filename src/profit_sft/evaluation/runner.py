@@ -1,27 +1,30 @@
-"""Run an evaluation: generate what is missing, grade it, keep it, and sum it up."""
+"""Run an evaluation: have the harness answer and grade what is missing, keep it, and sum it up."""
 
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial, partialmethod
 from typing import TYPE_CHECKING, Any
 
 from profit_sft.errors import ConfigurationError, require_extra
-from profit_sft.evaluation.engine import Generated, Request
-from profit_sft.evaluation.math_judge import MathJudge
+from profit_sft.evaluation.budgets import accuracy_by_budget, budget_file, budgets_up_to, write_scores
+from profit_sft.evaluation.code_check import confirm_run_unsafe_code
+from profit_sft.evaluation.engine import Answer, Engine, loads_model, start_engine
+from profit_sft.evaluation.harness_tasks import fingerprint, grades_each_sample, load_task, seed_examples
+from profit_sft.evaluation.presets import resolved
 from profit_sft.evaluation.records import EvalFolder, SampleFile, sole_use
 from profit_sft.evaluation.results import EvalReport, Record, TaskResult, summarize
-from profit_sft.evaluation.sampling import sample_seed
 from profit_sft.evaluation.settings import EvalSettings
-from profit_sft.evaluation.tasks import EvalTask, load_task
 from profit_sft.files import check_output_folder, package_versions
-from profit_sft.models.pretrained import model_fingerprint
+from profit_sft.models.pretrained import load_tokenizer, model_fingerprint
 
 if TYPE_CHECKING:
-    from profit_sft.evaluation.hf_engine import HFEngine
+    from lm_eval.api.task import ConfigurableTask
 
 _PACKAGES = ("profit-sft", "lm-eval", "math-verify", "torch", "transformers")
+_SECRETS = ("auth_token", "header")  # of an engine's arguments, which are written down
 
 Progress = Callable[[str, int, int], None]
 
@@ -47,26 +50,28 @@ def evaluate(
         The figures, which `results.json` in the output folder holds as well.
 
     Raises:
-        ConfigurationError: The folder holds another evaluation, the model does not exist, or a prompt does not fit it.
-        DataError: A file is missing or has a bad row.
+        ConfigurationError: The folder holds another evaluation, the model or engine does not exist, or a prompt does
+            not fit it.
+        DataError: A file is missing or cannot be used.
         DownloadError: Something cannot be fetched.
     """
     started = time.perf_counter()
     require_extra("eval", wanted_by="evaluation")
     check_output_folder(settings.output_dir)
-    with _quiet_harness(), MathJudge() as judge:
-        tasks = [load_task(name, settings, judge, report=report) for name in settings.tasks]
-        fingerprint = model_fingerprint(settings.model_name_or_path)
-        jobs = {task.name: _task_job(task, settings) for task in tasks}
+    with _quiet_harness(), confirm_run_unsafe_code(settings.confirm_run_unsafe_code):
+        by_task = {name: resolved(settings, name) for name in settings.tasks}
+        tasks = {name: load_task(name, by_task[name]) for name in settings.tasks}
+        jobs = {name: _task_job(task) for name, task in tasks.items()}
+        model = model_fingerprint(settings.model_name_or_path) if loads_model(settings) else None
         with sole_use(settings.output_dir):
-            folder = EvalFolder(settings.output_dir, _job(settings, fingerprint), jobs)
-            folder.start()
-            run = _Run(settings, folder, report, progress)
+            decoding = by_task[settings.tasks[0]].decoding  # of all tasks, with what a preset sets
+            folder = EvalFolder(settings.output_dir, {**_job(settings, model), **decoding}, jobs)
+            run = _Run(settings, by_task, folder, report, progress)
             found = EvalReport(
                 model_name_or_path=settings.model_name_or_path,
-                model_fingerprint=fingerprint,
-                settings=_plain_settings(settings),
-                tasks=tuple(run.task(task) for task in tasks),
+                model_fingerprint=model,
+                settings={**_plain_settings(settings), **decoding},
+                tasks=tuple(run.task(name, task) for name, task in tasks.items()),
                 versions=package_versions(_PACKAGES),
                 device=run.device_name,
                 seconds=time.perf_counter() - started,
@@ -76,153 +81,174 @@ def evaluate(
     return found
 
 
-def _job(settings: EvalSettings, fingerprint: str) -> dict[str, Any]:
-    names = ("seed", "dtype", "system_prompt", "apply_chat_template")
+def _job(settings: EvalSettings, model: str | None) -> dict[str, Any]:
+    names = ("seed", "dtype", "system_prompt", "apply_chat_template", "engine")
     return {
         "model": settings.model_name_or_path,
-        "model_fingerprint": fingerprint,
-        **settings.decoding,
+        "model_fingerprint": model,
         **{name: getattr(settings, name) for name in names},
+        "engine_args": _written_arguments(settings),
     }
 
 
-def _task_job(task: EvalTask, settings: EvalSettings) -> dict[str, Any]:
+def _task_job(task: "ConfigurableTask") -> dict[str, Any]:
     return {
-        "problems": len(task.problems),
-        "fingerprint": task.fingerprint(),
-        "max_new_tokens": settings.max_new_tokens or task.max_new_tokens,
+        "problems": len(task.eval_docs),
+        "fingerprint": fingerprint(task),
+        "max_new_tokens": task.config.generation_kwargs["max_gen_toks"],
     }
+
+
+def _written_arguments(settings: EvalSettings) -> dict[str, Any]:
+    return {name: value for name, value in settings.engine_args.items() if name not in _SECRETS}
 
 
 def _plain_settings(settings: EvalSettings) -> dict[str, Any]:
-    plain = dataclasses.asdict(settings)
+    plain = {entry.name: getattr(settings, entry.name) for entry in dataclasses.fields(settings)}
     plain.update(output_dir=str(settings.output_dir), samples=settings.samples_per_problem)
     plain.update(data_dir=None if settings.data_dir is None else str(settings.data_dir), tasks=list(settings.tasks))
+    plain.update(engine_args=_written_arguments(settings))
     return plain
 
 
 class _Run:
-    """One call of `evaluate`; it loads the model when the first sample is missing."""
+    """One call of `evaluate`; it starts the engine when the first sample is missing."""
 
     def __init__(
-        self, settings: EvalSettings, folder: EvalFolder, report: Callable[[str], None], progress: Progress
+        self,
+        settings: EvalSettings,
+        by_task: Mapping[str, EvalSettings],
+        folder: EvalFolder,
+        report: Callable[[str], None],
+        progress: Progress,
     ) -> None:
-        self._settings, self._folder = settings, folder
+        self._settings, self._by_task, self._folder = settings, by_task, folder
         self._report, self._progress = report, progress
-        self._engine: HFEngine | None = None
+        self._engine: Engine | None = None
 
     @property
     def device_name(self) -> str:
         return "not used" if self._engine is None else self._engine.device_name
 
-    def task(self, task: EvalTask) -> TaskResult:
-        settings = self._settings
-        problems = min(len(task.problems), settings.limit or len(task.problems))
-        wanted = [(problem, sample) for problem in range(problems) for sample in range(settings.samples_per_problem)]
-        samples = self._folder.samples(task.name)
-        missing = [key for key in wanted if key not in samples]
-        if missing:
-            self._generate(task, samples, missing, len(wanted))
-            samples.sort()
-        records = samples.select(problems, settings.samples_per_problem)
-        found = summarize(task.name, records, max_new_tokens=self._folder.noted(task.name, "lowered_max_new_tokens"))
+    def task(self, name: str, task: "ConfigurableTask") -> TaskResult:
+        settings = self._by_task[name]
+        wanted = (min(len(task.eval_docs), settings.limit or len(task.eval_docs)), settings.samples_per_problem)
+        samples = self._folder.samples(name)
+        if not samples.is_complete(*wanted):
+            self._answer(name, task, samples)
+        records = samples.select(*wanted)
+        found = summarize(name, records, max_new_tokens=self._folder.noted(name, "lowered_max_new_tokens"))
+        found = self._with_budgets(found, task, records)
         if found.not_judged:
             self._report(
-                f"{task.name}: {found.not_judged} of {len(records)} answers are not judged, since comparing them "
+                f"{name}: {found.not_judged} of {len(records)} answers are not judged, since comparing them "
                 "came to no end; they count as neither right nor wrong"
             )
         return found
 
-    def _generate(self, task: EvalTask, samples: SampleFile, missing: Sequence[tuple[int, int]], wanted: int) -> None:
-        engine = self._loaded_engine()
-        prompts = self._prompts(task, engine)
-        lengths = engine.count_tokens(prompts)
-        max_new_tokens = self._max_new_tokens(task, engine, max(lengths))
-        self._folder.note(task.name, lowered_max_new_tokens=max_new_tokens)
-        self._report(f"{task.name}: {len(missing)} answers to generate, {wanted - len(missing)} are there")
-        # Longest first: a batch that does not fit into memory shows at once, and rows of one length need no padding.
-        queue = sorted(missing, key=lambda key: (-lengths[key[0]], key))
-        for start in range(0, len(queue), self._settings.batch_size):
-            batch = queue[start : start + self._settings.batch_size]
-            began = time.perf_counter()
-            seeds = [sample_seed(self._settings.seed, task.name, *key) for key in batch]
-            requests = [Request(prompts[key[0]], seed) for key, seed in zip(batch, seeds, strict=True)]
-            answers = engine.generate(requests, max_new_tokens)
-            records = [_record(task, key, prompts[key[0]], answer) for key, answer in zip(batch, answers, strict=True)]
-            seconds = (time.perf_counter() - began) / len(batch)
-            samples.add({**record, "seconds": round(seconds, 4)} for record in records)
-            self._progress(task.name, wanted - len(missing) + start + len(batch), wanted)
+    def _with_budgets(self, found: TaskResult, task: "ConfigurableTask", records: Sequence[Record]) -> TaskResult:
+        """Add accuracy by token budget, where lengths are known and the task grades each sample by itself."""
+        one = len(budgets_up_to(found.max_new_tokens)) == 1
+        if one or found.mean_new_tokens is None or not grades_each_sample(task) or not loads_model(self._settings):
+            return found
+        tokenizer = load_tokenizer(self._settings.model_name_or_path)
+        grade = partial(_grade_cut_off, task)
+        table = accuracy_by_budget(records, tokenizer, grade, max_new_tokens=found.max_new_tokens)
+        write_scores(budget_file(self._settings.output_dir, found.task), table)
+        return dataclasses.replace(found, by_budget=table.rows, inexact_cut_share=table.inexact_cut_share)
 
-    def _loaded_engine(self) -> "HFEngine":
+    def _answer(self, name: str, task: "ConfigurableTask", samples: SampleFile) -> None:
+        """Have the harness ask and grade, which takes from the records what they hold."""
+        # Not simple_evaluate, which does the same and spends five seconds on a list of the machine's libraries.
+        from lm_eval.evaluator import evaluate as evaluate_by_harness
+
+        from profit_sft.evaluation.kept_answers import KeptAnswers
+
+        settings = self._settings
         if self._engine is None:
-            self._report(f"loading {self._settings.model_name_or_path}")
-            from profit_sft.evaluation.hf_engine import HFEngine  # takes seconds, and sums need no model
+            self._report(f"loading {settings.model_name_or_path}")
+            self._engine = start_engine(settings)
+        prompts = {
+            "system_instruction": settings.system_prompt,
+            "apply_chat_template": settings.apply_chat_template,
+            "fewshot_as_multiturn": True,
+        }
+        lowered = self._max_new_tokens(name, task, self._engine, prompts)
+        task.set_config("generation_kwargs", {"max_gen_toks": lowered}, update=True)
+        answers = KeptAnswers(
+            self._engine,
+            name,
+            samples,
+            seed=settings.seed,
+            batch_size=settings.batch_size,
+            started=partial(self._folder.start, name, lowered_max_new_tokens=lowered),
+            report=self._report,
+            progress=self._progress,
+        )
+        tasks = {"tasks": {task.task_name: task}}
+        found = evaluate_by_harness(
+            answers, tasks, limit=settings.limit, bootstrap_iters=0, confirm_run_unsafe_code=True, **prompts
+        )
+        samples.grade(_grades(found["samples"][task.task_name]))
 
-            self._engine = HFEngine(self._settings)
-            if self._settings.apply_chat_template and not self._engine.has_chat_template:
-                raise ConfigurationError(
-                    f"the tokenizer of '{self._settings.model_name_or_path}' has no chat template. Evaluate a model "
-                    "that has one, or leave templates out with --no_chat_template (apply_chat_template=False)."
-                )
-        return self._engine
-
-    def _prompts(self, task: EvalTask, engine: "HFEngine") -> list[str]:
-        harness_task = task.harness_task()
-        system = self._settings.system_prompt if self._settings.system_prompt is not None else task.system_prompt
-        chat = self._settings.apply_chat_template
-        return [
-            harness_task.fewshot_context(
-                {"problem": index},
-                0,
-                system_instruction=system,
-                apply_chat_template=chat,
-                fewshot_as_multiturn=True,
-                chat_template=engine.apply_chat_template if chat else None,
-            )
-            for index in range(len(task.problems))
-        ]
-
-    def _max_new_tokens(self, task: EvalTask, engine: "HFEngine", longest_prompt: int) -> int:
-        wanted, room = self._settings.max_new_tokens or task.max_new_tokens, engine.window - longest_prompt
+    def _max_new_tokens(self, name: str, task: "ConfigurableTask", engine: Engine, prompts: dict[str, Any]) -> int:
+        """Return the limit of an answer to any problem of the task, so that it does not depend on `limit`."""
+        wanted = int(task.config.generation_kwargs["max_gen_toks"])
+        if engine.window is None:
+            return wanted
+        task.build_all_requests(**prompts, chat_template=engine.lm.apply_chat_template)
+        seed_examples(task)
+        longest = max(engine.length(request.args[0]) for request in task.instances)
+        room = engine.window - longest
         if room < 1:
             raise ConfigurationError(
-                f"{task.name}: its longest prompt has {longest_prompt} tokens, the model's window {engine.window}. "
+                f"{name}: its longest prompt has {longest} tokens, the model's window {engine.window}. "
                 "Leave out the task or use a model with a longer window."
             )
         if room < wanted:
             self._report(
-                f"{task.name}: max_new_tokens is {room} instead of {wanted}, what the model's "
+                f"{name}: max_new_tokens is {room} instead of {wanted}, what the model's "
                 f"window of {engine.window} tokens leaves to the longest prompt"
             )
         return min(room, wanted)
 
 
-def _record(task: EvalTask, key: tuple[int, int], prompt: str, answer: Generated) -> Record:
-    problem = task.problems[key[0]]
-    grade = task.grade(problem, answer.text, answer.truncated)
-    return {
-        "task": task.name,
-        "problem": key[0],
-        "sample": key[1],
-        "prompt": prompt,
-        "answer": answer.text,
-        "expected": task.expected(problem),
-        "correct": grade.correct,
-        "truncated": answer.truncated,
-        "extracted": grade.extracted,
-        "rule": grade.rule,
-        "new_tokens": answer.new_tokens,
-        **grade.details,
-    }
+def _grade_cut_off(task: "ConfigurableTask", problem: int, text: str) -> bool | None:
+    """Grade a text that was cut off as an answer to a problem."""
+    found = task.process_results(task.eval_docs[problem], [[Answer(text, truncated=True)]])
+    grade: Record = next(iter(found.values()))[0]
+    correct: bool | None = grade["correct"]
+    return correct
+
+
+def _grades(problems: Sequence[Record]) -> dict[tuple[int, int], Record]:
+    """Return the grade of each sample of what the harness found: our tasks' list of them, or a number of one sample."""
+    grades = {}
+    for problem in problems:
+        if problem["filter"] != problems[0]["filter"]:
+            continue  # another way to read the same answers
+        found = problem[problem["metrics"][0]]
+        if not isinstance(found, list):
+            text = str(problem["filtered_resps"][0])
+            found = [{"correct": bool(found), "extracted": text, "rule": "task" if text.strip() else None}]
+        for sample, grade in enumerate(found):
+            grades[problem["doc_id"], sample] = {"expected": str(problem["target"]), **grade}
+    return grades
 
 
 @contextmanager
 def _quiet_harness() -> Iterator[None]:
-    """Keep the harness's remarks on how it was called off the terminal; its errors stay."""
-    logger = logging.getLogger("lm_eval")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """Keep bars, and the harness's remarks on how it was called, off the terminal; its errors stay."""
+    from tqdm import tqdm
+
+    levels = {name: logging.getLogger(name).level for name in ("lm_eval", "datasets")}
+    loud = tqdm.__init__
     try:
+        logging.getLogger("lm_eval").setLevel(logging.ERROR)
+        logging.getLogger("datasets").setLevel(logging.CRITICAL)  # what it says of a bad file is raised as well
+        tqdm.__init__ = partialmethod(loud, disable=True)
         yield
     finally:
-        logger.setLevel(level)
+        tqdm.__init__ = loud
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)

@@ -1,10 +1,12 @@
 """What to evaluate and how."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-TASKS = ("gsm8k", "math500", "aime24", "ifeval", "gpqa_diamond", "generated")
+TASK_FOLDER = Path(__file__).with_name("tasks")
+TASKS = tuple(sorted(path.stem for path in TASK_FOLDER.glob("[!_]*.yaml")))
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEFAULT_SAMPLES = 8  # the paper's, as is the next line
 DEFAULT_MAX_NEW_TOKENS = 8192
@@ -16,7 +18,7 @@ class EvalSettings:
 
     Attributes:
         model_name_or_path: Hub name, folder (with a whole model or a LoRA adapter), or `embedded`.
-        tasks: Names from `TASKS`.
+        tasks: Names from `TASKS`, which are the task files in `evaluation/tasks`.
         output_dir: Records and results go here; an unfinished evaluation there is gone on with.
         data_dir: Folder with `gsm8k_test.jsonl`, `math500.jsonl`, `aime24.jsonl`, `ifeval.jsonl`. None: from the hub.
         greedy: Take the likeliest token each time, one sample a problem.
@@ -32,6 +34,12 @@ class EvalSettings:
         dtype: The model's dtype; `auto` is what the checkpoint is stored in.
         system_prompt: System message before every problem. None: the task's own, which only `generated` has.
         apply_chat_template: Put problems into the model's chat template. False for a base model that has none.
+        engine: What generates: a model of lm-evaluation-harness by its name there, such as `hf`, `vllm`, `sglang`,
+            `local-completions` or `local-chat-completions`.
+        engine_args: Its further arguments, as the harness's `model_args`.
+        preset: `paper`: the paper's decoding for the model's family, and for each task its samples and longest answer
+            where none are given; see `presets.py`. None: the decoding above.
+        confirm_run_unsafe_code: Run the code that the model writes, which humaneval_paper needs.
     """
 
     model_name_or_path: str
@@ -50,6 +58,10 @@ class EvalSettings:
     dtype: str = "auto"
     system_prompt: str | None = None
     apply_chat_template: bool = True
+    engine: str = "hf"
+    engine_args: Mapping[str, Any] = field(default_factory=dict)
+    preset: str | None = None
+    confirm_run_unsafe_code: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "output_dir", Path(self.output_dir))
@@ -62,7 +74,19 @@ class EvalSettings:
             raise ValueError(f"tasks: {', '.join(unknown) or 'none'} given. Known are {', '.join(TASKS)}.")
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}.")
+        self._check_preset()
+        if not isinstance(self.engine_args, Mapping):
+            raise TypeError(f"engine_args must be a mapping of names to values, got {self.engine_args!r}.")
         self._check_numbers()
+
+    def _check_preset(self) -> None:
+        if self.preset not in (None, "paper"):
+            raise ValueError(f"preset must be paper, got {self.preset!r}.")
+        defaults = {entry.name: entry.default for entry in fields(self)}
+        for name in ("temperature", "top_p", "top_k"):
+            value = getattr(self, name)
+            if self.preset is not None and value != defaults[name]:
+                raise ValueError(f"{name} is {value}, but preset {self.preset} sets it. Leave out one of the two.")
 
     def _check_numbers(self) -> None:
         counts = ("max_new_tokens", "batch_size", "limit", "samples")
@@ -96,6 +120,15 @@ class EvalSettings:
         if self.samples is not None:
             return self.samples
         return 1 if self.greedy else DEFAULT_SAMPLES
+
+    @property
+    def generation_arguments(self) -> dict[str, Any]:
+        """`decoding` as lm-evaluation-harness calls it; what would keep all tokens is left out."""
+        if self.greedy:
+            return {"do_sample": False, "temperature": 0.0}
+        bounds = {"top_p": self.top_p if self.top_p < 1 else None, "top_k": self.top_k or None}
+        kept = {name: value for name, value in bounds.items() if value is not None}
+        return {"do_sample": True, "temperature": self.temperature, **kept}
 
     @property
     def decoding(self) -> dict[str, Any]:

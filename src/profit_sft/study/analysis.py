@@ -138,7 +138,7 @@ def analyze(plan: StudyPlan, results: Sequence[CellResult]) -> Analysis:
     """Turn the finished cells into figures."""
     tasks = list(plan.evaluate.get("tasks", ()))
     outcomes = tuple([AVERAGE, *tasks] if len(tasks) > 1 else tasks)
-    groups = _grouped(plan, results)
+    groups = grouped(plan, results)
     finished = {result.cell.slug for result in results}
     return Analysis(
         outcomes=outcomes,
@@ -152,7 +152,7 @@ def analyze(plan: StudyPlan, results: Sequence[CellResult]) -> Analysis:
 Groups = dict[tuple[str, str], list[CellResult]]
 
 
-def _grouped(plan: StudyPlan, results: Sequence[CellResult]) -> Groups:
+def grouped(plan: StudyPlan, results: Sequence[CellResult]) -> Groups:
     """Gather the seeds of each variant; the untrained model first, then the plan's order of variants."""
     groups: Groups = {}
     for model in plan.models:
@@ -230,7 +230,7 @@ def _comparisons(plan: StudyPlan, outcomes: Sequence[str], groups: Groups) -> tu
     for model in plan.models:
         for outcome in outcomes:
             pooled = _seed_variance(groups, model.name, outcome)
-            for first, second in _pairs(plan, model.name, groups):
+            for first, second in pairs(plan, model.name, groups):
                 made.append((model.name, first, second, outcome))
                 found.append(_compare(groups[model.name, first], groups[model.name, second], outcome, pooled))
     over_problems = holm([comparison.p_value for comparison, _ in found])
@@ -262,11 +262,12 @@ def _comparisons(plan: StudyPlan, outcomes: Sequence[str], groups: Groups) -> tu
     return tuple(rows)
 
 
-def _pairs(plan: StudyPlan, model: str, groups: Groups) -> list[tuple[str, str]]:
+def pairs(plan: StudyPlan, model: str, groups: Groups) -> list[tuple[str, str]]:
+    """Return which variants of a model are compared: each with the baseline, and those the plan asks for."""
     names = [name for group_model, name in groups if group_model == model]
-    pairs = [(name, plan.baseline) for name in names if name != plan.baseline]
-    pairs += [pair for pair in plan.comparisons if pair not in pairs]
-    return [(first, second) for first, second in pairs if first in names and second in names]
+    found = [(name, plan.baseline) for name in names if name != plan.baseline]
+    found += [pair for pair in plan.comparisons if pair not in found]
+    return [(first, second) for first, second in found if first in names and second in names]
 
 
 def _seed_variance(groups: Groups, model: str, outcome: str) -> SeedVariance:
@@ -282,7 +283,7 @@ def _seed_variance(groups: Groups, model: str, outcome: str) -> SeedVariance:
 def _compare(
     first: Sequence[CellResult], second: Sequence[CellResult], outcome: str, pooled: SeedVariance
 ) -> tuple[PairedComparison, SeedComparison]:
-    first, second = _with_common_seeds(first, second)
+    first, second = with_common_seeds(first, second)
     scores, strata = problem_scores(first, outcome)
     other, _ = problem_scores(second, outcome)
     seeds = seed_comparison(_runs(first, outcome), _runs(second, outcome), pooled, strata=strata)
@@ -293,7 +294,7 @@ def _runs(results: Sequence[CellResult], outcome: str) -> dict[int | None, Float
     return {result.cell.seed: np.array(problem_scores([result], outcome)[0]) for result in results}
 
 
-def _with_common_seeds(
+def with_common_seeds(
     first: Sequence[CellResult], second: Sequence[CellResult]
 ) -> tuple[Sequence[CellResult], Sequence[CellResult]]:
     """Leave the seeds that both have: a seed is an order of the rows, and some orders serve every objective better.

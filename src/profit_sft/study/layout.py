@@ -11,7 +11,7 @@ output_dir/
     model/                the untrained model with the chat template of the runs, where it has none
     trained.json          training is complete, and how long it took
     heldout.json          plain NLL on held-out data
-    evaluation/           results and samples of the evaluation
+    evaluation/           results and samples of the evaluation, and scores by token budget
     train.log, measure.log
     attempts.jsonl        who works or worked here, one line an attempt
     child.lock            held by the process that train.log or measure.log is of

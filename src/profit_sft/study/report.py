@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import yaml
 from profit_sft.files import write_text
 from profit_sft.pages.render import render_page
 from profit_sft.study.analysis import CURVES, Analysis, ComparisonRow, VariantRow, analyze
+from profit_sft.study.budgets import BudgetFindings, BudgetPoint, findings_by_budget
 from profit_sft.study.plan import StudyPlan
 from profit_sft.study.results import CellResult, read_results
 from profit_sft.study.verdict import headline, limits, standings, summary
@@ -38,26 +40,34 @@ def write_report(plan: StudyPlan, output_dir: Path, *, command: str) -> Analysis
     """
     results = read_results(plan, output_dir)
     analysis = analyze(plan, results)
-    values = report_values(plan, results, analysis, command)
+    budgets = findings_by_budget(plan, results)
+    values = report_values(plan, results, analysis, command) | {"budgets": budget_values(budgets)}
     content = {
         "study": plan.name,
         "headline": headline(plan, analysis),
         "limits": values["limits"],
         **analysis.as_dict(),
+        "by_budget": asdict(budgets),
     }
     write_text(output_dir / "results.json", json.dumps(content | {"cost": values["cost"]}, indent=1) + "\n")
     write_text(output_dir / "report.md", render_markdown(values))
-    write_text(output_dir / "report.html", render_html(plan, analysis, values))
+    write_text(output_dir / "report.html", render_html(plan, analysis, budgets, values))
     return analysis
 
 
-def render_html(plan: StudyPlan, analysis: Analysis, values: Mapping[str, Any]) -> str:
-    """Return the page; `values` as `report_values` gives them."""
+def render_html(plan: StudyPlan, analysis: Analysis, budgets: BudgetFindings, values: Mapping[str, Any]) -> str:
+    """Return the page; `values` as `report_values` gives them, with `budgets`."""
+    by_budget = _budget_curves(budgets)
     models = [
         {
             "name": model.name,
             "variants": [
-                {"name": row.variant, "look": index % _LOOKS, "dashed": index >= _LOOKS, "curves": row.curves}
+                {
+                    "name": row.variant,
+                    "look": index % _LOOKS,
+                    "dashed": index >= _LOOKS,
+                    "curves": {**row.curves, **by_budget.get((row.model, row.variant), {})},
+                }
                 for index, row in enumerate(row for row in analysis.rows if row.model == model.name)
             ],
             "comparisons": [
@@ -75,7 +85,10 @@ def render_html(plan: StudyPlan, analysis: Analysis, values: Mapping[str, Any]) 
         }
         for model in plan.models
     ]
-    data = {"models": models, "curves": [{"name": name, "title": _CURVE_TITLES[name]} for name in CURVES]}
+    curves: list[dict[str, Any]] = [{"name": name, "title": _CURVE_TITLES[name]} for name in CURVES]
+    for task, limits_of_task in _budgets_of(budgets).items():
+        curves.append({"name": _budget_name(task), "title": f"Share of {task} right", "budgets": limits_of_task})
+    data = {"models": models, "curves": curves}
     return render_page("study.html", data=data, styles=("study.css",), scripts=("study.js",), values=values)
 
 
@@ -115,6 +128,49 @@ def report_values(plan: StudyPlan, results: Sequence[CellResult], analysis: Anal
         "versions": _versions(results),
         "devices": _devices(results),
         "command": command,
+    }
+
+
+def budget_values(budgets: BudgetFindings) -> dict[str, Any]:
+    """Return what both templates show by token budget, numbers already as text."""
+    return {
+        "sentences": budgets.sentences,
+        "tables": [
+            {
+                "task": task,
+                "budgets": limits_of_task,
+                "rows": [
+                    {"model": curve.model, "variant": curve.variant, "cells": [_budget_cell(at) for at in curve.points]}
+                    for curve in budgets.curves
+                    if curve.task == task
+                ],
+            }
+            for task, limits_of_task in _budgets_of(budgets).items()
+        ],
+    }
+
+
+def _budgets_of(budgets: BudgetFindings) -> dict[str, list[int]]:
+    return {curve.task: [point.budget for point in curve.points] for curve in budgets.curves}
+
+
+def _budget_name(task: str) -> str:
+    return f"by_budget_{task}"
+
+
+def _budget_curves(budgets: BudgetFindings) -> dict[tuple[str, str], dict[str, list[list[float]]]]:
+    found: dict[tuple[str, str], dict[str, list[list[float]]]] = {}
+    for curve in budgets.curves:
+        points = [[float(point.budget), point.mean] for point in curve.points]
+        found.setdefault((curve.model, curve.variant), {})[_budget_name(curve.task)] = points
+    return found
+
+
+def _budget_cell(point: BudgetPoint) -> dict[str, str]:
+    return {
+        "mean": f"{100 * point.mean:.1f}%",
+        "interval": f"{100 * point.low:.1f} to {100 * point.high:.1f}",
+        "cut_off": "" if point.truncated_share is None else f"{100 * point.truncated_share:.0f}%",
     }
 
 

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from profit_sft.errors import DataError
+from profit_sft.evaluation.budgets import BudgetScores, budget_file
+from profit_sft.evaluation.budgets import read_scores as read_budgets
 from profit_sft.study.cells import FORMAT, read_metrics
-from profit_sft.study.layout import StudyFolder
+from profit_sft.study.layout import CellFolder, StudyFolder
 from profit_sft.study.plan import Cell, StudyPlan
 from profit_sft.train.callbacks import CollapseWarning
 
@@ -22,12 +24,14 @@ class CellResult:
         summary: Its cell.json.
         metrics: Its training logs.
         scores: By task, the mean score of each problem over its samples, in the order of the task.
+        by_budget: By task, scores by token budget; empty for cells that were measured before there were any.
     """
 
     cell: Cell
     summary: Mapping[str, Any]
     metrics: Sequence[Mapping[str, Any]]
     scores: Mapping[str, Sequence[float]]
+    by_budget: Mapping[str, Sequence[BudgetScores]]
 
     @property
     def collapse(self) -> str | None:
@@ -73,7 +77,18 @@ def _read_cell(plan: StudyPlan, study: StudyFolder, cell: Cell) -> CellResult:
         summary=summary,
         metrics=read_metrics(folder),
         scores={task: read_scores(folder.evaluation / "samples" / f"{task}.jsonl") for task in tasks},
+        by_budget={task: rows for task in tasks if (rows := _read_budgets(folder, task))},
     )
+
+
+def _read_budgets(folder: CellFolder, task: str) -> list[BudgetScores]:
+    path = budget_file(folder.evaluation, task)
+    try:
+        return read_budgets(path) if path.exists() else []
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{path} cannot be read ({error}). Delete it: the scores by token budget are left out."
+        ) from None
 
 
 def read_scores(path: Path) -> list[float]:

@@ -57,14 +57,14 @@ function drawForest() {
 
 const shownVariants = () => state.model.variants.filter(({ name, curves }) => !state.hidden.has(name) && Object.values(curves).some((points) => points.length));
 
-/** Draw one metric of all variants that are shown. */
-function drawCurve(place, { name, title }) {
+/** Draw one metric of all variants that are shown, by step or, on a logarithmic scale, by token budget. */
+function drawCurve(place, { name, title, budgets }) {
   const variants = shownVariants().filter(({ curves }) => curves[name].length);
   const width = widthOf(place);
   const height = 230;
   const [left, right, top, bottom] = [46, width - 10, 12, height - 26];
   const points = variants.flatMap(({ curves }) => curves[name]);
-  const chart = svg("svg", { class: "chart", viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `${title}, by optimizer step` });
+  const chart = svg("svg", { class: "chart", viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `${title}, by ${budgets ? "token budget" : "optimizer step"}` });
   place.chart = null;
   if (points.length) {
     const steps = points.map(([step]) => step);
@@ -72,15 +72,16 @@ function drawCurve(place, { name, title }) {
     const [first, last] = [Math.min(...steps), Math.max(...steps)];
     let [low, high] = [Math.min(...values), Math.max(...values)];
     if (high - low < 1e-9) [low, high] = [low - 0.5, high + 0.5];
-    const x = (step) => left + (last > first ? (step - first) / (last - first) : 0.5) * (right - left);
+    const scale = budgets ? Math.log2 : (step) => step;
+    const x = (step) => left + (last > first ? (scale(step) - scale(first)) / (scale(last) - scale(first)) : 0.5) * (right - left);
     const y = (value) => bottom - ((value - low) / (high - low)) * (bottom - top);
     for (const tick of ticks(low, high, 4)) {
       chart.append(
         svg("line", { class: "rule", x1: left, x2: right, y1: y(tick), y2: y(tick) }),
-        svg("text", { x: left - 6, y: y(tick) + 4, "text-anchor": "end" }, name === "kept_share" || name === "mean_token_accuracy" ? `${Math.round(100 * tick)}%` : String(tick)));
+        svg("text", { x: left - 6, y: y(tick) + 4, "text-anchor": "end" }, budgets || name === "kept_share" || name === "mean_token_accuracy" ? `${Math.round(100 * tick)}%` : String(tick)));
     }
     chart.append(svg("line", { class: "axis", x1: left, x2: right, y1: bottom, y2: bottom }));
-    for (const tick of ticks(first, last, 6).filter(Number.isInteger)) chart.append(svg("text", { x: x(tick), y: height - 8, "text-anchor": "middle" }, String(tick)));
+    for (const tick of budgets || ticks(first, last, 6).filter(Number.isInteger)) chart.append(svg("text", { x: x(tick), y: height - 8, "text-anchor": "middle" }, String(tick)));
     for (const variant of variants) {
       const line = variant.curves[name].map(([step, value]) => `${x(step).toFixed(1)},${y(value).toFixed(1)}`).join(" ");
       chart.append(svg("polyline", { class: `curve look-${variant.look}${variant.dashed ? " dashed" : ""}`, "data-variant": variant.name, points: line }));
@@ -92,14 +93,14 @@ function drawCurve(place, { name, title }) {
 
 /** Let the lines of one variant stand out in all charts; of none when null. */
 function emphasize(name) {
-  for (const line of document.querySelectorAll("#curves polyline")) {
+  for (const line of document.querySelectorAll("#curves polyline, #budgets polyline")) {
     line.classList.toggle("faded", name !== null && line.dataset.variant !== name);
     line.classList.toggle("strong", line.dataset.variant === name);
   }
 }
 
 /** Say which line is nearest to the pointer, and its figures there. */
-function readCurve(place, reading, name, event) {
+function readCurve(place, reading, { name, budgets }, event) {
   if (!place.chart) return;
   const box = place.getBoundingClientRect();
   const scale = place.chart.width / box.width;
@@ -112,14 +113,14 @@ function readCurve(place, reading, name, event) {
     }
   }
   emphasize(best.variant.name);
-  reading.textContent = `${best.variant.name}, step ${best.step}: ${best.value.toPrecision(4)}`;
+  reading.textContent = `${best.variant.name}, ${budgets ? `${best.step} tokens` : `step ${best.step}`}: ${best.value.toPrecision(4)}`;
 }
 
 const places = DATA.curves.map((curve) => {
   const place = el("div");
   const reading = el("p", { class: "reading", "aria-hidden": "true" });
-  byId("curves").append(el("figure", { class: "card" }, el("h3", {}, curve.title), place, reading));
-  place.addEventListener("pointermove", (event) => readCurve(place, reading, curve.name, event));
+  byId(curve.budgets ? "budgets" : "curves").append(el("figure", { class: "card" }, el("h3", {}, curve.title), place, reading));
+  place.addEventListener("pointermove", (event) => readCurve(place, reading, curve, event));
   place.addEventListener("pointerleave", () => {
     emphasize(null);
     reading.textContent = "";

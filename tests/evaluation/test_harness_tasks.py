@@ -1,0 +1,224 @@
+"""The task files: problems, prompts, grades, data that cannot be had, and the harness running them alone."""
+
+import json
+
+import pytest
+from datasets import Dataset
+from lm_eval import simple_evaluate
+from lm_eval.tasks import TaskManager
+
+from profit_sft.data.generated import generate_problems
+from profit_sft.errors import ConfigurationError, DataError, DownloadError
+from profit_sft.evaluation import EvalSettings, evaluate, harness_tasks
+from profit_sft.evaluation.engine import Answer
+from profit_sft.evaluation.grading import grade_math
+from profit_sft.evaluation.harness_tasks import fingerprint, load_task
+from profit_sft.evaluation.settings import TASK_FOLDER, TASKS
+from profit_sft.evaluation.tasks import gpqa
+
+
+def settings(data_dir=None, **changes):
+    return EvalSettings(
+        **{"model_name_or_path": "x", "tasks": ("generated",), "output_dir": "x", "data_dir": data_dir, **changes}
+    )
+
+
+def graded(task, problem, *texts):
+    return task.process_results(problem, [list(texts)])["accuracy"]
+
+
+def test_every_file_is_a_task_the_harness_finds():
+    index = TaskManager(include_path=TASK_FOLDER, include_defaults=False).task_index
+    tasks = {entry.yaml_path.stem: name for name, entry in index.items() if entry.yaml_path}
+    assert set(tasks) == set(TASKS)
+    for name in ("gsm8k", "math500", "aime24", "ifeval", "gpqa_diamond", "generated"):
+        assert tasks[name] == f"profit_{name}"
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "expected", "prompt"),
+    [
+        ("gsm8k", 6, "2", "Ann has 1 cups and buys 1. How many has she?\n\nThink step by step."),
+        ("math500", 4, r"\frac{1}{7}", "What is $1/7$?\n\nThink step by step. Put your final answer in \\boxed{}."),
+        ("aime24", 2, "012", "How many primes are below 12?\n\nThink step by step."),
+        ("ifeval", 2, "punctuation:no_comma, length_constraints:number_words", "Write a line."),
+    ],
+)
+def test_a_task_of_a_folder(made_data, punkt, name, count, expected, prompt):
+    task = load_task(name, settings(made_data))
+    first = task.eval_docs[0]
+    assert len(task.eval_docs) == count
+    assert task.doc_to_target(first) == expected
+    assert task.doc_to_text(first).startswith(prompt)
+    assert task.config.generation_kwargs == {**settings().generation_arguments, "until": [], "max_gen_toks": 8192}
+    assert (task.config.repeats, task.config.description) == (8, "")
+
+
+@pytest.mark.parametrize(("name", "count"), [("gsm8k", 1319), ("math500", 500), ("aime24", 30), ("ifeval", 540)])
+def test_the_benchmarks_files_are_read(shared_data, punkt, name, count):
+    assert len(load_task(name, settings(shared_data)).eval_docs) == count
+
+
+def test_a_grade_knows_its_problem_and_whether_the_answer_was_cut_off(made_data):
+    task = load_task("gsm8k", settings(made_data))
+    first, second = task.eval_docs[0], task.eval_docs[1]
+    cut_off = Answer("That makes 2", 3, truncated=True)
+    grades = graded(task, first, "That makes 2", cut_off, r"\boxed{2}")
+    assert [grade["correct"] for grade in grades] == [True, False, True]
+    assert [grade["rule"] for grade in grades] == ["fallback", None, "boxed"]
+    assert not graded(task, second, "That makes 2")[0]["correct"]
+
+
+def test_the_generated_task_asks_as_the_quickstart_does():
+    task = load_task("generated", settings())
+    assert task.config.generation_kwargs["max_gen_toks"] == 128
+    assert task.config.description == "Solve."
+    quickstart = generate_problems(48, seed=1, split="test")
+    problems = list(task.eval_docs)
+    assert len(problems) == 400
+    assert [task.doc_to_text(problem) for problem in problems[:48]] == [made.question for made in quickstart]
+    assert [task.doc_to_target(problem) for problem in problems[:48]] == [str(made.final_answer) for made in quickstart]
+
+
+def gpqa_like(count):
+    rows = [
+        {
+            "Question": f" Which is {n}? ",
+            "Correct Answer": f"it is {n}\n",
+            **{f"Incorrect Answer {wrong}": f"wrong {wrong}" for wrong in (1, 2, 3)},
+        }
+        for n in range(count)
+    ]
+    return gpqa.problems(Dataset.from_list(rows))
+
+
+def test_choices_are_in_an_order_that_belongs_to_the_problem():
+    problems = list(gpqa_like(40))
+    assert {problem["answer"] for problem in problems} == set("ABCD")
+    for number, problem in enumerate(problems):
+        assert problem["question"] == f"Which is {number}?"
+        letter = problem["answer"]
+        assert f"({letter}) it is {number}" in problem["choices"].splitlines()
+        assert gpqa.results(problem, [[f"The answer is ({letter})."]])["accuracy"][0]["correct"]
+    # Written down: another order would make the samples of earlier evaluations those of other prompts.
+    assert "".join(problem["answer"] for problem in problems[:12]) == "BBDBBDDBCCCA"
+    assert list(gpqa_like(1)) == problems[:1]
+
+
+def test_a_fingerprint_changes_with_a_prompt_and_an_answer(made_data, tmp_path):
+    rows = (made_data / "gsm8k_test.jsonl").read_text().splitlines(keepends=True)
+
+    def of(*lines):
+        (tmp_path / "gsm8k_test.jsonl").write_text("".join(lines))
+        return fingerprint(load_task("gsm8k", settings(tmp_path)))
+
+    first = of(*rows)
+    assert first == fingerprint(load_task("gsm8k", settings(made_data)))
+    changed = (rows[0].replace("#### 2", "#### 3"), *rows[1:])
+    asked = (rows[0].replace("Ann", "Bob"), *rows[1:])
+    assert len({first, of(*changed), of(*asked), of(*rows[:-1]), of(*rows[::-1])}) == 5
+
+
+def test_a_missing_file_is_named_with_what_to_do(tmp_path):
+    with pytest.raises(DataError, match=r"gsm8k needs .*gsm8k_test\.jsonl, which cannot be read \(No such file"):
+        load_task("gsm8k", settings(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"problem": "a", "answer": "1"}\n{"problem": ', "math500.jsonl cannot be used .*JSON parse error.*in row 1"),
+        ('{"problem": "a", "solution": "1"}\n', "cannot be used .*answer"),
+        ('{"question": "a", "answer": "1"}\n', "cannot be used .*'problem' is undefined"),
+        ('{"problem": "a", "answer": null}\n', "a row has no answer"),
+        ("", "math500.jsonl cannot be used"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_named(tmp_path, content, message):
+    (tmp_path / "math500.jsonl").write_text(content)
+    with pytest.raises(DataError, match=message):
+        load_task("math500", settings(tmp_path))
+
+
+def test_a_line_may_hold_unicode_separators(tmp_path):
+    row = {"problem": "a\u2028b", "answer": "1"}
+    (tmp_path / "math500.jsonl").write_text(json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert list(load_task("math500", settings(tmp_path)).eval_docs) == [row]
+
+
+# The tests run with the hub switched off, as on a machine that reaches none.
+def test_without_the_hub_a_folder_is_named_as_the_way_out():
+    with pytest.raises(DownloadError, match=r"openai/gsm8k could not be loaded.*gsm8k_test.jsonl with --data_dir"):
+        load_task("gsm8k", settings())
+
+
+def test_gpqa_comes_from_the_hub_only(tmp_path):
+    with pytest.raises(DownloadError, match=r"from the hub only.*Idavidrein/gpqa.*hf auth login"):
+        load_task("gpqa_diamond", settings(tmp_path))
+
+
+PLAIN = """
+task: plain_gsm8k
+dataset_path: openai/gsm8k
+dataset_name: main
+test_split: test
+doc_to_text: "Q: {{question}}\\nA:"
+doc_to_target: "{{answer.split('#### ')[1]}}"
+generation_kwargs: {until: ["Q:"], max_gen_toks: 5}
+filter_list:
+  - name: strict
+    filter: [{function: regex, regex_pattern: "(\\\\d+)"}, {function: take_first}]
+metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
+metadata: {version: 1.0, data_files: {test: gsm8k_test.jsonl}}
+"""
+
+
+@pytest.fixture
+def plain_task(tmp_path, monkeypatch):
+    """A folder of tasks with one of the harness's own kind, which knows nothing of samples."""
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "plain.yaml").write_text(PLAIN)
+    monkeypatch.setattr(harness_tasks, "TASK_FOLDER", tmp_path / "tasks")
+    monkeypatch.setattr("profit_sft.evaluation.settings.TASKS", ("plain",))
+    return "plain"
+
+
+def test_a_plain_task_of_the_harness_is_one_too(plain_task, tiny_folder, made_data, tmp_path):
+    report = evaluate(
+        settings(made_data, model_name_or_path=tiny_folder, tasks=("plain",), output_dir=tmp_path, greedy=True)
+    )
+    rows = [json.loads(line) for line in (tmp_path / "samples" / "plain.jsonl").read_text().splitlines()]
+    assert (report.task("plain").num_problems, report.task("plain").max_new_tokens) == (6, 5)
+    assert [row["expected"] for row in rows] == ["2", "4", "6", "8", "10", "12"]
+    assert {row["correct"] for row in rows} <= {True, False}
+    assert rows[0]["prompt"].startswith("<|im_start|>user\nQ: Ann has 1 cups")
+
+
+def test_a_plain_task_cannot_tell_samples_apart(plain_task, made_data):
+    with pytest.raises(ConfigurationError, match="plain: its task file gives one score a problem.*--samples 1"):
+        load_task("plain", settings(made_data, tasks=("plain",)))
+
+
+def test_the_harness_runs_the_files_by_itself_with_the_same_answers_and_grades(tiny_folder, tmp_path):
+    common = {"tasks": ("generated",), "greedy": True, "max_new_tokens": 8, "limit": 12, "dtype": "float32"}
+    evaluate(settings(model_name_or_path=tiny_folder, output_dir=tmp_path, **common))
+    ours = [json.loads(line) for line in (tmp_path / "samples" / "generated.jsonl").read_text().splitlines()]
+    alone = simple_evaluate(
+        model="hf",
+        model_args={"pretrained": tiny_folder, "dtype": "float32"},
+        tasks=["profit_generated"],
+        task_manager=TaskManager(include_path=str(TASK_FOLDER), include_defaults=False),
+        apply_chat_template=True,
+        gen_kwargs={"max_gen_toks": 8, "do_sample": False, "temperature": 0.0},
+        limit=12,
+        batch_size=4,
+        device="cpu",
+    )
+    rows = alone["samples"]["profit_generated"]
+    assert [row["arguments"][0][0] for row in rows] == [row["prompt"] for row in ours]
+    assert [[text.strip() for text in row["resps"][0]] for row in rows] == [[row["answer"]] * 8 for row in ours]
+    assert all(len(row["accuracy"]) == 8 for row in rows)
+    grades = [grade_math(row["answer"], row["expected"]) for row in ours]  # the harness does not know of cut-off ones
+    assert [row["accuracy"][7]["extracted"] for row in rows] == [grade.extracted for grade in grades]
+    share = sum(bool(grade.correct) for grade in grades) / 12
+    assert alone["results"]["profit_generated"]["accuracy,every-sample"] == share

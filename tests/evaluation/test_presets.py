@@ -1,0 +1,97 @@
+"""The paper's decoding and limits."""
+
+import json
+
+import pytest
+from lm_eval.tasks._yaml_loader import load_yaml
+
+from profit_sft.errors import ConfigurationError
+from profit_sft.evaluation.presets import (
+    DECODING,
+    Decoding,
+    TaskPreset,
+    model_type_of,
+    paper_decoding,
+    paper_task,
+    resolved,
+)
+from profit_sft.evaluation.settings import TASK_FOLDER, EvalSettings
+
+
+@pytest.mark.parametrize(
+    ("model_type", "expected"),
+    [
+        ("qwen3", Decoding(temperature=0.7, top_p=0.8, top_k=20)),
+        ("olmo2", Decoding(temperature=0.7, top_p=0.8, top_k=20)),
+        ("llama", Decoding(temperature=0.6, top_p=0.9, top_k=0)),
+    ],
+)
+def test_decoding_follows_the_family(model_type, expected, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+    assert paper_decoding(model_type_of(str(tmp_path))) == expected
+
+
+def test_a_family_the_paper_does_not_have_is_refused_by_name():
+    with pytest.raises(
+        ConfigurationError, match="no model of the type 'gpt2'.*qwen2, qwen3, olmo2, llama.*temperature"
+    ):
+        paper_decoding("gpt2")
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", "{}"])
+def test_a_model_that_does_not_say_is_refused(tmp_path, content):
+    if content is not None:
+        (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ConfigurationError, match=r"preset paper: the family of .*config\.json, which cannot be used"):
+        model_type_of(str(tmp_path))
+
+
+def test_limits_of_a_task():
+    assert paper_task("aime24") == paper_task("aime24_paper") == TaskPreset(samples=32, max_new_tokens=32_768)
+    assert paper_task("ifeval") == paper_task("humaneval_paper") == TaskPreset(samples=8, max_new_tokens=8192)
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in TASK_FOLDER.glob("*_paper.yaml")))
+def test_the_task_files_say_the_same(name):
+    config = load_yaml(TASK_FOLDER / f"{name}.yaml")
+    generation = config["generation_kwargs"]
+    assert paper_task(name) == TaskPreset(samples=config["repeats"], max_new_tokens=generation["max_gen_toks"])
+    decoding = {key: generation[key] for key in ("temperature", "top_p", "top_k")}
+    assert Decoding(**decoding) == DECODING["qwen3"]
+
+
+def settings(**changes):
+    return EvalSettings(**{"model_name_or_path": "x", "tasks": ("gsm8k",), "output_dir": "x", **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "task", "samples", "limit"),
+    [
+        ({"preset": "paper"}, "aime24", 32, 32_768),
+        ({"preset": "paper"}, "gsm8k_paper", 8, 512),
+        ({"preset": "paper"}, "generated", 8, None),  # the task's own limit
+        ({"preset": "paper", "greedy": True}, "aime24", 1, 32_768),
+        ({"preset": "paper", "samples": 2, "max_new_tokens": 64}, "aime24", 2, 64),
+        ({}, "aime24", 8, None),
+    ],
+)
+def test_settings_of_a_task(tiny_folder, changes, task, samples, limit):
+    found = resolved(settings(**changes, model_name_or_path=tiny_folder), task)
+    assert (found.samples_per_problem, found.max_new_tokens) == (samples, limit)
+    sampled = (0.6, 0.9, 0) if "preset" in changes and not found.greedy else (0.7, 0.8, 20)
+    assert (found.temperature, found.top_p, found.top_k) == sampled  # the tiny model is a Llama
+
+
+def test_another_preset_is_refused():
+    with pytest.raises(ValueError, match="preset must be paper, got 'fast'"):
+        settings(preset="fast")
+
+
+def test_a_preset_and_a_decoding_of_ones_own_are_refused():
+    with pytest.raises(ValueError, match=r"top_k is 5, but preset paper sets it\. Leave out one of the two"):
+        settings(preset="paper", top_k=5)
+
+
+def test_an_adapters_family_is_that_of_its_base(tmp_path, tiny_folder):
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": tiny_folder}))
+    assert model_type_of(str(tmp_path)) == "llama"
