@@ -113,6 +113,7 @@ class ServedEngine(Engine):
         super().__init__(lm, seeded=True)
         self.device_name = str(lm.base_url)
         lm.parse_generations = _noting_ends(lm.parse_generations)
+        lm._create_payload = _without_empty_stop(lm._create_payload)
 
     def answer(self, requests: Sequence[Request]) -> list[Answer]:
         """Answer a batch of requests, in its order.
@@ -120,14 +121,14 @@ class ServedEngine(Engine):
         Raises:
             ConfigurationError: The server cannot be reached, or refuses a request.
         """
-        from requests import RequestException
-
         with ThreadPoolExecutor(len(requests)) as pool:
             try:
                 return [answer for answers in pool.map(self._alone, requests) for answer in answers]
-            except RequestException as error:
+            except OSError as error:  # as those of requests are, of which some have a response
+                response = getattr(error, "response", None)
+                said = "" if response is None else f" ({response.text[:300]})"
                 raise ConfigurationError(
-                    f"engine {self.device_name}: {error}. Finished answers are kept; the same command goes on."
+                    f"engine {self.device_name}: {error}{said}. Finished answers are kept; the same command goes on."
                 ) from None
 
     def _alone(self, request: Request) -> list[Answer]:
@@ -148,6 +149,16 @@ def _noting_ends(parse: Callable[..., list[str | None]]) -> Callable[..., list[A
         return [Answer(text or "", *end) for text, end in zip(texts, ends, strict=True)]
 
     return parse_generations
+
+
+def _without_empty_stop(create: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+    """Leave out of a request a list of no stop strings, which transformers' server (5.24) fails at."""
+
+    def create_payload(*arguments: Any, **named: Any) -> dict[str, Any]:
+        payload = create(*arguments, **named)
+        return {name: value for name, value in payload.items() if name != "stop" or value}
+
+    return create_payload
 
 
 def engine_class(settings: EvalSettings) -> Any:
