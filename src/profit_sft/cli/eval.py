@@ -43,7 +43,7 @@ def eval_command(
     ] = None,
     batch_size: Annotated[int, flag("batch_size", "Answers generated together, or asked a server for.")] = 16,
     limit: Annotated[int | None, flag("limit", "Only the first N problems of each task.")] = None,
-    seed: Annotated[int, flag("seed", "Of the sampling and of gpqa_diamond's order of choices.")] = 0,
+    seed: Annotated[int, flag("seed", "Of the sampling.")] = 0,
     dtype: Annotated[str, flag("dtype", "float32, bfloat16, float16, or auto: the checkpoint's own.")] = "auto",
     system_prompt: Annotated[str | None, flag("system_prompt", "System message before every problem.")] = None,
     preset: Annotated[
