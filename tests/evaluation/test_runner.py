@@ -234,6 +234,6 @@ def test_the_real_model_answers_the_generated_problems_as_in_the_quickstart(smol
     answers = [row["answer"] for row in records(tmp_path, "generated")]
     model, tokenizer = load_model(str(smollm2_folder)), load_tokenizer(str(smollm2_folder))
     quickstart = generate_answers(model, tokenizer, generate_problems(problems, seed=1, split="test"))
-    assert answers == [answer.text for answer in quickstart]
+    assert answers == quickstart
     assert [row["truncated"] for row in records(tmp_path, "generated")] == [answer.truncated for answer in quickstart]
     assert report.task("generated").num_problems == problems

@@ -22,7 +22,7 @@ _FURTHER = {"prompt_loose": "loose", "instruction_strict": "instruction", "instr
 
 def eval_command(
     model_name_or_path: Annotated[
-        str, typer.Argument(metavar="MODEL", help="Hub name, folder (a LoRA adapter, too), or embedded.")
+        str, typer.Argument(metavar="MODEL", help="Hub name, folder (LoRA, too), embedded, or a server's name for it.")
     ],
     tasks: Annotated[
         str, flag("tasks", "gsm8k, math500, aime24, ifeval, gpqa_diamond, generated, gsm8k_paper ..., with commas.")
@@ -41,9 +41,9 @@ def eval_command(
     max_new_tokens: Annotated[
         int | None, flag("max_new_tokens", "Tokens of the longest answer (default: 8192; generated: 128).")
     ] = None,
-    batch_size: Annotated[int, flag("batch_size", "Answers generated together.")] = 16,
+    batch_size: Annotated[int, flag("batch_size", "Answers generated together, or asked a server for.")] = 16,
     limit: Annotated[int | None, flag("limit", "Only the first N problems of each task.")] = None,
-    seed: Annotated[int, flag("seed", "Of the sampling and of gpqa_diamond's order of choices.")] = 0,
+    seed: Annotated[int, flag("seed", "Of the sampling.")] = 0,
     dtype: Annotated[str, flag("dtype", "float32, bfloat16, float16, or auto: the checkpoint's own.")] = "auto",
     system_prompt: Annotated[str | None, flag("system_prompt", "System message before every problem.")] = None,
     preset: Annotated[
@@ -53,10 +53,16 @@ def eval_command(
         bool, flag("confirm_run_unsafe_code", "Run the code that the model writes (humaneval_paper).")
     ] = False,
     no_chat_template: Annotated[bool, flag("no_chat_template", "Plain prompts, for a base model.")] = False,
+    engine: Annotated[
+        str, flag("engine", "What generates, as lm-eval's --model: hf, vllm, local-completions ...")
+    ] = "hf",
+    engine_args: Annotated[str, flag("engine_args", "Its arguments, as lm-eval's --model_args: name=value, ...")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> int:
     """Answer benchmarks with a model; the paper's five, its decoding, and a standard error over problems."""
     require_extra("eval", wanted_by="profit eval")  # it brings all of it, so it is the one to name
+    from lm_eval.utils import simple_parse_args_string
+
     from profit_sft.evaluation import EvalSettings, evaluate
 
     quiet_libraries()
@@ -80,6 +86,8 @@ def eval_command(
             preset=preset,
             confirm_run_unsafe_code=confirm_run_unsafe_code,
             apply_chat_template=not no_chat_template,
+            engine=engine,
+            engine_args=simple_parse_args_string(engine_args),
         )
     messages = Console(stderr=True, highlight=False, soft_wrap=True)
     with ProgressDisplay(messages, line="{task}: {done} of {total} answers") as display:
@@ -112,7 +120,7 @@ def _print_table(found: "EvalReport") -> None:
             f"{result.num_problems} x {result.samples_per_problem}",
             f"{result.truncated_share:.1%}",
             f"{result.no_answer_share:.1%}",
-            f"{result.mean_new_tokens:.0f}",
+            "" if result.mean_new_tokens is None else f"{result.mean_new_tokens:.0f}",
         )
         for metric in result.metrics:
             if metric.name in _FURTHER:

@@ -1,6 +1,5 @@
 """What generates: a model of lm-evaluation-harness, with a seed for each sample where it takes one."""
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -10,13 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from profit_sft.errors import ConfigurationError
-from profit_sft.evaluation.settings import EvalSettings
-from profit_sft.models.pretrained import pretrained_path
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-_SEEDED_BY_REQUEST = ("vllm",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +108,7 @@ class ServedEngine(Engine):
         super().__init__(lm, seeded=True)
         self.device_name = str(lm.base_url)
         lm.parse_generations = _noting_ends(lm.parse_generations)
+        lm._create_payload = _without_empty_stop(lm._create_payload)
 
     def answer(self, requests: Sequence[Request]) -> list[Answer]:
         """Answer a batch of requests, in its order.
@@ -120,14 +116,14 @@ class ServedEngine(Engine):
         Raises:
             ConfigurationError: The server cannot be reached, or refuses a request.
         """
-        from requests import RequestException
-
         with ThreadPoolExecutor(len(requests)) as pool:
             try:
                 return [answer for answers in pool.map(self._alone, requests) for answer in answers]
-            except RequestException as error:
+            except OSError as error:  # as those of requests are, of which some have a response
+                response = getattr(error, "response", None)
+                said = "" if response is None else f" ({response.text[:300]})"
                 raise ConfigurationError(
-                    f"engine {self.device_name}: {error}. Finished answers are kept; the same command goes on."
+                    f"engine {self.device_name}: {error}{said}. Finished answers are kept; the same command goes on."
                 ) from None
 
     def _alone(self, request: Request) -> list[Answer]:
@@ -150,70 +146,14 @@ def _noting_ends(parse: Callable[..., list[str | None]]) -> Callable[..., list[A
     return parse_generations
 
 
-def engine_class(settings: EvalSettings) -> Any:
-    """Return the harness's class of an engine.
+def _without_empty_stop(create: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+    """Leave out of a request a list of no stop strings, which transformers' server (5.24) fails at."""
 
-    Raises:
-        ConfigurationError: There is none of that name, or a library it needs is not installed.
-    """
-    from lm_eval.api.registry import get_model
+    def create_payload(*arguments: Any, **named: Any) -> dict[str, Any]:
+        payload = create(*arguments, **named)
+        return {name: value for name, value in payload.items() if name != "stop" or value}
 
-    try:
-        return get_model(settings.engine)
-    except (ValueError, ImportError) as error:
-        raise ConfigurationError(f"engine: {error}") from None
-
-
-def loads_model(settings: EvalSettings) -> bool:
-    """Say whether the engine loads the model itself; otherwise its name is one that a server knows."""
-    return "pretrained" in inspect.signature(engine_class(settings).__init__).parameters
-
-
-def start_engine(settings: EvalSettings) -> Engine:
-    """Load the model, or get ready to ask its server.
-
-    Raises:
-        ConfigurationError: There is no such model, the engine does not take the arguments, or prompts cannot be put
-            the way that is asked for.
-    """
-    if settings.engine == "hf":
-        from profit_sft.evaluation.hf_engine import HFEngine  # takes seconds, and a server needs none of it
-
-        engine: Engine = HFEngine(settings)
-    else:
-        engine = _harness_engine(settings)
-    if settings.apply_chat_template and getattr(engine.tokenizer, "chat_template", "") is None:
-        raise ConfigurationError(
-            f"the tokenizer of '{settings.model_name_or_path}' has no chat template. Evaluate a model that has one, or "
-            "leave templates out with --no_chat_template (apply_chat_template=False)."
-        )
-    return engine
-
-
-def _harness_engine(settings: EvalSettings) -> Engine:
-    from lm_eval.models.api_models import TemplateAPI
-    from lm_eval.models.openai_completions import LocalChatCompletion
-
-    made_by = engine_class(settings)
-    served = issubclass(made_by, TemplateAPI)
-    if issubclass(made_by, LocalChatCompletion) and not settings.apply_chat_template:
-        raise ConfigurationError(
-            f"engine {settings.engine} sends messages, which the server puts into the model's chat template. Leave out "
-            "--no_chat_template, or take local-completions, which sends texts."
-        )
-    if loads_model(settings):
-        arguments: dict[str, Any] = {"pretrained": pretrained_path(settings.model_name_or_path)}
-        arguments |= {} if settings.dtype == "auto" else {"dtype": settings.dtype}
-    else:
-        arguments = {"model": settings.model_name_or_path}
-    try:
-        # Served, a batch is that many requests at the same time.
-        lm = made_by(**{**arguments, "batch_size": 1 if served else settings.batch_size, **settings.engine_args})
-    except (TypeError, ValueError, OSError, ImportError, AssertionError) as error:
-        raise ConfigurationError(f"engine {settings.engine} cannot be started: {error}") from None
-    if served:
-        return ServedEngine(lm)
-    return Engine(lm, seeded=settings.engine in _SEEDED_BY_REQUEST)
+    return create_payload
 
 
 def end_tokens(model: "PreTrainedModel", eos_token_id: int | None) -> list[int]:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from profit_sft.errors import ConfigurationError, require_extra
 from profit_sft.evaluation.budgets import accuracy_by_budget, budget_file, budgets_up_to, write_scores
 from profit_sft.evaluation.code_check import confirm_run_unsafe_code
-from profit_sft.evaluation.engine import Answer, Engine, loads_model, start_engine
+from profit_sft.evaluation.engine import Answer, Engine
+from profit_sft.evaluation.engines import loads_model, start_engine
 from profit_sft.evaluation.harness_tasks import fingerprint, grades_each_sample, load_task, seed_examples
 from profit_sft.evaluation.presets import resolved
 from profit_sft.evaluation.records import EvalFolder, SampleFile, sole_use
@@ -239,7 +240,7 @@ def _grades(problems: Sequence[Record]) -> dict[tuple[int, int], Record]:
 @contextmanager
 def _quiet_harness() -> Iterator[None]:
     """Keep bars, and the harness's remarks on how it was called, off the terminal; its errors stay."""
-    from tqdm import tqdm
+    from lm_eval.api.task import tqdm
 
     levels = {name: logging.getLogger(name).level for name in ("lm_eval", "datasets")}
     loud = tqdm.__init__

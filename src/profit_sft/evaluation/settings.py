@@ -30,7 +30,7 @@ class EvalSettings:
             said so, where the model's window is shorter.
         batch_size: Answers generated together.
         limit: Only the first so many problems of each task.
-        seed: Of the sampling, and of the order of the choices of gpqa_diamond.
+        seed: Of the sampling.
         dtype: The model's dtype; `auto` is what the checkpoint is stored in.
         system_prompt: System message before every problem. None: the task's own, which only `generated` has.
         apply_chat_template: Put problems into the model's chat template. False for a base model that has none.

@@ -23,7 +23,12 @@ from profit_sft.study.plan import Assumptions, Cell, StudyPlan
 from profit_sft.train.steps import planned_steps
 
 # Problems of each task: the sizes of the published test sets, and of the project's own.
-TASK_PROBLEMS = {"gsm8k": 1319, "math500": 500, "aime24": 30, "ifeval": 541, "gpqa_diamond": 198, "generated": 400}
+TASK_PROBLEMS = {
+    **{"gsm8k": 1319, "math500": 500, "aime24": 30, "ifeval": 541, "gpqa_diamond": 198, "generated": 400},
+    **{"gsm8k_paper": 1319, "math500_paper": 500, "aime24_paper": 30, "gpqa_paper": 198, "humaneval_paper": 164},
+    **{"hellaswag_paper": 10042, "arc_challenge_paper": 295},
+    **{"mmlu_pro_chemistry_paper": 1132, "mmlu_pro_history_paper": 381},
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
