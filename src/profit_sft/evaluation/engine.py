@@ -116,12 +116,13 @@ class ServedEngine(Engine):
         Raises:
             ConfigurationError: The server cannot be reached, or refuses a request.
         """
+        from requests import RequestException
+
         with ThreadPoolExecutor(len(requests)) as pool:
             try:
                 return [answer for answers in pool.map(self._alone, requests) for answer in answers]
-            except OSError as error:  # as those of requests are, of which some have a response
-                response = getattr(error, "response", None)
-                said = "" if response is None else f" ({response.text[:300]})"
+            except RequestException as error:
+                said = "" if error.response is None else f" ({error.response.text[:300]})"
                 raise ConfigurationError(
                     f"engine {self.device_name}: {error}{said}. Finished answers are kept; the same command goes on."
                 ) from None

@@ -240,7 +240,7 @@ def _grades(problems: Sequence[Record]) -> dict[tuple[int, int], Record]:
 @contextmanager
 def _quiet_harness() -> Iterator[None]:
     """Keep bars, and the harness's remarks on how it was called, off the terminal; its errors stay."""
-    from lm_eval.api.task import tqdm
+    from tqdm import tqdm
 
     levels = {name: logging.getLogger(name).level for name in ("lm_eval", "datasets")}
     loud = tqdm.__init__
