@@ -66,6 +66,7 @@ def test_a_grade_knows_its_problem_and_whether_the_answer_was_cut_off(made_data)
     grades = graded(task, first, "That makes 2", cut_off, r"\boxed{2}")
     assert [grade["correct"] for grade in grades] == [True, False, True]
     assert [grade["rule"] for grade in grades] == ["fallback", None, "boxed"]
+    assert grades[0].keys() == {"correct", "extracted", "rule"}
     assert not graded(task, second, "That makes 2")[0]["correct"]
 
 

@@ -109,8 +109,8 @@ def eval_command(
 
 def _print_table(found: "EvalReport") -> None:
     table = Table(title=f"{found.model_name_or_path}, {_decoding(found.settings)}")
-    table.add_column("task", no_wrap=True)
-    # 80 characters wide with the longest name and all cells full.
+    table.add_column("task", overflow="fold", min_width=12)
+    # 80 characters wide with all cells full; the longest names take two lines.
     for column in ("avg@k", "95%\ninterval", "problems\nx k", "cut\noff", "no\nanswer", "tokens"):
         table.add_column(column, justify="right", no_wrap=True)
     for result in found.tasks:
@@ -139,8 +139,8 @@ def _print_table(found: "EvalReport") -> None:
 
 
 def _print_budgets(found: "EvalReport", out: Console) -> None:
-    table = Table(title="By token budget: the same answers, cut to so many tokens and graded as cut off")
-    table.add_column("task", no_wrap=True)
+    table = Table(title="By token budget: the same answers, cut to so many tokens")
+    table.add_column("task", overflow="fold", min_width=12)
     for column in ("tokens", "avg@k", "95%\ninterval", "cut\noff"):
         table.add_column(column, justify="right", no_wrap=True)
     for result in found.tasks:

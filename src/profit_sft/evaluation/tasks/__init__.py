@@ -41,4 +41,5 @@ def accuracy(problems: Sequence[list[Record]]) -> float:
 
 def _record(grade: Grade) -> Record:
     record = asdict(grade)
-    return {**record, **record.pop("details")}
+    details: Record = record.pop("details")
+    return {**record, **details}
