@@ -4,7 +4,9 @@ import json
 
 import pytest
 import torch
+from tokenizers import processors
 
+from profit_sft.data import IGNORE_INDEX, DataSettings, prepare_dataset
 from profit_sft.errors import ConfigurationError
 from profit_sft.evaluation.engine import Request
 from profit_sft.evaluation.hf_engine import HFEngine
@@ -107,3 +109,30 @@ def test_an_order_of_rows_nobody_expected_is_noticed(folder):
 def test_arguments_the_harness_does_not_take_are_refused(folder):
     with pytest.raises(ConfigurationError, match="engine_args: the harness's hf model does not take them"):
         engine_for(folder, engine_args={"parallelize": True})
+
+
+@pytest.mark.parametrize("template", ["its own", "recipes/plain-chat.jinja"])
+def test_a_prompt_begins_as_rows_of_training_do(tmp_path, repo_root, template):
+    save_tiny_chat_model(tmp_path)
+    tokenizer = load_tokenizer(str(tmp_path))
+    tokenizer.add_special_tokens({"bos_token": "<pad>"})
+    begins = [("<pad>", tokenizer.convert_tokens_to_ids("<pad>"))]
+    # Adds BOS wherever it is not told otherwise, as Llama's does.
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single="<pad> $A", special_tokens=begins)
+    if template != "its own":
+        tokenizer.chat_template = (repo_root / template).read_text()
+    tokenizer.save_pretrained(tmp_path)
+    tokenizer = load_tokenizer(str(tmp_path))
+    assert tokenizer("two")["input_ids"][0] == tokenizer.bos_token_id
+    question, answer = {"role": "user", "content": "two?"}, {"role": "assistant", "content": "four"}
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"messages": [question, answer]}))
+    settings = DataSettings(dataset_name=str(tmp_path / "rows.jsonl"))
+    trained = prepare_dataset(settings, tokenizer, progress=False).dataset[0]
+    first = next(place for place, label in enumerate(trained["labels"]) if label != IGNORE_INDEX)
+
+    engine = engine_for(str(tmp_path), greedy=True)
+    prompt = tokenizer.apply_chat_template([question], tokenize=False, add_generation_prompt=True)
+    engine.lm.rows = [Request((0, 0), prompt, {}, 0)]
+    (encoded,) = engine.lm.tok_batch_encode([prompt])[0].tolist()
+    assert encoded == trained["input_ids"][:first]
+    assert encoded.count(tokenizer.bos_token_id) == (0 if template == "its own" else 1)

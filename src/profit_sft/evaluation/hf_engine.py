@@ -32,8 +32,10 @@ class HFEngine(Engine):
         eos = end_tokens(model, tokenizer.eos_token_id)
         # The checkpoint's own file may set a temperature or a repetition penalty, which would silently apply on top.
         model.generation_config = GenerationConfig(eos_token_id=eos, pad_token_id=tokenizer.pad_token_id)
+        # A chat template writes what a prompt begins with, and training encodes what it has written as it is.
+        arguments = {"add_bos_token": False} if settings.apply_chat_template else {}
         try:
-            super().__init__(SeededHFLM(pretrained=model, tokenizer=tokenizer, **settings.engine_args))
+            super().__init__(SeededHFLM(pretrained=model, tokenizer=tokenizer, **{**arguments, **settings.engine_args}))
         except (TypeError, ValueError, AssertionError) as error:
             raise ConfigurationError(f"engine_args: the harness's hf model does not take them ({error}).") from None
         self.lm.end_tokens = eos
