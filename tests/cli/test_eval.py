@@ -1,5 +1,6 @@
 """`profit eval` as a user calls it: table, JSON, messages, exit codes, signals."""
 
+import dataclasses
 import json
 import shutil
 import signal
@@ -10,6 +11,8 @@ import time
 import pytest
 
 from profit_sft.cli.app import run_app
+from profit_sft.cli.eval import _print_table
+from profit_sft.evaluation import EvalSettings, evaluate
 
 
 @pytest.fixture
@@ -35,6 +38,23 @@ def test_accuracy_by_token_budget_follows_the_table(tiny_folder, tmp_path, capsy
     assert "temperature 0.6, top-p 0.9, top-k 0" in " ".join(out.split())  # the tiny model is a Llama
     budgets = [line.split()[1:4:2] for line in out[out.index("By token budget") :].splitlines() if "generated" in line]
     assert budgets == [["generated", "128"], ["generated", "140"]]
+
+
+def test_answers_that_were_not_judged_are_told(tiny_folder, tmp_path, capsys):
+    settings = EvalSettings(
+        model_name_or_path=tiny_folder,
+        tasks=("generated",),
+        output_dir=tmp_path / "out",
+        greedy=True,
+        max_new_tokens=2,
+        limit=2,
+    )
+    found = evaluate(settings)
+    _print_table(found)
+    assert "not judged" not in capsys.readouterr().out
+    (result,) = found.tasks
+    _print_table(dataclasses.replace(found, tasks=(dataclasses.replace(result, not_judged=1),)))
+    assert "generated: 1 answers are not judged, since comparing them took too much" in capsys.readouterr().out
 
 
 def test_json_is_what_results_json_holds(arguments, tmp_path, capsys):
