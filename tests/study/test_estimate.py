@@ -79,6 +79,7 @@ def test_measured_speeds_replace_the_formula():
     ("evaluate", "tokens"),
     [
         ({"tasks": ["gsm8k"], "greedy": True, "limit": 100, "max_new_tokens": 40}, 100 * 40),
+        ({"tasks": ["aime24", "gsm8k_paper"], "preset": "paper", "limit": 50}, 30 * 32 * 800 + 50 * 8 * 512),
         ({"tasks": ["aime24"], "limit": 100, "samples": 2}, 30 * 2 * 800),
         ({}, 0),
     ],

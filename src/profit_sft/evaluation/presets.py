@@ -16,7 +16,6 @@ from pathlib import Path
 
 from profit_sft.errors import ConfigurationError
 from profit_sft.evaluation.settings import EvalSettings
-from profit_sft.models.pretrained import pretrained_path
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -111,6 +110,8 @@ def model_type_of(model_name_or_path: str) -> str:
         ConfigurationError: It cannot be read.
     """
     from transformers import PretrainedConfig
+
+    from profit_sft.models.pretrained import pretrained_path
 
     path = pretrained_path(model_name_or_path)
     adapter = Path(path) / "adapter_config.json"

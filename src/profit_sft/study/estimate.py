@@ -126,10 +126,17 @@ def planned_ranks(settings: Mapping[str, Any]) -> int:
 
 def planned_new_tokens(evaluate: Mapping[str, Any], given: Assumptions) -> int:
     """Return how many tokens the evaluation of one cell generates, at the assumed mean length."""
-    limit = evaluate.get("limit")
-    problems = sum(min(TASK_PROBLEMS[task], limit or TASK_PROBLEMS[task]) for task in evaluate.get("tasks", ()))
-    samples = 1 if evaluate.get("greedy") else evaluate.get("samples") or 8
-    return int(problems * samples * min(given.mean_new_tokens, evaluate.get("max_new_tokens", 8192)))
+    return sum(_new_tokens_of(task, evaluate, given) for task in evaluate.get("tasks", ()))
+
+
+def _new_tokens_of(task: str, evaluate: Mapping[str, Any], given: Assumptions) -> int:
+    from profit_sft.evaluation.presets import TaskPreset, paper_task  # brings the evaluation, and transformers with it
+
+    preset = paper_task(task) if evaluate.get("preset") == "paper" else TaskPreset(samples=8, max_new_tokens=8192)
+    problems = min(TASK_PROBLEMS[task], evaluate.get("limit") or TASK_PROBLEMS[task])
+    samples = 1 if evaluate.get("greedy") else evaluate.get("samples") or preset.samples
+    longest = evaluate.get("max_new_tokens") or preset.max_new_tokens
+    return int(problems * samples * min(given.mean_new_tokens, longest))
 
 
 def count_parameters(model_name_or_path: str) -> int:
