@@ -13,8 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from launched import TIMEOUT_SECONDS, TORCHRUN, environment
-from test_engines import deepspeed_fault
+from launched import TIMEOUT_SECONDS, TORCHRUN, deepspeed_fault, environment
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from profit_sft.cli.app import run_app

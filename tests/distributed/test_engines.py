@@ -5,7 +5,6 @@ two steps, every parameter after AdamW's first one, and the evaluation loss in b
 """
 
 import functools
-import importlib.util
 import json
 import re
 import subprocess
@@ -78,23 +77,6 @@ def records(tmp_path_factory):
         return found, f"exit status {done.returncode}\n{done.stdout[-6000:]}"
 
     return of
-
-
-@functools.cache
-def deepspeed_fault():
-    """Return why DeepSpeed cannot start on this machine's CPUs, or None."""
-    if importlib.util.find_spec("deepspeed") is None:
-        return "DeepSpeed is not installed: pip install deepspeed"
-    code = "import cpu_engines; cpu_engines.skip_shared_memory_op(); import deepspeed; print(deepspeed.__version__)"
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env=environment(DS_ACCELERATOR="cpu"),
-        cwd=FOLDER,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return None if done.returncode == 0 else f"DeepSpeed cannot start here: {done.stderr.strip().splitlines()[-1]}"
 
 
 def skip_without_its_engine(launch):

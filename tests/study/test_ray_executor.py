@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from test_runner import CELLS, figures, metric_lines
+from real_study import CELLS, figures, metric_lines
 
 import profit_sft
 from profit_sft.errors import ConfigurationError

@@ -9,6 +9,7 @@ import threading
 import time
 
 import pytest
+from real_study import CELLS, figures, metric_lines
 
 from profit_sft.errors import ConfigurationError
 from profit_sft.files import write_text
@@ -17,25 +18,6 @@ from profit_sft.study.driver import sole_driver
 from profit_sft.study.layout import StudyFolder
 from profit_sft.study.plan import load_plan, parse_plan
 from profit_sft.study.runner import _Loop, choose_cells, run_study
-
-CELLS = ("untrained", "nll-s0", "profit-t0.0033-reference-s0")
-
-
-def figures(folder, slugs=CELLS):
-    """Everything in the cells' summaries but what was paid for it."""
-    found = {}
-    for slug in slugs:
-        summary = json.loads(StudyFolder(folder).cell(slug).finished.read_text())
-        found[slug] = {name: value for name, value in summary.items() if name != "cost"}
-    return found
-
-
-def metric_lines(folder, slug):
-    lines = (StudyFolder(folder).cell(slug).run / "metrics.jsonl").read_text().splitlines()
-    entries = [json.loads(line) for line in lines]
-    return [
-        {name: entry[name] for name in ("step", "loss", "nll", "kept_share")} for entry in entries if "loss" in entry
-    ]
 
 
 @pytest.mark.slow
