@@ -17,7 +17,7 @@ import torch
 
 from distributed.cases import GATHERS, LOOPS, TRAINERS
 from distributed.judge import errors_of
-from distributed.launched import environment
+from distributed.launched import deepspeed_fault, environment
 
 pytestmark = pytest.mark.slow
 
