@@ -51,6 +51,7 @@ def shared_data(repo_root: Path) -> Path:
 def punkt() -> None:
     """NLTK's sentence data: out of a package on PyPI, or by NLTK. Skips where neither can be reached."""
     import nltk
+    from filelock import FileLock
 
     from profit_sft.errors import DownloadError
     from profit_sft.evaluation.punkt import ensure_punkt
@@ -58,14 +59,16 @@ def punkt() -> None:
 
     kept, inside = default_cache() / "nltk_data", "llama_index/core/_static/nltk_cache/"
     wanted = "tokenizers/punkt_tab/english/"
-    if not kept.is_dir():
-        with tempfile.TemporaryDirectory() as folder:
-            pip_download("llama-index-core==0.14.25", Path(folder))
-            for wheel in Path(folder).glob("*.whl"):
-                with zipfile.ZipFile(wheel) as archive:
-                    names = [name for name in archive.namelist() if name.startswith(f"{inside}{wanted}")]
-                    archive.extractall(folder, names)
-                shutil.copytree(Path(folder) / inside, kept)
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(kept.with_suffix(".lock")):  # two processes share the tests
+        if not kept.is_dir():
+            with tempfile.TemporaryDirectory(dir=kept.parent) as folder:
+                pip_download("llama-index-core==0.14.25", Path(folder))
+                for wheel in Path(folder).glob("*.whl"):
+                    with zipfile.ZipFile(wheel) as archive:
+                        names = [name for name in archive.namelist() if name.startswith(f"{inside}{wanted}")]
+                        archive.extractall(folder, names)
+                    (Path(folder) / inside).rename(kept)
     nltk.data.path.append(str(kept))
     try:
         ensure_punkt()
