@@ -1,6 +1,5 @@
 """`profit eval` as a user calls it: table, JSON, messages, exit codes, signals."""
 
-import dataclasses
 import json
 import shutil
 import signal
@@ -11,8 +10,6 @@ import time
 import pytest
 
 from profit_sft.cli.app import run_app
-from profit_sft.cli.eval import _print_table
-from profit_sft.evaluation import EvalSettings, evaluate
 
 
 @pytest.fixture
@@ -40,21 +37,16 @@ def test_accuracy_by_token_budget_follows_the_table(tiny_folder, tmp_path, capsy
     assert budgets == [["generated", "128"], ["generated", "140"]]
 
 
-def test_answers_that_were_not_judged_are_told(tiny_folder, tmp_path, capsys):
-    settings = EvalSettings(
-        model_name_or_path=tiny_folder,
-        tasks=("generated",),
-        output_dir=tmp_path / "out",
-        greedy=True,
-        max_new_tokens=2,
-        limit=2,
-    )
-    found = evaluate(settings)
-    _print_table(found)
-    assert "not judged" not in capsys.readouterr().out
-    (result,) = found.tasks
-    _print_table(dataclasses.replace(found, tasks=(dataclasses.replace(result, not_judged=1),)))
-    assert "generated: 1 answers are not judged, since comparing them took too much" in capsys.readouterr().out
+def test_answers_that_were_not_judged_are_told_once(arguments, tmp_path, capsys):
+    assert run_app([*arguments, "--greedy"]) == 0
+    assert "not judged" not in "".join(capsys.readouterr())
+    samples = tmp_path / "out" / "samples" / "generated.jsonl"
+    first, *others = samples.read_text().splitlines()
+    samples.write_text("\n".join([json.dumps({**json.loads(first), "correct": None}), *others]) + "\n")
+    assert run_app([*arguments, "--greedy"]) == 0
+    shown = "".join(capsys.readouterr())
+    assert "generated: 1 of 3 answers are not judged, since comparing them came to no end" in shown
+    assert shown.count("not judged") == 1
 
 
 def test_json_is_what_results_json_holds(arguments, tmp_path, capsys):

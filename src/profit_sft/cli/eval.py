@@ -129,13 +129,6 @@ def _print_table(found: "EvalReport") -> None:
     out.print(table)
     if any(result.by_budget for result in found.tasks):
         _print_budgets(found, out)
-    for result in found.tasks:
-        if result.not_judged:
-            out.print(
-                f"{result.task}: {result.not_judged} answers are not judged, since comparing them took too much "
-                "processor time. They are left out of avg@k.",
-                soft_wrap=True,
-            )
     out.print(
         "avg@k: share of right samples, k a problem. 95% interval: in %, over problems, the independent units.\n"
         "cut off: at the limit of new tokens. no answer: none found, counted as wrong. tokens: mean length.\n"
