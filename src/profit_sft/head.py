@@ -331,6 +331,26 @@ def label_statistics(
     return found
 
 
+def look_through_head(
+    model: nn.Module, objective: Objective | None, *, statistics: Statistics = "all", **inputs: Any
+) -> SelectiveLoss:
+    """Return `label_statistics` with the chunks and the backend of the head that is installed.
+
+    Rows of which the objective keeps nothing are what is looked for, so they are not warned of.
+    """
+    head = selective_head(model)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*teaches nothing")
+        return label_statistics(
+            model,
+            objective=objective,
+            statistics=statistics,
+            chunk_size=head.chunk_size,
+            backend=head.backend,
+            **inputs,
+        )
+
+
 @contextmanager
 def _in_evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Put every module into evaluation mode, and each back into the mode it had: parts may differ."""

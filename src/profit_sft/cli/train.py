@@ -83,10 +83,10 @@ def train_command(context: typer.Context) -> int:
         print_dry_run(dry_run(run, config, model_config), as_json=as_json)
         return 0
     result = run_training(run, config, model_config, callbacks=[TrainingBar()], report=print_facts)
-    status = 0 if config.process_index != 0 else print_result(result, as_json=as_json)  # one rank speaks for all
-    if is_launched_here():
-        return 0  # what was launched has ended well; `launch` knows of the stop
-    return status if result.stopped_by is None else 130
+    if config.process_index == 0:  # one rank speaks for all
+        print_result(result, as_json=as_json)
+    # What was launched has ended well: `launch` knows of the stop.
+    return 0 if result.stopped_by is None or is_launched_here() else 130
 
 
 def print_facts(facts: Mapping[str, str]) -> None:

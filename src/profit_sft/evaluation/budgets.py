@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from profit_sft.evaluation.results import BudgetRow, Record, mean_accuracy
+from profit_sft.evaluation.results import BudgetRow, Record, judged_score, mean_accuracy
 from profit_sft.files import write_text
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def accuracy_by_budget(
             found[budget].setdefault(record["problem"], []).append(at_budget)
     return BudgetTable(
         rows=tuple(_row(budget, list(problems.values())) for budget, problems in found.items()),
-        scores={budget: [_score(samples) for samples in problems.values()] for budget, problems in found.items()},
+        scores={budget: [judged_score(samples) for samples in problems.values()] for budget, problems in found.items()},
         inexact_cut_share=inexact / len(records),
     )
 
@@ -146,8 +146,3 @@ def _decode(tokens: list[int], tokenizer: "PreTrainedTokenizerBase") -> str:
 def _row(budget: int, problems: Sequence[Sequence[Record]]) -> BudgetRow:
     cut_off = [sample["truncated"] for samples in problems for sample in samples]
     return BudgetRow(budget=budget, truncated_share=sum(cut_off) / len(cut_off), accuracy=mean_accuracy(problems))
-
-
-def _score(samples: Sequence[Record]) -> float:
-    judged = [float(sample["correct"]) for sample in samples if sample["correct"] is not None]
-    return sum(judged) / len(judged) if judged else 0.5

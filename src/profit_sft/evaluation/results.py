@@ -153,5 +153,14 @@ def mean_accuracy(problems: Sequence[Sequence[Record]]) -> Estimate:
     return estimate_mean([[float(bool(record["correct"])) for record in samples] for samples in groups])
 
 
+def judged_score(samples: Sequence[Record]) -> float:
+    """Return the mean score of a problem over its judged samples.
+
+    A problem of which none was judged counts as half right: it stays a problem of what is compared, and favors none.
+    """
+    judged = [float(sample["correct"]) for sample in samples if sample["correct"] is not None]
+    return sum(judged) / len(judged) if judged else 0.5
+
+
 def _score(name: str) -> Callable[[Record], float]:
     return lambda record: float(record["scores"][name])

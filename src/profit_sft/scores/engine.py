@@ -4,7 +4,6 @@ Scoring a data set writes what comes out into shards; a dry run, the quickstart 
 is. Numbers come from the selective loss, so they are fp32 whatever the model's dtype and no `(N, V)` logits are held.
 """
 
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from profit_sft.data import IGNORE_INDEX
-from profit_sft.head import apply_profit, causal_lm, label_statistics, remove_profit, selective_head
+from profit_sft.head import apply_profit, causal_lm, look_through_head, remove_profit, selective_head
 from profit_sft.objectives import NLL, Objective
 
 # The head's logits are held in chunks whatever the batch, so a batch costs its hidden states. On two cores a batch of
@@ -175,18 +174,8 @@ def _head_on(model: nn.Module) -> Iterator[None]:
 def _scored(
     model: nn.Module, batch: Sequence[LabelExample], objective: Objective | None, device: torch.device
 ) -> list[LabelScores]:
-    head = selective_head(model)
-    with warnings.catch_warnings():
-        # A batch of which nothing is kept is a finding here.
-        warnings.filterwarnings("ignore", message=".*teaches nothing")
-        found = label_statistics(
-            model,
-            **{name: value.to(device) for name, value in _padded(batch).items()},
-            objective=objective,
-            statistics="ranks",
-            chunk_size=head.chunk_size,
-            backend=head.backend,
-        )
+    inputs = {name: value.to(device) for name, value in _padded(batch).items()}
+    found = look_through_head(model, objective, statistics="ranks", **inputs)
     values: dict[str, NDArray[Any]] = {}
     for name, dtype in _FOUND.items():
         value: Tensor | None = getattr(found, name)

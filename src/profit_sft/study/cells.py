@@ -227,15 +227,14 @@ def imitated_share(plan: StudyPlan, cell: Cell, study: StudyFolder) -> float:
 
 def last_complete_checkpoint(run_folder: Path) -> Path | None:
     """Return the last checkpoint whose writing was not cut off; delete the others."""
-    from profit_sft.train.run_folder import (
-        complete_checkpoints,  # brings the trainer, which a study's report does not need
-    )
+    # Here, since it brings the trainer, which a study's report does not need.
+    from profit_sft.train.run_folder import complete_checkpoints, last_checkpoint
 
     complete = complete_checkpoints(run_folder)
     for path in run_folder.glob("checkpoint-*"):
         if path not in complete:
             shutil.rmtree(path)
-    return max(complete, key=lambda path: int(path.name.rsplit("-", 1)[1]), default=None)
+    return last_checkpoint(complete)
 
 
 def measure(run: CellRun) -> None:

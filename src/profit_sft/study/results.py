@@ -9,6 +9,7 @@ from typing import Any
 from profit_sft.errors import DataError
 from profit_sft.evaluation.budgets import BudgetScores, budget_file
 from profit_sft.evaluation.budgets import read_scores as read_budgets
+from profit_sft.evaluation.results import Record, judged_score
 from profit_sft.study.cells import FORMAT, read_metrics
 from profit_sft.study.layout import CellFolder, StudyFolder
 from profit_sft.study.plan import Cell, StudyPlan
@@ -94,8 +95,7 @@ def _read_budgets(folder: CellFolder, task: str) -> list[BudgetScores]:
 def read_scores(path: Path) -> list[float]:
     """Return the mean score of each problem over its samples, in the order of the problems.
 
-    Samples that were not judged are left out. A problem of which none was judged counts as half right: it stays a
-    problem of every cell, and favors none.
+    Samples that were not judged are left out, as `judged_score` does.
 
     Args:
         path: A file of samples that `profit eval` wrote.
@@ -103,16 +103,14 @@ def read_scores(path: Path) -> list[float]:
     Raises:
         DataError: It cannot be read.
     """
-    samples: dict[int, list[float]] = {}
+    samples: dict[int, list[Record]] = {}
     try:
         with path.open(encoding="utf-8") as lines:
             for line in lines:
                 record = json.loads(line)
-                scores = samples.setdefault(record["problem"], [])
-                if record["correct"] is not None:
-                    scores.append(float(record["correct"]))
+                samples.setdefault(record["problem"], []).append(record)
+        return [judged_score(of_problem) for _, of_problem in sorted(samples.items())]
     except (OSError, ValueError, KeyError) as error:
         raise DataError(
             f"{path} cannot be read ({error!r}). Delete its cell's folder and run the study again."
         ) from None
-    return [sum(scores) / len(scores) if scores else 0.5 for _, scores in sorted(samples.items())]

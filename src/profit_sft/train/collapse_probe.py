@@ -3,7 +3,6 @@
 import dataclasses
 import logging
 import random
-import warnings
 from collections.abc import Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from torch import nn
 from torch.utils.data import IterableDataset
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from profit_sft.head import label_statistics, selective_head
+from profit_sft.head import look_through_head, selective_head
 from profit_sft.loss import SelectiveLoss
 from profit_sft.objectives import Objective
 
@@ -179,19 +178,9 @@ def measure(model: nn.Module, batch: Mapping[str, Any]) -> SelectiveLoss:
         Values `(B, S)`, aligned with the positions that predict. An objective that draws at random draws the same
         every time.
     """
-    head, inputs = selective_head(model), dict(batch)
+    inputs = dict(batch)
     labels = inputs.pop("labels")
-    with warnings.catch_warnings():
-        # Rows of which nothing is kept are no news here.
-        warnings.filterwarnings("ignore", message=".*teaches nothing")
-        return label_statistics(
-            model,
-            labels=labels,
-            objective=_drawing_alike(head.objective),
-            chunk_size=head.chunk_size,
-            backend=head.backend,
-            **inputs,
-        )
+    return look_through_head(model, _drawing_alike(selective_head(model).objective), labels=labels, **inputs)
 
 
 def _drawing_alike(objective: Objective) -> Objective:

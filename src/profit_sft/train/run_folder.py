@@ -14,7 +14,7 @@ import json
 import math
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import yaml
@@ -91,7 +91,7 @@ def _checkpoint(folder: Path, wanted: str) -> str:
                 "checkpoint-N folder, or 'latest'."
             )
         return wanted
-    last = max(complete_checkpoints(folder), default=None, key=_step)
+    last = last_checkpoint(complete_checkpoints(folder))
     if last is None:
         raise ConfigurationError(
             f"resume_from_checkpoint: '{folder}' holds no checkpoint. Leave the flag out to start a new run."
@@ -112,8 +112,9 @@ def _is_complete(checkpoint: Path) -> bool:
     return True
 
 
-def _step(checkpoint: Path) -> int:
-    return int(checkpoint.name.rsplit("-", 1)[1])
+def last_checkpoint(checkpoints: Iterable[Path]) -> Path | None:
+    """Return the one of the latest step, or None of none."""
+    return max(checkpoints, default=None, key=lambda checkpoint: int(checkpoint.name.rsplit("-", 1)[1]))
 
 
 def _check_step(checkpoint: Path, rows: int, micro_batches: int, ranks: int) -> None:
