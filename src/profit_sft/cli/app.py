@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 
 from profit_sft.cli.advise import advise_command
+from profit_sft.cli.data import data_command
 from profit_sft.cli.eval import eval_command
 from profit_sft.cli.inspect import inspect_command
 from profit_sft.cli.quickstart import quickstart_command
@@ -98,6 +99,11 @@ _add(
     one_process=False,
     help=HELP,
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
+_add(
+    "data",
+    data_command,
+    example="profit data train.jsonl --model Qwen/Qwen3-0.6B",
 )
 _add(
     "score",

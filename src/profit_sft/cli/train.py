@@ -6,12 +6,13 @@ import os
 import signal
 import sys
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from profit_sft.cli.data import data_facts
 from profit_sft.cli.progress import quiet_libraries
 from profit_sft.cli.ranks import works_here
 
@@ -136,15 +137,13 @@ def print_dry_run(report: "DryRunReport", *, as_json: bool) -> None:
     if as_json:
         sys.stdout.write(json.dumps(dataclasses.asdict(report)) + "\n")
         return
+    from profit_sft.mask.labels import print_labeled_texts
+
     out = Console(highlight=False)
     out.print("[bold]Resolved configuration[/]")
     out.print(report.config, markup=False)
-    data: dict[str, Any] = report.data
     rows = [
-        ("rows used / read / skipped", f"{data['rows_used']} / {data['rows_read']} / {data['rows_skipped']}"),
-        ("format", data["dataset_format"]),
-        ("tokens, of them label tokens", f"{data['total_tokens']:,}, {data['label_tokens']:,}"),
-        ("longest row, rows truncated", f"{data['longest']}, {data['rows_truncated']}"),
+        *data_facts(report.data),
         ("optimizer steps", f"{report.optimizer_steps:,}"),
         ("parameters, of them trained", f"{report.parameters:,}, {report.trainable_parameters:,}"),
         ("sample", f"{report.sample_rows} rows, {report.sample_label_tokens} label tokens"),
@@ -158,3 +157,4 @@ def print_dry_run(report: "DryRunReport", *, as_json: bool) -> None:
     for row in rows:
         table.add_row(*row)
     out.print(table)
+    print_labeled_texts(report.examples, out)

@@ -11,6 +11,7 @@ from trl import ModelConfig
 
 from profit_sft.data import PreparedData
 from profit_sft.head import selective_head
+from profit_sft.mask.labels import LabeledText, labeled_texts, turn_ends
 from profit_sft.scores.engine import label_examples, score_labels
 from profit_sft.train.arguments import RunArguments
 from profit_sft.train.config import ProFitConfig
@@ -21,6 +22,7 @@ from profit_sft.train.start_report import parameter_counts
 from profit_sft.train.steps import planned_steps
 from profit_sft.train.trainer import ProFitTrainer
 
+_SHOWN_ROWS = 2
 _SAMPLE_TOKENS = 2048  # a forward pass of the 135M model over these takes a few seconds on two cores
 
 
@@ -30,7 +32,8 @@ class DryRunReport:
 
     Attributes:
         config: The resolved settings, YAML.
-        data: The training data's report.
+        data: The training data's report, and `turns_end_in` (`turn_ends`).
+        examples: The first rows with their labels marked.
         optimizer_steps: Steps the run would take.
         parameters: All parameters of the model.
         trainable_parameters: Those with a gradient.
@@ -45,6 +48,7 @@ class DryRunReport:
 
     config: str
     data: dict[str, Any]
+    examples: list[LabeledText]
     optimizer_steps: int
     parameters: int
     trainable_parameters: int
@@ -103,7 +107,8 @@ def _report(
         launched_in, device = planned_precision(run.accelerate_config), planned_device(run.accelerate_config)
     return DryRunReport(
         config=settings,
-        data=dataclasses.asdict(train_data.report),
+        data=dataclasses.asdict(train_data.report) | {"turns_end_in": turn_ends(train_data, tokenizer)},
+        examples=labeled_texts(train_data, tokenizer, _SHOWN_ROWS),
         optimizer_steps=steps,
         parameters=parameters,
         trainable_parameters=trainable_parameters,

@@ -1,0 +1,53 @@
+"""`profit data` as a user calls it."""
+
+import json
+
+import pytest
+
+from profit_sft.cli.app import run_app
+
+
+def test_it_shows_the_rows_with_their_labels_and_what_was_left_out(rows, tiny_folder, capsys):
+    with open(rows, "a") as file:
+        file.write('{"question": "Who?"}\n')
+    arguments = ["data", rows, "--model", tiny_folder, "--examples", "2"]
+    assert run_app([*arguments, "--skip_bad_rows"]) == 0
+    out = capsys.readouterr().out
+    assert "6 / 7 / 1" in out
+    assert "⟦It is 1." in out
+    assert "row 2: " in out
+    assert "row 3: " not in out
+    assert "left out: " in out
+    assert "'answer'" in out
+    assert run_app(arguments) == 1
+    assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_json_has_the_report_and_the_examples(rows, tiny_folder, capsys):
+    assert run_app(["data", rows, "--model", tiny_folder, "--examples", "1", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["report"]["rows_used"] == 6
+    assert sum(found["report"]["turns_end_in"].values()) == 6
+    (example,) = found["examples"]
+    assert next(text for text, labeled in example["stretches"] if labeled).startswith("It is 1.")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "model_name_or_path is missing"),
+        (["--model", "embedded", "--examples", "-1"], "examples must be at least 0"),
+        (["--model", "embedded", "--max_length", "0"], "max_length must be at least 1"),
+    ],
+)
+def test_a_mistake_is_a_usage_error(rows, capsys, flags, message):
+    assert run_app(["data", rows, *flags]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_dry_run_shows_the_first_rows_too(rows, tiny_folder, tmp_path, capsys):
+    arguments = ["train", "--dataset_name", rows, "--model_name_or_path", tiny_folder, "--dry-run"]
+    assert run_app([*arguments, "--output_dir", str(tmp_path / "run")]) == 0
+    out = capsys.readouterr().out
+    assert "what is learned ends in" in out
+    assert "⟦It is 1." in out
