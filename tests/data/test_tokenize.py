@@ -15,7 +15,8 @@ GENERATION_PROMPT = "{% if add_generation_prompt %}<|im_start|>assistant\n{% end
 
 def tokenized(tokenizer, values, train_on="all"):
     row = Row(values, "train.jsonl", 3)
-    return tokenize_conversation(to_conversation(row), tokenizer, row, train_on=train_on)
+    (example,) = tokenize_conversation(to_conversation(row), tokenizer, row, train_on=train_on)
+    return example
 
 
 def chat(*messages, spans=None):

@@ -84,7 +84,7 @@ def _tokenize(
 ) -> dict[str, list[int]]:
     row = Row(values, f"{name} data set", index + 1)
     try:
-        example = tokenize_conversation(to_conversation(row), tokenizer, row)
+        (example,) = tokenize_conversation(to_conversation(row), tokenizer, row)
     except DataError as error:
         raise DataError(f"{error} {_OTHER_WAYS}") from None
     masks = [int(label != IGNORE_INDEX) for label in example.labels]

@@ -106,13 +106,13 @@ def prepare_dataset(settings: DataSettings, tokenizer: PreTrainedTokenizerBase, 
     for row in _shown(rows) if progress and sys.stderr.isatty() else rows:
         collected.read += 1
         try:
-            example = _prepare_row(row, settings, tokenizer, known_format=collected.format)
+            examples = _prepare_row(row, settings, tokenizer, known_format=collected.format)
         except DataError as error:
             if not settings.skip_bad_rows:
                 raise
             collected.skip(row, str(error))
             continue
-        collected.add(row, example, settings)
+        collected.add(row, examples, settings)
     if collected.used == 0:
         raise DataError(
             f"'{settings.dataset_name}': none of its {collected.read} rows can be used. The first: "
@@ -123,7 +123,7 @@ def prepare_dataset(settings: DataSettings, tokenizer: PreTrainedTokenizerBase, 
 
 def _prepare_row(
     row: Row, settings: DataSettings, tokenizer: PreTrainedTokenizerBase, *, known_format: Format | None
-) -> Tokenized:
+) -> list[Tokenized]:
     columns = {"prompt_column": settings.prompt_column, "response_column": settings.response_column}
     dataset_format = settings.dataset_format
     if (
@@ -142,11 +142,16 @@ def _prepare_row(
         system_prompt=settings.system_prompt,
     )
     train_on: TrainOn = "last" if settings.train_on == "last" else "all"
-    example = tokenize_conversation(conversation, tokenizer, row, train_on=train_on)
+    examples = tokenize_conversation(conversation, tokenizer, row, train_on=train_on)
+    usable = [example for example in examples if _has_labels(example, settings)]
+    if not usable:
+        raise _without_labels(row, examples[0], settings)
+    return usable
+
+
+def _has_labels(example: Tokenized, settings: DataSettings) -> bool:
     # The first token is never predicted, so a label there does not count.
-    if not any(label != IGNORE_INDEX for label in example.labels[1 : settings.max_length]):
-        raise _without_labels(row, example, settings)
-    return example
+    return any(label != IGNORE_INDEX for label in example.labels[1 : settings.max_length])
 
 
 def _without_labels(row: Row, example: Tokenized, settings: DataSettings) -> DataError:
@@ -177,17 +182,21 @@ class _Collected:
         if len(self.skipped) < LISTED_ROWS:
             self.skipped.append(SkippedRow(file=row.file, row=row.number, reason=reason))
 
-    def add(self, row: Row, example: Tokenized, settings: DataSettings) -> None:
+    def add(self, row: Row, examples: list[Tokenized], settings: DataSettings) -> None:
         if self.format is None:
             columns = {"prompt_column": settings.prompt_column, "response_column": settings.response_column}
             named = next((name for name in FORMATS if name == settings.dataset_format), None)
             self.format = named or detect_format(row.values, **columns)
+        self.used += 1
         limit = settings.max_length
+        self.truncated += any(len(example.input_ids) > (limit or len(example.input_ids)) for example in examples)
+        for example in examples:
+            self._add_example(row, example, limit)
+
+    def _add_example(self, row: Row, example: Tokenized, limit: int | None) -> None:
         input_ids, labels = example.input_ids[:limit], example.labels[:limit]
         kinds = [TOKEN_KINDS["none"]] * len(input_ids) if example.token_kinds is None else example.token_kinds[:limit]
         self.has_kinds |= example.token_kinds is not None
-        self.used += 1
-        self.truncated += len(example.input_ids) > len(input_ids)
         self.total_tokens += len(input_ids)
         self.label_tokens += sum(label != IGNORE_INDEX for label in labels[1:])
         self.longest = max(self.longest, len(input_ids))

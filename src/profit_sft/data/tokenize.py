@@ -40,8 +40,8 @@ class AnswerSpan:
 
 def tokenize_conversation(
     conversation: Conversation, tokenizer: PreTrainedTokenizerBase, row: Row, *, train_on: TrainOn = "all"
-) -> Tokenized:
-    """Render, tokenize and label one conversation.
+) -> list[Tokenized]:
+    """Render, tokenize and label one conversation: its examples, of which there is at least one.
 
     A trained turn's labels are its content and the token that ends the turn; what a template puts after that token is
     not trained. Works with any chat template that renders a conversation as an extension of its beginning; one that
@@ -60,7 +60,7 @@ def tokenize_conversation(
         DataError: The template is missing or cannot be used so; names file, row and the fix.
     """
     if conversation.prompt is not None:
-        return _plain_text(conversation, tokenizer, row)
+        return [_plain_text(conversation, tokenizer, row)]
     if not tokenizer.chat_template:
         raise row.error(
             f"is a chat, but the tokenizer of '{tokenizer.name_or_path}' has no chat template. Name one with "
@@ -81,7 +81,7 @@ def tokenize_conversation(
     spans = _answer_spans(row, answer)
     if spans:
         spans = _shifted(spans, _place_of(answer, whole, trained[-1], row))
-    return _encode(whole, trained, spans, tokenizer)
+    return [_encode(whole, trained, spans, tokenizer)]
 
 
 def _render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]], row: Row, **options: Any) -> str:
