@@ -40,6 +40,19 @@ def test_processes_on_cpus_train_one_model_and_one_of_them_speaks(train, tmp_pat
     assert json.loads((tmp_path / "run" / "environment.json").read_text())["world_size"] == 2
 
 
+def test_a_rank_leaves_its_group_before_python_shuts_down(train, tmp_path):
+    """What the group's threads still do then may abort a process whose work is done."""
+    script = tmp_path / "once.py"
+    script.write_text(
+        "import sys, torch\nfrom profit_sft.cli.app import run_app\n"
+        "assert run_app(sys.argv[1:]) == 0\nassert not torch.distributed.is_initialized()\n"
+    )
+    done = subprocess.run(
+        [*TORCHRUN, str(script), *train], env=environment(), capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
 def left(run: Path, text: str) -> None:
     """Leave what an earlier run would: so many checkpoints that ranks deleting them at once would meet."""
     run.mkdir()

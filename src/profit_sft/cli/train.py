@@ -59,6 +59,7 @@ Takes every flag of TRL's `trl sft`, spelled the same, and these:
 def train_command(context: typer.Context) -> int:
     """Hand the arguments to TRL's parser, which knows every flag, and run or dry-run."""
     import torch
+    from accelerate import PartialState
 
     from profit_sft.cli.launch import follow_launch, is_launched, is_launched_here, launch
     from profit_sft.cli.train_flags import names_a_launch, normalized, parse
@@ -84,6 +85,7 @@ def train_command(context: typer.Context) -> int:
         print_dry_run(dry_run(run, config, model_config), as_json=as_json)
         return 0
     result = run_training(run, config, model_config, callbacks=[TrainingBar()], report=print_facts)
+    PartialState().destroy_process_group()  # its threads may abort a rank whose work is done
     if config.process_index == 0:  # one rank speaks for all
         print_result(result, as_json=as_json)
     # What was launched has ended well: `launch` knows of the stop.
