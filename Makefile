@@ -60,8 +60,9 @@ bench-gpu: $(STAMP)  ## the same on a CUDA device, in bf16, at the sizes of real
 bench: $(STAMP)  ## the loss against its peers, on real hidden states
 	$(BIN)/python benchmarks/loss.py
 
-docs: $(STAMP)  ## the reference pages that are generated from the code
+docs: $(STAMP)  ## the reference pages that are generated from the code, and the site, in site/
 	$(BIN)/python docs/generate.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 build: $(STAMP)
 	$(BIN)/python -m build

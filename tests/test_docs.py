@@ -1,13 +1,16 @@
 """The code of the pages runs, in the libraries it names, and does what the page says."""
 
+import json
 import math
 import re
+import shlex
 import warnings
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from profit_sft.cli.app import run_app
 from tiny import save_tiny_chat_model
 
 
@@ -17,7 +20,7 @@ def run_page(repo_root, tmp_path_factory):
     folder = tmp_path_factory.mktemp("page")
     model = save_tiny_chat_model(folder / "model")
 
-    def run(page):
+    def run(page, old="", new=""):
         text = (repo_root / "docs" / page).read_text(encoding="utf-8")
         spaces = [{"__name__": "page"}]
         for block in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL):
@@ -26,6 +29,7 @@ def run_page(repo_root, tmp_path_factory):
             code = code.replace("threshold=0.1", f"threshold={THRESHOLD}").replace(
                 "report_to=", "use_cpu=True, report_to="
             )
+            code = code.replace(old, new) if old else code
             space = dict(spaces[-1])
             exec(compile(code, page, "exec"), space)
             spaces.append(space)
@@ -82,3 +86,86 @@ def test_the_page_on_trainers_of_ones_own(run_page):
     assert hidden["result"].loss.item() == pytest.approx(loss, rel=1e-5)
     output = own["model"].train()(**own["batch"], labels=own["batch"]["input_ids"])
     assert torch.equal(output.selective.token_weights[:, :-1], 1.0 - output.selective.log_probs[:, :-1].exp())
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize(
+    ("page", "weights"),
+    [
+        ("how-to/lora.md", lambda p: (p >= THRESHOLD).double()),
+        ("how-to/objective.md", lambda p: (p / (2 * THRESHOLD)).clamp(max=1)),
+    ],
+    ids=["lora", "objective"],
+)
+def test_pages_whose_last_block_computes_a_loss(run_page, repo_root, page, weights):
+    name, spaces = run_page(page, "full_at=0.1", f"full_at={2 * THRESHOLD}")
+    found = spaces[-1]
+    with torch.no_grad():
+        log_probs = dense_log_probs(AutoModelForCausalLM.from_pretrained(name), found["batch"]["input_ids"])
+    expected = weights(log_probs.exp())
+    assert 0 < expected.mean() < 1
+    assert found["output"].loss.item() == pytest.approx(-(expected * log_probs).mean().item(), rel=1e-5)
+    if page == "how-to/lora.md":
+        assert found["trained"]
+        assert all("lora_" in parameter for parameter in found["trained"])
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+def test_what_the_page_says_to_do_after_training(repo_root, tmp_path, monkeypatch, capsys):
+    from peft import LoraConfig, get_peft_model
+
+    monkeypatch.chdir(tmp_path)
+    save_tiny_chat_model(tmp_path / "runs" / "first")
+    base = save_tiny_chat_model(tmp_path / "base")
+    adapted = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(base),
+        LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False),
+    )
+    adapted.save_pretrained("runs/lora")
+    AutoTokenizer.from_pretrained(base).save_pretrained("runs/lora")
+    text = (repo_root / "docs" / "how-to" / "after-training.md").read_text(encoding="utf-8")
+    ask, merge = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    space = {}
+    exec(ask, space)
+    assert capsys.readouterr().out == f"{space['answer'][0]['generated_text']}\n"
+    exec(merge, {})
+    ids = torch.arange(12)[None]
+    with torch.no_grad():
+        merged = AutoModelForCausalLM.from_pretrained("runs/merged").eval()(ids).logits
+        torch.testing.assert_close(merged, adapted.eval()(ids).logits, rtol=1e-4, atol=1e-5)
+        assert (merged - AutoModelForCausalLM.from_pretrained(base).eval()(ids).logits).abs().max() > 1e-2
+
+
+@pytest.mark.slow
+@pytest.mark.model
+@pytest.mark.filterwarnings("ignore:collapse:UserWarning")
+def test_the_tutorial(smollm2_folder, repo_root, tmp_path, monkeypatch, capsys):
+    """Every command, with fewer rows and problems; and what the page says that one will see."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipes").symlink_to(repo_root / "recipes")
+    text = (repo_root / "docs" / "tutorial.md").read_text(encoding="utf-8")
+    for old, new in (("(160,", "(16,"), ("--limit 60", "--limit 2"), ("--max_new_tokens 64", "--max_new_tokens 4")):
+        assert old in text
+        text = text.replace(old, new)
+    printed = {}
+    for language, block in re.findall(r"```(python|bash)\n(.*?)```", text, flags=re.DOTALL):
+        if language == "python":
+            exec(block, {})
+            continue
+        for line in block.splitlines():
+            program, *arguments = shlex.split(line)
+            assert program == "profit"
+            assert run_app(arguments) == 0, line
+            printed[" ".join(arguments[:2])] = capsys.readouterr().out
+    assert re.search(r"⟦.*<\|im_end\|>⟧", printed["data train.jsonl"], flags=re.DOTALL)
+    assert run_app(["inspect", "scored", "--threshold", "0.1", "--json"]) == 0
+    kinds = {kind["label"]: kind["kept_share"][0] for kind in json.loads(capsys.readouterr().out)["by_kind"]}
+    assert kinds["core"] > 0.7 > 0.6 > kinds["style"]
+    for name, masks in (("plain", False), ("profit", True)):
+        logs = [json.loads(line) for line in (tmp_path / "runs" / name / "metrics.jsonl").read_text().splitlines()]
+        first = next(log for log in logs if "loss" in log)
+        assert (first["loss"] < 0.9 * first["nll"]) is masks
+        assert list((tmp_path / "runs" / name / "eval").iterdir())
+    assert (tmp_path / "scored" / "mask.html").is_file()

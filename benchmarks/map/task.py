@@ -1,0 +1,150 @@
+"""A task on which strength is a dial: several-step arithmetic in characters, worded one of many ways.
+
+A reference is `OPEN 12+30=42 LINK 42-4=38. CLOSE 38.`: the equations and the last number are its core, the words
+around them its wording. An annotator of one's own words as the start was taught to; an alien one with words that it
+has never seen. A wrong reference has a wrong number that later steps follow, or a wrong last number alone.
+"""
+
+from dataclasses import dataclass
+from random import Random
+
+import torch
+from torch import Tensor
+
+CHARACTERS = sorted("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789 +-*=.,:?")
+PAD, EOS = 0, 1
+ID_OF = {character: index + 2 for index, character in enumerate(CHARACTERS)}
+VOCAB_SIZE = len(CHARACTERS) + 2
+IGNORE_INDEX = -100
+LARGEST_ANSWER = 140  # characters; of three steps in the longest wording, with room
+
+_OWN = (
+    ("", "We see ", "So ", "First ", "Note ", "Now "),
+    (" then ", " next ", " and ", ", ", " so "),
+    ("Answer: ", "Result: ", "So it is ", "Final: ", "That makes "),
+)
+_ALIEN = (
+    ("Good day: ", "As asked, ", "Friends, "),
+    (" whereupon ", " hence ", " leading on, "),
+    ("In sum we hold ", "Verily it be ", "Tally stands at "),
+)
+WORDINGS = {"own": _OWN, "alien": _ALIEN}
+SKILLS = {  # number of steps, operations
+    "old": (2, "+-"),
+    "new": (2, "+-*"),  # at least one product, which the start was not taught
+    "longer": (3, "+-"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A question and its equations: left, operation, right, result."""
+
+    equations: tuple[tuple[int, str, int, int], ...]
+
+    @property
+    def prompt(self) -> str:
+        """What the model is asked."""
+        first, *rest = self.equations
+        return f"Q:{first[0]}{first[1]}{first[2]}" + "".join(f"{step[1]}{step[2]}" for step in rest) + "?A:"
+
+    @property
+    def answer(self) -> int:
+        """The right last number."""
+        return self.equations[-1][3]
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """A problem's prompt, an answer to learn from, and which of the answer's characters are core."""
+
+    prompt: str
+    answer: str
+    is_core: tuple[bool, ...]
+
+
+def draw_problem(random: Random, skill: str) -> Problem:
+    """Draw a problem whose numbers stay between 0 and 99, from left to right."""
+    steps, operations = SKILLS[skill]
+    while True:
+        value, equations = random.randint(2, 99), []
+        product = random.randrange(steps) if "*" in operations else None
+        for index in range(steps):
+            operation = "*" if index == product else random.choice("+-")
+            right = random.randint(2, 9) if operation == "*" else random.randint(2, 40)
+            result = {"+": value + right, "-": value - right, "*": value * right}[operation]
+            equations.append((value, operation, right, result))
+            value = result
+        if all(0 <= step[3] <= 139 for step in equations) and (product is None or equations[product][3] <= 99):
+            return Problem(tuple(equations))
+
+
+def draw_reference(random: Random, problem: Problem, *, wording: str, wrong_share: float) -> Reference:
+    """Word an answer, wrong with this probability."""
+    openings, links, closings = WORDINGS[wording]
+    equations, said = list(problem.equations), problem.answer
+    if random.random() < wrong_share:
+        if random.random() < 0.5:
+            said = _wrong(random, said)
+        else:
+            equations, said = _with_a_wrong_step(random, problem)
+    parts = [(random.choice(openings), False)]
+    for index, (left, operation, right, result) in enumerate(equations):
+        parts += [(random.choice(links), False)] * (index > 0)
+        parts.append((f"{left}{operation}{right}={result}", True))
+    parts += [(". " + random.choice(closings), False), (f"{said}", True), (".", False)]
+    return Reference(
+        problem.prompt,
+        "".join(text for text, _ in parts),
+        tuple(core for text, core in parts for _ in text),
+    )
+
+
+def _with_a_wrong_step(random: Random, problem: Problem) -> tuple[list[tuple[int, str, int, int]], int]:
+    """One result is wrong, and what follows is computed from it."""
+    wrong_at, equations, value = random.randrange(len(problem.equations)), [], problem.equations[0][0]
+    for index, (_, operation, right, _) in enumerate(problem.equations):
+        result = {"+": value + right, "-": value - right, "*": value * right}[operation]
+        if index == wrong_at:
+            result = _wrong(random, result)
+        result = max(result, 0)
+        equations.append((value, operation, right, result))
+        value = result
+    return equations, value
+
+
+def _wrong(random: Random, number: int) -> int:
+    while True:
+        found = max(0, number + random.choice([-10, -3, -2, -1, 1, 2, 3, 10]))
+        if found != number:
+            return found
+
+
+def encode(text: str) -> list[int]:
+    """Return token ids, one a character."""
+    return [ID_OF[character] for character in text]
+
+
+def decode(ids: list[int]) -> str:
+    """Return the text of token ids up to the end token."""
+    ids = ids[: ids.index(EOS)] if EOS in ids else ids
+    return "".join(CHARACTERS[index - 2] for index in ids if index >= 2)
+
+
+def last_number(text: str) -> int | None:
+    """Return the last number of an answer, or None."""
+    digits = "".join(character if character.isdigit() else " " for character in text).split()
+    return int(digits[-1]) if digits and len(digits[-1]) < 10 else None
+
+
+def batch_of(references: list[Reference]) -> dict[str, Tensor]:
+    """Return `input_ids`, `labels` and `attention_mask`, `(B, S)`; the answer and its end token carry labels."""
+    rows = [(encode(row.prompt), [*encode(row.answer), EOS]) for row in references]
+    longest = max(len(prompt) + len(answer) for prompt, answer in rows)
+    found: dict[str, list[list[int]]] = {"input_ids": [], "labels": [], "attention_mask": []}
+    for prompt, answer in rows:
+        size = len(prompt) + len(answer)
+        found["input_ids"].append(prompt + answer + [PAD] * (longest - size))
+        found["labels"].append([IGNORE_INDEX] * len(prompt) + answer + [IGNORE_INDEX] * (longest - size))
+        found["attention_mask"].append([1] * size + [0] * (longest - size))
+    return {name: torch.tensor(values) for name, values in found.items()}
