@@ -245,7 +245,7 @@ def test_the_file_is_named_in_every_message(tmp_path):
     with pytest.raises(ConfigurationError, match=r"some\.yaml' cannot be read"):
         load_plan(path)
     path.write_text("cells: [")
-    with pytest.raises(ConfigurationError, match=r"some\.yaml' is not YAML"):
+    with pytest.raises(ConfigurationError, match=r"some\.yaml', line 1: not YAML"):
         load_plan(path)
     path.write_text("- a list")
     with pytest.raises(ConfigurationError, match=r"some\.yaml' must be a mapping"):

@@ -2,14 +2,14 @@
 
 import argparse
 import difflib
+import itertools
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NoReturn
 
-import yaml
 from trl import ModelConfig, TrlParser
 
 from profit_sft.errors import ConfigurationError
+from profit_sft.files import read_yaml
 from profit_sft.train.arguments import RunArguments
 from profit_sft.train.config import ProFitConfig
 
@@ -42,16 +42,15 @@ def parse(arguments: Sequence[str]) -> tuple[RunArguments, ProFitConfig, ModelCo
     if switches["--help_all"]:
         parser.print_help()
         raise SystemExit(0)
+    for flag, path in itertools.pairwise(arguments):
+        if flag == "--config":
+            read_yaml(path)  # TRL's parser, which reads it again, would take anything
     try:
         run, config, model_config, unknown = parser.parse_args_and_config(
             args=list(arguments), return_remaining_strings=True, fail_with_unknown_args=False
         )
-    except UnicodeDecodeError:
-        raise ConfigurationError("the file of --config is not UTF-8. Convert it first.") from None
     except (ValueError, TypeError) as error:
         raise ConfigurationError(str(error)) from None
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigurationError(f"--config cannot be read: {error}") from None
     except IndexError:
         raise ConfigurationError("--config needs a file. Example: --config recipes/qwen3-0.6b-profit.yaml") from None
     if unknown:
@@ -81,7 +80,7 @@ def names_a_launch(arguments: Sequence[str]) -> bool:
     given.add_argument("--accelerate_config")
     try:
         known, _ = given.parse_known_args([normalized(argument) for argument in arguments])
-        settings = yaml.safe_load(Path(known.config).read_text(encoding="utf-8")) if known.config else {}
-    except (argparse.ArgumentError, SystemExit, OSError, ValueError, yaml.YAMLError):
+        settings = read_yaml(known.config)[0] if known.config else {}
+    except (argparse.ArgumentError, SystemExit, ConfigurationError):
         return False
-    return bool(known.accelerate_config or (isinstance(settings, dict) and settings.get("accelerate_config")))
+    return bool(known.accelerate_config or settings.get("accelerate_config"))
