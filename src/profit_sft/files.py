@@ -88,8 +88,8 @@ def read_text(path: str | Path, kind: type[ProFitError] = DataError) -> str:
         raise kind(f"'{path}' cannot be read ({said}). Check the path and its permissions.") from None
 
 
-def read_json(path: str | Path, fix: str, kind: type[ProFitError] = DataError) -> Any:
-    """Return the content of a JSON file.
+def read_json(path: str | Path, fix: str, kind: type[ProFitError] = DataError) -> dict[str, Any]:
+    """Return the object that a JSON file holds.
 
     Args:
         path: The file.
@@ -97,13 +97,16 @@ def read_json(path: str | Path, fix: str, kind: type[ProFitError] = DataError) -
         kind: Of the error.
 
     Raises:
-        ProFitError: It cannot be read, or is not JSON.
+        ProFitError: It cannot be read, or is no JSON object.
     """
     text = read_text(path, kind)
     try:
-        return json.loads(text)
+        content = json.loads(text)
     except (ValueError, RecursionError) as error:  # also of a number of more digits than Python reads
         raise kind(f"'{path}' is not JSON ({first_line(error)}). {fix}") from None
+    if not isinstance(content, dict):
+        raise kind(f"'{path}' is a JSON {type(content).__name__}, not an object. {fix}")
+    return content
 
 
 def read_yaml(path: str | Path) -> "tuple[dict[str, Any], yaml.MappingNode]":
