@@ -41,7 +41,7 @@ def _leave_the_studys_own(settings: dict[str, Any]) -> dict[str, Any]:
 
 def _folder_name(name: str) -> str:
     """Refuse a name that is a path, or that no file system takes: a cell's folder is called by it."""
-    if name != make_slug(name):
+    if not name or name != make_slug(name):
         hint = f" Write {make_slug(name)!r}." if make_slug(name) else ""
         raise ValueError(
             f" must be letters, digits, '.', '_' and '-', from a letter or digit to one, at most {MAX_NAME} of them, "
