@@ -117,7 +117,12 @@ def first_line(error: BaseException) -> str:
     said = lines[0] if lines else ""
     if isinstance(error, KeyError):
         said = f"{said} is missing"
-    return said[:300].rstrip(".:") or type(error).__name__
+    return brief(said).rstrip(".:") or type(error).__name__
+
+
+def brief(text: str, longest: int = 300) -> str:
+    """Return a text that was not written by us, without its middle where it is long."""
+    return text if len(text) <= longest else f"{text[: longest // 2]} ... {text[-longest // 4 :]}"
 
 
 def explained(error: BaseException) -> ProFitError | None:

@@ -8,10 +8,11 @@ from typing import NoReturn
 
 from trl import ModelConfig, TrlParser
 
-from profit_sft.errors import ConfigurationError
+from profit_sft.errors import ConfigurationError, brief
 from profit_sft.files import read_yaml
 from profit_sft.train.arguments import RunArguments
 from profit_sft.train.config import ProFitConfig
+from profit_sft.train.ranges import check_values
 
 
 class Parser(TrlParser):
@@ -19,7 +20,7 @@ class Parser(TrlParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise ConfigurationError, where argparse would leave the process."""
-        raise ConfigurationError(f"{message}. See profit train --help.")
+        raise ConfigurationError(f"{brief(message)}. See profit train --help.")
 
 
 def parse(arguments: Sequence[str]) -> tuple[RunArguments, ProFitConfig, ModelConfig, bool, bool]:
@@ -49,6 +50,8 @@ def parse(arguments: Sequence[str]) -> tuple[RunArguments, ProFitConfig, ModelCo
         run, config, model_config, unknown = parser.parse_args_and_config(
             args=list(arguments), return_remaining_strings=True, fail_with_unknown_args=False
         )
+        for settings in (run, model_config):  # the trainer's have been looked at where they were made
+            check_values(settings)
     except (ValueError, TypeError) as error:
         raise ConfigurationError(str(error)) from None
     except IndexError:
