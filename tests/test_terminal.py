@@ -2,6 +2,7 @@
 
 import io
 import logging
+import re
 import warnings
 
 import pytest
@@ -77,3 +78,13 @@ def test_a_bar_is_labeled_with_the_text_as_it_is():
         display.update("[/x]\x1b[2J", 1, 2)
     assert "[/x]␛[2J" in out.file.getvalue()
     assert "\x1b[2J" not in out.file.getvalue()
+
+
+def test_no_command_makes_a_console_of_its_own(repo_root):
+    package = repo_root / "src" / "profit_sft"
+    made = {
+        str(path.relative_to(package))
+        for path in package.rglob("*.py")
+        if re.search(r"(?<!Harmless)\bConsole\(", path.read_text(encoding="utf-8"))
+    }
+    assert made <= {"data/prepare.py"}  # a bar without a text of the data
