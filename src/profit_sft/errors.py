@@ -9,9 +9,17 @@
     └── DownloadError           a file could not be fetched, or is not the expected one
 
 Wrong values and types handed to a function are plain `ValueError` and `TypeError`.
+
+What the operating system and other libraries raise becomes one of ours in two ways: `blamed_on` where a file from
+outside is read, which knows the file and the fix, and `explained` at the command line, for a full disk and its like,
+which come up wherever something is written. Everything else is a mistake of ours, and keeps its traceback.
 """
 
+import errno
+import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 
 
@@ -83,3 +91,96 @@ def require_extra(extra: str, *, wanted_by: str) -> None:
             error = missing_extra(module, wanted_by=wanted_by)
             assert error is not None
             raise error
+
+
+_NO_ROOM = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+_FIXES = {
+    errno.EACCES: "Change its permissions, or name another.",
+    errno.EPERM: "Change its permissions, or name another.",
+    errno.EROFS: "Choose a folder that can be written to.",
+    errno.ENOENT: "Check the path.",
+    errno.ENAMETOOLONG: "Choose a shorter name.",
+    errno.ELOOP: "Its links lead in a circle; name the file itself.",
+    errno.EMFILE: "Allow this process more open files (ulimit -n).",
+    errno.EISDIR: "A folder is in the way of this file; move it, or choose another name.",
+    errno.ENOTDIR: "A file is in the way of this folder; move it, or choose another name.",
+}
+# Of libraries that say it in words alone: Rust's (safetensors, tokenizers), Arrow's, torch's.
+_NUMBER = re.compile(r"\(os error (\d+)\)|\[[Ee]rrno (\d+)\]")
+_TORCH_CANNOT_WRITE = re.compile(r"PytorchStreamWriter failed|unexpected pos \d+ vs|file write failed")
+_MEMORY = re.compile(r"out of memory|can't allocate memory|Cannot allocate memory")
+
+
+def first_line(error: BaseException) -> str:
+    """Return what an error says, without further lines and a last period; its kind where it says nothing."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = lines[0] if lines else ""
+    if isinstance(error, KeyError):
+        said = f"{said} is missing"
+    return brief(said).rstrip(".:") or type(error).__name__
+
+
+def brief(text: str, longest: int = 300) -> str:
+    """Return a text that was not written by us, without its middle where it is long."""
+    return text if len(text) <= longest else f"{text[: longest // 2]} ... {text[-longest // 4 :]}"
+
+
+def explained(error: BaseException) -> ProFitError | None:
+    """Return what to tell a user of an error that is not this library's, or None where only a traceback will do.
+
+    Args:
+        error: Of the operating system: a file that cannot be read or written, a full disk; no memory.
+    """
+    if isinstance(error, ProFitError):
+        return error
+    number, place = _error_number(error), _place(error)
+    if number in _NO_ROOM or _TORCH_CANNOT_WRITE.search(str(error)):
+        why = "a limit on the size of files (ulimit -f)" if number == errno.EFBIG else "a full disk, or a quota"
+        return ProFitError(
+            f"{place}could not be written: {why}. What was complete before is still there. Make room, or name another "
+            "folder; the same command goes on or says how."
+        )
+    if isinstance(error, MemoryError) or _MEMORY.search(str(error)):
+        return ProFitError(
+            f"out of memory ({first_line(error)}). Lower the batch (per_device_train_batch_size, max_batch_tokens, "
+            "batch_size) or max_length, or take a smaller model."
+        )
+    if isinstance(error, OSError):
+        said = error.strerror if error.strerror else first_line(error)
+        fix = f" {_FIXES[number]}" if number in _FIXES else ""
+        return ProFitError(f"{place.strip() + ': ' if error.filename is not None else ''}{said}.{fix}")
+    return None
+
+
+def _error_number(error: BaseException) -> int | None:
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno
+    found = _NUMBER.search(str(error))
+    return int(found[1] or found[2]) if found else None
+
+
+def _place(error: BaseException) -> str:
+    name = getattr(error, "filename", None)
+    return "a file " if name is None else f"'{name}' "
+
+
+@contextmanager
+def blamed_on(what: str, fix: str, kind: type[ProFitError] = DataError) -> Iterator[None]:
+    """Turn whatever a library raises over something from outside into one error that names it.
+
+    Libraries raise what is at hand over a broken file: KeyError, RuntimeError, RecursionError, or kinds of their own.
+    So the body must do nothing but hand the thing to the library.
+
+    Args:
+        what: Names it, with setting, value or place: `model_name_or_path: 'folder' holds no model that can be loaded`.
+        fix: What to do.
+        kind: Of the error.
+    """
+    try:
+        yield
+    except ProFitError:
+        raise
+    except Exception as error:
+        if _error_number(error) in _NO_ROOM:
+            raise
+        raise kind(f"{what} ({first_line(error)}). {fix}") from error

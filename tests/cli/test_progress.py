@@ -65,7 +65,7 @@ def test_a_bar_is_taken_down_when_the_work_fails():
 
 
 def test_training_shows_its_steps_and_the_last_figures(console, monkeypatch):
-    monkeypatch.setattr("profit_sft.cli.training_bar.Console", lambda **options: console)
+    monkeypatch.setattr("profit_sft.cli.training_bar.console", lambda **options: console)
     bar, state = TrainingBar(), SimpleNamespace(is_world_process_zero=True, global_step=4, max_steps=6)
     bar.on_train_begin(None, state, None)  # going on from step 4
     for state.global_step in (5, 6):
@@ -82,7 +82,7 @@ def test_training_shows_its_steps_and_the_last_figures(console, monkeypatch):
 
 
 def test_training_is_shown_by_one_rank(console, monkeypatch):
-    monkeypatch.setattr("profit_sft.cli.training_bar.Console", lambda **options: console)
+    monkeypatch.setattr("profit_sft.cli.training_bar.console", lambda **options: console)
     bar, state = TrainingBar(), SimpleNamespace(is_world_process_zero=False, global_step=1, max_steps=1)
     bar.on_train_begin(None, state, None)
     bar.on_step_end(None, state, None)

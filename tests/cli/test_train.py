@@ -197,7 +197,7 @@ def test_bad_rows_can_be_skipped_and_are_reported(arguments, rows, tmp_path, cap
         (["--threshold", "high"], 2, "argument --threshold: invalid float value: 'high'"),
         (["--objective", "profitt"], 2, "no objective is named 'profitt'. Known: nll, profit"),
         (["--dataset_name", "absent.jsonl"], 1, "'absent.jsonl' does not exist. Check the path"),
-        (["--config", "absent.yaml"], 2, "--config cannot be read"),
+        (["--config", "absent.yaml"], 2, "'absent.yaml' cannot be read"),
         (["--config"], 2, "--config needs a file"),
         (["--model_name_or_path", "./absent"], 2, "there is no folder './absent'"),
         (["--resume_from_checkpoint", "latest"], 2, "holds no checkpoint. Leave the flag out"),
@@ -261,7 +261,7 @@ def test_it_says_so_before_it_reads_the_data(arguments, rows, capsys):
     ("content", "message"),
     [
         (b"skip-bad-rows: true", "unknown setting --skip-bad-rows. In YAML write skip_bad_rows."),
-        (b"objective: caf\xe9", "the file of --config is not UTF-8. Convert it first."),
+        (b"objective: caf\xe9", "c.yaml' is not UTF-8 (byte 15). Convert it first."),
     ],
 )
 def test_a_mistake_in_the_file_gets_one_message(arguments, tmp_path, capsys, content, message):

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from profit_sft.pages.render import embedded_json, render_page
+from profit_sft.pages.render import _code, embedded_json, markdown_text, render_page
 
 HOSTILE = "</script><script>alert(1)</script> <!-- & ' \" {{ 7*7 }} {% raw %} \u2028 \u2029 答"
 
@@ -54,3 +54,48 @@ _MASK_VALUES = {
     "has_kinds": False,
     "versions": "",
 }
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(
+            "<script>alert(1)</script>",
+            "<img src=x onerror=alert(1)>",
+            "<!-- x",
+            "</td>",
+            "<?x?>",
+            "&lt;b&gt;",
+            "a | b",
+        ),
+        *("[x](javascript:alert(1))", "![x](http://tracker/x.png)", "[x]: http://y", "<http://y>", "`x`", "**x**"),
+        *(
+            "x\n\n# A heading\n<b>",
+            "x\r<b>",
+            "\u2028<b>",
+            "\x1b[2J<b>",
+            "\\<b>",
+            "\\\\<b>",
+            "```\n<b>",
+            "x\n    ```\n<b>",
+        ),
+    ],
+    ids=ascii,
+)
+def test_a_text_is_shown_as_it_is_by_markdown_and_is_neither_html_nor_link(text, tmp_path):
+    from markdown_it import MarkdownIt
+
+    read = MarkdownIt("commonmark").enable("table")
+    line = markdown_text(text)
+    assert "\n" not in line
+    for place in (f"# {line}\n", f"- {line}\n", f"a paragraph\n{line}\n", f"|a|b|\n|---|---|\n|{line}|x|\n"):
+        html = read.render(place)
+        shown = re.sub(r"</?(?:h1|ul|li|p|table|thead|tbody|tr|th|td)>", "", html)
+        assert "<" not in shown
+        assert "href" not in shown
+        assert html.count("<td>") in (0, 2)
+    code = read.render(f"text\n\n{_code(text)}\n\nmore\n")
+    assert code.count("<code>") == 1
+    assert code.startswith("<p>text</p>\n<pre><code>")
+    assert code.endswith("</code></pre>\n<p>more</p>\n")
+    assert "<b>" not in code

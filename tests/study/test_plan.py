@@ -16,6 +16,17 @@ BASE = {
 }
 
 
+_ALLOWED = "'.', '_' and '-', from a letter or digit to one, at most 100 of them, got"
+PATHS = (
+    ("../../x", f"{_ALLOWED} '../../x'. Write 'x'"),
+    ("/tmp/x", f"{_ALLOWED} '/tmp/x'. Write 'tmp-x'"),
+    ("..", f"{_ALLOWED} '..'"),
+    ("", f"{_ALLOWED} ''"),
+    ("a\x1b[2Jb", f"{_ALLOWED} {chr(39)}a\\x1b[2Jb{chr(39)}. Write 'a-2Jb'"),
+    ("x" * 101, f"{_ALLOWED} {'x' * 101!r}. Write {'x' * 100!r}"),
+)
+
+
 def plan_with(**changes):
     content = copy.deepcopy(BASE)
     for key, value in changes.items():
@@ -97,6 +108,21 @@ def test_the_objectives_that_need_a_reference_are_known():
         ({"dataset_name": None}, "dataset_name is missing, such as train.jsonl or `generated`."),
         ({"name": 3}, "name must be text, got 3."),
         ({"keep_models": "no"}, "keep_models must be true or false, got 'no'."),
+        ({"generated": {"rows": 99_999_999}}, "generated.rows must be less than or equal to 50000, got 99999999."),
+        ({"generated": {"steps": 4}}, "generated.steps must be less than or equal to 3, got 4."),
+        *(
+            ({"cells": [{"objective": "nll", "name": name}]}, f"cells[0].name must be letters, digits, {got}.")
+            for name, got in PATHS
+        ),
+        ({"model_name_or_path": None, "models": ["../.."]}, "models[0].name is empty: name at least one."),
+        (
+            {
+                "model_name_or_path": None,
+                "models": [{"model_name_or_path": "x", "name": "a.b"}, {"model_name_or_path": "y", "name": "a"}],
+                "cells": [{"objective": "nll", "name": "c"}, {"objective": "nll", "name": "b.c"}],
+            },
+            "two cells would be called 'a.b.c-s0'. Give models or variants other names.",
+        ),
         ({"models": ["a"]}, "give one of model_name_or_path and models"),
         ({"model_name_or_path": None, "models": ["a/b", "c/b"]}, "models[1]: another is called 'b', too."),
         ({"model_name_or_path": None, "models": [{"name": "b"}]}, "models[0].model_name_or_path is missing, such as"),
@@ -245,7 +271,7 @@ def test_the_file_is_named_in_every_message(tmp_path):
     with pytest.raises(ConfigurationError, match=r"some\.yaml' cannot be read"):
         load_plan(path)
     path.write_text("cells: [")
-    with pytest.raises(ConfigurationError, match=r"some\.yaml' is not YAML"):
+    with pytest.raises(ConfigurationError, match=r"some\.yaml', line 1: not YAML"):
         load_plan(path)
     path.write_text("- a list")
     with pytest.raises(ConfigurationError, match=r"some\.yaml' must be a mapping"):

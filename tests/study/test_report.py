@@ -22,7 +22,7 @@ def report(tmp_path):
 def test_markdown_has_verdict_tables_limits_and_settings(report):
     text = (report / "report.md").read_text()
     assert text.startswith(
-        "# made-up\n\nIs <b>profit</b> better & why?\n\n**Worse than nll, over seeds and problems: dft.**\n"
+        "# made-up\n\nIs \\<b>profit\\</b> better & why?\n\n**Worse than nll, over seeds and problems: dft.**\n"
     )
     rows = {line.split(" | ")[0].lstrip("| "): line for line in text.splitlines() if line.startswith("| ")}
     assert rows["nll"].count("|") == rows["variant"].count("|")

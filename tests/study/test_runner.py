@@ -11,12 +11,13 @@ import time
 import pytest
 from real_study import CELLS, figures, metric_lines
 
-from profit_sft.errors import ConfigurationError
+from profit_sft.errors import ConfigurationError, DataError
 from profit_sft.files import write_text
 from profit_sft.study.cells import CellFailed, imitated_share, needs_scores
 from profit_sft.study.driver import sole_driver
 from profit_sft.study.layout import StudyFolder
 from profit_sft.study.plan import load_plan, parse_plan
+from profit_sft.study.results import read_results
 from profit_sft.study.runner import _Loop, choose_cells, run_study
 
 
@@ -123,6 +124,33 @@ def test_a_failed_cell_is_reported_and_the_others_run(tmp_path):
     assert "no tokenizer could be loaded from 'absent'" in result.failed["profit-t0.1-s0"]
     assert "profit-t0.1-s0, whose kept share it needs, has failed" in result.failed["random-as-profit-t0.1-s0"]
     assert any(line.startswith("failed: profit-t0.1-s0: exit status 2") for line in lines)
+
+
+def test_a_cell_that_the_system_fails_does_not_keep_the_others_from_running(tmp_path):
+    cells = StudyFolder(tmp_path).path / "cells"
+    (cells / "nll-s0" / "settings.json").mkdir(parents=True)  # in the way of a file, as a full disk would be
+    (cells / "nll-s0" / "settings.json" / "x").touch()
+    (cells / "profit-t0.1-s0").parent.mkdir(exist_ok=True)
+    (cells / "profit-t0.1-s0").touch()  # in the way of a folder
+    plan = plan_without_measuring(cells=[{"objective": "nll"}, {"objective": "profit"}])
+    failed = run_study(plan, tmp_path, cells="profit*").failed | run_study(plan, tmp_path, cells="untrained").failed
+    assert list(failed) == ["profit-t0.1-s0"]
+    assert failed["profit-t0.1-s0"].startswith("profit-t0.1-s0: '")
+    assert failed["profit-t0.1-s0"].count("\n") == 0
+
+
+@pytest.mark.parametrize("torn", ["", "{", '{"format": 1', "[]", "null", "\x00", '{"a": 1' + "0" * 5000 + "}"])
+@pytest.mark.parametrize("name", ["settings.json", "cell.json"])
+def test_a_torn_file_of_a_cell_is_named_with_the_way_out(tmp_path, name, torn):
+    plan = plan_without_measuring()
+    path = StudyFolder(tmp_path).cell("nll-s0").path / name
+    path.parent.mkdir(parents=True)
+    path.write_text(torn)
+    with pytest.raises((DataError, ConfigurationError), match=rf"{name}.*[Dd]elete .*nll-s0"):
+        if name == "settings.json":
+            run_study(plan, tmp_path, cells="nll-s0")
+        else:
+            read_results(plan, tmp_path)
 
 
 def test_a_folder_that_another_driver_has_is_refused_before_anything_is_written(tmp_path):

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from profit_sft.cli.options import (
@@ -24,6 +23,7 @@ from profit_sft.cli.options import (
 )
 from profit_sft.cli.progress import quiet_libraries
 from profit_sft.errors import ConfigurationError
+from profit_sft.terminal import console
 
 if TYPE_CHECKING:
     from profit_sft.mask.advice import Advice, PositionRow, ThresholdRow
@@ -86,12 +86,11 @@ def print_advice(advice: "Advice") -> None:
     """Print the profile as tables on stdout, then warnings and reading in plain words."""
     from profit_sft.mask.kinds import describe
 
-    out = Console(highlight=False)
+    out = console(wrap=False)
     out.print(
         f"{advice.examples:,} examples, {advice.label_tokens:,} label tokens of {advice.dataset_name} under "
         f"{advice.model_name_or_path}: mean p {advice.mean_p:.3f}, median p {advice.median_p:.3f}, plain NLL "
         f"{advice.nll:.3f} nats, likeliest token right {advice.top1_share:.0%}",
-        markup=False,
         soft_wrap=True,
     )
     out.print(_profile_table(advice))
@@ -100,12 +99,12 @@ def print_advice(advice: "Advice") -> None:
         out.print(_kind_table(advice.kinds))
         out.print(_histogram(advice.kinds))
         for sentence in (describe(advice.kinds), *_statistics(advice.kinds)):
-            out.print(sentence, markup=False)
+            out.print(sentence)
     for warning in advice.warnings:
-        out.print("[bold yellow]warning:[/]", end=" ")
-        out.print(warning, markup=False)
+        out.print("warning:", style="bold yellow", end=" ")
+        out.print(warning)
     for sentence in (*advice.reading, advice.caveat):
-        out.print(sentence, markup=False)
+        out.print(sentence)
 
 
 def _profile_table(advice: "Advice") -> Table:

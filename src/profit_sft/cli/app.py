@@ -1,11 +1,13 @@
 """The typer application: which commands there are, and what becomes of their errors."""
 
 import functools
+import io
+import os
+import sys
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from profit_sft.cli.advise import advise_command
 from profit_sft.cli.data import data_command
@@ -16,7 +18,8 @@ from profit_sft.cli.ranks import works_here
 from profit_sft.cli.score import score_command
 from profit_sft.cli.study import study_command
 from profit_sft.cli.train import HELP, train_command
-from profit_sft.errors import ConfigurationError, ProFitError, missing_extra
+from profit_sft.errors import ConfigurationError, explained, missing_extra
+from profit_sft.terminal import console
 
 app = typer.Typer(
     name="profit",
@@ -65,31 +68,29 @@ def _add(name: str, command: Callable[..., int], *, example: str, one_process: b
 
 def _exit_status(command: Callable[[], int]) -> int:
     """Run a command; turn what a user can mend into one message and an exit status."""
-    errors = Console(stderr=True, highlight=False, soft_wrap=True)
-
-    def report(message: object) -> None:
-        errors.print("[bold red]error:[/]", end=" ")
-        errors.print(str(message), markup=False)
-
     try:
         try:
             return command()
         except ModuleNotFoundError as error:
             raise missing_extra(error.name, wanted_by="this command") or error from error
     except KeyboardInterrupt:
-        report("interrupted")
+        _report("interrupted")
         return 130
-    except ConfigurationError as error:
-        report(error)
-        return 2
-    except ProFitError as error:
-        report(error)
+    except BrokenPipeError:  # whoever read the output has enough of it, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except OSError as error:
-        if error.filename is None:
+    except Exception as error:
+        told = explained(error)
+        if told is None:
             raise
-        report(f"'{error.filename}': {error.strerror}")
-        return 1
+        _report(told)
+        return 2 if isinstance(told, ConfigurationError) else 1
+
+
+def _report(message: object) -> None:
+    errors = console(stderr=True)
+    errors.print("error:", style="bold red", end=" ")
+    errors.print(str(message))
 
 
 _add(
@@ -144,8 +145,26 @@ def run_app(arguments: Sequence[str]) -> int:
     Returns:
         0 done, 1 failed, 2 usage, 130 interrupted.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a sign that the terminal's encoding lacks is no failure
     try:
-        app(args=list(arguments), prog_name="profit")
+        # By default typer prints its errors in a frame, as they are, and leaves the process.
+        status = app(args=list(arguments), prog_name="profit", standalone_mode=False)
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 0
-    return 0
+    except Exception as error:
+        # Of click, or of the copy of it that typer brings: which one depends on its version.
+        if not hasattr(error, "format_message"):
+            raise
+        return _usage(error)
+    return status if isinstance(status, int) else 0
+
+
+def _usage(error: Any) -> int:
+    """Tell of a command line that typer cannot read."""
+    context = error.ctx
+    if not error.format_message() or type(error).__name__ == "NoArgsIsHelpError":
+        error.show()
+    else:
+        _report(f"{error.format_message().rstrip('.')}. See {context.command_path if context else 'profit'} --help.")
+    return 2

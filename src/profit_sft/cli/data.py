@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from profit_sft.cli.options import ChatTemplatePath, GivenData, flag, takes_data_options, wrong_values_are_usage_errors
 from profit_sft.cli.progress import quiet_libraries
 from profit_sft.errors import ConfigurationError
+from profit_sft.terminal import HarmlessConsole, console
 
 if TYPE_CHECKING:
     from profit_sft.mask.labels import LabeledText
@@ -57,11 +57,11 @@ def data_command(
         found = {"report": report, "examples": [dataclasses.asdict(example) for example in shown]}
         sys.stdout.write(json.dumps(found) + "\n")
         return 0
-    print_data(report, shown, Console(highlight=False))
+    print_data(report, shown, console(wrap=False))
     return 0
 
 
-def print_data(report: Mapping[str, Any], shown: "list[LabeledText]", out: Console) -> None:
+def print_data(report: Mapping[str, Any], shown: "list[LabeledText]", out: HarmlessConsole) -> None:
     """Print what became of the rows, and the first of them with their labels marked.
 
     Args:
@@ -76,7 +76,7 @@ def print_data(report: Mapping[str, Any], shown: "list[LabeledText]", out: Conso
         table.add_row(*row)
     out.print(table)
     for skipped in report["skipped"][:_LISTED]:
-        out.print(f"left out: {skipped['reason']}", markup=False)
+        out.print(f"left out: {skipped['reason']}")
     if report["rows_skipped"] > _LISTED:
         out.print(f"... and {report['rows_skipped'] - _LISTED:,} more")
     print_labeled_texts(shown, out)

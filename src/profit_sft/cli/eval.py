@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from profit_sft.cli.options import flag, wrong_values_are_usage_errors
 from profit_sft.cli.progress import ProgressDisplay, quiet_libraries
 from profit_sft.errors import require_extra
+from profit_sft.terminal import HarmlessConsole, console
 
 if TYPE_CHECKING:
     from profit_sft.evaluation import EvalReport
@@ -89,10 +89,10 @@ def eval_command(
             engine=engine,
             engine_args=simple_parse_args_string(engine_args),
         )
-    messages = Console(stderr=True, highlight=False, soft_wrap=True)
+    messages = console(stderr=True)
     with ProgressDisplay(messages, line="{task}: {done} of {total} answers") as display:
         try:
-            found = evaluate(settings, report=lambda text: messages.print(text, markup=False), progress=display.update)
+            found = evaluate(settings, report=messages.print, progress=display.update)
         except KeyboardInterrupt:
             display.stop()
             messages.print(
@@ -125,7 +125,7 @@ def _print_table(found: "EvalReport") -> None:
         for metric in result.metrics:
             if metric.name in _FURTHER:
                 table.add_row(f"  {_FURTHER[metric.name]}", *_shares(metric), *[""] * 4)
-    out = Console(highlight=False)
+    out = console(wrap=False)
     out.print(table)
     if any(result.by_budget for result in found.tasks):
         _print_budgets(found, out)
@@ -133,12 +133,11 @@ def _print_table(found: "EvalReport") -> None:
         "avg@k: share of right samples, k a problem. 95% interval: in %, over problems, the independent units.\n"
         "cut off: at the limit of new tokens. no answer: none found, counted as wrong. tokens: mean length.\n"
         f"Every sample: {found.output_dir}/samples   figures: {found.output_dir}/results.json   {found.seconds:.0f} s",
-        markup=False,
         soft_wrap=True,
     )
 
 
-def _print_budgets(found: "EvalReport", out: Console) -> None:
+def _print_budgets(found: "EvalReport", out: HarmlessConsole) -> None:
     table = Table(title="By token budget: the same answers, cut to so many tokens")
     table.add_column("task", overflow="fold", min_width=12)
     for column in ("tokens", "avg@k", "95%\ninterval", "cut\noff"):

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
 from profit_sft.cli.options import (
     ChatTemplatePath,
@@ -25,6 +24,7 @@ from profit_sft.cli.options import (
 )
 from profit_sft.cli.progress import quiet_libraries
 from profit_sft.errors import ConfigurationError
+from profit_sft.terminal import console
 
 if TYPE_CHECKING:
     from profit_sft.scores.store import ScoreSet
@@ -89,7 +89,7 @@ def inspect_command(
     with _score_sets(folders, data, scoring, compare_to=compare_to, scores_dir=scores_dir) as score_sets:
         report = make_report(score_sets, threshold=threshold, direction=direction)
         if plain:
-            print_report(report, Console(highlight=False), examples=examples or PLAIN_EXAMPLES)
+            print_report(report, console(wrap=False), examples=examples or PLAIN_EXAMPLES)
         if as_json:
             sys.stdout.write(json.dumps(summary(report)) + "\n")
         if output_file is not None:
@@ -112,12 +112,12 @@ def _check_one_source(folders: Sequence[Path], data: GivenData, about_data: Sequ
 
 def _say_where(page: Path, *, alone: bool) -> None:
     """Print the page's path: on stdout where it is all that the command gives, else on stderr."""
-    messages = Console(stderr=True, highlight=False, soft_wrap=True)
+    messages = console(stderr=True)
     if alone:
         sys.stdout.write(f"{page}\n")
         messages.print("Open it in a browser; it is one file and needs no network.")
     else:
-        messages.print(f"The page: {page}", markup=False)
+        messages.print(f"The page: {page}")
 
 
 @contextmanager

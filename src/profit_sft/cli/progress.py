@@ -16,6 +16,9 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from profit_sft.terminal import console, harmless
+
+_LOGGERS = ("transformers", "datasets", "huggingface_hub")
 _LINES = 10  # a task, where stderr is no terminal
 
 
@@ -60,7 +63,7 @@ class ProgressDisplay:
         if self._console.is_terminal:
             bars = self._started()
             if task not in self._tasks:
-                self._tasks[task] = bars.add_task(task, total=total, figures="")
+                self._tasks[task] = bars.add_task(harmless(task), total=total, figures="")
             bars.update(self._tasks[task], completed=done, figures=figures)
         elif line or (line is None and _LINES * before // total < _LINES * done // total):
             text = "  ".join(filter(None, (self._line.format(task=task, done=done, total=total), figures)))
@@ -68,8 +71,8 @@ class ProgressDisplay:
 
     def _started(self) -> Progress:
         if self._bars is None:
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-            more = (TimeRemainingColumn(), TextColumn("{task.fields[figures]}"))
+            columns = (_text("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+            more = (TimeRemainingColumn(), _text("{task.fields[figures]}"))
             self._bars = Progress(*columns, *more, console=self._console, transient=self._transient)
             self._bars.start()
         return self._bars
@@ -80,6 +83,18 @@ class ProgressDisplay:
             self._bars.stop()
             self._bars = None
             self._tasks = {}
+
+
+def _text(template: str) -> TextColumn:
+    return TextColumn(template, markup=False)
+
+
+class _Messages(logging.Handler):
+    """Prints what is logged on stderr."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a record, with the traceback that came with it."""
+        console(stderr=True).print(self.format(record))
 
 
 def quiet_libraries() -> None:
@@ -93,7 +108,10 @@ def quiet_libraries() -> None:
     transformers_logging.set_verbosity_error()
     huggingface_hub.logging.set_verbosity_error()
     datasets.disable_progress_bars()
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[_Messages()])
+    for name in _LOGGERS:  # with handlers of their own, which print as they please
+        logging.getLogger(name).handlers.clear()
+        logging.getLogger(name).propagate = True
     warnings.showwarning = _show_warning
     # TRL sets a default under the name that transformers deprecates.
     warnings.filterwarnings("ignore", message="`(is_)?gradient_checkpointing` is deprecated", category=FutureWarning)
@@ -105,4 +123,4 @@ def _show_warning(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: Any = None
 ) -> None:
     """Show a warning as a sentence; the line of our code that raised it helps nobody."""
-    Console(stderr=True, highlight=False, soft_wrap=True).print(f"warning: {message}", markup=False)
+    console(stderr=True).print(f"warning: {message}")

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from profit_sft.cli.options import wrong_values_are_usage_errors
 from profit_sft.cli.progress import quiet_libraries
 from profit_sft.cli.train import print_result
+from profit_sft.terminal import console
 
 if TYPE_CHECKING:
     from profit_sft.quickstart import QuickstartReport
@@ -29,7 +29,7 @@ def quickstart_command(
     from profit_sft.quickstart import as_dict, run_quickstart
 
     quiet_libraries()
-    messages = Console(stderr=True, highlight=False)
+    messages = console(stderr=True)
     with wrong_values_are_usage_errors():
         found = run_quickstart(
             output_dir,
@@ -37,7 +37,7 @@ def quickstart_command(
             threshold=threshold,
             overwrite=overwrite,
             callbacks=[TrainingBar()],
-            report=lambda text: messages.print(text, markup=False),
+            report=messages.print,
         )
     if found.after is None:
         return print_result(found.run, as_json=as_json)
@@ -63,14 +63,13 @@ def _print_table(found: "QuickstartReport") -> None:
     ):
         table.add_row(label, f"{getattr(before, name):.0%}", f"{getattr(after, name):.0%}")
     table.add_row("plain NLL, nats a token", f"{before.nll:.2f}", f"{after.nll:.2f}")
-    out = Console(highlight=False)
+    out = console(wrap=False)
     out.print(table)
-    out.print(f"An answer before: {before.examples[0]!r}", markup=False)
-    out.print(f"An answer after:  {after.examples[0]!r}", markup=False)
+    out.print(f"An answer before: {before.examples[0]!r}")
+    out.print(f"An answer after:  {after.examples[0]!r}")
     out.print(
         "One seed and one small model: a look at how it works, not evidence that one objective is better.\n"
         f"Model, log and model card: {found.run.output_dir}   data: {found.train_file}   figures: {found.report_file}\n"
         f"The mask before and after, on every held-out problem; open it in a browser: {found.page}",
-        markup=False,
         soft_wrap=True,
     )

@@ -2,7 +2,7 @@
 
 import os
 
-from rich.console import Console
+from profit_sft.terminal import console
 
 # What torch and accelerate would read, and wait for the others by.
 _MARKS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -20,7 +20,7 @@ def works_here(command: str) -> bool:
         return True
     if int(os.environ.get("RANK", "0")) != 0:
         return False
-    Console(stderr=True, highlight=False, soft_wrap=True).print(
+    console(stderr=True).print(
         f"profit {command} uses one process: of the {ranks} that were launched, {ranks - 1} have nothing to do."
     )
     for name in (*_MARKS, *_ENGINES):

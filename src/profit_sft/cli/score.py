@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from profit_sft.cli.options import ChatTemplatePath, GivenData, flag, given, takes_data_options
 from profit_sft.cli.progress import quiet_libraries
+from profit_sft.terminal import console
 
 if TYPE_CHECKING:
     from profit_sft.scores.score import ScoreProgress, ScoreSettings
@@ -67,10 +67,9 @@ def score_command(
         scores, progress = score_with_progress(settings)
     except ScoringInterrupted as stop:
         name = signal.Signals(stop.signal_number).name
-        Console(stderr=True, highlight=False, soft_wrap=True).print(
+        console(stderr=True).print(
             f"Stopped by {name}; the shards that were done are kept. Go on with the same command:\n"
             f"  {command_line(settings)}",
-            markup=False,
         )
         return 130
     speaks = PartialState().is_main_process
@@ -112,10 +111,10 @@ def _print(found: Mapping[str, Any], settings: "ScoreSettings", *, as_json: bool
         table.add_row(f"share of label tokens under p {threshold}", f"{found[f'share_below_{threshold}']:.1%}")
     speed = found["tokens_per_second"]
     table.add_row("tokens a second, one process", "all were there" if speed is None else f"{speed:,.0f}")
-    out = Console(highlight=False, soft_wrap=True)
+    out = console()
     out.print(table)
-    out.print(f"Scores: {found['output_dir']}", markup=False)
-    out.print("Train with the mask these scores give:\n  " + _train_command(settings), markup=False)
+    out.print(f"Scores: {found['output_dir']}")
+    out.print("Train with the mask these scores give:\n  " + _train_command(settings))
 
 
 def _train_command(settings: "ScoreSettings") -> str:

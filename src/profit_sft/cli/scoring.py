@@ -4,13 +4,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from accelerate import PartialState
-from rich.console import Console
 
 from profit_sft.cli.options import wrong_values_are_usage_errors
 from profit_sft.cli.progress import ProgressDisplay
 from profit_sft.data import DataSettings
 from profit_sft.scores.score import ScoreProgress, ScoreSettings, score_dataset
 from profit_sft.scores.store import ScoreSet
+from profit_sft.terminal import console
 
 
 def scoring_settings(data: Mapping[str, Any], options: Mapping[str, Any]) -> ScoreSettings:
@@ -30,7 +30,7 @@ def score_with_progress(settings: ScoreSettings) -> tuple[ScoreSet, ScoreProgres
     Raises:
         ScoringInterrupted: SIGINT or SIGTERM came.
     """
-    messages = Console(stderr=True, highlight=False, soft_wrap=True)
+    messages = console(stderr=True)
     last: ScoreProgress | None = None
 
     def show(progress: ScoreProgress) -> None:
@@ -41,5 +41,5 @@ def score_with_progress(settings: ScoreSettings) -> tuple[ScoreSet, ScoreProgres
             display.update("scoring rows", progress.examples, progress.total_examples, figures=speed)
 
     with ProgressDisplay(messages, line="scored {done}/{total} rows", transient=True) as display:
-        scores = score_dataset(settings, report=lambda line: messages.print(line, markup=False), on_batch=show)
+        scores = score_dataset(settings, report=lambda line: messages.print(line), on_batch=show)
     return scores, last

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from profit_sft.cli.options import flag, given
 from profit_sft.cli.progress import quiet_libraries
 from profit_sft.errors import ConfigurationError
+from profit_sft.terminal import console
 
 if TYPE_CHECKING:
     from profit_sft.study.analysis import Analysis
@@ -73,20 +73,17 @@ def _run(plan: "StudyPlan", folder: Path, *, cells: str | None, on_ray: bool, jo
     from profit_sft.study.flags import check_flags
     from profit_sft.study.runner import run_study
 
-    messages = Console(stderr=True, highlight=False, soft_wrap=True)
+    messages = console(stderr=True)
     check_flags(plan)
-    result = run_study(
-        plan, folder, cells=cells, on_ray=on_ray, jobs=jobs, report=lambda text: messages.print(text, markup=False)
-    )
+    result = run_study(plan, folder, cells=cells, on_ray=on_ray, jobs=jobs, report=messages.print)
     if result.stopped_by is not None:
         name = signal.Signals(result.stopped_by).name
-        messages.print(f"Stopped by {name}. The same command goes on.", markup=False)
+        messages.print(f"Stopped by {name}. The same command goes on.")
         return 130
     if result.failed:
         messages.print(
             f"{len(result.failed)} cells failed: {', '.join(result.failed)}. Their logs are in {folder}/cells; the "
             "same command tries them again.",
-            markup=False,
         )
     return 1 if result.failed else 0
 
@@ -95,7 +92,7 @@ def print_analysis(plan: "StudyPlan", analysis: "Analysis", folder: Path, *, as_
     """Print the scores and the verdict on stdout, and where the report is on stderr."""
     from profit_sft.study.verdict import headline
 
-    Console(stderr=True, highlight=False, soft_wrap=True).print(f"Report: {folder}/report.html", markup=False)
+    console(stderr=True).print(f"Report: {folder}/report.html")
     if as_json:
         sys.stdout.write(json.dumps(analysis.as_dict()) + "\n")
         return
@@ -109,10 +106,10 @@ def print_analysis(plan: "StudyPlan", analysis: "Analysis", folder: Path, *, as_
         nll = "" if row.heldout_nll is None else f"{row.heldout_nll:.3f}"
         seeds = "" if row.seeds == (None,) else str(len(row.seeds))
         table.add_row(*([row.model] if several else []), row.variant, seeds, *scores, kept, nll)
-    out = Console(highlight=False, soft_wrap=True)
+    out = console()
     out.print(table)
     for sentence in headline(plan, analysis):
-        out.print(sentence, markup=False)
+        out.print(sentence)
 
 
 def print_dry_run(found: "StudyDryRun", *, as_json: bool) -> None:
@@ -120,12 +117,12 @@ def print_dry_run(found: "StudyDryRun", *, as_json: bool) -> None:
     if as_json:
         sys.stdout.write(json.dumps(dataclasses.asdict(found) | {"hours": found.hours}) + "\n")
         return
-    out = Console(highlight=False, soft_wrap=True)
+    out = console()
     for name, data in found.data.items():
         parameters = found.parameters[name]
         size = "" if parameters is None else f", {parameters / 1e9:.2f} B parameters"
         source = "" if data.measured else " (assumed: the data was not read)"
-        out.print(f"{name}: {data.rows:,} rows, {data.tokens:,} tokens{source}{size}", markup=False)
+        out.print(f"{name}: {data.rows:,} rows, {data.tokens:,} tokens{source}{size}")
     table = Table(box=None)
     for heading in ("cell", "steps", "tokens", "train h", "new tokens", "measure h"):
         table.add_column(heading, justify="left" if heading == "cell" else "right", overflow="fold")
@@ -137,5 +134,4 @@ def print_dry_run(found: "StudyDryRun", *, as_json: bool) -> None:
     out.print(
         f"{len(found.cells) - len(found.finished)} cells to run: about {found.hours:.1f} hours of {found.device}, an "
         "estimate (assumptions: docs/how-to/study.md).",
-        markup=False,
     )

@@ -3,18 +3,19 @@
 import dataclasses
 import json
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from profit_sft.cli.data import data_facts
 from profit_sft.cli.progress import quiet_libraries
 from profit_sft.cli.ranks import works_here
+from profit_sft.terminal import console
 
 if TYPE_CHECKING:
     from profit_sft.train.dry_run import DryRunReport
@@ -94,9 +95,9 @@ def train_command(context: typer.Context) -> int:
 
 def print_facts(facts: Mapping[str, str]) -> None:
     """Print what a run has on stderr, a line a fact."""
-    messages = Console(stderr=True, highlight=False, soft_wrap=True)
+    messages = console(stderr=True)
     for name, value in facts.items():
-        messages.print(f"{name:<11}{value}", markup=False)
+        messages.print(f"{name:<11}{value}")
 
 
 def print_result(result: "RunResult", *, as_json: bool) -> int:
@@ -104,30 +105,30 @@ def print_result(result: "RunResult", *, as_json: bool) -> int:
     from profit_sft.cli.launch import is_launched_here
     from profit_sft.data import LISTED_ROWS
 
-    messages = Console(stderr=True, highlight=False, soft_wrap=True)
+    messages = console(stderr=True)
     if as_json:
         figures = {"output_dir": str(result.output_dir), "step": result.global_step, "last_log": result.last_log}
         sys.stdout.write(json.dumps(figures) + "\n")
     if result.stopped_by is not None:
         name = signal.Signals(result.stopped_by).name
+        resumed = ["profit", "train", "--config", f"{result.output_dir}/config.yaml"]
+        resumed += ["--resume_from_checkpoint", "latest"]
         messages.print(
             f"Stopped by {name} after step {result.global_step}; the checkpoint is saved. Go on with"
             + (", under the same launcher" if "WORLD_SIZE" in os.environ and not is_launched_here() else "")
-            + f":\n  profit train --config {result.output_dir}/config.yaml --resume_from_checkpoint latest",
-            markup=False,
+            + ":\n  "
+            + shlex.join(resumed),
         )
         return 130
     minutes, seconds = divmod(round(result.train_runtime_seconds), 60)
     messages.print(
         f"Trained {result.global_step} steps in {minutes} min {seconds} s. Model, metrics.jsonl and model card: "
         f"{result.output_dir}",
-        markup=False,
     )
     if result.data["rows_skipped"]:
         messages.print(
             f"{result.data['rows_skipped']} bad rows were left out; {result.output_dir}/data.json lists the first "
             f"{LISTED_ROWS}.",
-            markup=False,
         )
     if not as_json and result.last_log is not None:
         sys.stdout.write(json.dumps(result.last_log) + "\n")
@@ -141,9 +142,9 @@ def print_dry_run(report: "DryRunReport", *, as_json: bool) -> None:
         return
     from profit_sft.mask.labels import print_labeled_texts
 
-    out = Console(highlight=False)
-    out.print("[bold]Resolved configuration[/]")
-    out.print(report.config, markup=False)
+    out = console(wrap=False)
+    out.print("Resolved configuration", style="bold")
+    out.print(report.config)
     rows = [
         *data_facts(report.data),
         ("optimizer steps", f"{report.optimizer_steps:,}"),

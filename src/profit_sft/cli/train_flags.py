@@ -2,16 +2,17 @@
 
 import argparse
 import difflib
+import itertools
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NoReturn
 
-import yaml
 from trl import ModelConfig, TrlParser
 
-from profit_sft.errors import ConfigurationError
+from profit_sft.errors import ConfigurationError, brief
+from profit_sft.files import read_yaml
 from profit_sft.train.arguments import RunArguments
 from profit_sft.train.config import ProFitConfig
+from profit_sft.train.ranges import check_values
 
 
 class Parser(TrlParser):
@@ -19,7 +20,7 @@ class Parser(TrlParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise ConfigurationError, where argparse would leave the process."""
-        raise ConfigurationError(f"{message}. See profit train --help.")
+        raise ConfigurationError(f"{brief(message)}. See profit train --help.")
 
 
 def parse(arguments: Sequence[str]) -> tuple[RunArguments, ProFitConfig, ModelConfig, bool, bool]:
@@ -42,16 +43,17 @@ def parse(arguments: Sequence[str]) -> tuple[RunArguments, ProFitConfig, ModelCo
     if switches["--help_all"]:
         parser.print_help()
         raise SystemExit(0)
+    for flag, path in itertools.pairwise(arguments):
+        if flag == "--config":
+            read_yaml(path)  # TRL's parser, which reads it again, would take anything
     try:
         run, config, model_config, unknown = parser.parse_args_and_config(
             args=list(arguments), return_remaining_strings=True, fail_with_unknown_args=False
         )
-    except UnicodeDecodeError:
-        raise ConfigurationError("the file of --config is not UTF-8. Convert it first.") from None
+        for settings in (run, model_config):  # the trainer's have been looked at where they were made
+            check_values(settings)
     except (ValueError, TypeError) as error:
         raise ConfigurationError(str(error)) from None
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigurationError(f"--config cannot be read: {error}") from None
     except IndexError:
         raise ConfigurationError("--config needs a file. Example: --config recipes/qwen3-0.6b-profit.yaml") from None
     if unknown:
@@ -81,7 +83,7 @@ def names_a_launch(arguments: Sequence[str]) -> bool:
     given.add_argument("--accelerate_config")
     try:
         known, _ = given.parse_known_args([normalized(argument) for argument in arguments])
-        settings = yaml.safe_load(Path(known.config).read_text(encoding="utf-8")) if known.config else {}
-    except (argparse.ArgumentError, SystemExit, OSError, ValueError, yaml.YAMLError):
+        settings = read_yaml(known.config)[0] if known.config else {}
+    except (argparse.ArgumentError, SystemExit, ConfigurationError):
         return False
-    return bool(known.accelerate_config or (isinstance(settings, dict) and settings.get("accelerate_config")))
+    return bool(known.accelerate_config or settings.get("accelerate_config"))

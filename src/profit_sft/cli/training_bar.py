@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from rich.console import Console
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from profit_sft.cli.progress import ProgressDisplay
+from profit_sft.terminal import console
 
 _SHOWN = (("loss", ".4f"), ("nll", ".3f"), ("kept_share", ".0%"), ("tokens_per_second", ".0f"), ("eval_loss", ".4f"))
 
@@ -14,7 +14,7 @@ class TrainingBar(TrainerCallback):
     """Steps as a bar with the last figures logged; where stderr is no terminal, a line a log."""
 
     def __init__(self) -> None:
-        self._display = ProgressDisplay(Console(stderr=True, highlight=False), line="step {done}/{total}")
+        self._display = ProgressDisplay(console(stderr=True), line="step {done}/{total}")
         self._figures = ""
 
     def _show(self, state: TrainerState, *, line: bool) -> None:

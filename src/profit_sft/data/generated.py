@@ -33,6 +33,8 @@ SYSTEM_PROMPT = "Solve."
 
 TEST_SHARE = 0.2  # of all number combinations
 MAX_STEPS = 3
+MAX_PROBLEMS = 50_000  # ten seconds
+_MAX_MISSES = 100_000  # one after the other; of one step there are 2,000 problems, of two 80,000
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +92,7 @@ def generate_problems(
     whatever the seeds: which split a combination of numbers belongs to is a function of the numbers.
 
     Args:
-        count: How many, at least 0.
+        count: How many, at most `MAX_PROBLEMS`.
         seed: Any int.
         split: "train" has 80% of all number combinations, "test" the others.
         steps: Equations per solution, 1 to 3.
@@ -104,25 +106,26 @@ def generate_problems(
         >>> problem.final_answer == problem.steps[-1].result
         True
     """
-    if count < 0 or not 1 <= steps <= MAX_STEPS or largest < 10 or split not in ("train", "test"):
+    if not 0 <= count <= MAX_PROBLEMS or not 1 <= steps <= MAX_STEPS or largest < 10 or split not in ("train", "test"):
         raise ValueError(
-            f"cannot generate count={count}, steps={steps}, largest={largest}, split={split!r}. Use count >= 0, "
-            f"steps 1 to {MAX_STEPS}, largest >= 10, split 'train' or 'test'."
+            f"cannot generate count={count}, steps={steps}, largest={largest}, split={split!r}. Use count 0 to "
+            f"{MAX_PROBLEMS}, steps 1 to {MAX_STEPS}, largest >= 10, split 'train' or 'test'."
         )
     random = Random(seed)
     problems: dict[tuple[ArithmeticStep, ...], GeneratedProblem] = {}
-    misses = 0
+    misses = 0  # since the last new one
     while len(problems) < count:
         equations = _draw_steps(random, steps, largest)
         if _split_of(equations) != split or equations in problems:
             misses += 1
-            if misses > 1000 + 100 * count:
+            if misses > _MAX_MISSES:
                 raise ValueError(
                     f"found only {len(problems)} different problems of the {split} split with steps={steps} and "
                     f"largest={largest}, {count} were asked for. Lower count, or raise steps or largest."
                 )
             continue
         problems[equations] = _tell(random, equations)
+        misses = 0
     return list(problems.values())
 
 

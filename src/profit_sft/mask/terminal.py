@@ -1,6 +1,5 @@
 """The mask in a terminal: `profit inspect --plain`. Masked tokens are struck through, or in ⟨ ⟩ where that is lost."""
 
-import unicodedata
 from collections.abc import Iterator
 
 import numpy as np
@@ -14,6 +13,7 @@ from profit_sft.mask.figures import Group
 from profit_sft.mask.report import SUMMARY_THRESHOLDS, MaskReport, kept_share, masked_most
 from profit_sft.mask.tokens import kept_mask
 from profit_sft.scores.store import ScoredExample
+from profit_sft.terminal import harmless
 
 PLAIN_EXAMPLES = 3
 _BANDS = (0.0, 0.001, 0.01, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
@@ -54,14 +54,7 @@ def visible(text: str, *, lines: bool = False) -> str:
         ('␣a↵␛[2J', ' a↵\nb')
     """
     signs = {"\n": "↵\n" if lines else "↵", "\t": "⇥", " ": " " if lines else "␣"}
-    return "".join(signs.get(character) or _harmless(character) for character in text)
-
-
-def _harmless(character: str) -> str:
-    if unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Zl", "Zp"):
-        return character
-    code = ord(character)
-    return chr(0x2400 + code) if code < 0x20 else f"⟨U+{code:04X}⟩"
+    return harmless("".join(signs.get(character, character) for character in text))
 
 
 def _names(report: MaskReport) -> tuple[str, ...]:

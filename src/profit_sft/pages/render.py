@@ -1,4 +1,4 @@
-"""Render one self-contained HTML page: template, styles, scripts and data in a single file, no network.
+"""Render one self-contained HTML page: template, styles, scripts and data in a single file, no network; or Markdown.
 
 Templates, styles and scripts lie in `templates/`. Every page extends `base.html`, whose look is `base.css` and whose
 behavior (theme switch, small helpers) is `base.js`. A content security policy, by the hashes of our own scripts and
@@ -8,6 +8,7 @@ styles, forbids everything else: a script that came in with the data could not r
 import base64
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any
@@ -17,6 +18,7 @@ from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup
 
 from profit_sft.files import package_versions
+from profit_sft.terminal import harmless
 
 _ENVIRONMENT = jinja2.Environment(
     loader=jinja2.PackageLoader("profit_sft.pages"),
@@ -25,6 +27,8 @@ _ENVIRONMENT = jinja2.Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
+# In Markdown: what begins code, emphasis, a cell of a table, HTML, the target of a link or picture, a character.
+_MARKDOWN = re.compile(r"[\\`*|~]|<(?=[A-Za-z/!?])|\](?=[(\[:])|&(?=#?\w+;)")
 
 
 def render_page(
@@ -57,6 +61,34 @@ def render_page(
             "base-uri 'none'; form-action 'none'"
         ),
     )
+
+
+def render_text(template: str, values: Mapping[str, Any]) -> str:
+    """Return a template in Markdown with its values, each of which is text in a line and nothing else.
+
+    Args:
+        template: File in `templates/`. What it indents by four as a block of code goes through `code(...)` instead.
+        values: What it reads.
+    """
+    environment = _ENVIRONMENT.overlay(autoescape=False, finalize=markdown_text)
+    return environment.get_template(template).render(values, code=_code)
+
+
+def markdown_text(value: Any) -> str:
+    r"""Return a value as Markdown that shows it as it is, in one line, whatever it says.
+
+    Example:
+        >>> print(markdown_text("p < 0.1 | <b> [x](http://y)"))
+        p < 0.1 \| \<b> [x\](http://y)
+    """
+    if isinstance(value, Markup):
+        return value
+    return _MARKDOWN.sub(r"\\\g<0>", harmless(" ".join(str(value).split())))
+
+
+def _code(text: str) -> Markup:
+    """Return a block of code, indented: no text can end it, as it could with a fence."""
+    return Markup("".join(f"    {line}\n" for line in harmless(text).split("\n"))).rstrip("\n")
 
 
 def embedded_json(data: Any) -> Markup:

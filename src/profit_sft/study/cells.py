@@ -1,6 +1,7 @@
 """One cell from nothing to `cell.json`: train, measure, sum up. Every step is skipped where its file is there."""
 
 import json
+import logging
 import os
 import shutil
 import socket
@@ -13,12 +14,14 @@ from typing import Any
 import yaml
 
 from profit_sft.data.settings import DataOptions, DataSettings
-from profit_sft.errors import ConfigurationError, ProFitError
-from profit_sft.files import write_text
+from profit_sft.errors import ConfigurationError, ProFitError, explained, first_line
+from profit_sft.files import read_json, write_text
 from profit_sft.study.layout import CellFolder, StudyFolder
 from profit_sft.study.plan import GENERATED, Cell, StudyPlan
 from profit_sft.study.processes import StopRequest, log_tail, run_child, wait_for_earlier_child
 from profit_sft.train.callbacks import METRICS_FILE
+
+logger = logging.getLogger(__name__)
 
 FORMAT = 1
 _WEIGHT_FILES = ("*.safetensors", "*.bin", "*.safetensors.index.json", "training_args.bin", "checkpoint-*")
@@ -26,6 +29,15 @@ _WEIGHT_FILES = ("*.safetensors", "*.bin", "*.safetensors.index.json", "training
 
 class CellFailed(ProFitError):
     """A child process of a cell failed; the message has the end of its log."""
+
+
+def failure_of(cell: Cell, error: Exception) -> str:
+    """Return why a cell failed; of a mistake of this library also where, in the log."""
+    told = explained(error)
+    if told is None:
+        logger.error("%s: not a failure that was thought of", cell.slug, exc_info=error)
+    text = str(told or f"{type(error).__name__}: {first_line(error)}")
+    return text if text.startswith(cell.slug) else f"{cell.slug}: {text}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,7 +117,8 @@ def check_settings(plan: StudyPlan, cell: Cell, folder: CellFolder) -> None:
     """Refuse a folder in which the same cell was run with other settings."""
     if not folder.settings.exists():
         return
-    before, now = json.loads(folder.settings.read_text(encoding="utf-8")), cell_settings(plan, cell)
+    before = read_json(folder.settings, f"Delete {folder.path} to run the cell again.")
+    now = cell_settings(plan, cell)
     for name in now:
         if before.get(name) != now[name]:
             what, old, new = name, before.get(name), now[name]
@@ -207,7 +220,8 @@ def imitated_share(plan: StudyPlan, cell: Cell, study: StudyFolder) -> float:
     """
     if cell.variant.kept_share_from == "run":
         imitated = imitated_cell(plan, cell).slug
-        finished = json.loads(study.cell(imitated).finished.read_text(encoding="utf-8"))
+        folder = study.cell(imitated)
+        finished = read_json(folder.finished, f"Delete {folder.path} and run the study again.")
         share: float | None = finished["training"]["kept_share"]
         if share is None:
             raise CellFailed(f"{cell.slug}: {imitated} has logged no kept share. Lower train.logging_steps.")

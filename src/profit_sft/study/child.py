@@ -11,7 +11,7 @@ import sys
 
 from filelock import FileLock
 
-from profit_sft.errors import ProFitError
+from profit_sft.errors import explained
 from profit_sft.interrupts import stop_with_parent
 
 
@@ -22,8 +22,11 @@ def main() -> None:
     try:
         with FileLock(lock_file):
             runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
-    except ProFitError as error:
-        sys.exit(f"error: {error}")
+    except Exception as error:
+        told = explained(error)
+        if told is None:
+            raise
+        sys.exit(f"error: {told}")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field, PositiveFloat, PositiveInt, model_validator
 
+from profit_sft.data.generated import MAX_PROBLEMS, MAX_STEPS
 from profit_sft.study.study_file import Place, Section, StudyFile, unknown_text
 from profit_sft.study.variants import UNTRAINED, CellEntry, TrainSettings, Variant, make_slug, read_variants
 
@@ -34,7 +35,7 @@ class ModelPlan(Section):
     """
 
     model_name_or_path: str
-    name: Annotated[str, AfterValidator(make_slug)] = ""
+    name: Annotated[str, AfterValidator(make_slug), Field(min_length=1)] = ""
     train: TrainSettings = Field(default_factory=dict)
     parameters: PositiveFloat | None = None
 
@@ -59,6 +60,9 @@ class Cell:
     seed: int | None
 
 
+_Rows = Annotated[PositiveInt, Field(le=MAX_PROBLEMS)]
+
+
 class GeneratedData(Section):
     """The generated arithmetic problems: how many, and which.
 
@@ -70,11 +74,11 @@ class GeneratedData(Section):
         steps: Equations per solution, 1 to 3.
     """
 
-    rows: PositiveInt = 240
+    rows: _Rows = 240
     seed: int = 0
-    heldout_rows: PositiveInt = 100
+    heldout_rows: _Rows = 100
     heldout_seed: int = 1
-    steps: PositiveInt = 1
+    steps: Annotated[int, Field(ge=1, le=MAX_STEPS)] = 1
 
 
 class Assumptions(Section):
@@ -262,6 +266,10 @@ def _check_names(plan: StudyPlan) -> None:
             ("cells", by_name[UNTRAINED].entry),
             f": the name {UNTRAINED!r} is taken by the starting model, which is always there.",
         )
+    slugs = [cell.slug for cell in plan.cells]
+    for index, slug in enumerate(slugs):
+        if slug in slugs[:index]:  # of model a.b and variant c, and of model a and variant b.c
+            raise plan.file.error((), f"two cells would be called {slug!r}. Give models or variants other names.")
     references: list[tuple[Place, str]] = [(("baseline",), plan.baseline)]
     for index, pair in enumerate(plan.comparisons):
         references += [(("comparisons", index, side), name) for side, name in enumerate(pair)]

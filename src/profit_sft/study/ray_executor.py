@@ -14,9 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from profit_sft.errors import ConfigurationError, ProFitError, require_extra
+from profit_sft.errors import ConfigurationError, require_extra
 from profit_sft.interrupts import signals_handled
-from profit_sft.study.cells import CellFailed, CellRun, run_cell
+from profit_sft.study.cells import CellFailed, CellRun, failure_of, run_cell
 from profit_sft.study.estimate import planned_ranks
 from profit_sft.study.layout import StudyFolder
 from profit_sft.study.plan import Cell, StudyPlan
@@ -139,6 +139,6 @@ def _run_on_node(plan: StudyPlan, cell: Cell, study: StudyFolder, started_in: Pa
             run_cell(run)
     except Interrupted:
         return f"{cell.slug}: stopped on {socket.gethostname()}"
-    except ProFitError as error:
-        return str(error)
+    except Exception as error:
+        return failure_of(cell, error)
     return None

@@ -6,11 +6,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import yaml
 
 from profit_sft.files import write_text
-from profit_sft.pages.render import render_page
+from profit_sft.pages.render import render_page, render_text
 from profit_sft.study.analysis import CURVES, Analysis, ComparisonRow, VariantRow, analyze
 from profit_sft.study.budgets import BudgetFindings, BudgetPoint, findings_by_budget
 from profit_sft.study.plan import StudyPlan
@@ -94,14 +93,7 @@ def render_html(plan: StudyPlan, analysis: Analysis, budgets: BudgetFindings, va
 
 def render_markdown(values: Mapping[str, Any]) -> str:
     """Return the report as Markdown; `values` as `report_values` gives them."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("profit_sft.pages"),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        autoescape=False,  # Markdown, no HTML
-    )
-    return environment.get_template("study.md").render(values)
+    return render_text("study.md", values)
 
 
 def report_values(plan: StudyPlan, results: Sequence[CellResult], analysis: Analysis, command: str) -> dict[str, Any]:

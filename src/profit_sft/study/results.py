@@ -10,6 +10,7 @@ from profit_sft.errors import DataError
 from profit_sft.evaluation.budgets import BudgetScores, budget_file
 from profit_sft.evaluation.budgets import read_scores as read_budgets
 from profit_sft.evaluation.results import Record, judged_score
+from profit_sft.files import read_json
 from profit_sft.study.cells import FORMAT, read_metrics
 from profit_sft.study.layout import CellFolder, StudyFolder
 from profit_sft.study.plan import Cell, StudyPlan
@@ -66,7 +67,7 @@ def read_results(plan: StudyPlan, output_dir: Path) -> list[CellResult]:
 
 def _read_cell(plan: StudyPlan, study: StudyFolder, cell: Cell) -> CellResult:
     folder = study.cell(cell.slug)
-    summary = json.loads(folder.finished.read_text(encoding="utf-8"))
+    summary = read_json(folder.finished, f"Delete {folder.path} and run the study again.")
     if summary.get("format") != FORMAT:
         raise DataError(
             f"{folder.finished} has format {summary.get('format')!r}, this version reads {FORMAT}. Delete "

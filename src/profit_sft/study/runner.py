@@ -4,15 +4,23 @@ import fnmatch
 import os
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from profit_sft.data.generated import SYSTEM_PROMPT, generate_problems, write_jsonl
-from profit_sft.errors import ConfigurationError, ProFitError
+from profit_sft.errors import ConfigurationError
 from profit_sft.files import check_output_folder
 from profit_sft.interrupts import signals_handled
-from profit_sft.study.cells import CellRun, check_settings, drop_weights, imitated_cell, needs_scores, run_cell
+from profit_sft.study.cells import (
+    CellRun,
+    check_settings,
+    drop_weights,
+    failure_of,
+    imitated_cell,
+    needs_scores,
+    run_cell,
+)
 from profit_sft.study.driver import sole_driver
 from profit_sft.study.layout import StudyFolder
 from profit_sft.study.plan import GENERATED, Cell, StudyPlan
@@ -104,7 +112,10 @@ def write_generated(plan: StudyPlan, study: StudyFolder) -> None:
     )
     for name, path, rows, seed, split in files:
         if name == GENERATED and not path.exists():
-            problems = generate_problems(rows, seed=seed, split=split, steps=made.steps)  # type: ignore[arg-type]
+            try:
+                problems = generate_problems(rows, seed=seed, split=split, steps=made.steps)  # type: ignore[arg-type]
+            except ValueError as error:
+                raise plan.file.error(("generated",), f": {error}") from None
             write_jsonl(problems, path, system_prompt=SYSTEM_PROMPT)
 
 
@@ -151,7 +162,8 @@ class _Loop:
             folder = self.study.cell(cell.slug)
             if folder.finished.exists():
                 self.pending.remove(cell)
-                drop_weights(self.plan, folder)  # an earlier run may have been killed before it did
+                with suppress(OSError):  # an earlier run may have been killed before it did
+                    drop_weights(self.plan, folder)
                 continue
             needed = _needed_cell(self.plan, cell)
             if needed is not None and needed.slug in self.failed:
@@ -187,8 +199,8 @@ class _Loop:
             self.report(f"{cell.slug}: finished ({self.total - len(self.pending) - len(self.running)}/{self.total})")
         except Interrupted:
             self.report(f"{cell.slug}: stopped; it goes on from here next time")
-        except ProFitError as error:
-            self._fail(cell, str(error))
+        except Exception as error:  # whatever it is, the other cells go on
+            self._fail(cell, failure_of(cell, error))
 
     def _fail(self, cell: Cell, reason: str) -> None:
         self.failed[cell.slug] = reason

@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from profit_sft.errors import ConfigurationError
+from profit_sft.files import read_yaml
 
 Place = tuple[int | str, ...]  # of a value: ("cells", 2, "seed")
 
@@ -70,20 +71,9 @@ class StudyFile:
         """Read a file.
 
         Raises:
-            ConfigurationError: It cannot be read, or is no mapping in YAML.
+            ConfigurationError: See `profit_sft.files.read_yaml`.
         """
-        try:
-            loader = yaml.SafeLoader(Path(path).read_text(encoding="utf-8"))
-            root = loader.get_single_node()
-            content = None if root is None else loader.construct_document(root)
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigurationError(f"study file '{path}' cannot be read: {error}") from None
-        except yaml.YAMLError as error:
-            raise ConfigurationError(f"study file '{path}' is not YAML: {error}") from None
-        if not isinstance(content, dict):
-            raise ConfigurationError(
-                f"study file '{path}' must be a mapping with keys such as `cells`, got {content!r}."
-            )
+        content, root = read_yaml(path)
         return cls(content, Path(path), root)
 
     def parse(self, section: type[_SectionT]) -> _SectionT:

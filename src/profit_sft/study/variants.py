@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, NonNega
 from profit_sft.objectives import Objective, make_objective
 from profit_sft.study.study_file import Section, StudyFile, key_errors, one_or_more
 
+MAX_NAME = 100  # characters of a cell's or model's name; file systems take 255, and a cell has both and a seed
 UNTRAINED = "untrained"  # name of the variant that is the starting model
 
 # The study sets these in every run; common settings must leave them alone.
@@ -38,6 +39,17 @@ def _leave_the_studys_own(settings: dict[str, Any]) -> dict[str, Any]:
     return settings
 
 
+def _folder_name(name: str) -> str:
+    """Refuse a name that is a path, or that no file system takes: a cell's folder is called by it."""
+    if not name or name != make_slug(name):
+        hint = f" Write {make_slug(name)!r}." if make_slug(name) else ""
+        raise ValueError(
+            f" must be letters, digits, '.', '_' and '-', from a letter or digit to one, at most {MAX_NAME} of them, "
+            f"got {name!r}.{hint}"
+        )
+    return name
+
+
 TrainSettings = Annotated[dict[str, Any], AfterValidator(_leave_the_studys_own)]
 
 _T = TypeVar("_T")
@@ -54,7 +66,7 @@ class CellEntry(Section):
     normalize: _OneOrMore[Literal["all", "kept"] | None] = Field(default=[None])
     kept_share_of: _OneOrMore[str | None] = Field(default=[None])
     kept_share_from: _OneOrMore[Literal["run", "scores"] | None] = Field(default=[None])
-    name: str | None = None
+    name: Annotated[str, AfterValidator(_folder_name)] | None = None
     train: TrainSettings = Field(default_factory=dict)
 
 
@@ -196,5 +208,5 @@ def _short(key: str, value: Any) -> str:
 
 
 def make_slug(text: str) -> str:
-    """Return the text as a name for a folder."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.")
+    """Return the text as a name for a folder; nothing of a text without a letter or digit."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.")[:MAX_NAME].strip("-.")

@@ -10,6 +10,7 @@ from trl import SFTConfig
 
 from profit_sft.objectives import Objective, make_objective
 from profit_sft.train.collapse_probe import LEAST_ROWS
+from profit_sft.train.ranges import check_values
 
 # Of `accelerate launch`, `no` unless it is told. Read once: transformers 4 writes a configuration's own into it.
 _LAUNCHED_PRECISION = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
@@ -82,6 +83,7 @@ class ProFitConfig(SFTConfig):
     trl_telemetry: bool = field(default=False, metadata={"help": "Let TRL send its usage ping."})
 
     def __post_init__(self) -> None:
+        check_values(self)
         self._settle_precision()
         if _launched_on_cpus() and not (self.deepspeed or self.fsdp):
             self.use_cpu = True  # or accelerate lets each process train by itself

@@ -1,0 +1,114 @@
+"""Which values a setting may have: kinds and ranges of the trainer's, the model's and the run's settings.
+
+transformers takes nearly any number, and makes of a wrong one another run: -1 epochs train nothing, and succeed.
+"""
+
+import dataclasses
+import enum
+import math
+import types
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from profit_sft.errors import brief
+
+_Range = tuple[float, float]  # both allowed
+
+_LARGEST = 2**31 - 1
+_ABOVE_0: _Range = (1e-12, _LARGEST)
+_BELOW_1: _Range = (0.0, 1.0 - 1e-9)
+_SEED: _Range = (0, 2**32 - 1)  # numpy's
+_WORKERS: _Range = (0, 1024)
+_ANY: _Range = (0, 1e12)
+
+_COUNTS = (
+    *("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "max_steps"),
+    *("eval_accumulation_steps", "torch_empty_cache_steps", "dataloader_prefetch_factor", "ddp_bucket_cap_mb"),
+    *("ddp_timeout", "max_length", "pad_to_multiple_of", "loss_chunk_size", "probe_measurements", "save_total_limit"),
+    *("lora_r", "lora_alpha", "max_samples", "num_processes"),
+)
+# Of numbers that are not just 0 or more. A negative number that means something is in `_MEANING`.
+_RANGES: dict[str, _Range] = {
+    **dict.fromkeys(_COUNTS, (1, _LARGEST)),
+    **dict.fromkeys(("logging_steps", "eval_steps", "save_steps"), _ABOVE_0),
+    **dict.fromkeys(("adam_beta1", "adam_beta2", "label_smoothing_factor", "lora_dropout"), _BELOW_1),
+    **dict.fromkeys(("seed", "data_seed"), _SEED),
+    "num_train_epochs": (1e-12, 1e6),
+    "learning_rate": (0.0, 1e4),
+    "adam_epsilon": (0.0, 1.0),
+    "dataloader_num_workers": _WORKERS,
+    "dataset_num_proc": (1, _WORKERS[1]),
+}
+_MEANING = {("max_steps", -1): "num_train_epochs decides", ("local_rank", -1): "no launcher"}
+_UNLIMITED = ("threshold",)  # their owners say more of them than a range
+
+
+def check_values(settings: Any) -> None:
+    """Refuse a setting whose value is of another kind than it takes, or a number that cannot be meant.
+
+    Args:
+        settings: An instance of a dataclass: the trainer's, the model's or the run's settings.
+
+    Raises:
+        TypeError: A value is of another kind.
+        ValueError: A number is out of range, infinite, or not a number.
+    """
+    kinds = get_type_hints(type(settings))
+    for entry in dataclasses.fields(settings):
+        value = getattr(settings, entry.name, None)
+        if value is None or not entry.init:
+            continue
+        if not _fits(value, kinds[entry.name]):
+            raise TypeError(f"{entry.name} must be {_words(kinds[entry.name])}, got {_short(value)}.")
+        if isinstance(value, str) and int in get_args(kinds[entry.name]) and value.lstrip("+-").isdecimal():
+            value = int(value)  # as the flag of a setting that takes words as well comes in
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            _check_number(entry.name, value)
+
+
+def _check_number(name: str, value: float) -> None:
+    low, high = _RANGES.get(name, _ANY)
+    if name in _UNLIMITED or (name, value) in _MEANING or (math.isfinite(value) and low <= value <= high):
+        return
+    said = next((f", or {number}: {meaning}" for (of, number), meaning in _MEANING.items() if of == name), "")
+    raise ValueError(f"{name} must be {_range_words(low, high)}{said}, got {_short(value)}.")
+
+
+def _range_words(low: float, high: float) -> str:
+    bottom = "above 0" if 0 < low < 1 else f"at least {low:g}"
+    return f"{bottom} and {'below 1' if high == _BELOW_1[1] else f'at most {high:,.0f}'}"
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    origin = get_origin(kind)
+    if origin in (Union, types.UnionType):
+        return any(_fits(value, part) for part in get_args(kind))
+    if origin is Literal:
+        return value in get_args(kind)
+    kind = origin or kind
+    if kind is type(None):
+        return value is None
+    if kind is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if isinstance(kind, type) and issubclass(kind, enum.Enum):
+        return isinstance(value, (str, kind))
+    return isinstance(value, kind) if kind in (str, bool, list, dict) else True
+
+
+def _words(kind: Any) -> str:
+    """Say what a setting takes."""
+    named = {int: "a whole number", float: "a number", str: "text", bool: "true or false", list: "a list"}
+    named |= {dict: "a mapping", type(None): ""}
+    parts = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
+    words: list[str] = []
+    for part in parts:
+        known = ", ".join(map(str, get_args(part))) if get_origin(part) is Literal else None
+        enumerated = isinstance(part, type) and issubclass(part, enum.Enum)
+        words.append(known or ("text" if enumerated else named.get(get_origin(part) or part, "")))
+    return " or ".join(dict.fromkeys(filter(None, words))) or "of another kind"
+
+
+def _short(value: Any) -> str:
+    # Python writes no number of more than 4,300 digits.
+    return brief(repr(value), 80) if not isinstance(value, int) or abs(value) < 10**30 else "one of over 30 digits"
