@@ -43,6 +43,7 @@ class SelectiveHead:
         objective: Gives the token weights.
         normalize: `"all"` or `"kept"`, see `apply_profit`.
         statistics: `"objective"`, `"all"` or `"ranks"`, see `selective_linear_cross_entropy`.
+        likeliest: How many of the likeliest tokens to report.
         chunk_size: Tokens whose logits are held at once, or None.
         backend: Backend of the loss.
         gradient_budget: Share of the gradient mass that may be left out.
@@ -54,6 +55,7 @@ class SelectiveHead:
     objective: Objective
     normalize: Normalize = "all"
     statistics: Statistics = "objective"
+    likeliest: int = 0
     chunk_size: int | None = None
     backend: Backend = "auto"
     gradient_budget: float | None = None
@@ -282,6 +284,7 @@ def label_statistics(
     labels: Tensor,
     objective: Objective | None = None,
     statistics: Statistics = "all",
+    likeliest: int = 0,
     chunk_size: int | None = None,
     backend: Backend = "auto",
     **inputs: Any,
@@ -297,6 +300,7 @@ def label_statistics(
         labels: `(B, S)`, int64, unshifted; -100 where there is none.
         objective: Whose token weights to report; None weighs every label 1.
         statistics: As `selective_linear_cross_entropy` takes them.
+        likeliest: As there.
         chunk_size: Tokens whose logits are held at once. None: chosen.
         backend: Backend of the loss.
         **inputs: What else the model takes, such as `attention_mask`.
@@ -317,6 +321,7 @@ def label_statistics(
         objective=NLL() if objective is None else objective,
         normalize="all",
         statistics=statistics,
+        likeliest=likeliest,
         chunk_size=chunk_size,
         backend=backend,
         adds_aux_loss=False,
@@ -511,6 +516,7 @@ def _loss_forward(
             final_logit_softcapping=settings.final_logit_softcapping,
             reference_log_probs=None if reference_log_probs is None else reference_log_probs.to(device),
             statistics=settings.statistics,
+            likeliest=settings.likeliest,
             gradient_budget=settings.gradient_budget,
             chunk_size=settings.chunk_size,
             backend=settings.backend,

@@ -242,7 +242,7 @@ def measure(
     model.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]  # transformers wraps it
     answers = generate_answers(model, tokenizer, problems)
     examples = label_examples(data.dataset[:])
-    scores = score_labels(model, examples, objective=objective)
+    scores = score_labels(model, examples, objective=objective, likeliest=5)
     with MathJudge() as judge:  # starts no process unless an answer is a formula
         right = [
             grade_math(answer, str(problem.final_answer), judge, truncated=answer.truncated).correct

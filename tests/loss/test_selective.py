@@ -87,7 +87,7 @@ def test_all_statistics_match_the_oracle(place, head):
     problem = planted_problem(place, **options)
     objective = ProFit(threshold=THRESHOLD)
     (result, gradients), (_, exact, values) = both(
-        problem, objective, head=options, place=place, statistics="ranks", chunk_size=place.chunk_size
+        problem, objective, head=options, place=place, statistics="ranks", likeliest=4, chunk_size=place.chunk_size
     )
     label_mask = problem[2] != -100
     for name in ("log_probs", "entropy"):
@@ -98,6 +98,12 @@ def test_all_statistics_match_the_oracle(place, head):
     logits = inputs[0] @ inputs[1].T + (0 if inputs[2] is None else inputs[2])
     assert torch.equal(result.is_top1, (logits.argmax(-1) == problem[2]) & label_mask)
     assert torch.equal(result.top1, torch.where(label_mask, logits.argmax(-1), 0))
+    scaled, cap = logits * options.get("logit_scale", 1.0), options.get("final_logit_softcapping")
+    likeliest = (scaled if cap is None else cap * (scaled / cap).tanh()).log_softmax(-1).topk(4)
+    assert torch.equal(result.likeliest, torch.where(label_mask[:, None], likeliest.indices, 0))
+    of_labels = result.likeliest_log_probs[label_mask].double()
+    assert (of_labels - likeliest.values[label_mask]).abs().max() <= 3e-5
+    assert (result.likeliest_log_probs[~label_mask] == 0).all()
     own = logits.gather(-1, problem[2].clamp(min=0)[:, None])
     assert torch.equal(result.rank, torch.where(label_mask, 1 + (logits > own).sum(-1), 0))
     assert result.rank.max() > 20

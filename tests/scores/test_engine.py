@@ -61,13 +61,15 @@ def dense_stats(model, example):
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
 def test_scores_and_weights_are_those_of_dense_logits(examples, objective, max_batch_tokens):
     model = confident_model()
-    found = score_labels(model, examples, objective=objective, max_batch_tokens=max_batch_tokens)
+    found = score_labels(model, examples, objective=objective, likeliest=3, max_batch_tokens=max_batch_tokens)
     # Sums of 16 fp32 products at logits up to about 30, and what a power or a quotient makes of that.
     bound = 2e-5
     for example, scores in zip(examples, found, strict=True):
         stats, log_probs = dense_stats(model, example)
         np.testing.assert_allclose(scores.log_probs, stats.log_probs.numpy(), rtol=0, atol=bound)
         np.testing.assert_allclose(scores.entropy, stats.entropy.numpy(), rtol=0, atol=bound)
+        assert scores.likeliest.tolist() == log_probs.topk(3).indices.tolist()
+        np.testing.assert_allclose(scores.likeliest_log_probs, log_probs.topk(3).values.numpy(), rtol=0, atol=bound)
         assert scores.top1.tolist() == log_probs.argmax(-1).tolist()
         assert scores.rank.tolist() == (1 + (log_probs > stats.log_probs[:, None]).sum(-1)).tolist()
         weights = objective.token_weights(stats).double().numpy()

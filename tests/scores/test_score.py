@@ -63,6 +63,11 @@ def assert_is_what_dense_logits_give(example, model, bound):
     assert np.abs(entropy.numpy() - example.entropy).max() < bound
     likeliest = log_probs.gather(1, torch.tensor(example.top1.astype(np.int64))[:, None])
     assert (log_probs.max(1, keepdim=True).values - likeliest).max() < bound
+    # Half precision keeps eleven bits of a log p, and neighbors may stand the other way round.
+    alternatives = log_probs.gather(1, torch.tensor(example.likeliest.astype(np.int64)))
+    assert np.abs(alternatives.numpy() - example.likeliest_log_probs).max() < 2**-11 * 8 + bound
+    assert (log_probs.topk(5).values - alternatives).abs().max() < 2 * bound
+    assert np.array_equal(example.likeliest[:, 0], example.top1)
     # Tokens as likely as the label but for rounding may stand on either side of it.
     at_least = 1 + (log_probs > of_label + bound).sum(1).numpy()
     at_most = 1 + (log_probs > of_label - bound).sum(1).numpy()
@@ -146,7 +151,8 @@ def test_scores_that_are_there_already_make_the_same_store(tiny_folder, rows, tm
     whole = score_dataset(wanted)
     tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
     prepared = prepare_dataset(wanted.data, tokenizer)
-    found = score_labels(load_model(tiny_folder), label_examples(prepared.dataset[:]), max_batch_tokens=200)
+    examples = label_examples(prepared.dataset[:])
+    found = score_labels(load_model(tiny_folder), examples, likeliest=5, max_batch_tokens=200)
     written = write_scores(settings(tiny_folder, rows, tmp_path / "made", shard_rows=60), prepared, tokenizer, found)
     assert shard_bytes(tmp_path / "made") == shard_bytes(tmp_path / "scored")
     assert written.manifest == whole.manifest

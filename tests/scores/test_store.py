@@ -1,6 +1,7 @@
 import json
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 
 from profit_sft.errors import ConfigurationError, DataError
@@ -10,7 +11,7 @@ from tiny import chat_tokenizer
 LENGTHS = [5, 3, 9, 2, 7]
 
 
-def scored(example, *, kinds=False):
+def scored(example, *, kinds=False, likeliest=False):
     length = LENGTHS[example]
     generator = np.random.default_rng(example)
     count = length - 1
@@ -24,6 +25,14 @@ def scored(example, *, kinds=False):
         top1=generator.integers(0, 99, count).astype(np.int32),
         rank=generator.integers(1, 9, count).astype(np.int32),
         token_kinds=generator.integers(0, 3, count).astype(np.int8) if kinds else None,
+        **(
+            {
+                "likeliest": generator.integers(0, 99, (count, 4)).astype(np.int32),
+                "likeliest_log_probs": -generator.random((count, 4)).astype(np.float16),
+            }
+            if likeliest
+            else {}
+        ),
     )
 
 
@@ -41,31 +50,51 @@ def job(**changes):
     return ScoreJob(**{**fields, **changes})
 
 
-def write(folder, *, kinds=False, shards=(0, 1, 2)):
-    writer = ScoreWriter(folder, job(has_token_kinds=kinds))
+def write(folder, *, kinds=False, likeliest=False, shards=(0, 1, 2)):
+    writer = ScoreWriter(folder, job(has_token_kinds=kinds, likeliest=4 if likeliest else 0))
     writer.start(chat_tokenizer())
     for shard in shards:
-        writer.write_shard(shard, [scored(example, kinds=kinds) for example in writer.job.shard_range(shard)])
+        writer.write_shard(
+            shard, [scored(example, kinds=kinds, likeliest=likeliest) for example in writer.job.shard_range(shard)]
+        )
     return writer
 
 
 @pytest.mark.parametrize("kinds", [False, True])
-def test_what_was_written_is_read_back(tmp_path, kinds):
+@pytest.mark.parametrize("likeliest", [False, True])
+def test_what_was_written_is_read_back(tmp_path, kinds, likeliest):
     # Shards may come in any order, as they do from several processes.
-    write(tmp_path, kinds=kinds, shards=(2, 0, 1)).finish()
+    write(tmp_path, kinds=kinds, likeliest=likeliest, shards=(2, 0, 1)).finish()
     scores = load_scores(tmp_path)
     assert len(scores) == 5
     assert scores.has_kinds is kinds
-    wanted = [scored(example, kinds=kinds) for example in range(5)]
+    wanted = [scored(example, kinds=kinds, likeliest=likeliest) for example in range(5)]
     for got, want in zip(scores, wanted, strict=True):
         assert (got.example, got.row) == (want.example, want.row)
-        for name in ("input_ids", "positions", "log_probs", "entropy", "top1", "rank"):
+        names = ["input_ids", "positions", "log_probs", "entropy", "top1", "rank"]
+        if not likeliest:
+            assert got.likeliest is got.likeliest_log_probs is None
+        for name in names + ["likeliest", "likeliest_log_probs"] * likeliest:
             assert getattr(got, name).dtype == getattr(want, name).dtype
             np.testing.assert_array_equal(getattr(got, name), getattr(want, name))
         if kinds:
             np.testing.assert_array_equal(got.token_kinds, want.token_kinds)
         else:
             assert got.token_kinds is None
+
+
+def test_scores_of_format_1_are_read(tmp_path):
+    write(tmp_path, kinds=True).finish()
+    for path in tmp_path.glob("shard-*.parquet"):
+        table = pyarrow.parquet.read_table(path)
+        pyarrow.parquet.write_table(table.drop_columns(["likeliest", "likeliest_log_probs"]), path)
+    manifest = json.loads((tmp_path / "scores.json").read_text())
+    del manifest["likeliest"]
+    (tmp_path / "scores.json").write_text(json.dumps({**manifest, "format": 1}))
+    scores = load_scores(tmp_path)
+    assert scores.manifest.likeliest == 0
+    assert [example.likeliest for example in scores] == [None] * 5
+    np.testing.assert_array_equal(scores.column("rank"), np.concatenate([scored(n, kinds=True).rank for n in range(5)]))
 
 
 def test_columns_hold_every_label_token_in_data_order(tmp_path):

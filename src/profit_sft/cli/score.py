@@ -39,6 +39,7 @@ def score_command(
         int | None, flag("max_batch_tokens", "Tokens of a batch (default: 2048 on CPU, else 16384).")
     ] = None,
     shard_rows: Annotated[int, flag("shard_rows", "Rows in a shard.")] = 256,
+    likeliest: Annotated[int, flag("likeliest", "Likeliest tokens to keep with each, with log p; 0: none.")] = 5,
     chat_template_path: ChatTemplatePath = None,
     data: GivenData,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
@@ -59,6 +60,7 @@ def score_command(
         "dtype": dtype,
         "max_batch_tokens": max_batch_tokens,
         "shard_rows": shard_rows,
+        "likeliest": likeliest,
         "chat_template_path": chat_template_path,
     }
     require_model(options)

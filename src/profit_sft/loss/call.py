@@ -20,6 +20,7 @@ class HeadOptions:
     final_logit_softcapping: float | None
     all_statistics: bool
     ranks: bool
+    likeliest: int
     gradient_budget: float | None
     chunk_size: int | None
 
@@ -35,6 +36,8 @@ class TokenValues:
     is_top1: Tensor | None
     rank: Tensor | None
     top1: Tensor | None
+    likeliest: Tensor | None  # (N, K)
+    likeliest_log_probs: Tensor | None  # (N, K)
     dropped_share: Tensor
     largest_log_prob: Tensor
     nothing_kept: bool = False

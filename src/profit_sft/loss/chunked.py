@@ -101,6 +101,7 @@ class ChunkedRun:
             dtype=self.dtype,
             gradient_budget=options.gradient_budget,
         )
+        places = len(labels), min(options.likeliest, len(lm_head_weight))  # (N, K)
         self.values = TokenValues(
             label_mask=label_mask,
             log_probs=_blank(label_mask),
@@ -109,6 +110,8 @@ class ChunkedRun:
             is_top1=torch.zeros_like(label_mask) if options.all_statistics else None,
             rank=torch.zeros_like(labels) if options.ranks else None,
             top1=torch.zeros_like(labels) if options.ranks else None,
+            likeliest=labels.new_zeros(places) if options.likeliest else None,
+            likeliest_log_probs=_blank(label_mask)[:, None].repeat(1, places[1]) if options.likeliest else None,
             dropped_share=torch.zeros((), device=hidden_states.device),
             largest_log_prob=torch.full((), -math.inf, dtype=self.dtype, device=hidden_states.device),
         )
@@ -333,9 +336,11 @@ class ChunkedRun:
         self, tokens: Tensor, logits: Tensor, token_weights: Tensor | None, token_reference: Tensor | None
     ) -> None:
         """Sweep one chunk's logits `(C, V)`, which are overwritten, and form its products."""
-        if self.options.ranks:
-            self._note_ranks(tokens, logits)
+        largest_logits = self._note_ranks(tokens, logits) if self.options.ranks else None
         swept = self._sweep(tokens, logits)
+        if self.values.likeliest_log_probs is not None and largest_logits is not None:
+            log_totals = swept.largest + swept.totals.log()
+            self.values.likeliest_log_probs[self.rows[tokens]] = (largest_logits - log_totals[:, None]).float()
         if token_weights is None:
             reference = None if token_reference is None else token_reference[tokens]
             token_weights = self.options.objective.token_weights(swept.stats(self.targets[tokens], reference))
@@ -395,21 +400,30 @@ class ChunkedRun:
         if values.is_top1 is not None:
             values.is_top1[rows] = target_logits >= swept.largest
 
-    def _note_ranks(self, tokens: Tensor, logits: Tensor) -> None:
-        """Note the likeliest token, and how many are likelier than the label, before the sweep overwrites them."""
+    def _note_ranks(self, tokens: Tensor, logits: Tensor) -> Tensor:
+        """Note the likeliest tokens, and how many are likelier than the label, before the sweep overwrites them.
+
+        Return the logits of the likeliest, `(C, K)`.
+        """
         rank, top1 = self.values.rank, self.values.top1
         assert rank is not None
         assert top1 is not None
         target_logits = logits.gather(-1, self.targets[tokens][:, None])  # (C, 1)
-        likelier, likeliest = torch.zeros_like(tokens), torch.zeros_like(tokens)
+        likelier = torch.zeros_like(tokens)
+        count = max(1, min(self.options.likeliest, logits.shape[1]))
+        likeliest = torch.zeros((tokens.numel(), count), dtype=torch.int64, device=tokens.device)
+        largest_logits = logits.new_empty(likeliest.shape)
 
         def note(part: slice) -> None:
             likelier[part] = (logits[part] > target_logits[part]).sum(dim=-1)
-            likeliest[part] = logits[part].argmax(dim=-1)
+            largest_logits[part], likeliest[part] = logits[part].topk(count, dim=-1)
 
         self._in_blocks(note, tokens.numel())
         rank[self.rows[tokens]] = likelier + 1
-        top1[self.rows[tokens]] = likeliest
+        top1[self.rows[tokens]] = likeliest[:, 0]
+        if self.values.likeliest is not None:
+            self.values.likeliest[self.rows[tokens]] = likeliest
+        return largest_logits
 
     def _slope(self, logits: Tensor) -> Tensor:
         """Derivative of the soft cap at capped logits of any shape; ones without a cap."""

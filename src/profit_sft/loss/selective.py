@@ -34,6 +34,9 @@ class SelectiveLoss:
         rank: `(N,)`, int64. 1 where no token is likelier than the label, and so on; 0 where ignored. None where the
             caller did not ask for ranks.
         top1: `(N,)`, int64. The likeliest token; 0 where ignored. None as above.
+        likeliest: `(N, K)`, int64. The `K` likeliest tokens, likeliest first; 0 where ignored. None where the caller
+            asked for none.
+        likeliest_log_probs: `(N, K)`, fp32. Their `log p`, nats. None as above.
         label_mask: `(N,)`, bool. True where the position carries a label.
         num_labels: 0-d int64. Positions with a label.
         num_kept: 0-d int64. Positions of non-zero weight.
@@ -48,6 +51,8 @@ class SelectiveLoss:
     is_top1: Tensor | None
     rank: Tensor | None
     top1: Tensor | None
+    likeliest: Tensor | None
+    likeliest_log_probs: Tensor | None
     label_mask: Tensor
     num_labels: Tensor
     num_kept: Tensor
@@ -83,6 +88,7 @@ def selective_linear_cross_entropy(
     reference_log_probs: Tensor | None = None,
     token_weights: Tensor | None = None,
     statistics: Statistics = "objective",
+    likeliest: int = 0,
     gradient_budget: float | None = None,
     shift: bool | None = None,
     chunk_size: int | None = None,
@@ -111,6 +117,7 @@ def selective_linear_cross_entropy(
             projected at all.
         statistics: `"objective"` computes what the objective reads. `"all"` computes log-probability, entropy and
             whether it is the likeliest, of every label token; `"ranks"` its rank and the likeliest token as well.
+        likeliest: How many of the likeliest tokens to return with their log-probabilities; needs `"ranks"`.
         gradient_budget: Share of `sum |d loss / d logits|` that may be left out of the two backward products, in
             [0, 1); 0.003 leaves most columns of a large vocabulary out. None leaves nothing out, but CPUs with bf16
             instructions multiply the columns that carry the last 0.5% in bf16 (error of the hidden states' gradient on
@@ -160,6 +167,8 @@ def selective_linear_cross_entropy(
         raise ValueError("normalize='kept' counts the kept tokens of this call itself; leave num_items_in_batch out.")
     if statistics not in ("objective", "all", "ranks"):
         raise ValueError(f"statistics must be 'objective', 'all' or 'ranks', got {statistics!r}.")
+    if likeliest < 0 or (likeliest and statistics != "ranks"):
+        raise ValueError(f"likeliest must be 0, or positive with statistics='ranks', got {likeliest}, {statistics!r}.")
     if backend not in ("auto", "chunked", "triton"):
         raise ValueError(f"backend must be 'auto', 'chunked' or 'triton', got {backend!r}.")
     if not isinstance(objective, Objective):
@@ -198,6 +207,7 @@ def selective_linear_cross_entropy(
         final_logit_softcapping=final_logit_softcapping,
         all_statistics=statistics != "objective",
         ranks=statistics == "ranks",
+        likeliest=likeliest,
         gradient_budget=gradient_budget,
         chunk_size=chunk_size,
     )
@@ -222,11 +232,17 @@ def selective_linear_cross_entropy(
         is_top1=None if found.is_top1 is None else found.is_top1.view(shape),
         rank=None if found.rank is None else found.rank.view(shape),
         top1=None if found.top1 is None else found.top1.view(shape),
+        likeliest=None if found.likeliest is None else _of_shape(found.likeliest, shape),
+        likeliest_log_probs=None if found.likeliest_log_probs is None else _of_shape(found.likeliest_log_probs, shape),
         label_mask=found.label_mask.view(shape),
         num_labels=found.label_mask.sum(),
         num_kept=(found.token_weights != 0).sum(),
         dropped_share=found.dropped_share,
     )
+
+
+def _of_shape(values: Tensor, shape: torch.Size) -> Tensor:
+    return values.view(*shape, values.shape[-1])
 
 
 def shifted(values: Tensor, fill: float) -> Tensor:

@@ -51,6 +51,8 @@ class LabelScores:
         top1: `(T,)`, int32. Id of the likeliest token.
         rank: `(T,)`, int32. Rank of the label, 1 is the likeliest.
         token_weights: `(T,)`, float32. The objective's; 1 where none was given.
+        likeliest: `(T, K)`, int32. The likeliest tokens, likeliest first, as many as were asked for; None: none were.
+        likeliest_log_probs: `(T, K)`, float32. Their `log p`.
     """
 
     log_probs: NDArray[np.float32]
@@ -58,6 +60,8 @@ class LabelScores:
     top1: NDArray[np.int32]
     rank: NDArray[np.int32]
     token_weights: NDArray[np.float32]
+    likeliest: NDArray[np.int32] | None = None
+    likeliest_log_probs: NDArray[np.float32] | None = None
 
 
 def label_examples(rows: Mapping[str, Sequence[Any]]) -> list[LabelExample]:
@@ -91,11 +95,14 @@ def score_labels(
     examples: Sequence[LabelExample],
     *,
     objective: Objective | None = None,
+    likeliest: int = 0,
     max_batch_tokens: int | None = None,
 ) -> list[LabelScores]:
     """Return what the model thinks of every label token, example by example; arguments as `score_in_batches`."""
     found: dict[int, LabelScores] = {}
-    for batch in score_in_batches(model, examples, objective=objective, max_batch_tokens=max_batch_tokens):
+    for batch in score_in_batches(
+        model, examples, objective=objective, likeliest=likeliest, max_batch_tokens=max_batch_tokens
+    ):
         found |= batch
     return [found[index] for index in range(len(examples))]
 
@@ -105,6 +112,7 @@ def score_in_batches(
     examples: Sequence[LabelExample],
     *,
     objective: Objective | None = None,
+    likeliest: int = 0,
     max_batch_tokens: int | None = None,
 ) -> Iterator[dict[int, LabelScores]]:
     """Yield the scores of each batch by index of the example, batches of the longest examples first.
@@ -117,6 +125,7 @@ def score_in_batches(
         examples: What to score.
         objective: Whose token weights to find. One that ranks the tokens of a batch sees an example at a time, so that
             no weight depends on what else is scored.
+        likeliest: How many of the likeliest tokens to find in each place.
         max_batch_tokens: Tokens of a batch, padding included; a longer example is a batch of its own. None: 2,048 on a
             CPU, 16,384 elsewhere.
 
@@ -131,7 +140,7 @@ def score_in_batches(
         max_batch_tokens = _CPU_BATCH_TOKENS if device.type == "cpu" else _BATCH_TOKENS
     with _head_on(model):
         for indices in batches_by_length([len(example.input_ids) for example in examples], max_batch_tokens):
-            scores = _scored(model, [examples[index] for index in indices], objective, device)
+            scores = _scored(model, [examples[index] for index in indices], objective, likeliest, device)
             yield dict(zip(indices, scores, strict=True))
 
 
@@ -172,14 +181,16 @@ def _head_on(model: nn.Module) -> Iterator[None]:
 
 
 def _scored(
-    model: nn.Module, batch: Sequence[LabelExample], objective: Objective | None, device: torch.device
+    model: nn.Module, batch: Sequence[LabelExample], objective: Objective | None, likeliest: int, device: torch.device
 ) -> list[LabelScores]:
     inputs = {name: value.to(device) for name, value in _padded(batch).items()}
-    found = look_through_head(model, objective, statistics="ranks", **inputs)
+    found = look_through_head(model, objective, statistics="ranks", likeliest=likeliest, **inputs)
     values: dict[str, NDArray[Any]] = {}
     for name, dtype in _FOUND.items():
         value: Tensor | None = getattr(found, name)
-        assert value is not None, name
+        assert value is not None or (name.startswith("likeliest") and not likeliest), name
+        if value is None:
+            continue
         values[name] = value.cpu().numpy().astype(dtype)
     # Entry t of the values is of token t + 1.
     places = [(index, example.positions - 1) for index, example in enumerate(batch)]
@@ -192,6 +203,8 @@ _FOUND = {
     "top1": np.int32,
     "rank": np.int32,
     "token_weights": np.float32,
+    "likeliest": np.int32,
+    "likeliest_log_probs": np.float32,
 }
 
 

@@ -33,6 +33,8 @@ from profit_sft.objectives import NLL
 from profit_sft.scores.engine import LabelExample, LabelScores, label_examples, score_in_batches
 from profit_sft.scores.store import ScoredExample, ScoreJob, ScoreSet, ScoreWriter, load_scores
 
+MOST_LIKELIEST = 100  # beyond that the scores would be logits in all but name
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScoreSettings:
@@ -47,6 +49,7 @@ class ScoreSettings:
         max_batch_tokens: Tokens of a batch, padding included; a longer example is a batch of its own. None: 2,048 on a
             CPU, 16,384 elsewhere.
         shard_rows: Examples in a shard.
+        likeliest: How many of the likeliest tokens to keep with each label token, with their log p; 0: none.
         chat_template_path: A Jinja file, or another model whose chat template to take.
         model_revision: Branch, tag or commit of a hub model.
         trust_remote_code: Run code that comes with the model.
@@ -61,6 +64,7 @@ class ScoreSettings:
     dtype: str = "float32"
     max_batch_tokens: int | None = None
     shard_rows: int = 256
+    likeliest: int = 5
     chat_template_path: str | None = None
     model_revision: str | None = None
     trust_remote_code: bool = False
@@ -72,6 +76,8 @@ class ScoreSettings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}.")
+        if not 0 <= self.likeliest <= MOST_LIKELIEST:
+            raise ValueError(f"likeliest must be from 0 to {MOST_LIKELIEST}, got {self.likeliest}.")
 
 
 def flags(settings: DataSettings | ScoreSettings) -> dict[str, str]:
@@ -182,7 +188,7 @@ def score_dataset(
         writer.start(tokenizer)
     state.wait_for_everyone()  # and the folder must say what it is before it holds any
     if model is not None:
-        _score_shards(mine, writer, prepared, model, settings.max_batch_tokens, on_batch)
+        _score_shards(mine, writer, prepared, model, settings, on_batch)
     state.wait_for_everyone()
     if state.is_main_process:
         writer.finish()
@@ -211,6 +217,7 @@ def _job(settings: ScoreSettings, prepared: PreparedData) -> ScoreJob:
         dtype=settings.dtype,
         engine="hf",
         shard_rows=settings.shard_rows,
+        likeliest=settings.likeliest,
         has_token_kinds="token_kinds" in prepared.dataset.column_names,
     )
 
@@ -230,7 +237,7 @@ def _score_shards(
     writer: ScoreWriter,
     prepared: PreparedData,
     model: nn.Module,
-    max_batch_tokens: int | None,
+    settings: ScoreSettings,
     on_batch: Callable[[ScoreProgress], None],
 ) -> None:
     meter = _Meter(total_examples=sum(len(writer.job.shard_range(shard)) for shard in shards))
@@ -243,7 +250,9 @@ def _score_shards(
             rows = prepared.dataset[where.start : where.stop]
             examples = label_examples(rows)
             scores: dict[int, LabelScores] = {}
-            for batch in score_in_batches(model, examples, max_batch_tokens=max_batch_tokens):
+            for batch in score_in_batches(
+                model, examples, likeliest=settings.likeliest, max_batch_tokens=settings.max_batch_tokens
+            ):
                 scores |= batch
                 on_batch(meter.add([examples[index] for index in batch]))
                 if stop.signal_number is not None and len(scores) < len(examples):
@@ -257,6 +266,8 @@ def write_scores(
 ) -> ScoreSet:
     """Write a store of scores that are there already, as `score_labels` finds them under a model in memory.
 
+    As many of the likeliest tokens are kept as were found, whatever the settings say.
+
     Args:
         settings: The model they are of, its dtype, the data, and where the store goes.
         prepared: The data.
@@ -267,7 +278,8 @@ def write_scores(
         ConfigurationError: The folder holds another job's scores.
         DataError: A log-probability is not finite.
     """
-    writer = ScoreWriter(settings.output_dir, _job(settings, prepared))
+    kept = next((0 if found.likeliest is None else found.likeliest.shape[1] for found in scores), 0)
+    writer = ScoreWriter(settings.output_dir, _job(dataclasses.replace(settings, likeliest=kept), prepared))
     writer.start(tokenizer)
     for shard in writer.missing_shards():
         where = writer.job.shard_range(shard)
@@ -316,6 +328,10 @@ def _scored(
                 top1=values.top1,
                 rank=values.rank,
                 token_kinds=example.token_kinds,
+                likeliest=values.likeliest,
+                likeliest_log_probs=None
+                if values.likeliest_log_probs is None
+                else values.likeliest_log_probs.astype(np.float16),
             )
         )
     return found

@@ -7,7 +7,9 @@ folder/
   shard-00000.parquet  `shard_rows` examples in data order, one row each, see `ScoredExample`; then shard-00001, ...
 
 Every file appears complete or not at all. Shards hold the columns `example`, `row` (int64), `input_ids`, `positions`,
-`top1`, `rank` (lists of int32), `log_probs`, `entropy` (lists of float32) and `token_kinds` (lists of int8, or null).
+`top1`, `rank` (lists of int32), `log_probs`, `entropy` (lists of float32), `token_kinds` (lists of int8, or null), and
+`likeliest` (int32) and `likeliest_log_probs` (float16): for each label token in turn as many as the manifest says, or
+null for none. Format 1 lacks these two.
 """
 
 import dataclasses
@@ -27,7 +29,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from profit_sft.errors import ConfigurationError, DataError
 from profit_sft.files import atomic_path, package_versions, write_text
 
-FORMAT = 1
+FORMAT = 2
+_READ_FORMATS = (1, 2)
 _MANIFEST, _PROGRESS, _TOKENIZER = "scores.json", "progress.json", "tokenizer"
 _PACKAGES = ("profit-sft", "torch", "transformers")
 _PER_TOKEN = {
@@ -38,12 +41,14 @@ _PER_TOKEN = {
     "rank": pyarrow.int32(),
     "token_kinds": pyarrow.int8(),
 }
+# Several a token, one token's after the other's. Half precision gives p to three digits in half the bytes.
+_LIKELIEST = {"likeliest": pyarrow.int32(), "likeliest_log_probs": pyarrow.float16()}
 _SCHEMA = pyarrow.schema(
     {
         "example": pyarrow.int64(),
         "row": pyarrow.int64(),
         "input_ids": pyarrow.list_(pyarrow.int32()),
-        **{name: pyarrow.list_(kind) for name, kind in _PER_TOKEN.items()},
+        **{name: pyarrow.list_(kind) for name, kind in {**_PER_TOKEN, **_LIKELIEST}.items()},
     }
 )
 
@@ -62,6 +67,8 @@ class ScoredExample:
         top1: `(T,)`, int32. Id of the likeliest token.
         rank: `(T,)`, int32. Rank of the label, 1 is the likeliest.
         token_kinds: `(T,)`, int8, one of `profit_sft.data.TOKEN_KINDS`, or None where rows carry no `answer_spans`.
+        likeliest: `(T, K)`, int32. The likeliest tokens, likeliest first; None where none were kept.
+        likeliest_log_probs: `(T, K)`, float16. Their `log p`, nats; None as above.
 
     Raises:
         ValueError: Lengths differ, or a position lies outside the example.
@@ -76,9 +83,12 @@ class ScoredExample:
     top1: NDArray[np.int32]
     rank: NDArray[np.int32]
     token_kinds: NDArray[np.int8] | None = None
+    likeliest: NDArray[np.int32] | None = None
+    likeliest_log_probs: NDArray[np.float16] | None = None
 
     def __post_init__(self) -> None:
         lengths = {name: len(value) for name in _PER_TOKEN if (value := getattr(self, name)) is not None}
+        lengths |= {name: len(value) for name in _LIKELIEST if (value := getattr(self, name)) is not None}
         if len(set(lengths.values())) != 1:
             raise ValueError(f"example {self.example}: per-token values must be equally long, got {lengths}.")
         if len(self.positions) and not (self.positions.min() >= 1 and self.positions.max() < len(self.input_ids)):
@@ -102,6 +112,7 @@ class ScoreJob:
         engine: What ran it: `hf`, transformers.
         shard_rows: Examples in every shard but the last.
         has_token_kinds: True if rows carry `answer_spans`.
+        likeliest: How many of the likeliest tokens are kept with each label token.
     """
 
     format: int = FORMAT
@@ -113,6 +124,7 @@ class ScoreJob:
     engine: str
     shard_rows: int
     has_token_kinds: bool
+    likeliest: int = 0
 
     @property
     def num_examples(self) -> int:
@@ -138,7 +150,11 @@ class ScoreJob:
 
         The same model or file under another name is the same job: fingerprints decide, settings explain.
         """
-        found = [name for name in ("dtype", "engine", "shard_rows") if getattr(self, name) != getattr(other, name)]
+        found = [
+            name
+            for name in ("dtype", "engine", "shard_rows", "likeliest")
+            if getattr(self, name) != getattr(other, name)
+        ]
         parts = [f"{name} {getattr(self, name)!r}, not {getattr(other, name)!r}" for name in found]
         if self.model_fingerprint != other.model_fingerprint:
             mine, theirs = self.model_name_or_path, other.model_name_or_path
@@ -258,7 +274,7 @@ class ScoreWriter:
         expected = self.job.shard_range(shard)
         if [example.example for example in examples] != list(expected):
             raise ValueError(f"shard {shard} must hold examples {expected.start} to {expected.stop - 1} in order.")
-        columns = {name: [getattr(example, name) for example in examples] for name in _SCHEMA.names}
+        columns = {name: [_flat(getattr(example, name)) for example in examples] for name in _SCHEMA.names}
         with atomic_path(shard_path(self.folder, shard)) as temporary:
             pyarrow.parquet.write_table(pyarrow.table(columns, schema=_SCHEMA), temporary, compression="zstd")
 
@@ -393,7 +409,7 @@ def _read_job(folder: Path) -> ScoreJob | None:
         if path.is_file():
             try:
                 fields = json.loads(path.read_text(encoding="utf-8"))
-                if fields["format"] != FORMAT:
+                if fields["format"] not in _READ_FORMATS:
                     raise DataError(
                         f"'{path}' has format {fields['format']!r}; this version reads {FORMAT}. Score again, or use "
                         "the version of profit-sft that wrote it."
@@ -406,10 +422,18 @@ def _read_job(folder: Path) -> ScoreJob | None:
 
 def _examples(table: Any) -> Iterator[ScoredExample]:
     scalars = {name: table.column(name).to_pylist() for name in ("example", "row")}
-    lists = {name: _split(table.column(name)) for name in ("input_ids", *_PER_TOKEN)}
+    lists = {name: _split(table.column(name)) for name in table.column_names if name not in scalars}
     for index in range(table.num_rows):
         values = {name: column[index] for name, column in lists.items()}
+        for name in _LIKELIEST:
+            if values.get(name) is not None:
+                count = len(values["positions"])
+                values[name] = values[name].reshape(count, len(values[name]) // max(count, 1))
         yield ScoredExample(example=scalars["example"][index], row=scalars["row"][index], **values)
+
+
+def _flat(value: Any) -> Any:
+    return value.reshape(-1) if isinstance(value, np.ndarray) else value
 
 
 def _split(column: Any) -> list[Any]:

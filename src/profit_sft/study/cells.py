@@ -194,6 +194,7 @@ def score_request(run: CellRun) -> dict[str, Any]:
         "model_name_or_path": run.cell.model.model_name_or_path,
         "data": asdict(data),
         "output_dir": str(run.study.scores(run.cell.model.name)),
+        "likeliest": 0,
         "dtype": settings.get("dtype", "float32"),
         "chat_template_path": settings.get("chat_template_path"),
     }
