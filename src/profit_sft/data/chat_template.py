@@ -12,7 +12,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from profit_sft.data.messages import Message
 
 Span = tuple[int, int]  # characters, the end exclusive
-_MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
+_MARKS = r"\{%-?\s*generation\s*-?%\}"
 _DIRECTIVES = ("-d", "-m", "d", "m", "Y", "y", "B", "b", "A", "a", "H", "I", "M", "S", "j", "p")
 
 
@@ -55,7 +55,7 @@ class ChatTemplate:
         self.name = (
             f"the chat template of '{tokenizer.name_or_path}'" if tokenizer.name_or_path else "the chat template"
         )
-        self.has_marks = _MARKS.search(self.source) is not None
+        self.has_marks = mentions(self.source, _MARKS)
         self.tells_date = "strftime_now" in self.source
         self._dated = on_date(self.source, template_date) if self.tells_date else self.source
         self.own_options, self.date = options, template_date
@@ -64,7 +64,7 @@ class ChatTemplate:
 
     def reads(self, name: str) -> bool:
         """Say whether the template mentions a key or variable."""
-        return re.search(rf"\b{re.escape(name)}\b", self.source) is not None
+        return mentions(self.source, rf"\b{re.escape(name)}\b")
 
     def training_template(self) -> "ChatTemplate | None":
         """Return TRL's template of this one's family, which keeps and marks all turns; None where there is none."""
@@ -134,6 +134,12 @@ def shared_length(first: str, second: str) -> int:
     return low
 
 
+@lru_cache(maxsize=256)
+def mentions(source: str, pattern: str) -> bool:
+    """Say whether a regular expression is found in a template: the same for every row."""
+    return re.search(pattern, source) is not None
+
+
 @lru_cache(maxsize=8)
 def on_date(source: str, template_date: str) -> str:
     """Return a template whose `strftime_now` knows one day, so that a row has the same tokens tomorrow."""
@@ -170,6 +176,6 @@ def _training_source(tokenizer: PreTrainedTokenizerBase, source: str) -> str | N
         return None
     try:
         found = get_training_chat_template(tokenizer)
-    except ValueError:  # it knows no such template
+    except Exception:  # it knows no such template, or one that raises at a chat with tools
         return None
     return found if found is None else str(found)

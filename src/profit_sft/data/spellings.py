@@ -7,10 +7,11 @@ from functools import lru_cache
 from itertools import product
 from typing import Any
 
+from profit_sft.data.chat_template import mentions
 from profit_sft.data.messages import Message
 
-_DEVELOPER = re.compile("['\"]developer['\"]")
-_PARTS = re.compile("['\"]text['\"]|\\.text\\b")  # a template that reads the text of parts
+_DEVELOPER = "['\"]developer['\"]"
+_PARTS = r"['\"]text['\"]|\.text\b"  # a template that reads the text of parts
 _THOUGHT_WITHIN = re.compile(r"\s*<think>\s*(.*?)\s*</think>\s*(.*)", re.DOTALL)
 _THINK_TAGS = re.compile(r"</?think>")
 
@@ -22,8 +23,8 @@ def spellings(messages: Sequence[Message], source: str) -> Iterator[list[Message
     or a list of parts; and for a template that knows its tags, a thought is a key or stands in the content.
     """
     tried: list[list[Message]] = []
-    moves = (False, True) if "</think>" in source else (False,)
-    parted = (False, True) if _PARTS.search(source) else (False,)
+    moves = (False, True) if mentions(source, "</think>") else (False,)
+    parted = (False, True) if mentions(source, _PARTS) else (False,)
     for moved, parts, beside, as_text in product(moves, parted, ("absent", "null", "empty"), (False, True)):
         chat = [_with_thought_moved(message) if moved else message for message in messages]
         spelled = [_spelled(message, beside, parts=parts, as_text=as_text) for message in chat]
@@ -34,7 +35,7 @@ def spellings(messages: Sequence[Message], source: str) -> Iterator[list[Message
 
 def with_known_roles(messages: Sequence[Message], source: str) -> list[Message]:
     """Where the template `source` knows no developer, the system says it; what both say first becomes one message."""
-    if _DEVELOPER.search(source) or not any(message["role"] == "developer" for message in messages):
+    if mentions(source, _DEVELOPER) or not any(message["role"] == "developer" for message in messages):
         return list(messages)
     renamed = [{**message, "role": "system"} if message["role"] == "developer" else message for message in messages]
     first = next((index for index, message in enumerate(renamed) if message["role"] != "system"), len(renamed))

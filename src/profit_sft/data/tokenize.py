@@ -96,7 +96,10 @@ def _encode(
     tokenizer: PreTrainedTokenizerBase,
 ) -> Tokenized:
     """Tokenize and label every token that reaches into a trained stretch of characters."""
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    # Not verbose: that a text is longer than the model's limit is for the report to say.
+    encoded = tokenizer(
+        text, add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False, verbose=False
+    )
     input_ids: list[int] = encoded["input_ids"]
     offsets = encoded["offset_mapping"]
     labels, token = [IGNORE_INDEX] * len(input_ids), 0
