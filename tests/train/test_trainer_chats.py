@@ -125,7 +125,7 @@ def test_a_row_that_cannot_be_labeled_is_refused_by_its_place(tmp_path):
 
 def test_tools_reach_the_prompt_and_a_turn_may_be_an_example_of_its_own(tmp_path):
     tokenizer = chat_tokenizer()
-    tokenizer.chat_template = "{% for tool in tools %}{{ tool.function.name }};{% endfor %}" + FORGETFUL
+    tokenizer.chat_template = "{% for tool in tools or [] %}{{ tool.function.name }};{% endfor %}" + FORGETFUL
     thought = {"role": "assistant", "content": "<think>2+2</think>Four."}
     chats = [[CHATS[1][0], thought, CHATS[1][0], thought], CHATS[1]]
     dataset = Dataset.from_dict({"messages": chats, "tools": ['[{"name": "add"}]', None], "id": [1, 2]})
