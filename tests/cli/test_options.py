@@ -22,6 +22,14 @@ def flags_of(command):
     return {option: param for param in typer.main.get_command(app).commands[command].params for option in param.opts}
 
 
+OTHER_VALUES = {
+    "dataset_format": "messages",
+    "chat_template_kwargs": '{"enable_thinking": false}',
+    "template_date": "2025-01-02",
+    "empty_think": "ignore",
+}
+
+
 @pytest.mark.parametrize("command", ["score", "inspect", "advise"])
 @pytest.mark.parametrize("entry", OPTIONS, ids=lambda entry: entry.name)
 def test_a_data_option_is_a_flag_of_every_command_with_the_help_of_its_field(command, entry):
@@ -34,7 +42,7 @@ def test_a_data_option_is_a_flag_of_every_command_with_the_help_of_its_field(com
 @pytest.mark.parametrize("entry", OPTIONS, ids=lambda entry: entry.name)
 @pytest.mark.filterwarnings("ignore:.*bf16")
 def test_what_train_is_given_arrives_in_the_data_settings(entry):
-    value = "messages" if entry.name == "dataset_format" else VALUES[TYPES[entry.name]]
+    value = OTHER_VALUES.get(entry.name, VALUES[TYPES[entry.name]])
     flag = f"--{entry.name.replace('_', '-')}"
     words = [flag] if value is True else [flag, str(value)]
     run, config, *_ = parse([*words, "--dataset_name", "x.jsonl", "--use_cpu", "True"])

@@ -1,5 +1,7 @@
 """Every format becomes one conversation, or a message with file, row, field, value and fix."""
 
+import json
+
 import pytest
 
 from profit_sft.data import FORMATS, Row, detect_format, to_conversation
@@ -19,41 +21,94 @@ def converted(values, dataset_format="auto", **options):
 
 
 CHATS = {
-    "messages": ("messages", {"messages": [SYSTEM, USER, ASSISTANT]}, 0),
-    "sharegpt": ("sharegpt", {"conversations": SHAREGPT}, 0),
-    "sharegpt in openai's spelling": ("sharegpt", {"conversations": [SYSTEM, USER, ASSISTANT]}, 0),
-    "alpaca": ("alpaca", {"instruction": "2+2?", "output": "Four.", "system": "Count."}, 2),
-    "alpaca with empty input": (
-        "alpaca",
-        {"instruction": "2+2?", "input": " ", "output": "Four.", "system": "Count."},
-        2,
+    "messages": ("messages", {"messages": [SYSTEM, USER, ASSISTANT]}),
+    "messages as JSON text": ("messages", {"messages": json.dumps([SYSTEM, USER, ASSISTANT])}),
+    "conversation": ("messages", {"conversation": [SYSTEM, USER, ASSISTANT]}),
+    "messages and a system column": ("messages", {"messages": [USER, ASSISTANT], "system": "Count."}),
+    "sharegpt": ("sharegpt", {"conversations": SHAREGPT}),
+    "sharegpt and a system column": ("sharegpt", {"conversations": SHAREGPT[1:], "system_prompt": "Count."}),
+    "sharegpt in openai's spelling": ("sharegpt", {"conversations": [SYSTEM, USER, ASSISTANT]}),
+    "alpaca": ("alpaca", {"instruction": "2+2?", "output": "Four.", "system": "Count."}),
+    "alpaca with empty input": ("alpaca", {"instruction": "2+2?", "input": " ", "output": "Four.", "system": "Count."}),
+    "dolly": ("alpaca", {"instruction": "2+2?", "context": "", "response": "Four.", "system": "Count."}),
+    "chat prompt and completion": ("prompt_completion", {"prompt": [SYSTEM, USER], "completion": [ASSISTANT]}),
+    "chat prompt and an answer": ("question_answer", {"prompt": [SYSTEM, USER], "answer": "Four."}),
+    "question and answer": ("question_answer", {"question": "2+2?", "answer": "Four.", "system": "Count."}),
+    "query and response": ("question_answer", {"query": "2+2?", "response": "Four.", "system_prompt": "Count."}),
+    "prompt and response": ("question_answer", {"prompt": "2+2?", "response": "Four.", "system": "Count."}),
+    "input and output": ("question_answer", {"input": "2+2?", "output": "Four.", "system": "Count."}),
+    "problem and solution": ("question_answer", {"problem": "2+2?", "solution": "Four.", "system": "Count."}),
+    "a worked solution beside a bare answer": (
+        "question_answer",
+        {"question": "2+2?", "solution": "Four.", "answer": 4, "system": "Count."},
     ),
-    "chat prompt and completion": ("prompt_completion", {"prompt": [SYSTEM, USER], "completion": [ASSISTANT]}, 2),
 }
 
 
 @pytest.mark.parametrize("case", CHATS)
 def test_chats_of_every_format_become_the_same_messages(case):
-    name, values, trained_from = CHATS[case]
+    name, values = CHATS[case]
     assert detect_format(values, prompt_column=None, response_column=None) == name
     for dataset_format in ("auto", name):
         conversation = converted(values, dataset_format)
         assert conversation.messages == (SYSTEM, USER, ASSISTANT)
-        assert conversation.trained_from == trained_from
+        assert conversation.trained == (2,)
         assert conversation.prompt is None
 
 
 def test_question_and_answer_go_by_default_or_named_columns():
     expected = converted({"question": "2+2?", "answer": "Four."})
     assert expected.messages == (USER, ASSISTANT)
-    assert converted({"problem": "2+2?", "answer": "Four."}, prompt_column="problem") == expected
-    values = {"problem": "2+2?", "solution": "Four.", "messages": "not these", "question": "nor this"}
-    assert converted(values, prompt_column="problem", response_column="solution") == expected
+    assert converted({"task": "2+2?", "answer": "Four."}, prompt_column="task") == expected
+    values = {"task": "2+2?", "steps": "Four.", "messages": "not these", "question": "nor this"}
+    found = converted(values, prompt_column="task", response_column="steps")
+    assert found.messages == expected.messages
+    assert found.notes == ("column 'messages' is not used", "column 'question' is not used")
 
 
 def test_alpaca_input_follows_the_instruction():
     found = converted({"instruction": "Add.", "input": "2 2", "output": "4"})
     assert found.messages[0]["content"] == "Add.\n\n2 2"
+
+
+def test_history_comes_before_the_instruction_and_is_trained_too():
+    found = converted({"instruction": "3+3?", "output": "Six.", "history": [["2+2?", "Four."]]})
+    again, six = {"role": "user", "content": "3+3?"}, {"role": "assistant", "content": "Six."}
+    assert found.messages == (USER, ASSISTANT, again, six)
+    assert found.trained == (1, 3)
+
+
+def test_a_number_is_an_answer():
+    assert converted({"question": "2+2?", "answer": 4}).messages[1]["content"] == "4"
+
+
+def test_text_alone_is_trained_whole_and_said_to_be():
+    found = converted({"text": "Two and two is four."})
+    assert (found.prompt, found.completion, found.messages) == ("", "Two and two is four.", ())
+    assert found.notes == ("rows of 'text' do not say where an answer begins, so every token is trained",)
+
+
+def test_what_is_not_used_is_named():
+    values = {"messages": [USER, ASSISTANT], "id": 7, "tags": [], "source": None, "answer_spans": []}
+    assert converted(values).notes == ("column 'id' is not used",)
+    assert converted({"messages": [SYSTEM, USER, ASSISTANT], "system": "Other."}).notes == (
+        "column 'system' is not used",
+    )
+
+
+def test_tools_are_read_in_every_spelling_and_without_the_nulls_of_parquet():
+    tool = {"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {"a": {}}}}}
+    bare = {"name": "add", "parameters": {"type": "object", "properties": {"a": {}, "b": None}}, "strict": None}
+    for tools in ([tool], json.dumps([tool]), [json.dumps(tool)], [bare]):
+        assert converted({"messages": [USER, ASSISTANT], "tools": tools}).tools == (tool,)
+    assert converted({"messages": [USER, ASSISTANT], "functions": [bare]}).tools == (tool,)
+    assert converted({"messages": [USER, ASSISTANT], "tools": None}).tools == ()
+
+
+def test_a_row_says_more_to_the_template_than_the_flag():
+    row = {"messages": [USER, ASSISTANT], "chat_template_kwargs": '{"enable_thinking": true, "depth": null}'}
+    found = converted(row, chat_template_kwargs='{"enable_thinking": false, "style": "terse"}')
+    assert found.template_options == {"enable_thinking": True, "style": "terse"}
 
 
 def test_text_prompt_and_completion_stay_plain_text():
@@ -70,14 +125,12 @@ def test_an_explicit_format_wins_over_the_one_auto_would_find():
 def test_system_prompt_goes_before_chats_that_have_none():
     found = converted({"prompt": [USER], "completion": [ASSISTANT]}, system_prompt="Given.")
     assert found.messages[0] == {"role": "system", "content": "Given."}
-    assert found.messages[found.trained_from] == ASSISTANT
+    assert [found.messages[turn] for turn in found.trained] == [ASSISTANT]
     assert converted({"messages": [SYSTEM, USER, ASSISTANT]}, system_prompt="Given.").messages[0] == SYSTEM
 
 
 def test_a_system_prompt_has_no_place_in_plain_text():
-    with pytest.raises(
-        DataError, match="row 3: 'prompt' and 'completion' are plain text, .*--system_prompt. Write it in"
-    ):
+    with pytest.raises(DataError, match="row 3: is plain text, which has no place for --system_prompt. Write it in"):
         converted({"prompt": "2+2 =", "completion": " 4"}, system_prompt="Given.")
 
 
@@ -97,46 +150,66 @@ BAD_ROWS = {
         {"prompt": [USER, ASSISTANT], "completion": [USER]},
         "'completion' has no assistant turn",
     ),
-    "assistant first": (
-        {"messages": [ASSISTANT, USER, ASSISTANT]},
-        "'messages' begins with an assistant turn, .* Put a u",
-    ),
-    "assistant first in prompt": (
-        {"prompt": [ASSISTANT], "completion": [ASSISTANT]},
-        "'prompt' begins with an assistant",
-    ),
     "empty list": ({"messages": []}, r"'messages' must be a list of messages that is not empty, got \[\]"),
     "not a list": ({"messages": "hello"}, "'messages' must be a list of messages that is not empty, got 'hello'"),
     "text and list": ({"prompt": [USER], "completion": "x"}, "'completion' must be a list of messages .* got 'x'"),
     "unknown role": (
         {"messages": [USER, {"role": "robot", "content": "x"}]},
-        r"'messages\[1\]' has role 'robot'; known are system, user, assistant, tool, human and gpt. Rename",
+        r"'messages\[1\]' has role 'robot'; known are system, developer, user, assistant, tool, human and gpt. Re",
     ),
     "no role": ({"messages": [{"content": "x"}]}, r"'messages\[0\]' has role None"),
     "image content": (
         {"messages": [{"role": "user", "content": [{"type": "image"}]}, ASSISTANT]},
-        r"'messages\[0\]' must have text as content, got \[\{'type': 'image'\}\]. Only text",
+        r"'messages\[0\]' has a part that is no text, \{'type': 'image'\}. Only text is trained on",
     ),
-    "tool calls": (
+    "call without a name": (
         {"messages": [USER, {**ASSISTANT, "tool_calls": [{"id": "1"}]}]},
-        r"'messages\[1\]' has 'tool_calls', which would not be trained on. Write it into the content",
+        r"'messages\[1\]' has a tool call without the name of a function, \{'id': '1'\}. Give name and arguments",
     ),
-    "reasoning apart": (
-        {"messages": [USER, {**ASSISTANT, "reasoning_content": "hm"}]},
-        "has 'reasoning_content', which",
+    "calls no list": (
+        {"messages": [USER, {**ASSISTANT, "tool_calls": "add"}]},
+        r"'messages\[1\]' has 'tool_calls' that are no list, 'add'",
+    ),
+    "two thoughts": (
+        {"messages": [USER, {**ASSISTANT, "reasoning": "hm", "thinking": "aha"}]},
+        r"'messages\[1\]' has two different thoughts, 'aha' and 'hm'. Keep one",
+    ),
+    "thought no text": (
+        {"messages": [USER, {**ASSISTANT, "reasoning": {"effort": "high"}}]},
+        r"has \{'effort': 'high'\} as 'reasoning', which must be text",
+    ),
+    "weight between": (
+        {"messages": [USER, {**ASSISTANT, "weight": 0.5}]},
+        r"'messages\[1\]' has weight 0.5, .* Write 0 or 1, .* weights between them are for the objective 'given'",
+    ),
+    "weight of a row": ({"question": "x", "answer": "y", "weight": 2}, "the row has weight 2, .*Write 0 or 1"),
+    "row of weight 0": ({"question": "x", "answer": "y", "weight": 0}, "'weight' is 0, .*nothing to train on. Drop"),
+    "no turn trained": ({"messages": [USER, {**ASSISTANT, "train": False}]}, "has no turn to train on: each says it"),
+    "images": (
+        {"messages": [USER, ASSISTANT], "images": ["a.png"]},
+        "has 'images', and only text is trained on: the model would not see them. Drop",
+    ),
+    "tools no list": ({"messages": [USER, ASSISTANT], "tools": "add"}, "'tools' must be a list or JSON text of one"),
+    "tool no object": ({"messages": [USER, ASSISTANT], "tools": ["add"]}, "'tools' must hold descriptions of tools"),
+    "template options": (
+        {"messages": [USER, ASSISTANT], "chat_template_kwargs": {"tools": []}},
+        "'chat_template_kwargs' has 'tools', which a row says otherwise. Leave it out",
+    ),
+    "history": (
+        {"instruction": "x", "output": "y", "history": [["a"]]},
+        r"'history' must be pairs of a question and an answer, got \['a'\]",
     ),
     "empty answer": ({"messages": [USER, {"role": "assistant", "content": " "}]}, "is an empty assistant turn"),
-    "late system": ({"messages": [USER, ASSISTANT, SYSTEM]}, "has a system message that is not the first. Move it to"),
     "message no object": ({"messages": ["hi"]}, r"'messages\[0\]' must be an object with role and content, got 'hi'"),
-    "number as answer": ({"question": "2+2?", "answer": 4}, "'answer' must be text that is not empty, got 4. Mend"),
+    "truth as answer": (
+        {"question": "2+2?", "answer": True},
+        "'answer' must be text that is not empty, got True. Mend",
+    ),
     "empty completion": ({"prompt": "x", "completion": ""}, "'completion' must be text that is not empty, got ''"),
     "null output": ({"instruction": "x", "output": None}, "'output' must be text that is not empty, got None"),
     "alpaca input": ({"instruction": "x", "input": 3, "output": "y"}, "'input' must be text or absent, got 3. Mend"),
     "long value": ({"question": "x", "answer": ["y"] * 99}, r"'answer' must be text .* got \['y', .*\.\.\.\. Mend"),
-    "text alone": (
-        {"text": "x"},
-        "does not say where the prompt ends .* every token would be .* 'prompt' and 'completion'",
-    ),
+    "empty text": ({"text": " "}, "'text' must be text that is not empty, got ' '"),
     "unknown columns": ({"foo": "x"}, r"its columns \('foo'\) fit no known format.*--prompt_column"),
     "surrogate": (
         {"question": "x", "answer": "ok \ud83d"},
@@ -167,4 +240,4 @@ def test_a_row_that_could_not_be_read_says_so_and_how_to_go_on():
 
 
 def test_format_names_are_the_command_lines():
-    assert FORMATS == ("messages", "sharegpt", "prompt_completion", "alpaca", "question_answer")
+    assert FORMATS == ("messages", "sharegpt", "prompt_completion", "alpaca", "question_answer", "text")

@@ -8,7 +8,9 @@ from profit_sft.errors import DataError
 
 USER, ASSISTANT = {"role": "user", "content": "What is 2+2?"}, {"role": "assistant", "content": "It is four."}
 AGAIN = {"role": "assistant", "content": "Still four."}
-THOUGHT = {"role": "assistant", "content": "<think>2+2</think>Four."}
+SPACED = "{% for m in messages %}{{ m.role }}: {{ m.content }}<|im_end|>{% endfor %}" + (
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
 TRIMMING = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content | trim }}<|im_end|>\n{% endfor %}"
 GENERATION_PROMPT = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 
@@ -63,37 +65,15 @@ def test_the_newline_after_a_turn_is_not_trained_when_its_end_token_is_not_eos(t
 
 
 def test_white_space_that_the_answer_itself_ends_in_is_trained(tokenizer, trained_text):
-    tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}{% endfor %}" + (
-        "{% if add_generation_prompt %}assistant: {% endif %}"
-    )
     example = tokenized(tokenizer, chat(USER, {**ASSISTANT, "content": "Four.\n"}))
-    assert trained_text(tokenizer, example.labels) == "Four.\n"
+    assert trained_text(tokenizer, example.labels) == "Four.\n<|im_end|>"
 
 
-def test_a_template_that_rewrites_history_is_refused_unless_the_last_turn_is_trained(forgetful_tokenizer, trained_text):
-    rows = chat(USER, THOUGHT, USER, THOUGHT)
-    with pytest.raises(
-        DataError, match=r"train\.jsonl, row 3: the chat template renders turn 2 otherwise .*--train_on la"
-    ):
-        tokenized(forgetful_tokenizer, rows)
-    example = tokenized(forgetful_tokenizer, rows, "last")
-    assert trained_text(forgetful_tokenizer, example.labels) == "<think>2+2</think>Four.<|im_end|>"
-    assert forgetful_tokenizer.decode(example.input_ids).count("<think>") == 1
-
-
-def test_a_generation_prompt_that_no_answer_begins_with_is_refused_with_another_fix(tokenizer):
-    tokenizer.chat_template = tokenizer.chat_template.replace(
-        "{% if add_generation_prompt %}<|im_start|>assistant\n",
-        "{% if add_generation_prompt %}<|im_start|>assistant\n<t>",
-    )
-    with pytest.raises(DataError, match="generation prompt is not how it begins turn 2 .*--chat_template_path"):
-        tokenized(tokenizer, chat(USER, ASSISTANT), "last")
-
-
-def test_what_a_template_raises_is_passed_on_with_the_row(tokenizer):
-    tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
-    with pytest.raises(DataError, match="row 3: the chat template refuses it: roles must alternate. Mend or drop"):
-        tokenized(tokenizer, chat(USER, ASSISTANT))
+def test_the_first_word_is_trained_where_it_has_the_space_that_the_prompt_ends_in(tokenizer, trained_text):
+    tokenizer.chat_template = SPACED
+    example = tokenized(tokenizer, chat(USER, {**ASSISTANT, "content": "two and two"}, USER, AGAIN))
+    assert "two" in trained_text(tokenizer, example.labels).split()
+    assert trained_text(tokenizer, example.labels).strip() == "two and two<|im_end|>Still four.<|im_end|>"
 
 
 def test_chat_rows_need_a_template(tokenizer):
@@ -115,9 +95,7 @@ def test_tokens_of_spaces_are_trained_where_offsets_are_trimmed(tokenizer, train
 
 @pytest.mark.parametrize("content", ["\nFour", "Four  ", "  \n Four \n  "])
 def test_spaces_at_the_edges_of_an_answer_are_labelled_alike_where_offsets_are_trimmed(tokenizer, content):
-    tokenizer.chat_template = "{% for m in messages %}{{ m.role }}:  {{ m.content }}{% endfor %}" + (
-        "{% if add_generation_prompt %}assistant:  {% endif %}"
-    )
+    tokenizer.chat_template = SPACED
     rows = chat(USER, {**ASSISTANT, "content": content}, {**USER, "content": "  and?"}, {**AGAIN, "content": "\nSo."})
     expected = tokenized(tokenizer, rows)
     tokenizer.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=True, add_prefix_space=False)
@@ -149,6 +127,18 @@ def test_a_token_across_prompt_and_completion_is_trained_as_in_trl(tokenizer, tr
     assert whole[:first] == alone[:first]
     assert whole[first] != alone[first]
     assert example.labels[first:] == whole[first:]
+
+
+@pytest.mark.parametrize("bos", [False, True], ids=["no BOS", "BOS"])
+def test_every_token_of_text_alone_is_trained(tokenizer, trained_text, bos):
+    if bos:
+        start = tokenizer.convert_tokens_to_ids("<|im_start|>")
+        tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+            single="<|im_start|> $A", special_tokens=[("<|im_start|>", start)]
+        )
+    example = tokenized(tokenizer, {"text": "Two and two."})
+    assert tokenizer.decode(example.input_ids) == bos * "<|im_start|>" + "Two and two.<|im_end|>"
+    assert trained_text(tokenizer, example.labels) == "Two and two.<|im_end|>"
 
 
 SPANS = [
@@ -193,7 +183,7 @@ def test_spans_follow_the_answer_where_a_template_moves_it(tokenizer):
 
 
 def test_spans_are_refused_where_a_template_changes_the_answer(tokenizer):
-    tokenizer.chat_template = TRIMMING.replace("| trim", "| upper") + GENERATION_PROMPT
+    tokenizer.chat_template = TRIMMING.replace("| trim", "| replace(' is', '  is')") + GENERATION_PROMPT
     with pytest.raises(DataError, match="row 3: 'answer_spans' cannot be placed, since the chat template changes the"):
         tokenized(tokenizer, chat(USER, ASSISTANT, spans=[{"start": 0, "end": 1, "kind": "core"}]))
 

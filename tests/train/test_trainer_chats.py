@@ -4,12 +4,13 @@ import json
 
 import pytest
 from datasets import Dataset, IterableDataset
+from transformers import ByT5Tokenizer
 
 from profit_sft.data import DataSettings, prepare_dataset
 from profit_sft.errors import DataError
 from profit_sft.train.config import ProFitConfig
 from profit_sft.train.trainer import ProFitTrainer
-from tiny import chat_tokenizer, tiny_model
+from tiny import CHATML, FORGETFUL, chat_tokenizer, tiny_model
 
 CHATS = [
     [
@@ -122,10 +123,39 @@ def test_a_row_that_cannot_be_labeled_is_refused_by_its_place(tmp_path):
         trainer(tmp_path, dataset)
 
 
-def test_rows_that_only_trl_can_render_are_trained_whole_after_a_warning(tmp_path):
-    dataset = Dataset.from_dict({"messages": CHATS, "tools": [None, None]})
-    with pytest.warns(UserWarning, match=f"{EVERY_TURN}.*as its rows have 'tools'.*assistant_only_loss=True"):
-        run = trainer(tmp_path, dataset)
+def test_tools_reach_the_prompt_and_a_turn_may_be_an_example_of_its_own(tmp_path):
+    tokenizer = chat_tokenizer()
+    tokenizer.chat_template = "{% for tool in tools or [] %}{{ tool.function.name }};{% endfor %}" + FORGETFUL
+    thought = {"role": "assistant", "content": "<think>2+2</think>Four."}
+    chats = [[CHATS[1][0], thought, CHATS[1][0], thought], CHATS[1]]
+    dataset = Dataset.from_dict({"messages": chats, "tools": ['[{"name": "add"}]', None], "id": [1, 2]})
+    rows = trained_rows(trainer(tmp_path, dataset, tokenizer).get_train_dataloader())
+    texts = sorted(tokenizer.decode(ids) for ids in rows)
+    assert [text.count("add;") for text in texts] == [0, 1, 1]
+    learned = [tokenizer.decode([label for label in labels if label != -100]) for labels in rows.values()]
+    assert sorted(learned) == ["<think>2+2</think>Four.<|im_end|>"] * 2 + ["Hello! How are you?<|im_end|>"]
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"question": ["Say hello."], "answer": ["Hello! How are you?"]},
+        {"instruction": ["Say hello."], "input": [""], "output": ["Hello! How are you?"]},
+        {"messages": [json.dumps(CHATS[1])]},
+    ],
+    ids=["question and answer", "instruction and output", "JSON text"],
+)
+def test_other_shapes_of_chats_are_read_as_by_the_command(tmp_path, columns):
+    run = trainer(tmp_path, Dataset.from_dict(columns))
+    (labels,) = trained_rows(run.get_train_dataloader()).values()
+    assert run.processing_class.decode([label for label in labels if label != -100]) == "Hello! How are you?<|im_end|>"
+
+
+def test_chats_for_a_slow_tokenizer_are_trained_whole_after_a_warning(tmp_path):
+    tokenizer = ByT5Tokenizer()
+    tokenizer.chat_template = CHATML
+    with pytest.warns(UserWarning, match=f"{EVERY_TURN}.*as its tokenizer is a slow one.*assistant_only_loss=True"):
+        run = trainer(tmp_path, Dataset.from_dict({"messages": CHATS}), tokenizer)
     for ids, labels in trained_rows(run.get_train_dataloader()).items():
         assert list(ids) == labels
 

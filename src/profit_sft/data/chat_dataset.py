@@ -1,18 +1,18 @@
 """A raw data set of chats for the trainer: tokenized here, with a mask of what the assistant says."""
 
+import logging
 import warnings
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from profit_sft.data.formats import to_conversation
+from profit_sft.data.formats import detect_format, to_conversation
 from profit_sft.data.rows import Row
-from profit_sft.data.tokenize import IGNORE_INDEX, tokenize_conversation
+from profit_sft.data.tokenize import IGNORE_INDEX, Tokenized, tokenize_conversation
 from profit_sft.errors import DataError
 
-_CHAT_COLUMNS = ("messages", "conversations")
-# TRL hands these to the chat template, which the commands do not.
-_TEMPLATE_COLUMNS = ("tools", "chat_template_kwargs")
+logger = logging.getLogger(__name__)
+_CHATS = ("messages", "sharegpt", "alpaca", "question_answer")  # formats; the others say themselves what is trained
 _OTHER_WAYS = (
     "ProFitTrainer also takes assistant_only_loss=True, which leaves the labels to TRL and the chat template, and rows "
     "of 'input_ids' and 'labels' with -100 where nothing is to be trained."
@@ -21,9 +21,9 @@ _OTHER_WAYS = (
 
 def is_chat(example: dict[str, Any]) -> bool:
     """Say whether a data set with this first row is raw chats, of which TRL would train every turn."""
-    if "input_ids" in example or "prompt" in example:
+    if "input_ids" in example or {"prompt", "completion"} <= example.keys():
         return False
-    return any(isinstance(example.get(column), list) for column in _CHAT_COLUMNS)
+    return detect_format(example, prompt_column=None, response_column=None) in _CHATS
 
 
 def assistant_turns(dataset: Any, tokenizer: Any, *, name: str, num_proc: int | None = None) -> Any:
@@ -37,24 +37,27 @@ def assistant_turns(dataset: Any, tokenizer: Any, *, name: str, num_proc: int | 
 
     Returns:
         The data set with the columns `input_ids` and `assistant_masks` alone, from which TRL makes the labels whether
-        it packs, pads or cuts. Where rows or processing class have something the commands do not read (tools, images,
-        a slow tokenizer), the data set as it was, after a warning that every turn will be trained.
+        it packs, pads or cuts. Where the processing class is none that the commands take (a processor, a slow
+        tokenizer), the data set as it was, after a warning that every turn will be trained.
 
     Raises:
         DataError: A row cannot be used; names row, field and the fix.
     """
-    columns = list(next(iter(dataset)))
-    obstacle = _obstacle(columns, tokenizer)
+    obstacle = _obstacle(tokenizer)
     if obstacle is not None:
         warn_of_every_turn(name, obstacle)
         return dataset
+    first = next(iter(dataset))
+    for note in dict.fromkeys(note for example in _examples(first, 0, tokenizer, name) for note in example.notes):
+        logger.info("%s data set: %s", name, note)
     # An iterable data set takes neither.
     options = {"num_proc": num_proc, "desc": f"Tokenizing {name} dataset"} if hasattr(dataset, "num_rows") else {}
     return dataset.map(
         _tokenize,
+        batched=True,  # a row may give several examples
         with_indices=True,
         fn_kwargs={"tokenizer": tokenizer, "name": name},
-        remove_columns=columns,
+        remove_columns=list(first),
         **options,
     )
 
@@ -68,10 +71,7 @@ def warn_of_every_turn(name: str, obstacle: str) -> None:
     )
 
 
-def _obstacle(columns: list[str], tokenizer: Any) -> str | None:
-    column = next((column for column in _TEMPLATE_COLUMNS if column in columns), None)
-    if column is not None:
-        return f"its rows have '{column}'"
+def _obstacle(tokenizer: Any) -> str | None:
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         return f"its processing class is a {type(tokenizer).__name__}, no tokenizer"
     if not tokenizer.is_fast:
@@ -80,12 +80,23 @@ def _obstacle(columns: list[str], tokenizer: Any) -> str | None:
 
 
 def _tokenize(
-    values: dict[str, Any], index: int, *, tokenizer: PreTrainedTokenizerBase, name: str
-) -> dict[str, list[int]]:
+    batch: dict[str, list[Any]], indices: list[int], *, tokenizer: PreTrainedTokenizerBase, name: str
+) -> dict[str, list[list[int]]]:
+    rows = (dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True))
+    examples = [
+        example
+        for values, index in zip(rows, indices, strict=True)
+        for example in _examples(values, index, tokenizer, name)
+    ]
+    return {
+        "input_ids": [example.input_ids for example in examples],
+        "assistant_masks": [[int(label != IGNORE_INDEX) for label in example.labels] for example in examples],
+    }
+
+
+def _examples(values: dict[str, Any], index: int, tokenizer: PreTrainedTokenizerBase, name: str) -> list[Tokenized]:
     row = Row(values, f"{name} data set", index + 1)
     try:
-        (example,) = tokenize_conversation(to_conversation(row), tokenizer, row)
+        return tokenize_conversation(to_conversation(row), tokenizer, row)
     except DataError as error:
         raise DataError(f"{error} {_OTHER_WAYS}") from None
-    masks = [int(label != IGNORE_INDEX) for label in example.labels]
-    return {"input_ids": example.input_ids, "assistant_masks": masks}

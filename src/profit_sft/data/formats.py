@@ -1,12 +1,24 @@
 """Recognize the format of a row and turn it into one conversation."""
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import product
 from typing import Any, Literal
 
+from profit_sft.data.messages import (
+    Message,
+    checked_text,
+    is_text,
+    read_list,
+    read_message,
+    read_object,
+    read_tool,
+    shown,
+    train_flag,
+)
 from profit_sft.data.rows import Row
 
-Format = Literal["messages", "prompt_completion", "sharegpt", "alpaca", "question_answer"]
+Format = Literal["messages", "prompt_completion", "sharegpt", "alpaca", "question_answer", "text"]
 # In the order in which they are looked for.
 REQUIRED_FIELDS: dict[Format, tuple[str, ...]] = {
     "messages": ("messages",),
@@ -14,21 +26,21 @@ REQUIRED_FIELDS: dict[Format, tuple[str, ...]] = {
     "prompt_completion": ("prompt", "completion"),
     "alpaca": ("instruction", "output"),
     "question_answer": ("question", "answer"),
+    "text": ("text",),
 }
 FORMATS = tuple(REQUIRED_FIELDS)
-ROLES = ("system", "user", "assistant", "tool")
-_SHAREGPT_ROLES = {
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "assistant": "assistant",
-    "model": "assistant",
-    "system": "system",
-    "tool": "tool",
+# A worked solution beside a bare answer is what is to be learned.
+_ANSWERS = ("solution", "answer", "response", "output", "assistant")
+_QUESTIONS = ("question", "query", "problem", "prompt", "input", "user")
+_CHATS = ("messages", "conversation", "chat", "dialogue", "dialog")
+_ALSO: dict[Format, tuple[tuple[str, ...], ...]] = {
+    "messages": tuple((name,) for name in _CHATS),
+    "alpaca": (("instruction", "response"),),
+    "question_answer": tuple(product(_QUESTIONS, _ANSWERS)),
 }
-# Parts of a message that would be lost, so a row that has them is refused rather than half trained on.
-_UNSUPPORTED_KEYS = ("tool_calls", "function_call", "reasoning_content", "thinking")
+_MEDIA = ("images", "image", "videos", "video", "audios", "audio")
+# The renderer's own; what a template may be told besides is anybody's.
+_RENDERERS = ("messages", "conversations", "tools", "chat_template", "add_generation_prompt", "continue_final_message")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,23 +48,32 @@ class Conversation:
     """One row in canonical form.
 
     Attributes:
-        messages: `role` and `content` each, or empty for plain text.
-        trained_from: Messages from this index on may carry labels; earlier ones are prompt.
-        prompt: Plain-text prompt, or None for a chat.
+        messages: As chat templates take them, or empty for plain text.
+        trained: Indices of the assistant turns that may carry labels; the rest is prompt.
+        tools: Descriptions of the tools that a chat may call.
+        template_options: What the chat template is told besides, such as `enable_thinking`.
+        prompt: Plain-text prompt, or None for a chat. Empty where every token of the completion is trained.
         completion: Plain-text completion, or None for a chat.
+        notes: What the report should say of this row: a line for each column that is not used.
     """
 
-    messages: tuple[dict[str, str], ...] = ()
-    trained_from: int = 0
+    messages: tuple[Message, ...] = ()
+    trained: tuple[int, ...] = ()
+    tools: tuple[dict[str, Any], ...] = ()
+    template_options: dict[str, Any] = field(default_factory=dict)
     prompt: str | None = None
     completion: str | None = None
+    notes: tuple[str, ...] = ()
 
 
 def detect_format(columns: Collection[str], *, prompt_column: str | None, response_column: str | None) -> Format | None:
     """Return the format these columns have, or None. Named columns mean question and answer."""
     if prompt_column is not None or response_column is not None:
         return "question_answer"
-    return next((name for name, fields in REQUIRED_FIELDS.items() if all(field in columns for field in fields)), None)
+    for name, fields in REQUIRED_FIELDS.items():
+        if any(all(field in columns for field in needed) for needed in (fields, *_ALSO.get(name, ()))):
+            return name
+    return None
 
 
 def to_conversation(
@@ -62,18 +83,21 @@ def to_conversation(
     prompt_column: str | None = None,
     response_column: str | None = None,
     system_prompt: str | None = None,
+    chat_template_kwargs: str | Mapping[str, Any] | None = None,
 ) -> Conversation:
     """Turn one row into a conversation.
 
-    All assistant turns may be trained; of `prompt` and `completion` only the completion. Messages after the last
-    assistant turn are kept: they carry no label and, as attention is causal, change none.
+    All assistant turns may be trained but those that say they are not; of `prompt` and `completion` only the
+    completion. Messages after the last assistant turn are kept: they carry no label and, as attention is causal, change
+    none.
 
     Args:
         row: The row.
         dataset_format: One of `FORMATS`, or `"auto"` to go by the columns.
-        prompt_column: Column of the question, for `question_answer`. None: `question`.
-        response_column: Column of the answer. None: `answer`.
+        prompt_column: Column of the question, for `question_answer`. None: the first of the usual names.
+        response_column: Column of the answer. None: likewise.
         system_prompt: Put in front of a chat that has no system message.
+        chat_template_kwargs: What the chat template is told besides, as an object or JSON text. A row's own goes first.
 
     Raises:
         DataError: Names file, row, field and the fix.
@@ -86,145 +110,200 @@ def to_conversation(
         if detected is None:
             raise _unknown_format(row)
         found = detected
-    if found == "messages":
-        conversation = _chat(row, "messages", _messages(row, "messages"))
-    elif found == "sharegpt":
-        conversation = _chat(row, "conversations", _messages(row, "conversations"))
-    elif found == "prompt_completion":
-        conversation = _prompt_completion(row)
-    elif found == "alpaca":
-        conversation = _alpaca(row)
-    else:
-        question = _text(row, prompt_column or "question")
-        answer = _text(row, response_column or "answer")
-        conversation = _exchange(question, answer)
-    return conversation if system_prompt is None else _with_system_prompt(conversation, system_prompt, row)
+    columns = _Columns(row)
+    _refuse_media(columns)
+    if not _weight(columns):
+        raise row.error("'weight' is 0, so there is nothing to train on. Drop the row (--skip-bad-rows).")
+    turns = _READERS[found](columns, prompt_column, response_column)
+    if isinstance(turns, Conversation):
+        if system_prompt is not None:
+            raise row.error(
+                "is plain text, which has no place for --system_prompt. Write it into the text, or leave the flag out."
+            )
+        return replace(turns, notes=(*turns.notes, *columns.rest()))
+    messages = [message for message, _ in turns]
+    trained = [index for index, (message, counts) in enumerate(turns) if counts and message["role"] == "assistant"]
+    if not trained:
+        raise row.error("has no turn to train on: each says it is not to be trained. Drop the row (--skip-bad-rows).")
+    system = _system(columns, messages, system_prompt)
+    tools = [read_tool(row, name, tool) for name in ("tools", "functions") for tool in columns.list(name)]
+    options = {
+        **read_object(row, "chat_template_kwargs", chat_template_kwargs),
+        **read_object(row, "chat_template_kwargs", columns.get("chat_template_kwargs")),
+    }
+    taken = next((name for name in _RENDERERS if name in options), None)
+    if taken is not None:
+        raise row.error(f"'chat_template_kwargs' has '{taken}', which a row says otherwise. Leave it out.")
+    return Conversation(
+        messages=(*system, *messages),
+        trained=tuple(index + len(system) for index in trained),
+        tools=tuple(tools),
+        template_options=options,
+        notes=columns.rest(),
+    )
 
 
-def _with_system_prompt(conversation: Conversation, system_prompt: str, row: Row) -> Conversation:
-    if conversation.prompt is not None:
-        raise row.error(
-            "'prompt' and 'completion' are plain text, which has no place for --system_prompt. Write it into 'prompt', "
-            "or leave the flag out."
+class _Columns:
+    """The columns of a row, and which of them have been read."""
+
+    def __init__(self, row: Row) -> None:
+        self.row = row
+        self._read = {"answer_spans"}
+
+    def get(self, name: str) -> Any:
+        self._read.add(name)
+        return self.row.values.get(name)
+
+    def list(self, name: str) -> Any:
+        return read_list(self.row, name, self.get(name))
+
+    def text(self, name: str) -> str:
+        if name not in self.row.values:
+            columns = ", ".join(map(repr, self.row.values)) or "none"
+            raise self.row.error(f"has no field '{name}'; its fields are {columns}. Add it, or name another column.")
+        value = self.get(name)
+        if not is_text(value) or not str(value).strip():
+            raise self.row.error(f"'{name}' must be text that is not empty, got {shown(value)}. Mend or drop the row.")
+        return checked_text(self.row, f"'{name}'", value)
+
+    def text_if_any(self, *names: str) -> str | None:
+        """Return the first of these columns that holds text, or None where all are absent or empty."""
+        for name in names:
+            value = self.get(name)
+            if value is not None and not isinstance(value, str):
+                raise self.row.error(f"'{name}' must be text or absent, got {shown(value)}. Mend or drop the row.")
+            if value and value.strip():
+                return self.text(name)
+        return None
+
+    def first(self, names: Collection[str]) -> str | None:
+        return next((name for name in names if name in self.row.values), None)
+
+    def rest(self) -> tuple[str, ...]:
+        """Return a line for each column that holds something and was not read."""
+        values = self.row.values
+        return tuple(
+            f"column '{name}' is not used" for name in values if name not in self._read and _is_given(values[name])
         )
-    if conversation.messages[0]["role"] == "system":
-        return conversation
-    messages = ({"role": "system", "content": system_prompt}, *conversation.messages)
-    return Conversation(messages=messages, trained_from=conversation.trained_from + 1)
+
+
+_Turns = list[tuple[Message, bool]]  # each with whether it may be trained
+
+
+def _is_given(value: Any) -> bool:
+    return value is not None and value != "" and value != []
+
+
+def _refuse_media(columns: _Columns) -> None:
+    name = next((name for name in _MEDIA if _is_given(columns.get(name))), None)
+    if name is not None:
+        raise columns.row.error(
+            f"has '{name}', and only text is trained on: the model would not see them. Drop the column or the row."
+        )
+
+
+def _weight(columns: _Columns) -> bool:
+    value = columns.get("weight")
+    return value is None or train_flag(columns.row, "the row", "weight", value)
 
 
 def _unknown_format(row: Row) -> Exception:
     columns = ", ".join(map(repr, row.values)) or "none"
-    if "text" in row.values:
-        return row.error(
-            "only has 'text', which does not say where the prompt ends and the answer begins, so every token would be "
-            "trained on. Split it into 'prompt' and 'completion'."
-        )
     return row.error(
         f"its columns ({columns}) fit no known format: messages; conversations; prompt and completion; instruction and "
-        "output; question and answer. Name the columns with --prompt_column and --response_column."
+        "output; question and answer; text. Name the columns with --prompt_column and --response_column."
     )
 
 
-def shown(value: Any) -> str:
-    """Return a value as an error message quotes it: on one line, and shortened."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+def _turn(role: str, text: str) -> tuple[Message, bool]:
+    return {"role": role, "content": text}, True
 
 
-def _text(row: Row, field: str) -> str:
-    if field not in row.values:
-        columns = ", ".join(map(repr, row.values)) or "none"
-        raise row.error(f"has no field '{field}'; its fields are {columns}. Add it, or name another column.")
-    value = row.values[field]
-    if not isinstance(value, str) or not value.strip():
-        raise row.error(f"'{field}' must be text that is not empty, got {shown(value)}. Mend or drop the row.")
-    _check_encodable(row, f"'{field}'", value)
-    return value
+def _system(columns: _Columns, messages: list[Message], system_prompt: str | None) -> list[Message]:
+    """Return the system message that a column or the flag puts before a chat without one."""
+    if messages[0]["role"] in ("system", "developer"):
+        return []
+    text = columns.text_if_any("system", "system_prompt") or system_prompt
+    return [] if text is None else [_turn("system", text)[0]]
 
 
-def _check_encodable(row: Row, place: str, text: str) -> None:
-    r"""Refuse half of a UTF-16 pair, which JSON can spell (`\ud83d`) and no tokenizer takes."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise row.error(
-            f"{place} has a lone surrogate, {shown(text[error.start])}, at character {error.start + 1}, which is no "
-            "text. Mend or drop the row."
-        ) from None
+def _chat(columns: _Columns, name: str) -> _Turns:
+    turns = _messages(columns, name)
+    _require_answer(columns, name, turns)
+    return turns
 
 
-def _exchange(question: str, answer: str) -> Conversation:
-    return Conversation(
-        messages=({"role": "user", "content": question}, {"role": "assistant", "content": answer}), trained_from=1
-    )
+def _require_answer(columns: _Columns, name: str, turns: _Turns) -> None:
+    if not any(message["role"] == "assistant" for message, _ in turns):
+        raise columns.row.error(
+            f"'{name}' has no assistant turn, nothing to train on. Add one or drop the row (--skip-bad-rows)."
+        )
 
 
-def _alpaca(row: Row) -> Conversation:
-    instruction, output = _text(row, "instruction"), _text(row, "output")
-    extra = row.values.get("input")
-    if extra is not None and not isinstance(extra, str):
-        raise row.error(f"'input' must be text or absent, got {shown(extra)}. Mend or drop the row.")
-    exchange = _exchange(f"{instruction}\n\n{_text(row, 'input')}" if extra and extra.strip() else instruction, output)
-    if not row.values.get("system"):
-        return exchange
-    system = {"role": "system", "content": _text(row, "system")}
-    return Conversation(messages=(system, *exchange.messages), trained_from=2)
-
-
-def _prompt_completion(row: Row) -> Conversation:
-    prompt, completion = row.values.get("prompt"), row.values.get("completion")
-    if isinstance(prompt, list) or isinstance(completion, list):
-        before, trained = _messages(row, "prompt"), _messages(row, "completion")
-        return _chat(row, "completion", (*before, *trained), trained_from=len(before))
-    return Conversation(prompt=_text(row, "prompt"), completion=_text(row, "completion"))
-
-
-def _messages(row: Row, field: str) -> tuple[dict[str, str], ...]:
-    """Read a list of messages in OpenAI's or ShareGPT's spelling."""
-    turns = row.values.get(field)
+def _messages(columns: _Columns, name: str) -> _Turns:
+    """Read a list of messages, or JSON text of one."""
+    given = columns.get(name)
+    turns = read_list(columns.row, name, given) if isinstance(given, str) and given[:1] in "[{" else given
     if not isinstance(turns, (list, tuple)) or not turns:
-        raise row.error(
-            f"'{field}' must be a list of messages that is not empty, got {shown(turns)}. Mend or drop the row."
+        raise columns.row.error(
+            f"'{name}' must be a list of messages that is not empty, got {shown(turns)}. Mend or drop the row."
         )
-    return tuple(_message(row, f"'{field}[{position}]'", turn) for position, turn in enumerate(turns))
+    return [read_message(columns.row, f"'{name}[{position}]'", turn) for position, turn in enumerate(turns)]
 
 
-def _message(row: Row, place: str, turn: Any) -> dict[str, str]:
-    if not isinstance(turn, dict):
-        raise row.error(f"{place} must be an object with role and content, got {shown(turn)}. Mend or drop the row.")
-    role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
-    known = _SHAREGPT_ROLES.get(role) if isinstance(role, str) else None
-    if known is None:
-        raise row.error(
-            f"{place} has role {shown(role)}; known are {', '.join(ROLES)}, human and gpt. Rename it or drop the row."
-        )
-    lost = next((key for key in _UNSUPPORTED_KEYS if turn.get(key)), None)
-    if lost is not None:
-        raise row.error(
-            f"{place} has '{lost}', which would not be trained on. Write it into the content, as the chat template "
-            "would, or drop the row."
-        )
-    if not isinstance(content, str):
-        raise row.error(
-            f"{place} must have text as content, got {shown(content)}. Only text is trained on; mend or drop the row."
-        )
-    if known == "assistant" and not content.strip():
-        raise row.error(f"{place} is an empty assistant turn, nothing to train on. Fill it in or drop the row.")
-    _check_encodable(row, place, content)
-    return {"role": known, "content": content}
+def _prompt_completion(columns: _Columns) -> _Turns | Conversation:
+    if any(isinstance(columns.row.values.get(name), list) for name in ("prompt", "completion")):
+        before, trained = _messages(columns, "prompt"), _messages(columns, "completion")
+        _require_answer(columns, "completion", trained)
+        return [*((message, False) for message, _ in before), *trained]
+    prompt, completion = columns.text("prompt"), columns.text("completion")
+    return Conversation(prompt=prompt, completion=completion)
 
 
-def _chat(row: Row, field: str, messages: tuple[dict[str, str], ...], trained_from: int = 0) -> Conversation:
-    if not any(message["role"] == "assistant" for message in messages[trained_from:]):
-        raise row.error(
-            f"'{field}' has no assistant turn, nothing to train on. Add one or drop the row (--skip-bad-rows)."
-        )
-    if messages[0]["role"] == "assistant":
-        first = "prompt" if trained_from else field
-        raise row.error(
-            f"'{first}' begins with an assistant turn, which answers nothing. Put a user message first or drop the row."
-        )
-    if any(message["role"] == "system" for message in messages[1:]):
-        raise row.error(f"'{field}' has a system message that is not the first. Move it to the front.")
-    return Conversation(messages=messages, trained_from=trained_from)
+def _alpaca(columns: _Columns) -> _Turns:
+    answer = columns.first(("output", "response")) or "output"
+    instruction = columns.text("instruction")
+    extra = columns.text_if_any("input", "context")
+    question = instruction if extra is None else f"{instruction}\n\n{extra}"
+    return [*_history(columns), _turn("user", question), _turn("assistant", columns.text(answer))]
+
+
+def _history(columns: _Columns) -> _Turns:
+    """Read earlier exchanges: pairs of a question and an answer."""
+    turns = []
+    for pair in columns.list("history"):
+        if not isinstance(pair, (list, tuple)) or len(pair) != 2 or not all(map(is_text, pair)):
+            raise columns.row.error(
+                f"'history' must be pairs of a question and an answer, got {shown(pair)}. Mend or drop the row."
+            )
+        question, answer = (checked_text(columns.row, "'history'", text) for text in pair)
+        turns += [_turn("user", question), _turn("assistant", answer)]
+    return turns
+
+
+def _question_answer(columns: _Columns, prompt_column: str | None, response_column: str | None) -> _Turns:
+    question = prompt_column or columns.first(_QUESTIONS) or "question"
+    answer = response_column or columns.first([name for name in _ANSWERS if name != question]) or "answer"
+    if isinstance(columns.row.values.get(question), list):
+        before = [(message, False) for message, _ in _messages(columns, question)]
+    else:
+        before = [*_history(columns), _turn("user", columns.text(question))]
+    return [*before, _turn("assistant", columns.text(answer))]
+
+
+def _text(columns: _Columns) -> Conversation:
+    return Conversation(
+        prompt="",
+        completion=columns.text("text"),
+        notes=("rows of 'text' do not say where an answer begins, so every token is trained",),
+    )
+
+
+_READERS: dict[str, Callable[[_Columns, str | None, str | None], _Turns | Conversation]] = {
+    "messages": lambda columns, *_: _chat(columns, columns.first(_CHATS) or "messages"),
+    "sharegpt": lambda columns, *_: _chat(columns, "conversations"),
+    "prompt_completion": lambda columns, *_: _prompt_completion(columns),
+    "alpaca": lambda columns, *_: _alpaca(columns),
+    "question_answer": _question_answer,
+    "text": lambda columns, *_: _text(columns),
+}

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from profit_sft.data.formats import FORMATS, REQUIRED_FIELDS, Format, detect_format, to_conversation
 from profit_sft.data.rows import Row, RowSource, load_rows
 from profit_sft.data.settings import DataSettings
-from profit_sft.data.tokenize import IGNORE_INDEX, TOKEN_KINDS, Tokenized, TrainOn, tokenize_conversation
+from profit_sft.data.tokenize import IGNORE_INDEX, TOKEN_KINDS, Tokenized, tokenize_conversation
 from profit_sft.errors import DataError
 
 LISTED_ROWS = 100  # bad rows named in a report; the count is always complete
@@ -48,7 +48,7 @@ class DataReport:
         dataset_name: As given.
         dataset_format: Format of the first row that could be used.
         rows_read: Rows looked at.
-        rows_used: Rows in the data set.
+        rows_used: Rows in the data set: more than were read where a chat gives an example for each turn.
         rows_skipped: Bad rows left out.
         skipped: The first of them.
         rows_truncated: Rows that lost their end to `max_length`.
@@ -57,6 +57,7 @@ class DataReport:
         longest: Tokens of the longest row, after truncation.
         fingerprint: SHA-256 of all input_ids and labels in order.
         tokenizer_fingerprint: SHA-256 of vocabulary and chat template.
+        notes: What else there is to know: columns and keys that are not used, how chats are rendered.
     """
 
     dataset_name: str
@@ -71,6 +72,7 @@ class DataReport:
     longest: int
     fingerprint: str
     tokenizer_fingerprint: str
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -140,9 +142,16 @@ def _prepare_row(
         prompt_column=settings.prompt_column,
         response_column=settings.response_column,
         system_prompt=settings.system_prompt,
+        chat_template_kwargs=settings.chat_template_kwargs,
     )
-    train_on: TrainOn = "last" if settings.train_on == "last" else "all"
-    examples = tokenize_conversation(conversation, tokenizer, row, train_on=train_on)
+    examples = tokenize_conversation(
+        conversation,
+        tokenizer,
+        row,
+        train_on="last" if settings.train_on == "last" else "all",
+        empty_think="ignore" if settings.empty_think == "ignore" else "train",
+        template_date=settings.template_date,
+    )
     usable = [example for example in examples if _has_labels(example, settings)]
     if not usable:
         raise _without_labels(row, examples[0], settings)
@@ -172,6 +181,7 @@ class _Collected:
         self.read = self.used = self.truncated = self.skipped_count = 0
         self.total_tokens = self.label_tokens = self.longest = 0
         self.skipped: list[SkippedRow] = []
+        self.notes: dict[str, None] = {}  # in the order in which they came up
         self.has_kinds = False
         self._digest = hashlib.sha256()
         self._pending: list[dict[str, object]] = []
@@ -187,16 +197,16 @@ class _Collected:
             columns = {"prompt_column": settings.prompt_column, "response_column": settings.response_column}
             named = next((name for name in FORMATS if name == settings.dataset_format), None)
             self.format = named or detect_format(row.values, **columns)
-        self.used += 1
-        limit = settings.max_length
-        self.truncated += any(len(example.input_ids) > (limit or len(example.input_ids)) for example in examples)
         for example in examples:
-            self._add_example(row, example, limit)
+            self._add_example(row, example, settings.max_length)
 
     def _add_example(self, row: Row, example: Tokenized, limit: int | None) -> None:
         input_ids, labels = example.input_ids[:limit], example.labels[:limit]
         kinds = [TOKEN_KINDS["none"]] * len(input_ids) if example.token_kinds is None else example.token_kinds[:limit]
         self.has_kinds |= example.token_kinds is not None
+        self.notes.update(dict.fromkeys(example.notes))
+        self.used += 1
+        self.truncated += len(example.input_ids) > len(input_ids)
         self.total_tokens += len(input_ids)
         self.label_tokens += sum(label != IGNORE_INDEX for label in labels[1:])
         self.longest = max(self.longest, len(input_ids))
@@ -225,6 +235,7 @@ class _Collected:
             longest=self.longest,
             fingerprint=self._digest.hexdigest(),
             tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
+            notes=tuple(self.notes),
         )
         return PreparedData(dataset=Dataset(table if self.has_kinds else table.drop(["token_kinds"])), report=report)
 

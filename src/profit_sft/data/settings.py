@@ -4,9 +4,13 @@ A field's default and help text are the flag's. What `profit train` shares with 
 which its `RunArguments` inherit; `profit_sft.cli.options` makes the others' flags of the fields of `DataSettings`.
 """
 
+import json
 from dataclasses import dataclass, field
+from datetime import date
 
 from profit_sft.data.formats import FORMATS
+
+TEMPLATE_DATE = "2024-07-26"  # any day, but one: the day Llama's templates fall back to
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +22,10 @@ class DataOptions:
         prompt_column: Column of the question.
         response_column: Column of the answer.
         system_prompt: Put in front of chats without a system message.
+        chat_template_kwargs: JSON text of what the chat template is told besides; a row's own column goes first.
+        template_date: The day that templates are told which write today's date, so that a row's tokens stay the same.
         train_on: Assistant turns that carry labels: `all` or `last`.
+        empty_think: What becomes of a thought without words that the template puts before an answer: `train`, `ignore`.
         skip_bad_rows: Leave out and list rows that cannot be used, instead of stopping at the first.
         max_samples: Rows to read. None: all.
     """
@@ -26,13 +33,27 @@ class DataOptions:
     dataset_format: str = field(
         default="auto",
         metadata={
-            "help": "auto, messages, prompt_completion, sharegpt, alpaca or question_answer. auto looks at the columns."
+            "help": "auto, messages, prompt_completion, sharegpt, alpaca, question_answer or text. auto looks at the "
+            "columns."
         },
     )
     prompt_column: str | None = field(default=None, metadata={"help": "Column with the question (default: question)."})
     response_column: str | None = field(default=None, metadata={"help": "Column with the answer (default: answer)."})
     system_prompt: str | None = field(default=None, metadata={"help": "System message put before rows without one."})
+    chat_template_kwargs: str | None = field(
+        default=None,
+        metadata={"help": "JSON object the chat template is told, such as '{\"enable_thinking\": false}'."},
+    )
+    template_date: str = field(
+        default=TEMPLATE_DATE, metadata={"help": "Day for chat templates that write today's date."}
+    )
     train_on: str = field(default="all", metadata={"help": "Assistant turns that carry labels: all or last."})
+    empty_think: str = field(
+        default="train",
+        metadata={
+            "help": "Whether an empty thought that the chat template puts before an answer is learned: train or ignore."
+        },
+    )
     skip_bad_rows: bool = field(default=False, metadata={"help": "Count and list rows that cannot be used; go on."})
     max_samples: int | None = field(default=None, metadata={"help": "Use only the first N rows."})
 
@@ -71,11 +92,14 @@ class DataSettings(DataOptions, DataSource):
         for name, choices in (
             ("dataset_format", ("auto", *FORMATS)),
             ("train_on", ("all", "last")),
+            ("empty_think", ("train", "ignore")),
             ("truncation_mode", ("keep_start",)),
         ):
             value = getattr(self, name)
             if value not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}.")
+        _require_object("chat_template_kwargs", self.chat_template_kwargs)
+        _require_day("template_date", self.template_date)
         for name in ("max_length", "max_samples"):
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
@@ -90,3 +114,19 @@ class DataSettings(DataOptions, DataSource):
                     f"{name} ({getattr(self, name)!r}) is for question_answer rows, but dataset_format is "
                     f"{self.dataset_format!r}. Leave one of the two out."
                 )
+
+
+def _require_object(name: str, value: str | None) -> None:
+    try:
+        fits = value is None or isinstance(json.loads(value), dict)
+    except (json.JSONDecodeError, TypeError):
+        fits = False
+    if not fits:
+        raise ValueError(f'{name} must be a JSON object, got {value!r}. Example: {{"enable_thinking": false}}.')
+
+
+def _require_day(name: str, value: str) -> None:
+    try:
+        date.fromisoformat(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} must be a day, got {value!r}. Example: {TEMPLATE_DATE}.") from None

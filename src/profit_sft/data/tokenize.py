@@ -1,17 +1,22 @@
 """Turn a conversation into token ids and labels: only what the assistant says carries labels."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from profit_sft.data.formats import Conversation, shown
+from profit_sft.data.chat_template import eos_token
+from profit_sft.data.formats import Conversation
+from profit_sft.data.messages import shown
 from profit_sft.data.rows import Row
+from profit_sft.data.settings import TEMPLATE_DATE
+from profit_sft.data.turns import render_conversation
 
 IGNORE_INDEX = -100
 TOKEN_KINDS = {"none": 0, "core": 1, "style": 2}  # what a token is, where rows carry `answer_spans`
 TrainOn = Literal["all", "last"]
+EmptyThink = Literal["train", "ignore"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,11 +27,13 @@ class Tokenized:
         input_ids: Token ids.
         labels: The same ids where the assistant speaks, `IGNORE_INDEX` elsewhere.
         token_kinds: One of `TOKEN_KINDS` a token, or None where the row has no spans.
+        notes: What the report should say of it, once for all rows.
     """
 
     input_ids: list[int]
     labels: list[int]
     token_kinds: list[int] | None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +46,19 @@ class AnswerSpan:
 
 
 def tokenize_conversation(
-    conversation: Conversation, tokenizer: PreTrainedTokenizerBase, row: Row, *, train_on: TrainOn = "all"
+    conversation: Conversation,
+    tokenizer: PreTrainedTokenizerBase,
+    row: Row,
+    *,
+    train_on: TrainOn = "all",
+    empty_think: EmptyThink = "train",
+    template_date: str = TEMPLATE_DATE,
 ) -> list[Tokenized]:
     """Render, tokenize and label one conversation: its examples, of which there is at least one.
 
-    A trained turn's labels are its content and the token that ends the turn; what a template puts after that token is
-    not trained. Works with any chat template that renders a conversation as an extension of its beginning; one that
-    rewrites earlier turns is refused, unless only the last turn is trained.
+    A trained turn's labels are what it says and the token that ends the turn; what a template puts after that token is
+    not trained. A row gives several examples where the chat template rewrites earlier turns, so that each trained turn
+    is rendered as it will be served (`profit_sft.data.turns`).
 
     Plain text has no template: its labels are the completion and the EOS token, from where the tokens of prompt and
     completion part from those of the prompt alone, as in TRL.
@@ -54,78 +67,26 @@ def tokenize_conversation(
         conversation: The row in canonical form.
         tokenizer: A fast one, with a chat template unless the conversation is plain text.
         row: For messages, and for its `answer_spans`: character spans `start`, `end`, `kind` of the last answer.
-        train_on: Label all assistant turns from `trained_from` on, or the last one only.
+        train_on: Label all assistant turns that may be trained, or the last one only.
+        empty_think: Label a thought without words that the template puts before an answer, or ignore it.
+        template_date: The day that templates are told which write today's date.
 
     Raises:
         DataError: The template is missing or cannot be used so; names file, row and the fix.
     """
     if conversation.prompt is not None:
         return [_plain_text(conversation, tokenizer, row)]
-    if not tokenizer.chat_template:
-        raise row.error(
-            f"is a chat, but the tokenizer of '{tokenizer.name_or_path}' has no chat template. Name one with "
-            "--chat_template_path, or give text in 'prompt' and 'completion'."
-        )
-    messages = list(conversation.messages)
-    turns = [
-        index
-        for index, message in enumerate(messages)
-        if message["role"] == "assistant" and index >= conversation.trained_from
-    ]
-    if train_on == "last":
-        turns = turns[-1:]
-        messages = messages[: turns[0] + 1]
-    whole = _render(tokenizer, messages, row)
-    trained = [_trained_characters(tokenizer, messages, turn, whole, row) for turn in turns]
-    answer = messages[turns[-1]]["content"]
-    spans = _answer_spans(row, answer)
-    if spans:
-        spans = _shifted(spans, _place_of(answer, whole, trained[-1], row))
-    return [_encode(whole, trained, spans, tokenizer)]
-
-
-def _render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]], row: Row, **options: Any) -> str:
-    try:
-        text = tokenizer.apply_chat_template(list(messages), tokenize=False, **options)
-    except Exception as error:  # templates raise whatever their author chose
-        raise row.error(f"the chat template refuses it: {error}. Mend or drop the row.") from error
-    assert isinstance(text, str)
-    return text
-
-
-def _trained_characters(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]], turn: int, whole: str, row: Row
-) -> tuple[int, int]:
-    """Return the characters of `whole` that turn `turn` adds: from the end of its prompt to its end-of-turn token."""
-    prompt = _render(tokenizer, messages[:turn], row, add_generation_prompt=True)
-    ended = _render(tokenizer, messages[: turn + 1], row)
-    if not ended.startswith(prompt):
-        raise row.error(
-            f"the chat template's generation prompt is not how it begins turn {turn + 1} (some add a thinking tag to "
-            "the prompt alone), so its tokens cannot be labeled. Name another template with --chat_template_path."
-        )
-    if not whole.startswith(ended):
-        raise row.error(
-            f"the chat template renders turn {turn + 1} otherwise once the conversation goes on (templates that drop "
-            "earlier reasoning do), so its tokens cannot be labeled. Train the last turn only: --train_on last."
-        )
-    return len(prompt), _end_of_turn(whole, len(prompt), len(ended), tokenizer)
-
-
-def _end_of_turn(text: str, start: int, end: int, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Leave out the newline some templates put after the token that ends the turn: nothing is to be learned from it."""
-    stripped = text[start:end].rstrip()
-    if len(stripped) == end - start:
-        return end
-    if stripped.endswith(_eos(tokenizer)):
-        return start + len(stripped)
-    # Gemma's EOS is <eos> and its turns end in <end_of_turn>; Qwen's base models differ likewise.
-    special = tuple(token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
-    return start + len(stripped) if stripped.endswith(special) else end
-
-
-def _eos(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
-    return (tokenizer.eos_token,) if isinstance(tokenizer.eos_token, str) and tokenizer.eos_token else ()
+    rendered = render_conversation(
+        conversation, tokenizer, row, train_on=train_on, empty_think=empty_think, template_date=template_date
+    )
+    examples = []
+    for example in rendered:
+        spans = _answer_spans(row, example.answer) if example is rendered[-1] else []
+        if spans:
+            spans = _shifted(spans, _place_of(example.answer, example.text, example.trained[-1], row))
+        encoded = _encode(example.text, example.trained, spans, tokenizer)
+        examples.append(replace(encoded, notes=conversation.notes + example.notes))
+    return examples
 
 
 def _encode(
@@ -134,24 +95,29 @@ def _encode(
     spans: Sequence[AnswerSpan],
     tokenizer: PreTrainedTokenizerBase,
 ) -> Tokenized:
-    """Tokenize and label every token that lies in a trained stretch of characters."""
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    """Tokenize and label every token that reaches into a trained stretch of characters."""
+    # Not verbose: that a text is longer than the model's limit is for the report to say.
+    encoded = tokenizer(
+        text, add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False, verbose=False
+    )
     input_ids: list[int] = encoded["input_ids"]
-    labels, kinds = [], []
-    for token, (start, end) in zip(input_ids, encoded["offset_mapping"], strict=True):
-        counts = any(_lies_in(start, end, first, last) for first, last in trained)
-        labels.append(token if counts else IGNORE_INDEX)
-        kinds.append(_kind(spans, start, end) if counts and spans else TOKEN_KINDS["none"])
-    return Tokenized(input_ids, labels, kinds if spans else None)
-
-
-def _lies_in(start: int, end: int, first: int, last: int) -> bool:
-    """Say whether the token of characters `start` to `end` belongs to the stretch `first` to `last`."""
-    if start == end:
-        # Tokenizers with `trim_offsets` (GPT-NeoX's, so OLMo's) report a token of spaces as empty, at its end.
-        return first < end <= last
-    # A token that begins before the answer belongs to the prompt, though it may reach into the answer.
-    return first <= start < last
+    offsets = encoded["offset_mapping"]
+    labels, token = [IGNORE_INDEX] * len(input_ids), 0
+    for first, last in trained:
+        # A token that reaches into the stretch is of it: where a prompt ends in a space, the first word may have it.
+        # So is an empty one that ends in it, as tokenizers with `trim_offsets` (GPT-NeoX's, so OLMo's) report spaces.
+        while token < len(offsets) and offsets[token][1] <= first:
+            token += 1
+        while token < len(offsets) and (offsets[token][0] < last or offsets[token] == (last, last)):
+            labels[token] = input_ids[token]
+            token += 1
+    if not spans:
+        return Tokenized(input_ids, labels, None)
+    kinds = [
+        TOKEN_KINDS["none"] if label == IGNORE_INDEX else _kind(spans, *place)
+        for label, place in zip(labels, offsets, strict=True)
+    ]
+    return Tokenized(input_ids, labels, kinds)
 
 
 def _answer_spans(row: Row, answer: str) -> list[AnswerSpan]:
@@ -205,8 +171,8 @@ def _plain_text(conversation: Conversation, tokenizer: PreTrainedTokenizerBase, 
     assert prompt is not None
     assert completion is not None
     spans = _shifted(_answer_spans(row, completion), len(prompt))
-    eos = _eos(tokenizer)
-    text = prompt + completion if completion.endswith(eos) else "".join((prompt, completion, *eos))
+    eos = eos_token(tokenizer) or ""
+    text = prompt + completion if completion.endswith(eos) else prompt + completion + eos
     prompt_ids: list[int] = tokenizer(prompt)["input_ids"]
     encoded = tokenizer(text, return_offsets_mapping=True)
     input_ids: list[int] = encoded["input_ids"]
@@ -217,4 +183,5 @@ def _plain_text(conversation: Conversation, tokenizer: PreTrainedTokenizerBase, 
         raise row.error("'completion' adds no token to 'prompt', nothing to train on. Mend or drop the row.")
     kinds = [_kind(spans, start, end) for start, end in encoded["offset_mapping"][shared:]]
     kinds = [TOKEN_KINDS["none"]] * shared + kinds
-    return Tokenized(input_ids, [IGNORE_INDEX] * shared + input_ids[shared:], kinds if spans else None)
+    labels = [IGNORE_INDEX] * shared + input_ids[shared:]
+    return Tokenized(input_ids, labels, kinds if spans else None, conversation.notes)

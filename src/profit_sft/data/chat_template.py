@@ -1,0 +1,181 @@
+"""A tokenizer's chat template as one conversation uses it: alike on every day, with its marks and its end tokens."""
+
+import re
+from collections.abc import Mapping, Sequence
+from datetime import date
+from functools import lru_cache
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from profit_sft.data.messages import Message
+
+Span = tuple[int, int]  # characters, the end exclusive
+_MARKS = r"\{%-?\s*generation\s*-?%\}"
+_DIRECTIVES = ("-d", "-m", "d", "m", "Y", "y", "B", "b", "A", "a", "H", "I", "M", "S", "j", "p")
+
+
+class CannotLabel(Exception):
+    """A way of rendering a chat gives no labels; says why and what to do.
+
+    Args:
+        text: For the user.
+        refused: The template raised.
+    """
+
+    def __init__(self, text: str, *, refused: bool = False) -> None:
+        super().__init__(text)
+        self.refused = refused
+
+
+class ChatTemplate:
+    """What renders one conversation.
+
+    Args:
+        tokenizer: With a chat template.
+        tools: Descriptions of tools.
+        options: What the template is told besides.
+        template_date: What a template that writes today's date is told, as 2024-07-26.
+        source: The template to use in place of the tokenizer's.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        tools: Sequence[dict[str, Any]],
+        options: Mapping[str, Any],
+        template_date: str,
+        source: str | None = None,
+    ) -> None:
+        self.tools = list(tools)
+        # Mypy takes a list of objects for none of objects or functions.
+        self._tools: Any = self.tools or None
+        self.source: str = tokenizer.get_chat_template(source, self._tools)
+        self.name = (
+            f"the chat template of '{tokenizer.name_or_path}'" if tokenizer.name_or_path else "the chat template"
+        )
+        self.has_marks = mentions(self.source, _MARKS)
+        self.tells_date = "strftime_now" in self.source
+        self._dated = on_date(self.source, template_date) if self.tells_date else self.source
+        self.own_options, self.date = options, template_date
+        self.added_tokens, self._end_tokens = _added_tokens(tokenizer, eos_token(tokenizer))
+        self._tokenizer = tokenizer
+
+    def reads(self, name: str) -> bool:
+        """Say whether the template mentions a key or variable."""
+        return mentions(self.source, rf"\b{re.escape(name)}\b")
+
+    def training_template(self) -> "ChatTemplate | None":
+        """Return TRL's template of this one's family, which keeps and marks all turns; None where there is none."""
+        source = _training_source(self._tokenizer, self.source)
+        if source is None or source == self.source:
+            return None
+        return ChatTemplate(self._tokenizer, self.tools, self.own_options, self.date, source)
+
+    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> str:
+        """Return a chat as text."""
+        return self._rendered(messages, add_generation_prompt=add_generation_prompt)[0]
+
+    def render_marked(self, messages: Sequence[Message]) -> tuple[str, list[Span]]:
+        """Return a chat as text, and what the template marks of it as the assistant's; marks that touch are one."""
+        text, marks = self._rendered(messages, return_assistant_tokens_mask=True)
+        spans: list[Span] = []
+        for start, end in marks:
+            if spans and spans[-1][1] == start:
+                spans[-1] = (spans[-1][0], end)
+            elif start < end:
+                spans.append((start, end))
+        return text, spans
+
+    def _rendered(self, messages: Sequence[Message], **options: Any) -> tuple[str, list[Span]]:
+        variables = {**self._tokenizer.special_tokens_map, **self.own_options}
+        try:
+            # Its annotation says str.
+            rendered: Any = render_jinja_template(
+                [list(messages)], tools=self._tools, chat_template=self._dated, **options, **variables
+            )
+        except Exception as error:  # templates raise whatever their author chose
+            raise CannotLabel(f"the chat template refuses it: {error}. Mend or drop the row.", refused=True) from error
+        texts, marks = rendered
+        return texts[0], marks[0] if marks else []
+
+    def generation_prompt(self, messages: Sequence[Message]) -> str:
+        """Return what the template adds after these messages where the assistant is to speak."""
+        without, prompt = self.render(messages), self.render(messages, add_generation_prompt=True)
+        return prompt[shared_length(without, prompt) :]
+
+    def end_of_turn(self, text: str, start: int, end: int) -> int | None:
+        """Return where the token ends that ends the turn of these characters; None where there is none.
+
+        What templates write after it, such as a newline, is not to be learned. Where the turn itself has none, the
+        token that follows ends it: models like GLM stop at the marker of the next turn.
+        """
+        stripped = start + len(text[start:end].rstrip())
+        if text.endswith(self._end_tokens, start, stripped):
+            return stripped
+        following = next((token for token in self._end_tokens if text.startswith(token, end)), None)
+        if following is not None:
+            return end + len(following)
+        inside = max(
+            (place + len(t) for t in self._end_tokens if (place := text.rfind(t, start, end)) >= 0), default=-1
+        )
+        return inside if inside >= 0 else None
+
+
+def shared_length(first: str, second: str) -> int:
+    """Return how many characters two texts begin with in common."""
+    if second.startswith(first):
+        return len(first)
+    low, high = 0, min(len(first), len(second))
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if first[:middle] == second[:middle] else (low, middle - 1)
+    return low
+
+
+@lru_cache(maxsize=256)
+def mentions(source: str, pattern: str) -> bool:
+    """Say whether a regular expression is found in a template: the same for every row."""
+    return re.search(pattern, source) is not None
+
+
+@lru_cache(maxsize=8)
+def on_date(source: str, template_date: str) -> str:
+    """Return a template whose `strftime_now` knows one day, so that a row has the same tokens tomorrow."""
+    day = date.fromisoformat(template_date)
+    replaced = "".join(f" | replace('%{name}', '{_written(day, name)}')" for name in _DIRECTIVES)
+    # A block's newline would be trimmed; the empty expression keeps one that the template begins with.
+    return f"{{% macro strftime_now(format) %}}{{{{ format{replaced} }}}}{{% endmacro %}}{{{{ '' }}}}{source}"
+
+
+def _written(day: date, name: str) -> str:
+    """`-d` is the day without a leading zero, which not every platform's strftime knows."""
+    return str(int(day.strftime(f"%{name[1]}"))) if name[0] == "-" else day.strftime(f"%{name}")
+
+
+@lru_cache(maxsize=8)
+def _added_tokens(tokenizer: PreTrainedTokenizerBase, eos: str | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the added tokens, and those that may end a turn: Gemma's EOS is <eos>, and turns end in <end_of_turn>."""
+    added = {token.content: token.special for token in tokenizer.added_tokens_decoder.values()}
+    ends = {token for token, special in added.items() if special and token != tokenizer.bos_token} | {eos or ""}
+    longest_first = sorted(ends - {""}, key=lambda token: (-len(token), token))
+    return tuple(added), tuple(longest_first)
+
+
+def eos_token(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """Return the EOS token's text, or None where a tokenizer has none."""
+    return tokenizer.eos_token if isinstance(tokenizer.eos_token, str) and tokenizer.eos_token else None
+
+
+@lru_cache(maxsize=8)
+def _training_source(tokenizer: PreTrainedTokenizerBase, source: str) -> str | None:
+    try:
+        from trl.chat_template_utils import get_training_chat_template
+    except ImportError:  # TRL below 0.25 has none
+        return None
+    try:
+        found = get_training_chat_template(tokenizer)
+    except Exception:  # it knows no such template, or one that raises at a chat with tools
+        return None
+    return found if found is None else str(found)

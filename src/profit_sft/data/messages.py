@@ -1,0 +1,231 @@
+"""One message of a chat, in any spelling: as a chat template takes it, and whether it is to be trained."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from profit_sft.data.rows import Row
+
+Message = dict[str, Any]  # role, content, and for an assistant perhaps reasoning_content and tool_calls; nothing null
+
+_ROLES = {
+    "system": "system",
+    "developer": "developer",
+    **dict.fromkeys(("user", "human", "prompter"), "user"),
+    **dict.fromkeys(("assistant", "gpt", "chatgpt", "model", "bot", "chatbot", "ai"), "assistant"),
+    **dict.fromkeys(("function_call", "tool_call"), "assistant"),  # ShareGPT: the content is the call
+    **dict.fromkeys(("tool", "ipython", "observation", "function"), "tool"),
+    **dict.fromkeys(("tool_response", "function_response", "tool_result"), "tool"),
+}
+_CALL_ROLES = ("function_call", "tool_call")
+_REASONING_KEYS = ("reasoning_content", "thinking", "reasoning", "thought", "thoughts")
+_TRAIN_KEYS = ("weight", "train", "loss", "trainable", "training")
+_TEXT_PARTS = ("text", "input_text", "output_text")
+_THOUGHT_PARTS = ("thinking", "reasoning")
+
+
+def read_message(row: Row, place: str, turn: Any) -> tuple[Message, bool]:
+    """Read one message in OpenAI's or ShareGPT's spelling.
+
+    Keys that are not known here stay: some chat templates read keys of their own.
+
+    Args:
+        row: The row, for errors.
+        place: Where in it, in quotes.
+        turn: What stands there.
+
+    Returns:
+        The message, and whether it may be trained: False where it says so (`weight: 0`, `train: false`).
+
+    Raises:
+        DataError: Names file, row, place and the fix.
+    """
+    if not isinstance(turn, Mapping):
+        raise row.error(f"{place} must be an object with role and content, got {shown(turn)}. Mend or drop the row.")
+    rest = {key: value for key, value in turn.items() if value is not None}
+    named = rest.pop("role", rest.pop("from", None))
+    role = _ROLES.get(named.lower()) if isinstance(named, str) else None
+    if role is None:
+        raise row.error(
+            f"{place} has role {shown(named)}; known are system, developer, user, assistant, tool, human and gpt. "
+            "Rename it or drop the row."
+        )
+    given = rest.pop("content", rest.pop("value", None))
+    trained = all([train_flag(row, place, key, rest.pop(key)) for key in _TRAIN_KEYS if key in rest])
+    message: Message = {"role": role}
+    if role == "assistant":
+        calls = rest.pop("function_call", None)
+        calls = rest.pop("tool_calls", None) or ([] if calls is None else [calls])
+        if named.lower() in _CALL_ROLES and (read := _parsed(given)) is not given:
+            given, calls = None, read if isinstance(read, list) else [read]
+        content, thoughts = _content(row, place, given)
+        thoughts += [_thought(row, place, key, rest.pop(key)) for key in _REASONING_KEYS if key in rest]
+        tool_calls = _tool_calls(row, place, calls)
+        message |= _answer(row, place, content, list(dict.fromkeys(filter(str.strip, thoughts))), tool_calls)
+    else:
+        if role == "tool" and isinstance(given, Mapping):
+            given = json.dumps(without_nulls(given), ensure_ascii=False)
+        content, thoughts = _content(row, place, given)
+        if content is None or thoughts:
+            raise row.error(
+                f"{place} must have text as content, got {shown(given)}. Only text is trained on; mend or drop the row."
+            )
+        message["content"] = content
+    return message | rest, trained
+
+
+def _answer(
+    row: Row, place: str, content: str | None, thoughts: list[str], tool_calls: list[dict[str, Any]]
+) -> Message:
+    if len(thoughts) > 1:
+        raise row.error(f"{place} has two different thoughts, {shown(thoughts[0])} and {shown(thoughts[1])}. Keep one.")
+    if not tool_calls and not thoughts and not (content and content.strip()):
+        raise row.error(f"{place} is an empty assistant turn, nothing to train on. Fill it in or drop the row.")
+    message: Message = {} if content is None else {"content": content}
+    if thoughts:
+        message["reasoning_content"] = thoughts[0]
+    if tool_calls:
+        message["tool_calls"] = tool_calls
+    return message
+
+
+def _content(row: Row, place: str, value: Any) -> tuple[str | None, list[str]]:
+    """Return the text and the thoughts of a content: text, a number, a list of parts, or nothing."""
+    if isinstance(value, (list, tuple)) and value:
+        text: list[str] = []
+        thoughts: list[str] = []
+        for part in value:
+            kind, words = _part(row, place, part)
+            (thoughts if kind in _THOUGHT_PARTS else text).append(words)
+        return "".join(text) if text else None, thoughts
+    if value is None or is_text(value):
+        return None if value is None else checked_text(row, place, value), []
+    raise row.error(
+        f"{place} must have text as content, got {shown(value)}. Only text is trained on; mend or drop the row."
+    )
+
+
+def _part(row: Row, place: str, part: Any) -> tuple[str, str]:
+    if isinstance(part, str):
+        return "text", checked_text(row, place, part)
+    kind = part.get("type", "text") if isinstance(part, Mapping) else None
+    if kind in (*_TEXT_PARTS, *_THOUGHT_PARTS):
+        words = part.get("text") if part.get("text") is not None else part.get(kind)
+        if isinstance(words, str):
+            return kind, checked_text(row, place, words)
+    raise row.error(
+        f"{place} has a part that is no text, {shown(part)}. Only text is trained on; leave such parts or rows out."
+    )
+
+
+def _thought(row: Row, place: str, key: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise row.error(f"{place} has {shown(value)} as '{key}', which must be text. Mend it or leave it out.")
+    return checked_text(row, place, value)
+
+
+def _tool_calls(row: Row, place: str, calls: Any) -> list[dict[str, Any]]:
+    calls = _parsed(calls)
+    if not isinstance(calls, (list, tuple)):
+        raise row.error(f"{place} has 'tool_calls' that are no list, {shown(calls)}. Mend or drop the row.")
+    return [_tool_call(row, place, _parsed(call)) for call in calls if call is not None]
+
+
+def _tool_call(row: Row, place: str, call: Any) -> dict[str, Any]:
+    """Return a call as OpenAI nests it, its arguments as an object where they are one in JSON."""
+    if isinstance(call, Mapping):
+        nested = _parsed(call.get("function"))
+        function = nested if isinstance(nested, Mapping) else call
+        name = function.get("name")
+        if isinstance(name, str) and name:
+            arguments = _parsed(function.get("arguments", function.get("parameters")))
+            given = {} if arguments is None else without_nulls(arguments)
+            outer = {key: call[key] for key in ("id", "index") if call.get(key) is not None}
+            return {"type": "function", **outer, "function": {"name": name, "arguments": given}}
+    raise row.error(
+        f"{place} has a tool call without the name of a function, {shown(call)}. Give name and arguments, or drop the "
+        "row."
+    )
+
+
+def train_flag(row: Row, place: str, key: str, value: Any) -> bool:
+    """Return whether a turn or row with this weight is trained: 0 and 1 are labels or none."""
+    known = {"0": False, "1": True, "false": False, "true": True, "0.0": False, "1.0": True}
+    found = known.get(str(value).lower())
+    if found is None:
+        raise row.error(
+            f"{place} has {key} {shown(value)}, and what is said is trained (1) or not (0). Write 0 or 1, or leave it "
+            "out; weights between them are for the objective 'given'."
+        )
+    return found
+
+
+def without_nulls(value: Any) -> Any:
+    """Leave out what is null in objects: parquet fills in the keys that other rows have."""
+    if isinstance(value, Mapping):
+        return {key: without_nulls(item) for key, item in value.items() if item is not None}
+    if isinstance(value, (list, tuple)):
+        return [without_nulls(item) for item in value]
+    return value
+
+
+def _parsed(value: Any) -> Any:
+    """Return what JSON text says if it is an object or a list, and anything else as it is."""
+    if isinstance(value, str) and value.lstrip().startswith(("{", "[")):
+        try:
+            return json.loads(value)
+        except (json.JSONDecodeError, RecursionError):
+            return value
+    return value
+
+
+def read_list(row: Row, field: str, value: Any) -> Sequence[Any]:
+    """Return a list, or the list that JSON text is; an absent one is empty."""
+    value = _parsed(value)
+    if value is None or value == "":
+        return ()
+    if not isinstance(value, (list, tuple)):
+        raise row.error(f"'{field}' must be a list or JSON text of one, got {shown(value)}. Mend or drop the row.")
+    return value
+
+
+def read_object(row: Row, field: str, value: Any) -> dict[str, Any]:
+    """Return an object, or the object that JSON text is, without nulls; an absent one is empty."""
+    value = _parsed(value)
+    if value is None or value == "":
+        return {}
+    if not isinstance(value, Mapping):
+        raise row.error(f"'{field}' must be an object or JSON text of one, got {shown(value)}. Mend or drop the row.")
+    return dict(without_nulls(value))
+
+
+def read_tool(row: Row, field: str, tool: Any) -> dict[str, Any]:
+    """Return the description of a tool as OpenAI nests it."""
+    tool = without_nulls(_parsed(tool))
+    if isinstance(tool, Mapping) and tool:
+        return dict(tool) if "name" not in tool or "function" in tool else {"type": "function", "function": dict(tool)}
+    raise row.error(f"'{field}' must hold descriptions of tools, got {shown(tool)}. Mend or drop the row.")
+
+
+def is_text(value: Any) -> bool:
+    """Say whether a value is text, or a number, which is taken for one."""
+    return isinstance(value, (str, int, float)) and not isinstance(value, bool)
+
+
+def checked_text(row: Row, place: str, value: str | int | float) -> str:
+    r"""Return text, and refuse half of a UTF-16 pair, which JSON can spell (`\ud83d`) and no tokenizer takes."""
+    text = str(value)
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise row.error(
+            f"{place} has a lone surrogate, {shown(text[error.start])}, at character {error.start + 1}, which is no "
+            "text. Mend or drop the row."
+        ) from None
+    return text
+
+
+def shown(value: Any) -> str:
+    """Return a value as an error message quotes it: on one line, and shortened."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

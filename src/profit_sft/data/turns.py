@@ -1,0 +1,303 @@
+"""Render a conversation by a chat template, and find the characters of it that are to be learned.
+
+Where a template renders a conversation as an extension of its beginning, a turn is what it adds. Some templates mark
+what the assistant says (`{% generation %}`). One that rewrites earlier turns is replaced by TRL's training template of
+its family, or each turn is rendered by itself, as it will be served. Whatever the way, what a turn says must be in what
+is learned, and the turn must end in a special token.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+
+from transformers import PreTrainedTokenizerBase
+
+from profit_sft.data.chat_template import CannotLabel, ChatTemplate, Span, shared_length
+from profit_sft.data.formats import Conversation
+from profit_sft.data.long_chats import KnownTurns
+from profit_sft.data.messages import Message, shown
+from profit_sft.data.rows import Row
+from profit_sft.data.spellings import left_out, spellings, with_known_roles
+
+_EMPTY_THOUGHT = re.compile(r"\s*(?:(?:<think>\s*)?</think>|<\|channel>thought\s*<channel\|>)\s*")
+_FEW_TURNS = 4  # as many cost less to render one by one than to find
+_QUESTION: Message = {"role": "user", "content": "?"}
+_TRAINING_TEMPLATE = (
+    "the chat template does not write all that the assistant said as it is generated, so such rows are rendered by "
+    "TRL's training template of its family, which does; the saved tokenizer keeps its own"
+)
+_EACH_TURN = (
+    "the chat template rewrites earlier turns, so each trained turn is an example of its own, rendered as it is served"
+)
+_TEMPLATE_FIX = "Name another template with --chat_template_path."
+# What read_message writes; any other key is the data's own.
+_KNOWN_KEYS = ("role", "content", "reasoning_content", "tool_calls")
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """One example as text.
+
+    Attributes:
+        text: All of it.
+        trained: The characters that carry labels, in order.
+        answer: The content of the last message that is trained.
+        notes: What the report should say of it.
+    """
+
+    text: str
+    trained: tuple[Span, ...]
+    answer: str
+    notes: tuple[str, ...] = ()
+
+
+def render_conversation(
+    conversation: Conversation,
+    tokenizer: PreTrainedTokenizerBase,
+    row: Row,
+    *,
+    train_on: str,
+    empty_think: str,
+    template_date: str,
+) -> list[Rendered]:
+    """Render a chat, and say which characters of it are to be learned.
+
+    Args:
+        conversation: Of messages.
+        tokenizer: With a chat template.
+        row: For errors.
+        train_on: `all` turns that may be trained, or the `last` of them, after which nothing is rendered.
+        empty_think: Whether an empty thought that the template puts before an answer is learned: `train` or `ignore`.
+        template_date: What a template that writes today's date is told, as 2024-07-26.
+
+    Returns:
+        The examples: one, or where the template rewrites earlier turns perhaps one for each trained turn.
+
+    Raises:
+        DataError: The template is missing, refuses the chat, or leaves out what is to be learned.
+    """
+    if not tokenizer.chat_template:
+        raise row.error(
+            f"is a chat, but the tokenizer of '{tokenizer.name_or_path}' has no chat template. Name one with "
+            "--chat_template_path, or give text in 'prompt' and 'completion'."
+        )
+    messages, trained = list(conversation.messages), list(conversation.trained)
+    if train_on == "last":
+        trained = trained[-1:]
+        messages = messages[: trained[0] + 1]
+    template = ChatTemplate(tokenizer, conversation.tools, conversation.template_options, template_date)
+    known = with_known_roles(messages, template.source)
+    trained = [turn - len(messages) + len(known) for turn in trained]
+    problem: CannotLabel | None = None
+    for spelled in spellings(known, template.source):
+        try:
+            examples = _examples(_Chat(template, known, spelled, trained))
+        except CannotLabel as error:
+            # What a template leaves out says more than what it stumbles over in a spelling that it does not want.
+            problem = error if problem is None or not error.refused else problem
+            continue
+        return [_without_empty_thoughts(example) if empty_think == "ignore" else example for example in examples]
+    raise row.error(str(problem))
+
+
+@dataclass(frozen=True, slots=True)
+class _Chat:
+    """What is rendered: messages as the data has them and as the template wants them, and which are trained."""
+
+    template: ChatTemplate
+    messages: list[Message]
+    spelled: list[Message]
+    trained: list[int]
+
+
+def _examples(chat: _Chat) -> list[Rendered]:
+    """Return the examples of the first way that labels all of a chat, or raise why the last one does not."""
+    with suppress(CannotLabel):
+        return [_by_marks(chat) if chat.template.has_marks else _by_extension(chat)]
+    training = chat.template.training_template()
+    marked = None if training is None else replace(chat, template=training)
+    if marked is not None:
+        with suppress(CannotLabel):
+            return [_with_note(_by_marks(marked), _TRAINING_TEMPLATE)]
+    if marked is None:
+        return _turn_by_turn(chat)
+    with suppress(CannotLabel):
+        return _turn_by_turn(chat)
+    return [_with_note(example, _TRAINING_TEMPLATE) for example in _turn_by_turn(marked)]
+
+
+def _turn_by_turn(chat: _Chat) -> list[Rendered]:
+    examples = [_as_served(chat, turn) for turn in chat.trained]
+    return examples if len(examples) == 1 else [_with_note(example, _EACH_TURN) for example in examples]
+
+
+def _by_extension(chat: _Chat) -> Rendered:
+    """A turn is what the rendering of the chat up to it adds to that of its prompt."""
+    template, spelled = chat.template, chat.spelled
+    whole = template.render(spelled)
+    known = KnownTurns(template, spelled, whole) if len(chat.trained) > _FEW_TURNS else None
+    spans = []
+    for turn in chat.trained:
+        span = None if known is None else known.like(turn)
+        if span is None:
+            span = _added_by(chat, turn, whole)
+            if known is not None:
+                known.add(turn, span)
+        spans.append(span)
+    return _complete(chat, chat.trained, whole, spans)
+
+
+def _added_by(chat: _Chat, turn: int, whole: str) -> Span:
+    ended = whole if turn == len(chat.spelled) - 1 else chat.template.render(chat.spelled[: turn + 1])
+    if not whole.startswith(ended):
+        raise CannotLabel(f"{chat.template.name} renders turn {turn + 1} otherwise once the conversation goes on.")
+    start, rest = _start_of(chat, turn, ended)
+    if rest:
+        raise CannotLabel(f"{chat.template.name} does not begin turn {turn + 1} as its generation prompt does.")
+    return start, _end_of(chat, turn, whole, start, len(ended))
+
+
+def _start_of(chat: _Chat, turn: int, ended: str) -> tuple[int, str]:
+    """Return where a turn begins that ends a chat, and what its prompt has that the chat does not go on with."""
+    if turn == 0:  # nothing comes before it, so its header is known from elsewhere
+        header = chat.template.generation_prompt([_QUESTION])
+        place = ended.find(header) if header else -1
+        if place < 0:
+            raise CannotLabel(f"{chat.template.name} does not begin an opening turn as its generation prompt does.")
+        return place + len(header), ""
+    prompt = chat.template.render(chat.spelled[:turn], add_generation_prompt=True)
+    shared = shared_length(prompt, ended)
+    return shared, prompt[shared:]
+
+
+def _end_of(chat: _Chat, turn: int, text: str, start: int, end: int) -> int:
+    found = chat.template.end_of_turn(text, start, end)
+    if found is None:
+        raise CannotLabel(
+            f"{chat.template.name} ends turn {turn + 1} in no special token that the tokenizer has, so a model would "
+            f"not learn to stop. {_TEMPLATE_FIX} Or add its end token to the tokenizer."
+        )
+    return found
+
+
+def _by_marks(chat: _Chat) -> Rendered:
+    """A turn is what the template marks as the assistant's, but for what the generation prompt brings."""
+    whole, marks = chat.template.render_marked(chat.spelled)
+    answers = [index for index, message in enumerate(chat.spelled) if message["role"] == "assistant"]
+    if len(marks) != len(answers):
+        raise CannotLabel(
+            f"{chat.template.name} marks {len(marks)} stretches as the assistant's, and the row has {len(answers)} "
+            f"assistant turns. {_TEMPLATE_FIX}"
+        )
+    brought: dict[str, str] = {}
+    spans = []
+    for turn in chat.trained:
+        start, end = marks[answers.index(turn)]
+        before = chat.spelled[turn - 1]["role"] if turn else ""
+        if before not in brought:
+            brought[before] = _brought_by_prompt(chat, turn, whole, start)
+        start = _behind(whole, start, brought[before], chat.template)
+        spans.append((start, _end_of(chat, turn, whole, start, end)))
+    return _complete(chat, chat.trained, whole, spans)
+
+
+def _brought_by_prompt(chat: _Chat, turn: int, text: str, start: int) -> str:
+    """Return what a turn's generation prompt has of the turn that is marked from `start`: it is not to be learned."""
+    prompt = chat.template.render(chat.spelled[:turn], add_generation_prompt=True) if turn else ""
+    return prompt[start:] if prompt.startswith(text[:start]) else ""
+
+
+def _behind(text: str, start: int, brought: str, template: ChatTemplate) -> int:
+    """Return where a turn is learned from: behind what the prompt brings of it, or as much as the turn goes on with."""
+    end = start + shared_length(brought, text[start : start + len(brought)])
+    return end if end == start + len(brought) else _whole_words(text, start, end, template)
+
+
+def _whole_words(text: str, start: int, end: int, template: ChatTemplate) -> int:
+    """Return the last place up to `end` that is behind white space or an added token, or `start`."""
+    while end > start and not (text[end - 1].isspace() or text.endswith(template.added_tokens, start, end)):
+        end -= 1
+    return end
+
+
+def _as_served(chat: _Chat, turn: int) -> Rendered:
+    """Render a chat up to one turn, which is all that is trained of it."""
+    part = replace(chat, messages=chat.messages[: turn + 1], spelled=chat.spelled[: turn + 1])
+    template = chat.template
+    if template.has_marks:
+        whole, marks = template.render_marked(part.spelled)
+        if not marks:
+            raise CannotLabel(f"{template.name} marks nothing of turn {turn + 1} as the assistant's. {_TEMPLATE_FIX}")
+        start, end = marks[-1]
+        start = _behind(whole, start, _brought_by_prompt(part, turn, whole, start), template)
+        return _complete(part, [turn], whole, [(start, _end_of(part, turn, whole, start, end))])
+    whole = template.render(part.spelled)
+    start, rest = _start_of(part, turn, whole)
+    if not rest:
+        return _complete(part, [turn], whole, [(start, _end_of(part, turn, whole, start, len(whole)))])
+    header = shared_length(template.render(part.spelled[:turn]), whole) if turn else 0
+    start = _whole_words(whole, header, start, template)
+    if start == header:
+        raise CannotLabel(
+            f"{template.name} does not begin turn {turn + 1} as its generation prompt does, so its tokens cannot be "
+            f"labeled. {_TEMPLATE_FIX}"
+        )
+    example = _complete(part, [turn], whole, [(start, _end_of(part, turn, whole, start, len(whole)))])
+    return _with_note(
+        example,
+        f"{template.name} ends its generation prompt in {shown(rest)}, which answers of this data do not begin with, "
+        "so a model is asked otherwise than it was trained",
+    )
+
+
+def _complete(chat: _Chat, turns: Sequence[int], text: str, spans: Sequence[Span]) -> Rendered:
+    """Return an example once all that its turns say is in what is learned, and all that is asked in its text."""
+    template = chat.template
+    for turn, (start, end) in zip(turns, spans, strict=True):
+        # From the line on which the turn begins, as the prompt may bring the first words: those of a thought.
+        lost = left_out(chat.messages[turn], text[text.rfind("\n", 0, start) + 1 : end])
+        if lost is not None:
+            raise CannotLabel(
+                f"{template.name} leaves out the {lost} of turn {turn + 1}, which would not be learned. "
+                f"{_TEMPLATE_FIX} Or write it into the content as that model does."
+            )
+        thought = _EMPTY_THOUGHT.match(text, start, end)
+        if thought is not None and text.startswith("<think>", thought.end()):
+            raise CannotLabel(
+                f"{template.name} writes an empty thought before that of turn {turn + 1}. {_TEMPLATE_FIX}"
+            )
+    for number, message in enumerate(chat.messages, start=1):
+        if message["role"] != "assistant" and left_out(message, text) is not None:
+            raise CannotLabel(
+                f"{template.name} leaves out message {number}, of role {message['role']}, so what follows would be "
+                f"learned without it. {_TEMPLATE_FIX} Or leave that message out."
+            )
+    answer = chat.messages[turns[-1]].get("content", "")
+    return Rendered(text, tuple(spans), answer, tuple(_notes(chat, text)))
+
+
+def _notes(chat: _Chat, text: str) -> Iterator[str]:
+    """Yield what a template does not use of what it is given, and the day it is told."""
+    template = chat.template
+    names = [tool.get("function", tool).get("name", "") for tool in template.tools or ()]
+    if names and not any(name and name in text for name in names):
+        yield f"'tools' are not used: {template.name} writes none"
+    for key in dict.fromkeys(key for message in chat.messages for key in message if key not in _KNOWN_KEYS):
+        if not template.reads(key):
+            yield f"key '{key}' of messages is not used"
+    for key in template.own_options:
+        if not template.reads(key):
+            yield f"'{key}' of chat_template_kwargs is not used: {template.name} does not read it"
+    if template.tells_date:
+        yield (f"{template.name} writes today's date: rows are of {template.date} on every day (--template_date)")
+
+
+def _with_note(example: Rendered, note: str) -> Rendered:
+    return replace(example, notes=(*example.notes, note))
+
+
+def _without_empty_thoughts(example: Rendered) -> Rendered:
+    """Leave thoughts without a word, which templates put before answers, out of what is learned."""
+    found = [(_EMPTY_THOUGHT.match(example.text, start, end), start, end) for start, end in example.trained]
+    return replace(example, trained=tuple((m.end() if m else start, end) for m, start, end in found))

@@ -1,0 +1,223 @@
+"""Labels under every chat template in TRL's package, against the masks of TRL's training templates.
+
+Tokens and labels are TRL's but for what is listed: what we leave out of the labels, and which chats are refused.
+"""
+
+from datetime import date
+from pathlib import Path
+
+import pytest
+import trl
+from tokenizers import AddedToken
+
+from profit_sft.data import IGNORE_INDEX, Row, to_conversation, tokenize_conversation
+from profit_sft.errors import DataError
+from tiny import chat_tokenizer
+
+TEMPLATES = Path(trl.__file__).parent / "chat_templates"
+NAMES = sorted(path.stem for path in TEMPLATES.glob("*.jinja") if not path.stem.endswith("_training"))
+
+
+def deepseek(words):
+    return f"<\uff5c{words}\uff5c>".replace(" ", "\u2581")
+
+
+DEEPSEEK = tuple(
+    deepseek(f"tool {what} {edge}") for what in ("calls", "call", "outputs", "output") for edge in ("begin", "end")
+)
+DEEPSEEK += (deepseek("tool sep"), deepseek("User"), deepseek("Assistant"))
+TAGS = ("<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
+GEMMA = ("<|turn>", "<turn|>", "<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>")
+GEMMA += ("<|tool_response>", "<tool_response|>")
+COHERE = ("<|START_OF_TURN_TOKEN|>", "<|SYSTEM_TOKEN|>", "<|USER_TOKEN|>", "<|CHATBOT_TOKEN|>")
+COHERE += ("<|START_RESPONSE|>", "<|END_RESPONSE|>")
+GLM = ("[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>")
+# How a family's name begins: BOS, EOS, special tokens, other added tokens.
+FAMILIES = {
+    "cohere": ("<BOS_TOKEN>", "<|END_OF_TURN_TOKEN|>", COHERE, ()),
+    "deepseek": (
+        deepseek("begin of sentence"),
+        deepseek("end of sentence"),
+        (),
+        (*DEEPSEEK, *TAGS[:2]),
+    ),
+    "diffusion_gemma": ("<bos>", "<eos>", GEMMA, ()),
+    "gemma4": ("<bos>", "<eos>", GEMMA, ()),
+    "gemma": ("<bos>", "<eos>", ("<start_of_turn>", "<end_of_turn>"), ()),
+    "glm": (None, "<|endoftext|>", GLM, TAGS),
+    "gptoss": ("<|startoftext|>", "<|return|>", ("<|start|>", "<|end|>", "<|message|>", "<|channel|>", "<|call|>"), ()),
+    "idefics3": ("<|begin_of_text|>", "<end_of_utterance>", (), ()),
+    "lfm2": ("<|startoftext|>", "<|im_end|>", ("<|im_start|>", "<|tool_call_start|>", "<|tool_call_end|>"), TAGS[:2]),
+    "llama3": ("<|begin_of_text|>", "<|eot_id|>", ("<|start_header_id|>", "<|end_header_id|>"), ()),
+    "llava": ("<s>", "</s>", (), ()),
+    "muse": ("<|begin_of_text|>", "<|eot|>", ("<|start|>", "<|message|>", "<|end|>", "<|eom|>"), ()),
+    "nemotron": (None, "<|im_end|>", ("<|im_start|>",), TAGS),
+    "phi": ("<s>", "<|endoftext|>", ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>"), ()),
+    "qwen": (None, "<|im_end|>", ("<|im_start|>", "<|endoftext|>"), TAGS),
+    "smolvlm": ("<|im_start|>", "<end_of_utterance>", (), ()),
+}
+THOUGHTS_WITHIN = ("deepseek_r1_distill",)  # knows thoughts by their tags alone
+# Read a list of parts alone.
+PARTS = ("idefics3", "llava_next", "qwen2_5_vl", "smolvlm")
+
+
+def user(text):
+    return {"role": "user", "content": text}
+
+
+def assistant(text, **more):
+    return {"role": "assistant", "content": text, **more}
+
+
+NUMBER = {"type": "integer", "description": "a number"}
+PARAMETERS = {"type": "object", "properties": {"a": NUMBER, "b": NUMBER}, "required": ["a", "b"]}
+TOOLS = [{"type": "function", "function": {"name": "add", "description": "Add.", "parameters": PARAMETERS}}]
+CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 2, "b": 3}}}
+SYSTEM = {"role": "system", "content": "Be brief."}
+THINKING = [user("2+2?"), assistant("Four.", reasoning_content="Two and two.")]
+THINKING_AGAIN = [*THINKING, user("3+3?"), assistant("Six.", reasoning_content="Three twice.")]
+CHATS = {
+    "one turn": {"messages": [user("2+2?"), assistant("Four.")]},
+    "several": {"messages": [user("2+2?"), assistant("Four."), user("3+3?"), assistant("Six.")]},
+    "system": {"messages": [SYSTEM, user("2+2?"), assistant("Four."), user("3+3?"), assistant("Six.")]},
+    "developer": {"messages": [{**SYSTEM, "role": "developer"}, user("2+2?"), assistant("Four.")]},
+    "thought": {"messages": THINKING},
+    "thoughts": {"messages": THINKING_AGAIN},
+    "tools": {"messages": [user("2+2?"), assistant("Four.")], "tools": TOOLS},
+    "call": {
+        "messages": [
+            user("2+3?"),
+            {"role": "assistant", "content": "", "tool_calls": [CALL]},
+            {"role": "tool", "name": "add", "content": "the sum 5"},
+            assistant("It is 5."),
+        ],
+        "tools": TOOLS,
+    },
+}
+# What TRL labels and we do not: what the generation prompt brings, and what follows the token that ends a turn. A model
+# is not asked for either.
+BROUGHT_BY_THE_PROMPT = ("", "\n", "<think>", "<think>\n", "<think>\n\n</think>\n\n", "<|start|>assistant")
+BROUGHT_BY_THE_PROMPT += (deepseek("Assistant"), deepseek("Assistant") + "<think>\n", deepseek("tool outputs end"))
+BEHIND_THE_END = ("", "\n")
+# And what we label and TRL does not: the token at which a model stops to be given the result of its call, and what the
+# generation prompt then leaves to the model.
+AROUND_A_RESULT = {"diffusion_gemma": "<|tool_response><|turn>model\n"}
+# Templates under which a kind of chat is refused, as they do not write what it says.
+NO_THOUGHTS = (
+    "cohere",
+    "cohere2",
+    "deepseekv3",
+    "gemma",
+    "gemma3",
+    "idefics3",
+    "lfm2",
+    "lfm2_v2",
+    "llama3",
+    "llama3_1",
+)
+NO_THOUGHTS += ("llama3_2", "llava_next", "phi3", "phi3_5", "qwen2_5", "qwen2_5_vl", "qwen3_instruct_2507", "qwen3_vl")
+NO_THOUGHTS += ("smolvlm", "gemma4", "gemma4_v2", "gemma4_v3", "gemma4_v4")
+NO_CALLS = ("cohere", "cohere2", "deepseek_r1_distill", "gemma", "gemma3", "idefics3", "lfm2", "llama3", "llava_next")
+NO_CALLS += ("phi3", "phi3_5", "qwen2_5_vl", "smolvlm")
+REFUSED = {"thought": NO_THOUGHTS, "thoughts": NO_THOUGHTS, "call": NO_CALLS, "system": ("gemma",)}
+REFUSED["developer"] = ("gemma",)
+# Those that leave out earlier thoughts, or would leave them out: each turn is an example of its own.
+TURN_BY_TURN = ("diffusion_gemma", "gemma4_v5", "glm4moe", "gptoss", "lfm2_2_5", "lfm2_2_5_v2", "lfm2_2_5_vl")
+TURN_BY_TURN += ("nemotron_3_5_lightning", "nemotron_3_nano", "nemotron_3_super", "nemotron_3_ultra")
+
+
+def tokenizer_of(name):
+    """A tiny tokenizer with the special tokens of a family, and its template."""
+    made = chat_tokenizer()
+    bos, eos, special, plain = next(tokens for family, tokens in FAMILIES.items() if name.startswith(family))
+    made.add_tokens([AddedToken(token, special=True, normalized=False) for token in (bos, eos, *special) if token])
+    made.add_tokens([AddedToken(token, special=False, normalized=False) for token in plain])
+    made.eos_token = made.pad_token = eos
+    made.bos_token = bos
+    made.chat_template = (TEMPLATES / f"{name}.jinja").read_text(encoding="utf-8")
+    return made
+
+
+def ours(tokenizer, chat):
+    row = Row(chat, "chats.jsonl", 1)
+    return tokenize_conversation(to_conversation(row), tokenizer, row, template_date=date.today().isoformat())
+
+
+def of_trl(tokenizer, name, chat):
+    """Tokens and labels by TRL's training template; None where there is none, or it refuses the chat."""
+    path = TEMPLATES / f"{name}_training.jinja"
+    if not path.exists():
+        return None
+    # TRL gives a developer as one to templates that know none; we, as the system.
+    known = "'developer'" in tokenizer.chat_template or '"developer"' in tokenizer.chat_template
+    messages = [SYSTEM if m["role"] == "developer" and not known else m for m in chat["messages"]]
+    if name in THOUGHTS_WITHIN:
+        messages = [
+            {**m, "content": f"<think>\n{m.get('reasoning_content')}\n</think>\n\n{m['content']}"} if len(m) > 2 else m
+            for m in messages
+        ]
+    if name in PARTS:
+        messages = [{**m, "content": [{"type": "text", "text": m["content"]}]} for m in messages]
+    found = tokenizer.apply_chat_template(
+        messages,
+        tools=chat.get("tools"),
+        chat_template=path.read_text(encoding="utf-8"),
+        tokenize=True,
+        return_dict=True,
+        return_assistant_tokens_mask=True,
+    )
+    return found["input_ids"], [bool(mark) for mark in found["assistant_masks"]]
+
+
+def left_out(tokenizer, example, marks):
+    """What TRL labels and we do not, of each stretch that it labels: (at its beginning, at its end)."""
+    found, index = set(), 0
+    while index < len(marks):
+        stop = index
+        while stop < len(marks) and marks[stop]:
+            stop += 1
+        ours = [place for place in range(index, stop) if example.labels[place] != IGNORE_INDEX]
+        if ours:
+            assert example.labels[ours[0] : ours[-1] + 1] == example.input_ids[ours[0] : ours[-1] + 1]
+            before, after = example.input_ids[index : ours[0]], example.input_ids[ours[-1] + 1 : stop]
+            found.add((tokenizer.decode(before), tokenizer.decode(after)))
+        else:
+            assert stop == index
+        index = stop + 1
+    return found
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_labels_are_those_of_trl_but_for_what_is_listed(name):
+    tokenizer = tokenizer_of(name)
+    for kind, chat in CHATS.items():
+        if name in REFUSED.get(kind, ()):
+            with pytest.raises(DataError, match=r"row 1: the chat template (leaves out|refuses it)"):
+                ours(tokenizer, chat)
+            continue
+        examples = ours(tokenizer, chat)
+        said = [message["content"] for message in chat["messages"] if message["role"] == "assistant"]
+        assert len(examples) == (len(said) if kind == "thoughts" and name in TURN_BY_TURN else 1), kind
+        trained = "".join(
+            tokenizer.decode([label for label in example.labels if label != IGNORE_INDEX]) for example in examples
+        )
+        for message in chat["messages"]:
+            answers = message["role"] == "assistant"
+            for words in (
+                message["content"],
+                message.get("reasoning_content"),
+                answers * "add" * ("tool_calls" in message),
+            ):
+                assert not words or (words in trained) == answers, (kind, words)
+        expected = of_trl(tokenizer, name, chat) if len(examples) == 1 else None
+        if expected is None:
+            continue
+        (example,) = examples
+        assert example.input_ids == expected[0], kind
+        more = [
+            label for label, mark in zip(example.labels, expected[1], strict=True) if label != IGNORE_INDEX and not mark
+        ]
+        assert tokenizer.decode(more) == (AROUND_A_RESULT.get(name, "") if kind == "call" else ""), kind
+        for before, after in left_out(tokenizer, example, expected[1]):
+            assert before in BROUGHT_BY_THE_PROMPT, kind
+            assert after in BEHIND_THE_END, kind
