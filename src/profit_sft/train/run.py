@@ -102,7 +102,7 @@ def run_training(
     trainer = build_trainer(config, model_config, tokenizer, train_data, eval_data, callbacks or [])
     stop = SafeStop()
     trainer.add_callback(stop)
-    trainer.add_callback(CountsReport(train_data.report, trainer.model.parameters(), report))
+    trainer.add_callback(CountsReport(train_data.report, trainer.model.parameters(), trainer.trained_end, report))
     if checkpoint is None and run.overwrite_output_dir:
         _clear_once(output_dir, config)
     if trainer.is_world_process_zero():
@@ -177,6 +177,7 @@ def load_tokenizer(model_config: ModelConfig, config: ProFitConfig) -> PreTraine
         revision=model_config.model_revision,
         trust_remote_code=config.trust_remote_code,
         chat_template_path=config.chat_template_path,
+        eos_token=config.eos_token,
     )
 
 

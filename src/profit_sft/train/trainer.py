@@ -19,6 +19,7 @@ from profit_sft.train.beside import CollatesBeside, columns_beside, cut_beside, 
 from profit_sft.train.callbacks import CollapseWarning, MetricsFile
 from profit_sft.train.collapse_probe import CollapseProbe
 from profit_sft.train.config import ProFitConfig
+from profit_sft.train.end_token import heed_trained_end
 from profit_sft.train.metrics import StepMetrics
 from profit_sft.train.model_card import render_model_card
 
@@ -33,6 +34,9 @@ class ProFitTrainer(SFTTrainer):
     (`CollapseProbe`): `probe_nll`, `probe_loss` (the objective's), both nats a label token, and `probe_rise_se`, the
     standard error of the rise of `probe_nll` since the start. Evaluation is plain NLL. `metrics.jsonl` in the output
     folder has one line a log.
+
+    Where the labels end an answer with a special token that neither tokenizer nor model stops at, it becomes the
+    tokenizer's EOS, and so that of the model that is saved (`trained_end`).
 
     Of chats (`messages` or `conversations`) only what the assistant says is trained, as by `profit train`; TRL's
     `assistant_only_loss` leaves that to the chat template. Rows may also bring `input_ids` and `labels`.
@@ -72,6 +76,8 @@ class ProFitTrainer(SFTTrainer):
             chunk_size=args.loss_chunk_size,
             gradient_budget=args.gradient_budget,
         )
+        tokenizer: Any = getattr(self.processing_class, "tokenizer", self.processing_class)
+        self.trained_end = heed_trained_end(self.train_dataset or (), tokenizer, self.model, asked=args.eos_token)
         self._head = selective_head(self.model)
         self._head.adds_aux_loss = False  # compute_loss does, scaled as TRL's
         # The installed head divides by the step's labels whatever the model's own forward does with their number.
