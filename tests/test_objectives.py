@@ -9,21 +9,30 @@ import torch
 
 from profit_sft.objectives import (
     ASFT,
+    DEFT,
     DFT,
     EAFT,
     NLL,
     OBJECTIVES,
+    PSFT,
+    STM,
     Focal,
+    Given,
+    HighEntropy,
     Objective,
     Power,
     ProFit,
     Rho,
     TokenStats,
+    TrSFT,
     make_objective,
 )
 
 PROBS = torch.tensor([0.001, 0.05, 0.1, 0.3, 0.6, 0.95])
 REFERENCE = torch.tensor([0.2, 0.05, 0.01, 0.9, 0.5, 0.99])
+COLLISION = torch.tensor([0.9, 0.5, 0.0625, 0.25, 0.5, 0.91])
+ENTROPY = torch.tensor([0.5, 2.0, 4.0, 2.0, 1.0, 0.1])
+GIVEN = torch.tensor([0.0, 1.0, 0.5, 2.0, 0.0, 1.0])
 TOPK_ENTROPY = torch.tensor([0.0, 0.5, 1.0, 2.0, math.log(20), 2.9])
 
 
@@ -31,7 +40,9 @@ def stats(probs=PROBS, **values):
     return TokenStats(
         labels=torch.arange(len(probs)),
         log_probs=probs.log(),
-        entropy=torch.ones(len(probs)),
+        entropy=ENTROPY[: len(probs)],
+        collision=COLLISION[: len(probs)],
+        token_weights=GIVEN[: len(probs)],
         topk_entropy=TOPK_ENTROPY[: len(probs)],
         reference_log_probs=REFERENCE[: len(probs)].log(),
         **values,
@@ -43,17 +54,32 @@ WEIGHTS = [
     (ProFit(), [0, 0, 1, 1, 1, 1]),
     (ProFit(threshold=0.3), [0, 0, 0, 1, 1, 1]),
     (ProFit(threshold=0.0), [1, 1, 1, 1, 1, 1]),
-    (ProFit(threshold=0.1, direction="lower"), [1, 1, 0, 0, 0, 0]),
-    (ProFit(threshold=0.05, upper_threshold=0.6, direction="middle"), [0, 1, 1, 1, 0, 0]),
+    (ProFit(threshold=0.1, direction="lower"), [1, 1, 1, 0, 0, 0]),
+    (ProFit(threshold=0.05, upper_threshold=0.61, direction="middle"), [0, 1, 1, 1, 1, 0]),
     (ProFit(threshold=0.1, mask_source="reference"), [1, 0, 0, 1, 1, 1]),
     (ProFit(direction="random", rate=1.0), [1, 1, 1, 1, 1, 1]),
     (ProFit(direction="random", rate=0.0), [0, 0, 0, 0, 0, 0]),
+    (TrSFT(), [0.01, 0.5, 1, 1, 1, 1]),
+    (TrSFT(alpha=0.5), [0.002, 0.1, 0.2, 0.6, 1, 1]),
+    (TrSFT(alpha=1.0), PROBS.tolist()),
     (DFT(), PROBS.tolist()),
+    (DFT(threshold=0.3), [0, 0, 0, 0.3, 0.6, 0.95]),
+    (DEFT(), (PROBS**COLLISION).tolist()),
     (EAFT(), (TOPK_ENTROPY / math.log(20)).tolist()),
     (EAFT(alpha=2.0), ((TOPK_ENTROPY / math.log(20)) ** 2).tolist()),
+    (EAFT(scale=3.0), (TOPK_ENTROPY / 3).tolist()),
+    (EAFT(scale=1.0), TOPK_ENTROPY.tolist()),
+    (HighEntropy(keep_share=0.2), [0, 0, 1, 0, 0, 0]),
+    (HighEntropy(keep_share=0.5), [0, 1, 1, 1, 0, 0]),
     (Power(k=2.0), (PROBS**2).tolist()),
     (Power(k=1.0), PROBS.tolist()),
+    (Power(k=2.0, threshold=0.1), [0, 0, 0.01, 0.09, 0.36, 0.9025]),
     (Focal(gamma=0.0), [1, 1, 1, 1, 1, 1]),
+    (Given(), GIVEN.tolist()),
+    (STM(), [0, 0, 0, 1, 1, 1]),
+    (STM(threshold=0.2), [1, 0, 0, 1, 1, 1]),
+    (PSFT(), [0.005, 1, 0, 1 / 3, 1.2, 0.95 / 0.99]),
+    (PSFT(epsilon=0.1), [0.005, 1, 0, 1 / 3, 0, 0.95 / 0.99]),
     (Rho(keep_share=0.5), [1, 0, 0, 1, 0, 1]),
     (Rho(keep_share=1.0), [1, 1, 1, 1, 1, 1]),
 ]
@@ -82,6 +108,7 @@ def two_event_kl(p):
     [
         (DFT(), lambda p, log_p: -p),
         (Power(k=3.0), lambda p, log_p: (1 - p**3) / 3),
+        (DEFT(), lambda p, log_p: (1 - p ** COLLISION.double()) / COLLISION.double()),
         (Focal(gamma=2.0), lambda p, log_p: -((1 - p) ** 2) * log_p),
         (Focal(gamma=0.5), lambda p, log_p: -((1 - p) ** 0.5) * log_p),
         (ASFT(kl_coef=0.2), lambda p, log_p: -p + 0.2 * two_event_kl(p)),
@@ -125,7 +152,10 @@ def test_weights_below_the_floor_are_zero_wherever_p_lies(objective):
     many = TokenStats(
         labels=torch.zeros(count, dtype=torch.long),
         log_probs=log_probs,
+        entropy=10 * torch.rand(count, generator=generator),
         topk_entropy=3 * torch.rand(count, generator=generator),
+        collision=torch.rand(count, generator=generator),
+        token_weights=torch.rand(count, generator=generator),
         reference_log_probs=-5 * torch.rand(count, generator=generator),
     )
     weights = objective.token_weights(many)
@@ -139,19 +169,34 @@ def test_weights_below_the_floor_are_zero_wherever_p_lies(objective):
     ("objective", "expected"),
     [
         (ProFit(threshold=0.25), [0, 1, 1]),
-        (ProFit(threshold=0.25, direction="lower"), [1, 0, 0]),
-        (ProFit(threshold=0.125, upper_threshold=0.25, direction="middle"), [1, 0, 0]),
-        (ProFit(threshold=0.25, upper_threshold=0.5, direction="middle"), [0, 1, 0]),
+        (ProFit(threshold=0.25, direction="lower"), [1, 1, 0]),
+        (ProFit(threshold=0.125, upper_threshold=0.25, direction="middle"), [1, 1, 0]),
+        (ProFit(threshold=0.25, upper_threshold=0.5, direction="middle"), [0, 1, 1]),
     ],
     ids=repr,
 )
 @pytest.mark.parametrize("mask_source", ["online", "reference"])
-def test_bounds_are_inclusive_below_and_exclusive_above(objective, expected, mask_source):
+def test_bounds_are_inclusive(objective, expected, mask_source):
     # The logarithms of these are the same number in fp32 whichever way they are rounded.
     log_probs = torch.tensor([math.log(0.125), math.log(0.25), math.log(0.5)])
     known = {"log_probs" if mask_source == "online" else "reference_log_probs": log_probs}
     objective = dataclasses.replace(objective, mask_source=mask_source)
     assert objective.token_weights(TokenStats(labels=torch.arange(3), **known)).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    "objective", [DFT(threshold=0.25), Power(k=2.0, threshold=0.25), STM(threshold=0.25)], ids=repr
+)
+def test_a_mask_keeps_what_lies_on_its_threshold(objective):
+    log_probs = torch.tensor([math.log(0.24), math.log(0.25)])
+    known = TokenStats(labels=torch.arange(2), log_probs=log_probs, reference_log_probs=log_probs)
+    assert (objective.token_weights(known) > 0).tolist() == [False, True]
+
+
+def test_sure_tokens_are_kept_by_a_mask_that_ends_at_one():
+    sure = TokenStats(labels=torch.arange(2), log_probs=torch.tensor([0.0, math.log(0.2)]))
+    assert ProFit(threshold=0.3, upper_threshold=1.0, direction="middle").token_weights(sure).tolist() == [1, 0]
+    assert ProFit(threshold=1.0, direction="lower").token_weights(sure).tolist() == [1, 1]
 
 
 def test_eaft_weights_stay_in_the_unit_interval():
@@ -174,9 +219,10 @@ def test_extreme_probabilities_give_finite_weights():
         labels=torch.arange(4),
         log_probs=torch.tensor([-math.inf, -200.0, -1e-8, 0.0]),
         topk_entropy=torch.tensor([0.0, 3.1, 0.0, 0.0]),
+        collision=torch.tensor([1.0, 0.0, 1.0, 1.0]),
         reference_log_probs=torch.tensor([-1.0, 0.0, -math.inf, -1.0]),
     )
-    for objective in (DFT(), EAFT(), EAFT(alpha=0.1), Power(k=0.01), ASFT()):
+    for objective in (DFT(), EAFT(), EAFT(alpha=0.1), Power(k=0.01), ASFT(), TrSFT(), DEFT(), PSFT()):
         assert objective.token_weights(extreme).isfinite().all(), objective
     for gamma in (0.0, 0.5, 1.0, 2.0):
         weights = Focal(gamma=gamma).token_weights(extreme)
@@ -236,7 +282,19 @@ def test_rho_keeps_the_nearest_count_of_tokens_with_the_largest_excess(keep_shar
         (lambda: Focal(gamma=-1), "gamma must be 0 or a positive number, got -1"),
         (lambda: ASFT(kl_coef=0), "kl_coef must be a positive number, got 0"),
         (lambda: Rho(keep_share=0), r"keep_share must be a share in \(0, 1\], got 0. Write 60% as 0.6."),
-        (lambda: make_objective("profitt"), "no objective is named 'profitt'. Known: nll, profit, dft"),
+        (lambda: HighEntropy(keep_share=1.1), r"keep_share must be a share in \(0, 1\], got 1.1"),
+        (lambda: TrSFT(alpha=0), "alpha must be a positive number, got 0"),
+        (lambda: TrSFT(alpha=10), r"alpha must be a probability in \[0, 1\], got 10. Write 10% as 0.1."),
+        (lambda: DFT(threshold=-0.1), r"threshold must be a probability in \[0, 1\], got -0.1"),
+        (lambda: Power(threshold=2), r"threshold must be a probability in \[0, 1\], got 2"),
+        (lambda: STM(threshold=2.5), r"threshold must be a probability in \[0, 1\], got 2.5"),
+        (lambda: EAFT(scale=0), "scale must be a positive number, got 0"),
+        (lambda: PSFT(epsilon=-0.2), "epsilon must be a positive number, got -0.2"),
+        (lambda: make_objective("profitt"), "no objective is named 'profitt'. Known: nll, profit, trsft"),
+        (
+            lambda: make_objective("profit", prob_threshold=30, threshold_direction="random"),
+            r"prob_threshold must be a probability in \[0, 1\], got 30",
+        ),
         (lambda: make_objective("profit", threshold=[0.1, 0.2, 0.3]), "threshold takes one probability, or two"),
     ],
 )
@@ -260,6 +318,12 @@ def test_wrong_values_are_refused_where_they_are_born(make, message):
             "profit",
             {"prob_threshold": [0.1, 0.5], "threshold_direction": "middle"},
             ProFit(threshold=0.1, upper_threshold=0.5, direction="middle"),
+        ),
+        ("profit", {"prob_threshold": [0.2], "threshold_direction": "higher"}, ProFit(threshold=0.2)),
+        (
+            "profit",
+            {"prob_threshold": [0.25], "threshold_direction": "random"},
+            ProFit(direction="random", rate=0.75),
         ),
         ("use_profit_loss", {"threshold": 0.2}, ProFit(threshold=0.2)),
         ("focal", {"focal_gamma": 1.0}, Focal(gamma=1.0)),

@@ -16,10 +16,15 @@ from profit_sft.objectives import OBJECTIVES
 
 PUBLIC = [
     "ASFT",
+    "DEFT",
     "DFT",
     "EAFT",
     "NLL",
+    "PSFT",
+    "STM",
     "Focal",
+    "Given",
+    "HighEntropy",
     "Objective",
     "Power",
     "ProFit",
@@ -28,6 +33,7 @@ PUBLIC = [
     "ProFitTrainer",
     "Rho",
     "SelectiveLoss",
+    "TrSFT",
     "apply_profit",
     "make_objective",
     "remove_profit",

@@ -7,7 +7,24 @@ if TYPE_CHECKING:
     from profit_sft.head import apply_profit, remove_profit
     from profit_sft.integrations.callback import ProFitCallback
     from profit_sft.loss import SelectiveLoss, selective_linear_cross_entropy
-    from profit_sft.objectives import ASFT, DFT, EAFT, NLL, Focal, Objective, Power, ProFit, Rho, make_objective
+    from profit_sft.objectives import (
+        ASFT,
+        DEFT,
+        DFT,
+        EAFT,
+        NLL,
+        PSFT,
+        STM,
+        Focal,
+        Given,
+        HighEntropy,
+        Objective,
+        Power,
+        ProFit,
+        Rho,
+        TrSFT,
+        make_objective,
+    )
     from profit_sft.train.config import ProFitConfig
     from profit_sft.train.trainer import ProFitTrainer
 
@@ -16,10 +33,15 @@ __version__ = "0.1.0"
 # Loaded on first use: the loss must not pull in transformers or TRL, nor `profit --help` torch.
 _LAZY = {
     "ASFT": "profit_sft.objectives",
+    "DEFT": "profit_sft.objectives",
     "DFT": "profit_sft.objectives",
     "EAFT": "profit_sft.objectives",
     "NLL": "profit_sft.objectives",
+    "PSFT": "profit_sft.objectives",
+    "STM": "profit_sft.objectives",
     "Focal": "profit_sft.objectives",
+    "Given": "profit_sft.objectives",
+    "HighEntropy": "profit_sft.objectives",
     "Objective": "profit_sft.objectives",
     "Power": "profit_sft.objectives",
     "ProFit": "profit_sft.objectives",
@@ -28,6 +50,7 @@ _LAZY = {
     "ProFitTrainer": "profit_sft.train.trainer",
     "Rho": "profit_sft.objectives",
     "SelectiveLoss": "profit_sft.loss",
+    "TrSFT": "profit_sft.objectives",
     "apply_profit": "profit_sft.head",
     "make_objective": "profit_sft.objectives",
     "remove_profit": "profit_sft.head",
@@ -36,10 +59,15 @@ _LAZY = {
 
 __all__ = [
     "ASFT",
+    "DEFT",
     "DFT",
     "EAFT",
     "NLL",
+    "PSFT",
+    "STM",
     "Focal",
+    "Given",
+    "HighEntropy",
     "Objective",
     "Power",
     "ProFit",
@@ -48,6 +76,7 @@ __all__ = [
     "ProFitTrainer",
     "Rho",
     "SelectiveLoss",
+    "TrSFT",
     "apply_profit",
     "make_objective",
     "remove_profit",

@@ -27,7 +27,7 @@ from profit_sft.errors import LossBypassedError, UnsupportedModelError
 from profit_sft.head_module import backbone_of, head_linears, tail_of, through_head
 from profit_sft.loss import SelectiveLoss, selective_linear_cross_entropy
 from profit_sft.loss.selective import Backend, Normalize, Statistics, shifted
-from profit_sft.objectives import NLL, Objective, ProFit
+from profit_sft.objectives import FROM_THE_BATCH, NLL, Objective, ProFit
 
 _IGNORE_INDEX = -100  # what transformers and TRL write into labels
 _INSTALLED = "_profit_head"
@@ -158,9 +158,9 @@ def apply_profit(
     Call it before the trainer is made or `accelerator.prepare` is called, with the model in training mode from the
     first step on: `from_pretrained` returns it in evaluation mode, and trainers call `model.train()`.
 
-    The batch may carry `labels` (shifted here) or `shift_labels`, `num_items_in_batch`, and `reference_log_probs` in
-    the layout of whichever labels it has. `logits_to_keep`, a number or a mask, goes with labels that were cut alike.
-    Calling it again replaces the objective.
+    The batch may carry `labels` (shifted here) or `shift_labels`, `num_items_in_batch`, and `reference_log_probs` and
+    `token_weights` in the layout of whichever labels it has. `logits_to_keep`, a number or a mask, goes with labels
+    that were cut alike. Calling it again replaces the objective.
 
     Args:
         model: A Hugging Face causal language model, or a PEFT model around one. Changed in place.
@@ -444,7 +444,8 @@ def _selective_forward(model_class: type) -> Callable[..., Any]:
             if self.training and torch.is_grad_enabled():
                 installed.counts.add(output.selective)
             return output.to_tuple() if kwargs.get("return_dict") is False else output
-        kwargs.pop("reference_log_probs", None)
+        for name in FROM_THE_BATCH:
+            kwargs.pop(name, None)
         return own_forward(self, **kwargs) if installed.wrapped is None else installed.wrapped(**kwargs)
 
     forward._is_selective = True  # type: ignore[attr-defined]  # how remove_profit knows it
@@ -484,11 +485,11 @@ def _loss_forward(
     labels: Tensor | None = None,
     shift_labels: Tensor | None = None,
     num_items_in_batch: int | Tensor | None = None,
-    reference_log_probs: Tensor | None = None,
     logits_to_keep: int | Tensor = 0,
     return_dict: bool | None = None,
     **kwargs: Any,
 ) -> "SelectiveCausalLMOutput":
+    beside = {name: kwargs.pop(name, None) for name in FROM_THE_BATCH}
     kwargs["use_cache"] = bool(kwargs.get("use_cache"))
     balanced = _wants_router_logits(model, kwargs)
     outputs = backbone_of(model)(**kwargs)
@@ -498,7 +499,9 @@ def _loss_forward(
     hidden_states = _kept_positions(hidden_states, given, logits_to_keep)
     if shift_labels is None:
         shift_labels = shifted(given, _IGNORE_INDEX)
-        reference_log_probs = None if reference_log_probs is None else shifted(reference_log_probs, 0.0)
+        beside = {name: None if value is None else shifted(value, 0.0) for name, value in beside.items()}
+    # The loss would take weights in place of an objective that does not read them, such as an evaluation's.
+    beside = {name: value for name, value in beside.items() if value is not None and name in settings.objective.needs}
 
     def loss_of(hidden: Tensor, lm_head_weight: Tensor, bias: Tensor | None) -> tuple[Tensor, SelectiveLoss]:
         device = hidden.device
@@ -514,7 +517,7 @@ def _loss_forward(
             ignore_index=_IGNORE_INDEX,
             logit_scale=settings.logit_scale,
             final_logit_softcapping=settings.final_logit_softcapping,
-            reference_log_probs=None if reference_log_probs is None else reference_log_probs.to(device),
+            **{name: value.to(device) for name, value in beside.items()},
             statistics=settings.statistics,
             likeliest=settings.likeliest,
             gradient_budget=settings.gradient_budget,

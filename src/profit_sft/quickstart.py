@@ -25,14 +25,14 @@ from profit_sft.data.generated import (
     to_row,
     write_jsonl,
 )
-from profit_sft.evaluation.engine import Answer, end_tokens
+from profit_sft.evaluation.engine import Answer
 from profit_sft.evaluation.grading import grade_math
 from profit_sft.evaluation.math_judge import MathJudge
 from profit_sft.files import write_text
 from profit_sft.mask.page import write_mask_page
 from profit_sft.mask.report import make_report
 from profit_sft.models.embedded import embedded_model_folder
-from profit_sft.models.pretrained import EMBEDDED, load_model
+from profit_sft.models.pretrained import EMBEDDED, end_tokens, load_model
 from profit_sft.objectives import Objective
 from profit_sft.scores.engine import LabelExample, LabelScores, label_examples, score_labels
 from profit_sft.scores.score import ScoreSettings, write_scores

@@ -234,7 +234,7 @@ def test_it_says_at_once_what_it_has(arguments, tiny_folder, rows, tmp_path, cap
     more = ["--output_dir", output_dir, "--gradient_accumulation_steps", "2", "--use_peft", "--normalize", "kept"]
     assert run_app([*arguments, *more]) == 0
     lines = capsys.readouterr().err.splitlines()
-    facts = {line.split()[0]: " ".join(line.split()[1:]) for line in lines[:10]}
+    facts = {line.split()[0]: " ".join(line.split()[1:]) for line in lines[:11]}
     data = json.loads((tmp_path / "[bold]run[x]" / "data.json").read_text())
     assert facts.pop("tokens") == f"{data['total_tokens']:,}, {data['label_tokens']} of them labels, in 16 rows"
     assert re.fullmatch(r"[\d,]+, [\d,]+ trained", facts.pop("parameters"))
@@ -245,6 +245,7 @@ def test_it_says_at_once_what_it_has(arguments, tiny_folder, rows, tmp_path, cap
         "batch": "16 rows: 8 a device x 2 accumulated x 1 ranks",
         "device": "cpu, one process",
         "output": output_dir,
+        "end": "<|im_end|>, where the saved model stops",
         "steps": "3",
         "step": facts["step"],  # the first log's line: nothing else stands in between
     }

@@ -11,7 +11,23 @@ import torch
 
 from profit_sft import selective_linear_cross_entropy
 from profit_sft.loss.reference import reference_log_probs_of, reference_loss
-from profit_sft.objectives import ASFT, DFT, EAFT, NLL, Focal, Power, ProFit, Rho
+from profit_sft.objectives import (
+    ASFT,
+    DEFT,
+    DFT,
+    EAFT,
+    FROM_THE_BATCH,
+    NLL,
+    PSFT,
+    STM,
+    Focal,
+    Given,
+    HighEntropy,
+    Power,
+    ProFit,
+    Rho,
+    TrSFT,
+)
 
 THRESHOLD = 0.1
 OBJECTIVES = [
@@ -20,10 +36,18 @@ OBJECTIVES = [
     ProFit(threshold=THRESHOLD, direction="lower"),
     ProFit(threshold=0.02, upper_threshold=0.6, direction="middle"),
     ProFit(threshold=THRESHOLD, mask_source="reference"),
+    TrSFT(alpha=0.4),
     DFT(),
-    EAFT(alpha=0.5),
+    DFT(threshold=THRESHOLD),
+    DEFT(),
+    EAFT(alpha=0.5, scale=1.0),
+    HighEntropy(keep_share=0.4),
     Power(k=2.0),
+    Power(k=0.5, threshold=THRESHOLD),
     Focal(),
+    Given(),
+    STM(),
+    PSFT(),
     ASFT(),
     Rho(keep_share=0.4),
 ]
@@ -120,6 +144,15 @@ def planted_problem(place=None, dtype=torch.float32, *, bias=False, sizes=None, 
     return hidden, lm_head_weight, labels, vector, reference
 
 
+def beside(objective, reference):
+    """What comes with the labels: the reference and, where the objective reads them, weights of which half are 0."""
+    given = {"reference_log_probs": reference}
+    if "token_weights" in objective.needs:
+        likely = reference.exp()
+        given["token_weights"] = torch.where(likely > 0.22, 2 * likely, torch.zeros_like(likely))
+    return given
+
+
 def tolerance(dtype, hidden, lm_head_weight, place=None):
     """Relative error of a gradient's norm: one rounding to the stored dtype, and fp32 arithmetic on the logits.
 
@@ -161,15 +194,15 @@ def both(problem, objective, *, place, head=None, **options):
     inputs = [
         tensor.detach().clone().requires_grad_() for tensor in (hidden, lm_head_weight, bias) if tensor is not None
     ]
+    given = beside(objective, reference.view(labels.shape))
     result = selective_loss(
         place,
         *inputs[:2],
         labels,
         objective=objective,
         bias=inputs[2] if bias is not None else None,
-        reference_log_probs=reference.view(labels.shape),
         **head,
-        **options,
+        **{**given, **options},
     )
     gradients = torch.autograd.grad(result.loss, inputs)
     exact = [tensor.detach().double().reshape(-1, tensor.shape[-1]) for tensor in inputs[:2]]
@@ -184,8 +217,11 @@ def both(problem, objective, *, place, head=None, **options):
         labels.reshape(-1),
         objective=objective,
         bias=exact[2] if bias is not None else None,
-        reference_log_probs=reference.double().reshape(-1),
-        token_weights=options["token_weights"].reshape(-1) if options.get("token_weights") is not None else None,
+        **{
+            name: value.double().reshape(-1)
+            for name, value in {**given, **options}.items()
+            if name in FROM_THE_BATCH and value is not None
+        },
         **head,
         **kept_options,
     )

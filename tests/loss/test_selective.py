@@ -12,6 +12,7 @@ from problems import (
     PLACES,
     THRESHOLD,
     assert_close,
+    beside,
     both,
     planted_problem,
     selective_loss,
@@ -224,7 +225,7 @@ def run(place, hidden, lm_head_weight, labels, objective=None, **options):
 def test_nothing_to_train_is_an_attached_zero(place, case, normalize, statistics, objective):
     tokens = 0 if case == "no tokens" else 5
     labels = torch.full((tokens,), -100)
-    options = {"normalize": normalize, "statistics": statistics, "reference_log_probs": torch.zeros(tokens)}
+    options = {"normalize": normalize, "statistics": statistics, **beside(objective, torch.zeros(tokens))}
     result, d_hidden, d_weight = run(place, torch.randn(tokens, 8), torch.randn(3000, 8), labels, objective, **options)
     assert result.loss.item() == 0.0
     assert d_hidden.shape == (tokens, 8)
@@ -280,7 +281,7 @@ def test_nan_is_not_masked_away(place, objective):
     hidden, lm_head_weight, labels, _, _ = planted_problem(place)
     hidden[30, 3] = float("nan")
     labels[30] = 17
-    options = {"objective": objective, "reference_log_probs": torch.zeros(labels.shape)}
+    options = {"objective": objective, **beside(objective, torch.zeros(labels.shape))}
     assert selective_loss(place, hidden, lm_head_weight, labels, **options).loss.isnan()
     everywhere = torch.full_like(hidden, float("nan"))  # and no warning that nothing was kept
     assert selective_loss(place, everywhere, lm_head_weight, labels, **options).loss.isnan()
@@ -464,8 +465,8 @@ def test_order_of_tokens_does_not_matter(place, objective):
     hidden, lm_head_weight, labels, _, reference = planted_problem(place)
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
     options = {"objective": objective, "chunk_size": place.chunk_size}
-    found = run(place, hidden[order], lm_head_weight, labels[order], reference_log_probs=reference[order], **options)
-    wanted = run(place, hidden, lm_head_weight, labels, reference_log_probs=reference, **options)
+    found = run(place, hidden[order], lm_head_weight, labels[order], **beside(objective, reference[order]), **options)
+    wanted = run(place, hidden, lm_head_weight, labels, **beside(objective, reference), **options)
     change = (found[0].token_weights - wanted[0].token_weights[order]).abs().max()
     assert change <= 1e-4 * wanted[0].token_weights.abs().max()  # exactly 0 for masks, as p is off their thresholds
     bound = tolerance(torch.float32, hidden, lm_head_weight, place)
@@ -512,7 +513,7 @@ def test_no_buffer_of_all_logits_is_made(place):
                 lm_head_weight,
                 labels,
                 objective=objective,
-                reference_log_probs=torch.zeros(labels.shape),
+                **beside(objective, torch.zeros(labels.shape)),
                 chunk_size=place.chunk_size,
                 statistics="all",
             ).loss.backward()

@@ -26,14 +26,16 @@ def test_fresh_buffers_hold_nan_in_these_tests(place):
     ("objective", "kept"),
     [
         (ProFit(threshold=0.5), 2),
-        (ProFit(threshold=0.5, direction="lower"), 0),
-        (ProFit(threshold=0.25, upper_threshold=0.5, direction="middle"), 0),
+        (ProFit(threshold=0.5, direction="lower"), 2),
+        (ProFit(threshold=0.49, direction="lower"), 0),
+        (ProFit(threshold=0.25, upper_threshold=0.5, direction="middle"), 2),
         (ProFit(threshold=0.5, upper_threshold=0.75, direction="middle"), 2),
+        (ProFit(threshold=0.25, upper_threshold=0.49, direction="middle"), 0),
     ],
     ids=str,
 )
 @pytest.mark.filterwarnings("ignore:.*so it teaches nothing:UserWarning")
-def test_bounds_are_inclusive_below_and_exclusive_above(place, objective, kept):
+def test_bounds_are_inclusive(place, objective, kept):
     # Two tokens in the vocabulary with equal logits: p is 1/2 to the last bit.
     result = selective_loss(place, torch.ones(2, 4), torch.ones(2, 4), torch.tensor([0, 1]), objective=objective)
     assert result.num_kept == kept

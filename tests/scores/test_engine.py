@@ -37,7 +37,8 @@ def examples():
     rows[2]["input_ids"][-1] = rows[2]["labels"][-1] = 0
     columns = {name: [row[name] for row in rows] for name in ("input_ids", "labels")}
     reference = [torch.rand(len(ids), generator=random).pow(4).log().tolist() for ids in columns["input_ids"]]
-    return label_examples({**columns, "reference_log_probs": reference})
+    weights = [[2.0 * (value > -1.0) for value in row] for row in reference]
+    return label_examples({**columns, "reference_log_probs": reference, "token_weights": weights})
 
 
 def dense_stats(model, example):
@@ -52,6 +53,8 @@ def dense_stats(model, example):
         log_probs=log_probs.gather(-1, labels[:, None])[:, 0],
         entropy=torch.special.entr(log_probs.exp()).sum(-1),
         topk_entropy=torch.special.entr(likeliest).sum(-1),
+        collision=log_probs.exp().square().sum(-1),
+        token_weights=torch.tensor(example.token_weights).double(),
         reference_log_probs=torch.tensor(example.reference_log_probs).double(),
     )
     return stats, log_probs

@@ -42,6 +42,16 @@ def plan_with(**changes):
         ({"num_train_epochs": 1, "max_samples": 80}, 10, 40_000),
         ({"num_train_epochs": 1, "per_device_train_batch_size": 1, "accelerate_config": EIGHT}, 125, 500_000),
         (
+            {
+                "num_train_epochs": 1,
+                "per_device_train_batch_size": 1,
+                "global_batch_size": 32,
+                "accelerate_config": EIGHT,
+            },
+            32,
+            500_000,
+        ),
+        (
             {"num_train_epochs": 1, "per_device_train_batch_size": 1, "accelerate_config": EIGHT, "num_processes": 4},
             250,
             500_000,

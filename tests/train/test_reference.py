@@ -192,7 +192,6 @@ def test_a_data_set_without_scores_trains_as_before(tmp_path):
             True,
             "reads no reference log-probabilities",
         ),
-        ({"packing": True}, True, "TRL's packing keeps tokens and labels alone, so the reference scores would be lost"),
         ({"objective": "rho", "threshold": None}, False, r"Compute them once with\n  profit score DATA\nand add"),
         ({"objective": "asft", "threshold": None}, False, "reads log-probabilities under a reference model"),
         ({"objective_kwargs": {"mask_source": "reference"}}, False, "mask_source='reference'.*--reference_scores"),

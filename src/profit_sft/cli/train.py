@@ -35,13 +35,16 @@ Takes every flag of TRL's `trl sft`, spelled the same, and these:
 
 [bold]--output_dir[/] FOLDER  the run folder (default: profit-output)
 
-[bold]--objective[/] NAME  nll, profit, dft, eaft, power, focal, asft or rho (default: profit)
+[bold]--objective[/] NAME  nll, profit, trsft, dft, deft, power, eaft, entropy, focal, given, stm, psft, asft or rho
+(default: profit)
 
-[bold]--threshold[/] P  ProFit's threshold, a probability (default: 0.1)
+[bold]--threshold[/] P  the objective's threshold, a probability (of profit by default: 0.1)
 
 [bold]--threshold_direction[/] WORD  higher, lower, middle or random (default: higher)
 
-[bold]--normalize[/] WORD  divide by all label tokens, or by the kept ones: all or kept (default: all)
+[bold]--normalize[/] WORD  divide by all label tokens, or by the kept ones: all or kept (default: all, but kept for stm)
+
+[bold]--global_batch_size[/] N  rows of an optimizer step over all ranks, in place of gradient_accumulation_steps
 
 [bold]--reference_scores[/] FOLDER  what `profit score` wrote from this data; with profit, a fixed mask
 

@@ -4,14 +4,11 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from profit_sft.errors import ConfigurationError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,10 +152,3 @@ def _without_empty_stop(create: Callable[..., dict[str, Any]]) -> Callable[..., 
         return {name: value for name, value in payload.items() if name != "stop" or value}
 
     return create_payload
-
-
-def end_tokens(model: "PreTrainedModel", eos_token_id: int | None) -> list[int]:
-    """Return what ends an answer: the checkpoint's end tokens (chat models have several) and the tokenizer's."""
-    configured = model.generation_config.eos_token_id if model.generation_config is not None else None
-    found = configured if isinstance(configured, list) else [configured]
-    return sorted({int(token) for token in [*found, eos_token_id] if token is not None})

@@ -9,10 +9,10 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList
 
 from profit_sft.errors import ConfigurationError
-from profit_sft.evaluation.engine import Answer, Engine, Request, end_tokens
+from profit_sft.evaluation.engine import Answer, Engine, Request
 from profit_sft.evaluation.sampling import SeededSampling
 from profit_sft.evaluation.settings import EvalSettings
-from profit_sft.models.pretrained import load_model, load_tokenizer
+from profit_sft.models.pretrained import end_tokens, load_model, load_tokenizer
 
 
 class HFEngine(Engine):

@@ -6,7 +6,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from profit_sft.objectives import Objective, TokenStats
+from profit_sft.objectives import FROM_THE_HEAD, Objective
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,16 +53,11 @@ class Swept:
     label_entries: Tensor
     entropy: Tensor | None
     topk_entropy: Tensor | None
+    collision: Tensor | None
 
-    def stats(self, targets: Tensor, token_reference: Tensor | None) -> TokenStats:
-        """Return what the objective may look at."""
-        return TokenStats(
-            labels=targets,
-            log_probs=self.log_probs,
-            entropy=self.entropy,
-            topk_entropy=self.topk_entropy,
-            reference_log_probs=token_reference,
-        )
+    def statistics(self) -> dict[str, Tensor | None]:
+        """Return what the objective may look at, by the name it has there."""
+        return {name: getattr(self, name) for name in FROM_THE_HEAD}
 
 
 class Run(Protocol):

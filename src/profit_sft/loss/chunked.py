@@ -24,7 +24,7 @@ from profit_sft.loss.call import AttachGradients, HeadOptions, Swept, TokenValue
 from profit_sft.loss.cpu import give_back_logits_memory, in_blocks, take_logits_memory
 from profit_sft.loss.devices import accumulation_dtype, default_chunk_size, multiplies_16_bit_into_fp32
 from profit_sft.loss.head_gradients import HeadGradients
-from profit_sft.objectives import ENTROPY_TOP_K, TokenStats
+from profit_sft.objectives import ENTROPY_TOP_K, FROM_THE_HEAD, TokenStats
 
 # Rows of the sweep that are worked on at once, so that they stay in a core's cache.
 _BLOCK_BYTES = 2 * 2**20
@@ -115,6 +115,7 @@ class ChunkedRun:
             dropped_share=torch.zeros((), device=hidden_states.device),
             largest_log_prob=torch.full((), -math.inf, dtype=self.dtype, device=hidden_states.device),
         )
+        self.beside: dict[str, Tensor | None] = {}  # (M,) each: what came with the labels
         self.logits_memory: Tensor | None = None
         self.loss_sums: list[Tensor] = []  # 0-d, one a chunk; added up at the end, pairwise, which fp32 can bear
         self.loss = torch.zeros((), dtype=self.dtype, device=hidden_states.device)
@@ -131,22 +132,28 @@ class ChunkedRun:
             items = _on_device(num_items_in_batch, self.dtype, self.hidden_states.device)
             # A step without a label anywhere divides zero by one, not by zero.
             self.sums.inverse = 1.0 / torch.where(items == 0, torch.ones_like(items), items)
-        reference, known = per_token["reference_log_probs"], per_token["token_weights"]
-        token_reference = None if reference is None else reference[self.rows].to(self.dtype)
-        objective = self.options.objective
-        if known is not None:
-            self._known(known[self.rows].to(self.dtype))
-        elif not objective.needs & {"log_probs", "entropy", "topk_entropy"}:
-            stats = TokenStats(labels=self.targets, reference_log_probs=token_reference)
-            self._known(objective.token_weights(stats).to(self.dtype))
+        self.beside = {
+            name: None if value is None else value[self.rows].to(self.dtype) for name, value in per_token.items()
+        }
+        objective, known = self.options.objective, self.beside["token_weights"]
+        if known is not None and "token_weights" not in objective.needs:
+            self._known(known)
+        elif not objective.needs & FROM_THE_HEAD:
+            self._known(self._weights(slice(None)))
         elif not objective.elementwise:
-            self._known(self._weights_of_whole_batch(token_reference))
+            self._known(self._weights_of_whole_batch())
         elif objective.probability_floor > 0.0 and not self.options.all_statistics and self._worth_screening():
-            self._screened(token_reference)
+            self._screened()
         else:
             for tokens in self._chunks(torch.arange(self.rows.numel(), device=self.hidden_states.device)):
-                self._chunk(tokens, self._logits(tokens), None, token_reference)
+                self._chunk(tokens, self._logits(tokens))
         self._finish()
+
+    def _weights(self, tokens: Tensor | slice, **found: Tensor | None) -> Tensor:
+        """Ask the objective for the weights of some tokens, `(C,)`, of which the head has `found` the statistics."""
+        beside = {name: None if value is None else value[tokens] for name, value in self.beside.items()}
+        stats = TokenStats(labels=self.targets[tokens], **found, **beside)
+        return self.options.objective.token_weights(stats).to(self.dtype)
 
     def _known(self, token_weights: Tensor) -> None:
         """Weights `(M,)` are known: project only the tokens that count, or all if their statistics are wanted."""
@@ -155,9 +162,9 @@ class ChunkedRun:
         if not self.options.all_statistics:
             tokens = token_weights.nonzero().squeeze(1)  # syncs with the host
         for part in self._chunks(tokens):
-            self._chunk(part, self._logits(part), token_weights[part], None)
+            self._chunk(part, self._logits(part), token_weights[part])
 
-    def _weights_of_whole_batch(self, token_reference: Tensor | None) -> Tensor:
+    def _weights_of_whole_batch(self) -> Tensor:
         """Statistics of every token first, then the weights of all, `(M,)`."""
         found = [
             self._sweep(tokens, self._logits(tokens))
@@ -168,17 +175,11 @@ class ChunkedRun:
             parts = [getattr(swept, name) for swept in found]
             return self.hidden_states.new_zeros(0) if not parts else None if parts[0] is None else torch.cat(parts)
 
-        stats = TokenStats(
-            labels=self.targets,
-            log_probs=joined("log_probs"),
-            entropy=joined("entropy"),
-            topk_entropy=joined("topk_entropy"),
-            reference_log_probs=token_reference,
-        )
-        token_weights = self.options.objective.token_weights(stats).to(self.dtype)
+        statistics = {name: joined(name) for name in FROM_THE_HEAD}
+        token_weights, log_probs = self._weights(slice(None), **statistics), statistics["log_probs"]
         # A ranking may mask NaN away; it must be seen.
-        assert stats.log_probs is not None
-        return torch.where(stats.log_probs.isnan(), math.nan, token_weights)
+        assert log_probs is not None
+        return torch.where(log_probs.isnan(), math.nan, token_weights)
 
     def _finish(self) -> None:
         if self.logits_memory is not None:
@@ -208,7 +209,7 @@ class ChunkedRun:
     def _worth_screening(self) -> bool:
         return self.lm_head_weight.shape[0] >= _MIN_SCREENED_VOCABULARY and self.rows.numel() > 0
 
-    def _screened(self, token_reference: Tensor | None) -> None:
+    def _screened(self) -> None:
         """Screen group by group; survivors keep the logits they have, and are completed when they fill a chunk."""
         target_logits = self._target_logits()  # (M,)
         tokens = torch.arange(self.rows.numel(), device=self.hidden_states.device)
@@ -219,7 +220,7 @@ class ChunkedRun:
         del widest
         if width == 0:
             for part in self._chunks(tokens):
-                self._chunk(part, self._logits(part), None, token_reference)
+                self._chunk(part, self._logits(part))
             return
         size = self._survivors_per_chunk(surviving_share)
         logits: Tensor | None = None  # (size, V), the first columns of the rows of `waiting` filled
@@ -236,11 +237,11 @@ class ChunkedRun:
                 logits[filled : filled + added.numel(), :width] = prefix.index_select(0, added)
                 waiting.append(group[added])
                 if filled + added.numel() == size:
-                    self._chunk_with_prefix(torch.cat(waiting), logits, width, token_reference)
+                    self._chunk_with_prefix(torch.cat(waiting), logits, width)
                     logits, waiting = None, []  # before the next are made
             prefix = None
         if logits is not None:
-            self._chunk_with_prefix(torch.cat(waiting), logits, width, token_reference)
+            self._chunk_with_prefix(torch.cat(waiting), logits, width)
 
     def _survivors_per_chunk(self, surviving_share: float) -> int:
         """Return how many survivors to wait for, so that the chunks come out about equally large.
@@ -253,14 +254,14 @@ class ChunkedRun:
         wanted = max(math.ceil(1.1 * expected / chunks), _FEWEST_SURVIVORS)
         return min(wanted, self._chunk_size(), self.rows.numel())
 
-    def _chunk_with_prefix(self, tokens: Tensor, logits: Tensor, width: int, token_reference: Tensor | None) -> None:
+    def _chunk_with_prefix(self, tokens: Tensor, logits: Tensor, width: int) -> None:
         """Complete the logits of some tokens, of which the first `width` columns are there, and run the chunk."""
         logits = logits[: tokens.numel()]
         self.sums.matmul(
             self.hidden_states.index_select(0, tokens), self.lm_head_weight[width:].T, out=logits[:, width:]
         )
         self._transformed(logits[:, width:], slice(width, None))
-        self._chunk(tokens, logits, None, token_reference)
+        self._chunk(tokens, logits)
 
     def _target_logits(self) -> Tensor:
         raw = (
@@ -332,9 +333,7 @@ class ChunkedRun:
             self.logits_memory = take_logits_memory(count, vocab_size, self.dtype, self.hidden_states.device)
         return self.logits_memory[:count, :vocab_size]
 
-    def _chunk(
-        self, tokens: Tensor, logits: Tensor, token_weights: Tensor | None, token_reference: Tensor | None
-    ) -> None:
+    def _chunk(self, tokens: Tensor, logits: Tensor, token_weights: Tensor | None = None) -> None:
         """Sweep one chunk's logits `(C, V)`, which are overwritten, and form its products."""
         largest_logits = self._note_ranks(tokens, logits) if self.options.ranks else None
         swept = self._sweep(tokens, logits)
@@ -342,9 +341,7 @@ class ChunkedRun:
             log_totals = swept.largest + swept.totals.log()
             self.values.likeliest_log_probs[self.rows[tokens]] = (largest_logits - log_totals[:, None]).float()
         if token_weights is None:
-            reference = None if token_reference is None else token_reference[tokens]
-            token_weights = self.options.objective.token_weights(swept.stats(self.targets[tokens], reference))
-            token_weights = token_weights.to(self.dtype)
+            token_weights = self._weights(tokens, **swept.statistics())
         self.values.token_weights[self.rows[tokens]] = token_weights.float()
         # A masked token may have log p = -inf, and zero times that must stay zero; but NaN must not be masked away.
         counts = (token_weights != 0) | swept.log_probs.isnan()
@@ -370,20 +367,30 @@ class ChunkedRun:
 
     def _sweep(self, tokens: Tensor, logits: Tensor) -> "Swept":
         """Turn logits `(C, V)` into `exp(logits - max)`, times the cap's slope, in place; read off the statistics."""
-        values, targets = self.values, self.targets[tokens]
-        wants_topk = "topk_entropy" in self.options.objective.needs
-        swept = Swept(
-            largest=logits.new_empty(tokens.numel()),
-            totals=logits.new_empty(tokens.numel()),
-            log_probs=logits.new_empty(tokens.numel()),
-            label_entries=logits.new_empty(tokens.numel()),
-            entropy=None if values.entropy is None else logits.new_empty(tokens.numel()),
-            topk_entropy=logits.new_empty(tokens.numel()) if wants_topk else None,
-        )
+        targets = self.targets[tokens]
+        swept = self._unswept(logits)
         target_logits = logits.gather(-1, targets[:, None]).squeeze(1)  # (C,)
         self._in_blocks(lambda part: self._sweep_block(logits[part], part, swept), tokens.numel())
         self._read_off(tokens, target_logits, swept)
         return swept
+
+    def _unswept(self, logits: Tensor) -> "Swept":
+        """Return memory for what one sweep of the logits `(C, V)` reads off; None for what nobody asks for."""
+
+        def made(wanted: bool) -> Tensor | None:
+            return logits.new_empty(logits.shape[0]) if wanted else None
+
+        needs = self.options.objective.needs
+        largest, totals, log_probs, label_entries = (logits.new_empty(logits.shape[0]) for _ in range(4))
+        return Swept(
+            largest=largest,
+            totals=totals,
+            log_probs=log_probs,
+            label_entries=label_entries,
+            entropy=made(self.values.entropy is not None),
+            topk_entropy=made("topk_entropy" in needs),
+            collision=made("collision" in needs),
+        )
 
     def _read_off(self, tokens: Tensor, target_logits: Tensor, swept: "Swept") -> None:
         """Complete `swept` with what follows from sums and maxima, and note the statistics of these tokens."""
@@ -446,6 +453,8 @@ class ChunkedRun:
             assert swept.entropy is not None
             totals = swept.totals[part]
             swept.entropy[part] = totals.log() - torch.linalg.vecdot(exps, shifted) / totals
+        if swept.collision is not None:
+            swept.collision[part] = torch.linalg.vecdot(exps, exps) / swept.totals[part].square()
         if slope is not None:
             exps.mul_(slope)
 

@@ -60,7 +60,7 @@ def reference_loss(
 
     Returns:
         The 0-d loss, and the per-token values of the label tokens: `log_probs`, `entropy`, `topk_entropy`,
-        `token_weights`.
+        `collision`, `token_weights`.
     """
     counted = labels != ignore_index
     targets = labels[counted]
@@ -80,14 +80,19 @@ def reference_loss(
         log_probs=log_probs.detach(),
         entropy=torch.special.entr(frozen.exp()).sum(-1),
         topk_entropy=torch.special.entr(likeliest).sum(-1),
+        collision=frozen.exp().square().sum(-1),
         reference_log_probs=None if reference_log_probs is None else reference_log_probs[counted],
+        token_weights=None if token_weights is None else token_weights[counted],
     )
-    token_weights = objective.token_weights(stats) if token_weights is None else token_weights[counted]
-    token_weights = token_weights.detach().to(log_probs.dtype)
+    if stats.token_weights is None or "token_weights" in objective.needs:
+        weights = objective.token_weights(stats)
+    else:
+        weights = stats.token_weights
+    weights = weights.detach().to(log_probs.dtype)
     if num_items_in_batch is not None:
         normalizer = torch.as_tensor(num_items_in_batch, dtype=log_probs.dtype)
     else:
-        normalizer = (counted if normalize == "all" else token_weights != 0).sum().clamp(min=1).to(log_probs.dtype)
-    loss = -(token_weights * log_probs).sum() / normalizer
-    values = {name: getattr(stats, name) for name in ("log_probs", "entropy", "topk_entropy")}
-    return loss, {**values, "token_weights": token_weights}
+        normalizer = (counted if normalize == "all" else weights != 0).sum().clamp(min=1).to(log_probs.dtype)
+    loss = -(weights * log_probs).sum() / normalizer
+    values = {name: getattr(stats, name) for name in ("log_probs", "entropy", "topk_entropy", "collision")}
+    return loss, {**values, "token_weights": weights}

@@ -113,8 +113,8 @@ def selective_linear_cross_entropy(
         logit_scale: Factor on the logits (Cohere; `1 / logits_scaling` in Granite).
         final_logit_softcapping: `c` in `c * tanh(logits / c)`, applied after the scale (Gemma 2), or None.
         reference_log_probs: Shape of `labels`. `log p_t` under a reference, for objectives that need it.
-        token_weights: Shape of `labels`. Known token weights; replaces the objective, and tokens of weight zero are not
-            projected at all.
+        token_weights: Shape of `labels`. Known token weights. They replace the objective, unless it reads them as
+            `Given` does, and tokens of weight zero are not projected at all.
         statistics: `"objective"` computes what the objective reads. `"all"` computes log-probability, entropy and
             whether it is the likeliest, of every label token; `"ranks"` its rank and the likeliest token as well.
         likeliest: How many of the likeliest tokens to return with their log-probabilities; needs `"ranks"`.
@@ -320,7 +320,7 @@ def _check(
 def _warn_nothing_kept(objective: Objective, token_weights: Tensor | None, found: TokenValues) -> None:
     """Say why a batch teaches nothing, with the number that decides it."""
     if token_weights is not None:
-        return  # the caller chose these weights
+        return  # the caller, or the data, chose these weights
     largest = found.largest_log_prob.exp().item()
     if math.isnan(largest):
         return  # the loss is NaN, too, and says more

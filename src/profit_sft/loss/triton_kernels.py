@@ -2,7 +2,7 @@
 
 Prescreen, chunks and normalization are `chunked.py`'s. What differs is how a chunk's logits `(C, V)` fp32 are read:
 
-    _sweep_fwd_kernel        one read: row maximum, sum of exponentials, entropy
+    _sweep_fwd_kernel        one read: row maximum, sum of exponentials, entropy, sum of squared probabilities
     _column_sums_fwd_kernel  one read of the kept rows: column sums of the gradient, for the bias and the budget
     _gradient_fwd_kernel     one read of the kept rows and chosen columns, one write: the gradient in the dtype of the
                              operands, `(K, U)`, so that masked rows and dropped columns are never written
@@ -36,8 +36,10 @@ def _sweep_fwd_kernel(
     largest_ptr,
     totals_ptr,
     entropy_ptr,
+    collision_ptr,
     V,
     HAS_ENTROPY: tl.constexpr,
+    HAS_COLLISION: tl.constexpr,
     BLOCK_V: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
@@ -45,6 +47,7 @@ def _sweep_fwd_kernel(
     largest = -float("inf")
     total = 0.0
     weighted = 0.0  # sum of exp(z - largest) * (z - largest)
+    squares = 0.0  # sum of exp(z - largest)^2
     for start in range(0, V, BLOCK_V):
         columns = start + tl.arange(0, BLOCK_V)
         inside = columns < V
@@ -59,12 +62,16 @@ def _sweep_fwd_kernel(
             shift = tl.where(total > 0.0, largest - origin, 0.0)
             shifted = tl.maximum(z - origin, -1e4)  # -inf has p = 0: 0 * -1e4, not 0 * -inf
             weighted = rescale * (weighted + total * shift) + tl.sum(exps * shifted, axis=0)
+        if HAS_COLLISION:
+            squares = squares * rescale * rescale + tl.sum(exps * exps, axis=0)
         total = total * rescale + tl.sum(exps, axis=0)
         largest = new_largest
     tl.store(largest_ptr + row, largest)
     tl.store(totals_ptr + row, total)
     if HAS_ENTROPY:
         tl.store(entropy_ptr + row, tl.log(total) - weighted / total)
+    if HAS_COLLISION:
+        tl.store(collision_ptr + row, squares / (total * total))
 
 
 @triton.jit
@@ -138,17 +145,11 @@ class TritonRun(ChunkedRun):
     """`ChunkedRun` with kernels in place of chains of elementwise operations."""
 
     def _sweep(self, tokens: Tensor, logits: Tensor) -> Swept:
-        """Read maximum, sum of exponentials and entropy off the logits `(C, V)`, which stay as they are."""
+        """Read the statistics off the logits `(C, V)`, which stay as they are."""
         count, vocab_size = logits.shape
-        wants_topk = "topk_entropy" in self.options.objective.needs
-        swept = Swept(
-            largest=logits.new_empty(count),
-            totals=logits.new_empty(count),
-            log_probs=logits.new_empty(0),
-            label_entries=logits.new_empty(0),
-            entropy=None if self.values.entropy is None else logits.new_empty(count),
-            topk_entropy=topk_entropy(logits) if wants_topk else None,
-        )
+        swept = self._unswept(logits)
+        if swept.topk_entropy is not None:
+            swept.topk_entropy = topk_entropy(logits)
         if count:
             _sweep_fwd_kernel[(count,)](
                 logits,
@@ -156,8 +157,10 @@ class TritonRun(ChunkedRun):
                 swept.largest,
                 swept.totals,
                 swept.largest if swept.entropy is None else swept.entropy,
+                swept.largest if swept.collision is None else swept.collision,
                 vocab_size,
                 HAS_ENTROPY=swept.entropy is not None,
+                HAS_COLLISION=swept.collision is not None,
                 BLOCK_V=min(_SWEEP_BLOCK_V, triton.next_power_of_2(vocab_size)),
             )
         self._read_off(tokens, logits.gather(-1, self.targets[tokens][:, None]).squeeze(1), swept)

@@ -52,6 +52,7 @@ def load_tokenizer(
     revision: str | None = None,
     trust_remote_code: bool = False,
     chat_template_path: str | None = None,
+    eos_token: str | None = None,
 ) -> PreTrainedTokenizerBase:
     """Load a model's tokenizer. It has a padding token; where the model names none, that is EOS.
 
@@ -60,9 +61,10 @@ def load_tokenizer(
         revision: Branch, tag or commit of a hub model.
         trust_remote_code: Run code that comes with the model.
         chat_template_path: A Jinja file (`.jinja`, `.j2`), or another model whose chat template to take.
+        eos_token: In place of the tokenizer's own EOS.
 
     Raises:
-        ConfigurationError: There is no such tokenizer or template.
+        ConfigurationError: There is no such tokenizer, template or token.
     """
     path = pretrained_path(name)
     try:
@@ -76,6 +78,10 @@ def load_tokenizer(
         ) from None
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if eos_token is not None:
+        if eos_token not in tokenizer.get_vocab():
+            raise ConfigurationError(f"eos_token: '{eos_token}' is not in the vocabulary of '{path}'. Leave it out.")
+        tokenizer.eos_token = eos_token
     if chat_template_path is not None:
         tokenizer.chat_template = _chat_template(chat_template_path)
     return tokenizer
@@ -92,6 +98,13 @@ def _chat_template(source: str) -> str:
     if not isinstance(template, str):
         raise ConfigurationError(f"chat_template_path: the tokenizer of '{source}' has no chat template.")
     return template
+
+
+def end_tokens(model: Any, eos_token_id: int | None) -> list[int]:
+    """Return what ends an answer: the checkpoint's end tokens (chat models have several) and the tokenizer's."""
+    configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    found = configured if isinstance(configured, list) else [configured]
+    return sorted({int(token) for token in [*found, eos_token_id] if token is not None})
 
 
 def load_model(

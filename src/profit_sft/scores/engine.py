@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from profit_sft.data import IGNORE_INDEX
 from profit_sft.head import apply_profit, causal_lm, look_through_head, remove_profit, selective_head
-from profit_sft.objectives import NLL, Objective
+from profit_sft.objectives import FROM_THE_BATCH, NLL, Objective
 
 # The head's logits are held in chunks whatever the batch, so a batch costs its hidden states. On two cores a batch of
 # 2,048 tokens of a 135M model takes three seconds, which is how long a stop waits.
@@ -33,12 +33,14 @@ class LabelExample:
         positions: `(T,)`, int32. Indices of the label tokens, each at least 1.
         token_kinds: `(T,)`, int8, one of `profit_sft.data.TOKEN_KINDS`, or None where they are not known.
         reference_log_probs: `(T,)`, float32, nats, for objectives that need them, or None.
+        token_weights: `(T,)`, float32, weights of the data for objectives that need them, or None.
     """
 
     input_ids: NDArray[np.int32]
     positions: NDArray[np.int32]
     token_kinds: NDArray[np.int8] | None = None
     reference_log_probs: NDArray[np.float32] | None = None
+    token_weights: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,7 +71,7 @@ def label_examples(rows: Mapping[str, Sequence[Any]]) -> list[LabelExample]:
 
     Args:
         rows: Columns as `dataset[start:end]` gives them: `input_ids` and `labels`, and where there are any
-            `token_kinds` and `reference_log_probs`, which have an entry for every token.
+            `token_kinds`, `reference_log_probs` and `token_weights`, which have an entry for every token.
 
     Example:
         >>> label_examples({"input_ids": [[5, 6, 7]], "labels": [[5, -100, 7]]})[0].positions.tolist()
@@ -81,7 +83,7 @@ def label_examples(rows: Mapping[str, Sequence[Any]]) -> list[LabelExample]:
         positions = 1 + np.flatnonzero(np.array(labels[1:]) != IGNORE_INDEX)
         of_labels: dict[str, NDArray[Any]] = {
             name: np.array(rows[name][index], dtype)[positions]
-            for name, dtype in (("token_kinds", np.int8), ("reference_log_probs", np.float32))
+            for name, dtype in (("token_kinds", np.int8), *((name, np.float32) for name in FROM_THE_BATCH))
             if name in rows
         }
         examples.append(
@@ -131,7 +133,7 @@ def score_in_batches(
 
     Raises:
         UnsupportedModelError: As `profit_sft.apply_profit`.
-        ValueError: The objective needs `reference_log_probs`, and the examples have none.
+        ValueError: The objective needs `reference_log_probs` or `token_weights`, and the examples have none.
     """
     device: torch.device = causal_lm(model).device
     if objective is not None and not objective.elementwise:
@@ -213,14 +215,14 @@ def _padded(batch: Sequence[LabelExample]) -> dict[str, Tensor]:
     shape = len(batch), max(len(example.input_ids) for example in batch)
     input_ids, attention_mask = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
     labels = np.full(shape, IGNORE_INDEX, np.int64)
-    reference = np.zeros(shape, np.float32)
+    beside = {name: np.zeros(shape, np.float32) for name in FROM_THE_BATCH}
     for index, example in enumerate(batch):
         input_ids[index, : len(example.input_ids)] = example.input_ids
         attention_mask[index, : len(example.input_ids)] = 1
         labels[index, example.positions] = example.input_ids[example.positions]
-        if example.reference_log_probs is not None:
-            reference[index, example.positions] = example.reference_log_probs
+        for name, values in beside.items():
+            if getattr(example, name) is not None:
+                values[index, example.positions] = getattr(example, name)
     arrays: dict[str, NDArray[Any]] = {"input_ids": input_ids, "labels": labels, "attention_mask": attention_mask}
-    if all(example.reference_log_probs is not None for example in batch):
-        arrays["reference_log_probs"] = reference
+    arrays |= {name: beside[name] for name in beside if all(getattr(example, name) is not None for example in batch)}
     return {name: torch.from_numpy(array) for name, array in arrays.items()}

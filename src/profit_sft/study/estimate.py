@@ -105,10 +105,14 @@ def estimate_cell(plan: StudyPlan, cell: Cell, data: TrainingData, parameters: f
 def steps_and_tokens(settings: Mapping[str, Any], data: TrainingData) -> tuple[int, int]:
     """Return the optimizer steps of a run and the tokens it trains on."""
     rows = min(data.rows, settings.get("max_samples") or data.rows)
+    device_rows, ranks = settings.get("per_device_train_batch_size", 8), planned_ranks(settings)
+    micro_batches = settings.get("gradient_accumulation_steps", 1)
+    if settings.get("global_batch_size") is not None:
+        micro_batches = max(1, settings["global_batch_size"] // (device_rows * ranks))
     steps, epochs = planned_steps(
-        -(-rows // settings.get("per_device_train_batch_size", 8)),
-        ranks=planned_ranks(settings),
-        micro_batches=settings.get("gradient_accumulation_steps", 1),
+        -(-rows // device_rows),
+        ranks=ranks,
+        micro_batches=micro_batches,
         epochs=float(settings.get("num_train_epochs", 3)),
         max_steps=settings.get("max_steps", -1),
     )

@@ -8,13 +8,14 @@ from typing import Any
 import torch
 from trl import SFTConfig
 
-from profit_sft.objectives import Objective, make_objective
+from profit_sft.objectives import OBJECTIVES, Objective, make_objective
 from profit_sft.train.collapse_probe import LEAST_ROWS
 from profit_sft.train.ranges import check_values
 
 # Of `accelerate launch`, `no` unless it is told. Read once: transformers 4 writes a configuration's own into it.
 _LAUNCHED_PRECISION = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
 REFERENCE_COLUMN = "reference_log_probs"
+_NAMES = ", ".join(OBJECTIVES)
 
 
 @dataclass
@@ -25,12 +26,18 @@ class ProFitConfig(SFTConfig):
     train together, as with `use_cpu`; TRL's telemetry is off.
 
     Attributes:
-        objective: Name of the token objective: nll, profit, dft, eaft, power, focal, asft, rho, or a plug-in's.
+        objective: Name of the token objective, a key of `OBJECTIVES` or a plug-in's.
         objective_kwargs: Its fields by name, as a dict or a JSON string.
-        threshold: Shorthand for the field of that name; ProFit's tau, a probability in [0, 1].
+        threshold: Shorthand for the field of that name: ProFit's tau, a probability in [0, 1], or the mask beside the
+            weight of dft and power.
         threshold_direction: Shorthand for ProFit's direction: higher, lower, middle or random.
         normalize: `"all"` divides by all label tokens of the optimizer step, `"kept"` by those of non-zero weight.
-            Both are exact under gradient accumulation and data parallelism.
+            Both are exact under gradient accumulation and data parallelism. None: as the objective's source does,
+            `"kept"` for stm, else `"all"`.
+        global_batch_size: Rows of an optimizer step over all ranks. Sets `gradient_accumulation_steps`, whatever the
+            number of ranks. None: what the two make.
+        gradient_accumulation_steps: As in transformers, where 1 is the default; here it is None, which is 1 or what
+            `global_batch_size` asks for.
         gradient_budget: Share of the loss's gradient mass that may be left out of its backward products, in [0, 1); see
             `selective_linear_cross_entropy` for None and 0.
         loss_chunk_size: Tokens whose logits are held at once. None: chosen.
@@ -45,20 +52,37 @@ class ProFitConfig(SFTConfig):
 
     objective: str = field(
         default="profit",
-        metadata={"help": "Token objective: nll, profit, dft, eaft, power, focal, asft, rho, or a plug-in's name."},
+        metadata={"help": f"Token objective: {_NAMES}, or a plug-in's name."},
     )
     objective_kwargs: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "The objective's fields as JSON, such as '{\"alpha\": 1.0}'."}
     )
     threshold: float | None = field(
-        default=None, metadata={"help": "ProFit's threshold, a probability in [0, 1] (its default: 0.1)."}
+        default=None,
+        metadata={
+            "help": "The objective's threshold, a probability in [0, 1] (of profit 0.1, stm 0.4, dft and power 0)."
+        },
     )
     threshold_direction: str | None = field(
         default=None, metadata={"help": "ProFit's direction: higher (its default), lower, middle or random."}
     )
-    normalize: str = field(
-        default="all",
-        metadata={"help": "Divide by all label tokens of the optimizer step, or by the kept ones: all or kept."},
+    normalize: str | None = field(
+        default=None,
+        metadata={
+            "help": "Divide by all label tokens of the optimizer step, or by the kept ones: all or kept (default: all, "
+            "but kept for stm)."
+        },
+    )
+    global_batch_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Rows of an optimizer step over all ranks: sets gradient_accumulation_steps by the number of ranks "
+            "and per_device_train_batch_size."
+        },
+    )
+    gradient_accumulation_steps: int = field(
+        default=None,  # type: ignore[assignment]  # a number once it is made
+        metadata={"help": "Micro-batches of a rank accumulated for an optimizer step (default: 1)."},
     )
     gradient_budget: float | None = field(
         default=None,
@@ -92,6 +116,11 @@ class ProFitConfig(SFTConfig):
                 self.objective_kwargs = json.loads(self.objective_kwargs)
             except json.JSONDecodeError as error:
                 raise ValueError(f"objective_kwargs is not JSON: {self.objective_kwargs!r} ({error}).") from None
+        self._asked_accumulation = self.gradient_accumulation_steps
+        self.gradient_accumulation_steps = self._asked_accumulation or 1
+        # Before transformers hands it on to DeepSpeed. How many ranks a launcher is yet to start is not known here.
+        ranks = int(os.environ.get("WORLD_SIZE", "1"))
+        self.spread_batch(ranks, is_final="WORLD_SIZE" in os.environ)
         counts_over_ranks = self.average_tokens_across_devices  # transformers 4 switches it off for a single rank
         super().__post_init__()
         # TRL 1.9 to 1.14 call plain NLL, computed in chunks, by a name of its own.
@@ -101,6 +130,9 @@ class ProFitConfig(SFTConfig):
             )
         if self.label_smoothing_factor:
             raise ValueError("label_smoothing_factor changes the loss under the objective; set it to 0.")
+        objective = self.make_objective()  # refuse a wrong one now, not after the model has been loaded
+        if self.normalize is None:
+            self.normalize = getattr(objective, "normalize", "all")
         if self.normalize not in ("all", "kept"):
             raise ValueError(f"normalize must be 'all' or 'kept', got {self.normalize!r}.")
         if self.normalize == "kept" and not counts_over_ranks:
@@ -113,7 +145,35 @@ class ProFitConfig(SFTConfig):
             raise ValueError(
                 f"probe_measurements must be at least 1, got {self.probe_measurements}. For none, set probe_rows to 0."
             )
-        self.make_objective()  # refuse a wrong one now, not after the model has been loaded
+
+    def spread_batch(self, ranks: int, *, is_final: bool = True) -> None:
+        """Accumulate as many micro-batches as make `global_batch_size` rows on so many ranks; without it do nothing.
+
+        Args:
+            ranks: Processes that train on rows of their own.
+            is_final: A launcher will not start more of them, so that a number of micro-batches that was asked for is
+                held against it.
+
+        Raises:
+            ValueError: The rows cannot be shared out evenly, or not as was asked for.
+        """
+        if self.global_batch_size is None:
+            return
+        rows = self.per_device_train_batch_size * ranks
+        one_each = f"per_device_train_batch_size {self.per_device_train_batch_size} x {ranks} ranks"
+        steps, rest = divmod(self.global_batch_size, rows)
+        if steps < 1 or rest:
+            raise ValueError(
+                f"global_batch_size {self.global_batch_size} is not a multiple of {rows} rows ({one_each}). Change one "
+                "of them."
+            )
+        asked = self._asked_accumulation
+        if asked is not None and (asked != steps if is_final else steps % asked):
+            raise ValueError(
+                f"global_batch_size {self.global_batch_size} with {one_each} needs {steps} accumulated micro-batches, "
+                f"and gradient_accumulation_steps is {asked}. Leave that out."
+            )
+        self.gradient_accumulation_steps = steps
 
     def _settle_precision(self) -> None:
         """Take the launcher's mixed precision where the flags name none, and refuse flags that say otherwise."""

@@ -17,7 +17,7 @@ from profit_sft.train.arguments import RunArguments
 from profit_sft.train.config import ProFitConfig
 from profit_sft.train.engine import Engine, planned_device, planned_engine, planned_precision
 from profit_sft.train.memory import estimate_memory_gib
-from profit_sft.train.run import build_trainer, load_data, load_tokenizer, resolved_config, settle
+from profit_sft.train.run import build_trainer, load_data, load_tokenizer, resolved_config, settle, spread_batch
 from profit_sft.train.start_report import parameter_counts
 from profit_sft.train.steps import planned_steps
 from profit_sft.train.trainer import ProFitTrainer
@@ -74,7 +74,9 @@ def dry_run(
     engine = settle(run, config, model_config)
     if run.accelerate_config is not None:
         engine = planned_engine(run.accelerate_config, run.num_processes)
+    spread_batch(config, engine)
     settings = resolved_config(run, config, model_config)
+    config.global_batch_size = None  # settled for those ranks; the trainer would settle it for this process alone
     config.report_to, config.push_to_hub = [], False
     with tempfile.TemporaryDirectory() as folder:
         config.output_dir = folder  # the trainer makes it

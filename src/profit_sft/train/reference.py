@@ -27,7 +27,7 @@ def settle_reference(config: ProFitConfig, *, given: bool, command: str) -> None
         command: The `profit score` command that would make them, for the message.
 
     Raises:
-        ConfigurationError: The objective needs scores and there are none, or the other way round, or rows are packed.
+        ConfigurationError: The objective needs scores and there are none, or the other way round.
     """
     objective = config.make_objective()
     options: dict[str, Any] = dict(config.objective_kwargs or {})  # type: ignore[arg-type]  # parsed by the config
@@ -38,17 +38,12 @@ def settle_reference(config: ProFitConfig, *, given: bool, command: str) -> None
     if given and not needed:
         raise ConfigurationError(
             f"reference_scores: {objective} reads no reference log-probabilities. Leave --reference_scores out, or use "
-            "an objective that does: profit with mask_source 'reference', asft or rho."
+            "an objective that does: profit with mask_source 'reference', stm, psft, asft or rho."
         )
     if needed and not given:
         raise ConfigurationError(
             f"{objective} reads log-probabilities under a reference model, which --reference_scores names. Compute "
             f"them once with\n  {command}\nand add --reference_scores FOLDER."
-        )
-    if given and config.packing:
-        raise ConfigurationError(
-            "packing: TRL's packing keeps tokens and labels alone, so the reference scores would be lost. Leave "
-            "--packing out."
         )
 
 

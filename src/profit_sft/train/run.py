@@ -91,6 +91,7 @@ def run_training(
     engine = settle(run, config, model_config)
     if run.accelerate_config is not None:
         check_launched_as_planned(engine, run.accelerate_config, run.num_processes)
+    spread_batch(config, engine)
     output_dir = Path(str(config.output_dir))
     checkpoint = _start(run, config, engine)
     settings = resolved_config(run, config, model_config)  # before what follows puts its own marks on `config`
@@ -101,7 +102,7 @@ def run_training(
     trainer = build_trainer(config, model_config, tokenizer, train_data, eval_data, callbacks or [])
     stop = SafeStop()
     trainer.add_callback(stop)
-    trainer.add_callback(CountsReport(train_data.report, trainer.model.parameters(), report))
+    trainer.add_callback(CountsReport(train_data.report, trainer.model.parameters(), trainer.trained_end, report))
     if checkpoint is None and run.overwrite_output_dir:
         _clear_once(output_dir, config)
     if trainer.is_world_process_zero():
@@ -128,7 +129,9 @@ def check_before_launch(run: RunArguments, config: ProFitConfig, model_config: M
     assert run.accelerate_config is not None
     require_model(vars(model_config))
     _check_data_is_named(run, config)
-    _start(run, config, planned_engine(run.accelerate_config, run.num_processes))
+    engine = planned_engine(run.accelerate_config, run.num_processes)
+    spread_batch(config, engine)
+    _start(run, config, engine)
 
 
 def _start(run: RunArguments, config: ProFitConfig, engine: Engine) -> str | None:
@@ -174,6 +177,7 @@ def load_tokenizer(model_config: ModelConfig, config: ProFitConfig) -> PreTraine
         revision=model_config.model_revision,
         trust_remote_code=config.trust_remote_code,
         chat_template_path=config.chat_template_path,
+        eos_token=config.eos_token,
     )
 
 
@@ -185,6 +189,14 @@ def settle(run: RunArguments, config: ProFitConfig, model_config: ModelConfig) -
     command = _score_command(run, config, model_config)
     settle_reference(config, given=run.reference_scores is not None, command=command)
     return engine
+
+
+def spread_batch(config: ProFitConfig, engine: Engine) -> None:
+    """Settle the micro-batches of a step, or raise ConfigurationError where `global_batch_size` cannot be had."""
+    try:
+        config.spread_batch(engine.ranks)
+    except ValueError as error:
+        raise ConfigurationError(str(error)) from None
 
 
 def _check_data_is_named(run: RunArguments, config: ProFitConfig) -> None:

@@ -54,11 +54,14 @@ class CountsReport(TrainerCallback):
     Args:
         data: What became of the training data.
         parameters: The model's, before an engine has sharded it.
+        trained_end: The token that ends a trained answer and that the saved model stops at, or None.
         report: Called with the facts by name.
     """
 
-    def __init__(self, data: DataReport, parameters: Iterable[torch.Tensor], report: Report) -> None:
-        self._data = data
+    def __init__(
+        self, data: DataReport, parameters: Iterable[torch.Tensor], trained_end: str | None, report: Report
+    ) -> None:
+        self._data, self._trained_end = data, trained_end
         self._total, self._trained = parameter_counts(parameters)
         self._report = report
 
@@ -75,6 +78,7 @@ class CountsReport(TrainerCallback):
             {
                 "parameters": f"{self._total:,}, {trained} trained",
                 "tokens": f"{data.total_tokens:,}, {data.label_tokens:,} of them labels, in {data.rows_used:,} rows",
+                **({} if self._trained_end is None else {"end": f"{self._trained_end}, where the saved model stops"}),
                 "steps": f"{state.max_steps:,}{from_step}",
             }
         )

@@ -14,9 +14,12 @@ from trl import SFTTrainer
 from profit_sft.data.chat_dataset import assistant_turns, is_chat, warn_of_every_turn
 from profit_sft.files import write_text
 from profit_sft.head import apply_profit, selective_head
+from profit_sft.objectives import FROM_THE_BATCH
+from profit_sft.train.beside import CollatesBeside, columns_beside, cut_beside, packed
 from profit_sft.train.callbacks import CollapseWarning, MetricsFile
 from profit_sft.train.collapse_probe import CollapseProbe
-from profit_sft.train.config import REFERENCE_COLUMN, ProFitConfig
+from profit_sft.train.config import ProFitConfig
+from profit_sft.train.end_token import heed_trained_end
 from profit_sft.train.metrics import StepMetrics
 from profit_sft.train.model_card import render_model_card
 
@@ -32,11 +35,15 @@ class ProFitTrainer(SFTTrainer):
     standard error of the rise of `probe_nll` since the start. Evaluation is plain NLL. `metrics.jsonl` in the output
     folder has one line a log.
 
+    Where the labels end an answer with a special token that neither tokenizer nor model stops at, it becomes the
+    tokenizer's EOS, and so that of the model that is saved (`trained_end`).
+
     Of chats (`messages` or `conversations`) only what the assistant says is trained, as by `profit train`; TRL's
     `assistant_only_loss` leaves that to the chat template. Rows may also bring `input_ids` and `labels`.
 
     A training data set may carry the column `reference_log_probs`, a list a row as long as its `input_ids`: `log p` of
-    each token under a frozen model in nats, anything where there is no label. Objectives that need it get it.
+    each token under a frozen model in nats, anything where there is no label; and alike `token_weights`, the weights
+    of the data. Objectives that need them get them.
 
     Raises:
         ValueError: `compute_loss_func` is given; the batches would be split by `nn.DataParallel` or along the sequence;
@@ -55,11 +62,12 @@ class ProFitTrainer(SFTTrainer):
             raise TypeError(f"args must be a ProFitConfig, got {type(args).__name__}. It takes every SFTConfig field.")
         if kwargs.get("compute_loss_func") is not None:
             raise ValueError("compute_loss_func would replace the objective; write an objective instead.")
+        args.spread_batch(args.world_size)
         super().__init__(model=model, args=args, **kwargs)
         self._refuse_split_batches()
         columns = getattr(self.train_dataset, "column_names", None) or ()
-        if REFERENCE_COLUMN in columns:
-            self.data_collator: Any = _WithReference(self.data_collator)
+        if columns_beside(self.train_dataset):
+            self.data_collator: Any = CollatesBeside(self.data_collator)
         if getattr(self, "_is_vision_dataset", False) and "messages" in columns and not args.assistant_only_loss:
             warn_of_every_turn("train", "it has images")
         apply_profit(
@@ -68,6 +76,8 @@ class ProFitTrainer(SFTTrainer):
             chunk_size=args.loss_chunk_size,
             gradient_budget=args.gradient_budget,
         )
+        tokenizer: Any = getattr(self.processing_class, "tokenizer", self.processing_class)
+        self.trained_end = heed_trained_end(self.train_dataset or (), tokenizer, self.model, asked=args.eos_token)
         self._head = selective_head(self.model)
         self._head.adds_aux_loss = False  # compute_loss does, scaled as TRL's
         # The installed head divides by the step's labels whatever the model's own forward does with their number.
@@ -92,6 +102,11 @@ class ProFitTrainer(SFTTrainer):
                 "bypass the objective. Launch with torchrun or accelerate launch, or show one by CUDA_VISIBLE_DEVICES."
             )
         refuse_split_sequences(getattr(self.accelerator, "parallelism_config", None))
+        if self.args.global_batch_size is not None and self._copies_of_a_batch() > 1:
+            raise ValueError(
+                f"global_batch_size {self.args.global_batch_size}: {self._copies_of_a_batch()} ranks of tensor "
+                "parallelism share each row, so a step would have fewer. Set gradient_accumulation_steps instead."
+            )
 
     def _prepare_dataset(
         self,
@@ -105,6 +120,9 @@ class ProFitTrainer(SFTTrainer):
         if formatting_func is None and not args.assistant_only_loss and is_chat(next(iter(dataset))):
             dataset = assistant_turns(dataset, processing_class, name=dataset_name, num_proc=args.dataset_num_proc)
         labeled = "labels" in (dataset.column_names or ())
+        if labeled and columns_beside(dataset):
+            dataset = packed(dataset, args) if packing else cut_beside(dataset, args)
+            packing = False
         dataset = super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, dataset_name)
         if labeled and "labels" not in (dataset.column_names or ("labels",)):
             raise ValueError(
@@ -115,8 +133,7 @@ class ProFitTrainer(SFTTrainer):
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        if REFERENCE_COLUMN not in self._signature_columns:
-            self._signature_columns.append(REFERENCE_COLUMN)
+        self._signature_columns += [name for name in FROM_THE_BATCH if name not in self._signature_columns]
 
     def _send_telemetry(self) -> None:
         if self.args.trl_telemetry:
@@ -248,32 +265,3 @@ def refuse_split_sequences(parallelism: Any) -> None:
                 f"{size}={getattr(parallelism, size)}: under {name} parallelism each rank would divide by the labels "
                 f"of its own part of a sequence. Set {size} to 1 and shard the model by FSDP2 or ZeRO-3 instead."
             )
-
-
-class _WithReference:
-    """A collator that lays `reference_log_probs` out as the wrapped one does `labels`: padded, or end to end.
-
-    Rows without that column, such as those of an evaluation, are left to the wrapped one.
-    """
-
-    def __init__(self, collator: Any) -> None:
-        self._collator = collator
-
-    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        if REFERENCE_COLUMN not in examples[0]:
-            return self._collated(examples)
-        rows = [torch.tensor(example[REFERENCE_COLUMN], dtype=torch.float32) for example in examples]
-        batch = self._collated(
-            [{name: value for name, value in example.items() if name != REFERENCE_COLUMN} for example in examples]
-        )
-        size = batch["labels"].shape
-        if size[0] != len(examples):  # padding_free
-            rows = [torch.cat(rows)]
-        values = torch.zeros(size, dtype=torch.float32)
-        for index, row in enumerate(rows):
-            values[index, : len(row)] = row
-        return {**batch, REFERENCE_COLUMN: values}
-
-    def _collated(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        batch: dict[str, Any] = self._collator(examples)
-        return batch
