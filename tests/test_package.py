@@ -31,7 +31,9 @@ PUBLIC = [
     "apply_profit",
     "make_objective",
     "remove_profit",
+    "selective_cross_entropy",
     "selective_linear_cross_entropy",
+    "token_weights",
 ]
 
 

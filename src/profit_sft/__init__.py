@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from profit_sft.head import apply_profit, remove_profit
     from profit_sft.integrations.callback import ProFitCallback
-    from profit_sft.loss import SelectiveLoss, selective_linear_cross_entropy
+    from profit_sft.loss import SelectiveLoss, selective_cross_entropy, selective_linear_cross_entropy, token_weights
     from profit_sft.objectives import ASFT, DFT, EAFT, NLL, Focal, Objective, Power, ProFit, Rho, make_objective
     from profit_sft.train.config import ProFitConfig
     from profit_sft.train.trainer import ProFitTrainer
@@ -31,7 +31,9 @@ _LAZY = {
     "apply_profit": "profit_sft.head",
     "make_objective": "profit_sft.objectives",
     "remove_profit": "profit_sft.head",
+    "selective_cross_entropy": "profit_sft.loss",
     "selective_linear_cross_entropy": "profit_sft.loss",
+    "token_weights": "profit_sft.loss",
 }
 
 __all__ = [
@@ -51,7 +53,9 @@ __all__ = [
     "apply_profit",
     "make_objective",
     "remove_profit",
+    "selective_cross_entropy",
     "selective_linear_cross_entropy",
+    "token_weights",
 ]
 
 
