@@ -23,6 +23,14 @@ NOT_IMPORTED = {
 }
 # Triton comes with torch on CUDA, and is looked for before it is imported; deepspeed and wandb are only recognized.
 OPTIONAL = {"triton"}
+# Modules that another trainer loads, or that look for it first; pydantic comes with Axolotl.
+PEERS = {
+    "integrations/axolotl.py": {"axolotl", "pydantic"},
+    "integrations/llama_factory.py": {"llamafactory"},
+    "integrations/ms_swift/plugin.py": {"swift"},
+    "integrations/nemo_automodel.py": {"nemo_automodel"},
+    "integrations/verl.py": {"verl"},
+}
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +59,7 @@ def imported(repo_root, *, core):
                 modules = [node.module]
             for module in modules:
                 top = module.partition(".")[0]
-                if top in sys.stdlib_module_names or top in OPTIONAL or top == "profit_sft":
+                if top in sys.stdlib_module_names or top in OPTIONAL | PEERS.get(relative, set()) | {"profit_sft"}:
                     continue
                 name = DISTRIBUTIONS.get(top) or known.get(top, [top])[0]
                 found[name.lower().replace("_", "-")] = relative

@@ -58,7 +58,7 @@ def dense(model, input_ids):
 def test_the_page_on_trainers_of_ones_own(run_page):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the libraries, about a machine without a GPU
-        name, (loop, trainer, trl, hidden, own) = run_page("how-to/own-trainer.md")
+        name, (loop, trainer, trl, hidden, levels, own) = run_page("how-to/own-trainer.md")
     tokenizer = AutoTokenizer.from_pretrained(name)
     input_ids = tokenizer(["What is two plus two? It is four."], return_tensors="pt")["input_ids"]
     with torch.no_grad():
@@ -84,6 +84,8 @@ def test_the_page_on_trainers_of_ones_own(run_page):
     assert log["loss"] == pytest.approx(-answered[kept].mean().item(), rel=1e-3)
     assert log["kept_share"] == pytest.approx(kept.double().mean().item())
     assert hidden["result"].loss.item() == pytest.approx(loss, rel=1e-5)
+    assert levels["from_logits"].loss.item() == pytest.approx(loss, rel=1e-5)
+    assert levels["from_log_probs"].item() == pytest.approx(loss, rel=1e-5)
     output = own["model"].train()(**own["batch"], labels=own["batch"]["input_ids"])
     assert torch.equal(output.selective.token_weights[:, :-1], 1.0 - output.selective.log_probs[:, :-1].exp())
 

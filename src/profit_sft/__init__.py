@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from profit_sft.head import apply_profit, remove_profit
     from profit_sft.integrations.callback import ProFitCallback
-    from profit_sft.loss import SelectiveLoss, selective_linear_cross_entropy
+    from profit_sft.loss import SelectiveLoss, selective_cross_entropy, selective_linear_cross_entropy, token_weights
     from profit_sft.objectives import (
         ASFT,
         DEFT,
@@ -54,7 +54,9 @@ _LAZY = {
     "apply_profit": "profit_sft.head",
     "make_objective": "profit_sft.objectives",
     "remove_profit": "profit_sft.head",
+    "selective_cross_entropy": "profit_sft.loss",
     "selective_linear_cross_entropy": "profit_sft.loss",
+    "token_weights": "profit_sft.loss",
 }
 
 __all__ = [
@@ -80,7 +82,9 @@ __all__ = [
     "apply_profit",
     "make_objective",
     "remove_profit",
+    "selective_cross_entropy",
     "selective_linear_cross_entropy",
+    "token_weights",
 ]
 
 

@@ -69,15 +69,18 @@ class HeadCounts:
 
     Attributes:
         calls: Calls with gradients since the head was installed.
+        calls_without_num_items: Those of them whose loss was divided by the label tokens of the call alone.
     """
 
     def __init__(self) -> None:
         self.calls = 0
+        self.calls_without_num_items = 0
         self._sums: list[Tensor] | None = None
 
-    def add(self, result: SelectiveLoss) -> None:
+    def add(self, result: SelectiveLoss, *, has_num_items: bool) -> None:
         """Count one call. No sync with the host."""
         self.calls += 1
+        self.calls_without_num_items += not has_num_items
         sums = [result.num_labels, result.num_kept, -result.log_probs.sum()]
         self._sums = sums if self._sums is None else [a + b for a, b in zip(self._sums, sums, strict=True)]
 
@@ -442,7 +445,7 @@ def _selective_forward(model_class: type) -> Callable[..., Any]:
                 for name in ("log_probs", "entropy", "is_top1", "label_mask"):
                     output[name] = getattr(output.selective, name)
             if self.training and torch.is_grad_enabled():
-                installed.counts.add(output.selective)
+                installed.counts.add(output.selective, has_num_items=kwargs.get("num_items_in_batch") is not None)
             return output.to_tuple() if kwargs.get("return_dict") is False else output
         for name in FROM_THE_BATCH:
             kwargs.pop(name, None)

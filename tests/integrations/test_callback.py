@@ -2,40 +2,19 @@
 
 import pytest
 import torch
-from transformers import DataCollatorForSeq2Seq, Trainer, TrainerCallback, TrainingArguments
+import transformers
+from small_trainer import THRESHOLD, batch, logs, trainer
+from transformers import Trainer, TrainerCallback
 
 from profit_sft import NLL, ProFit, ProFitCallback, apply_profit
 from profit_sft.errors import LossBypassedError, UnsupportedModelError
 from profit_sft.head import label_statistics
-from tiny import tiny_dataset, tiny_model, tiny_tokenizer
-
-THRESHOLD = 1 / 64
-
-
-def trainer(folder, model, *callbacks, trainer_class=Trainer, **options):
-    args = TrainingArguments(
-        str(folder),
-        **{"max_steps": 2, "per_device_train_batch_size": 8, "logging_steps": 1, **options},
-        learning_rate=0.01,
-        use_cpu=True,
-        report_to=[],
-        save_strategy="no",
-        disable_tqdm=True,
-    )
-    collator = DataCollatorForSeq2Seq(tiny_tokenizer())
-    return trainer_class(
-        model=model, args=args, train_dataset=tiny_dataset(8), data_collator=collator, callbacks=list(callbacks)
-    )
-
-
-def logs(made):
-    return [entry for entry in made.state.log_history if "loss" in entry]
+from tiny import tiny_model
 
 
 @pytest.mark.parametrize("steps", [1, 4])
 def test_a_trainer_with_the_callback_trains_the_objective_and_logs_it(tmp_path, steps):
-    batch = DataCollatorForSeq2Seq(tiny_tokenizer())(list(tiny_dataset(8)))
-    found = label_statistics(tiny_model(), **batch, objective=ProFit(threshold=THRESHOLD))
+    found = label_statistics(tiny_model(), **batch(), objective=ProFit(threshold=THRESHOLD))
     assert 0.2 < found.num_kept / found.num_labels < 0.8
     sizes = {"per_device_train_batch_size": 8 // steps, "gradient_accumulation_steps": steps}
     made = trainer(tmp_path, tiny_model(), ProFitCallback(ProFit(threshold=THRESHOLD), statistics="all"), **sizes)
@@ -112,3 +91,38 @@ def test_under_mixed_precision_the_loss_runs_in_autocast(tmp_path):
     model.lm_head.register_forward_hook(lambda *_: seen.append(torch.is_autocast_enabled("cpu")))
     trainer(tmp_path, model, ProFitCallback(NLL()), bf16=True).train()
     assert seen == [True, True]
+
+
+class Averaging(Trainer):
+    """As trainers do for models with a processor: told after it is made that the model's loss takes no count."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.model_accepts_loss_kwargs = False
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+def test_micro_batches_that_the_trainer_averages_end_the_run(tmp_path, parts):
+    sizes = {"per_device_train_batch_size": 8 // parts, "gradient_accumulation_steps": parts}
+    made = trainer(tmp_path, tiny_model(), ProFitCallback(NLL()), trainer_class=Averaging, **sizes)
+    if parts == 1:
+        made.train()
+        return
+    with pytest.raises(LossBypassedError, match="no num_items_in_batch, so the 4 parts of an optimizer step were aver"):
+        made.train()
+
+
+def test_reporters_see_what_is_added(tmp_path, monkeypatch):
+    seen = []
+
+    class Reporter(TrainerCallback):
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            seen.append(dict(logs))
+
+    monkeypatch.setattr(transformers.trainer, "DEFAULT_CALLBACKS", [*transformers.trainer.DEFAULT_CALLBACKS, Reporter])
+    made = trainer(tmp_path, tiny_model(), ProFitCallback(ProFit(threshold=THRESHOLD), statistics="all"))
+    made.train()
+    assert [(entry["kept_share"], entry["nll"]) for entry in seen if "loss" in entry] == [
+        (entry["kept_share"], entry["nll"]) for entry in logs(made)
+    ]
+    assert len(logs(made)) == 2

@@ -13,6 +13,8 @@ from profit_sft.cli.advise import advise_command
 from profit_sft.cli.data import data_command
 from profit_sft.cli.eval import eval_command
 from profit_sft.cli.inspect import inspect_command
+from profit_sft.cli.llamafactory import llamafactory_command
+from profit_sft.cli.plugin import plugin_command
 from profit_sft.cli.quickstart import quickstart_command
 from profit_sft.cli.ranks import works_here
 from profit_sft.cli.score import score_command
@@ -133,6 +135,18 @@ _add(
     "advise",
     advise_command,
     example="profit advise --dataset_name train.jsonl --model_name_or_path Qwen/Qwen3-0.6B --threshold 0.1",
+)
+_add(
+    "llamafactory",
+    llamafactory_command,
+    example="profit llamafactory train config.yaml prob_threshold=0.1",
+    one_process=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
+_add(
+    "plugin",
+    plugin_command,
+    example="swift sft --external_plugins $(profit plugin ms-swift) --callbacks profit ...",
 )
 
 

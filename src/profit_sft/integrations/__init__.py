@@ -1,1 +1,1 @@
-"""The selective loss in other people's trainers. Nothing else in the package imports from here."""
+"""The selective loss in other people's trainers. Of the package, a command alone imports from here."""

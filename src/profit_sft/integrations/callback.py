@@ -3,10 +3,12 @@
 Needs torch and transformers alone.
 """
 
-from typing import Any
+import sys
+from typing import Any, ClassVar
 
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import CallbackHandler
 
 from profit_sft.errors import LossBypassedError, UnsupportedModelError
 from profit_sft.head import apply_profit, causal_lm, head_counts
@@ -16,8 +18,11 @@ from profit_sft.objectives import Objective
 class ProFitCallback(TrainerCallback):
     """Install the selective loss when a Trainer is made, log what it keeps, and stop a run that does not use it.
 
-    Training logs get `kept_share`, the share of label tokens of non-zero weight over all ranks since the last log, and
-    with `statistics="all"` also `nll`, plain NLL of all label tokens in nats.
+    Training logs, and whatever reporter is on, get `kept_share`, the share of label tokens of non-zero weight over all
+    ranks since the last log, and with `statistics="all"` also `nll`, plain NLL of all label tokens in nats.
+
+    Attributes:
+        trainer_rescales: The trainer passes no `num_items_in_batch` and weighs each call by its labels itself.
 
     Args:
         objective: The token objective; None is `ProFit()`, threshold 0.1.
@@ -27,18 +32,21 @@ class ProFitCallback(TrainerCallback):
     Raises:
         UnsupportedModelError: When the Trainer is made: as `apply_profit`, or the Trainer has read from the model
             already that its micro-batches are to be averaged.
-        LossBypassedError: After the first optimizer step of a run whose loss came from elsewhere.
+        LossBypassedError: After the first optimizer step of a run whose loss came from elsewhere, or whose
+            micro-batches were averaged as if each had as many labels.
 
     Example:
         >>> from profit_sft import ProFit, ProFitCallback
         >>> callbacks = [ProFitCallback(ProFit(threshold=0.1))]  # Trainer(model=model, ..., callbacks=callbacks)
     """
 
+    trainer_rescales: ClassVar[bool] = False
+
     def __init__(self, objective: Objective | None = None, **options: Any) -> None:
         self.objective = objective
         self.options = options
         self._model: Any = None
-        self._calls_before: int | None = None  # None: the first step of this run has been seen
+        self._before: tuple[int, int] | None = None  # counts at the start; None: the first step has been seen
 
     def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Install the head, before the Trainer hands the model to accelerate."""
@@ -52,6 +60,11 @@ class ProFitCallback(TrainerCallback):
             )
         apply_profit(model, self.objective, **self.options)
         self._model = model
+        # Reporters stand before a user's callbacks and would not see what on_log adds.
+        caller = sys._getframe(1).f_locals.get("self")
+        if isinstance(caller, CallbackHandler) and self in caller.callbacks:
+            caller.callbacks.remove(self)
+            caller.callbacks.insert(0, self)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -64,17 +77,27 @@ class ProFitCallback(TrainerCallback):
             )
         counts = head_counts(self._model)
         counts.take(args.device)
-        self._calls_before = counts.calls
+        self._before = counts.calls, counts.calls_without_num_items
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Stop the run if its first step went by without the head."""
-        if self._calls_before == head_counts(self._model).calls:
+        """Stop the run if its first step went by without the head, or without the number of its labels."""
+        if self._before is None:
+            return
+        (calls, without), self._before = self._before, None
+        counts = head_counts(self._model)
+        if counts.calls == calls:
             raise LossBypassedError(
                 "the first optimizer step did not use the selective loss: the trainer computed its loss elsewhere. "
                 "Switch off what does that (label smoothing, compute_loss_func, a DFT or loss-scale switch, another "
                 "fused loss), or see that the model the trainer trains is the one apply_profit was given."
             )
-        self._calls_before = None
+        parts = (counts.calls - calls) * args.world_size
+        if counts.calls_without_num_items > without and parts > 1 and not self.trainer_rescales:
+            raise LossBypassedError(
+                f"the trainer passed no num_items_in_batch, so the {parts} parts of an optimizer step were averaged as "
+                "if each had as many labels (some trainers do so for models with a processor). Use one micro-batch on "
+                "one process, or set trainer.model_accepts_loss_kwargs = True once the trainer is made."
+            )
 
     def on_log(
         self,

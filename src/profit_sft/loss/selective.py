@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from profit_sft.loss.call import HeadOptions, TokenValues
+from profit_sft.loss.call import HeadOptions
 from profit_sft.loss.chunked import ChunkedRun, chunked_selective_loss
 from profit_sft.objectives import Objective
 
@@ -161,30 +161,19 @@ def selective_linear_cross_entropy(
     shape = labels.shape
     per_token = {"reference_log_probs": reference_log_probs, "token_weights": token_weights}
     _check(hidden_states, lm_head_weight, labels, bias, per_token, ignore_index=ignore_index)
-    if normalize not in ("all", "kept"):
-        raise ValueError(f"normalize must be 'all' or 'kept', got {normalize!r}.")
-    if normalize == "kept" and num_items_in_batch is not None:
-        raise ValueError("normalize='kept' counts the kept tokens of this call itself; leave num_items_in_batch out.")
+    check_weighting(objective, normalize, num_items_in_batch)
     if statistics not in ("objective", "all", "ranks"):
         raise ValueError(f"statistics must be 'objective', 'all' or 'ranks', got {statistics!r}.")
     if likeliest < 0 or (likeliest and statistics != "ranks"):
         raise ValueError(f"likeliest must be 0, or positive with statistics='ranks', got {likeliest}, {statistics!r}.")
     if backend not in ("auto", "chunked", "triton"):
         raise ValueError(f"backend must be 'auto', 'chunked' or 'triton', got {backend!r}.")
-    if not isinstance(objective, Objective):
-        raise TypeError(f"objective must be an Objective such as ProFit(threshold=0.1), got {objective!r}.")
     if final_logit_softcapping is not None and not final_logit_softcapping > 0:
         raise ValueError(
             f"final_logit_softcapping must be positive, or None for no cap, got {final_logit_softcapping}."
         )
     if gradient_budget is not None and not 0.0 <= gradient_budget < 1.0:
         raise ValueError(f"gradient_budget must be a share in [0, 1), got {gradient_budget}. Write 0.3% as 0.003.")
-    # A tensor on an accelerator is taken as it is: looking at it would wait for the device.
-    looked_at = not isinstance(num_items_in_batch, Tensor) or num_items_in_batch.device.type == "cpu"
-    if num_items_in_batch is not None and looked_at and num_items_in_batch < 0:
-        raise ValueError(
-            f"num_items_in_batch must be the number of label tokens of the step, got {num_items_in_batch}."
-        )
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1 token, got {chunk_size}.")
     if shift and labels.dim() < 2:
@@ -222,8 +211,13 @@ def selective_linear_cross_entropy(
             options,
             _run_class(backend, hidden_states, lm_head_weight),
         )
-    if found.nothing_kept:
-        _warn_nothing_kept(objective, token_weights, found)
+    if found.nothing_kept and token_weights is None:  # else the caller chose these weights
+        warn_nothing_kept(
+            objective,
+            int(found.label_mask.sum()),
+            found.largest_log_prob,
+            screened=bool(found.log_probs.isnan().any()),
+        )
     return SelectiveLoss(
         loss=loss,
         log_probs=found.log_probs.view(shape),
@@ -288,8 +282,6 @@ def _check(
 ) -> None:
     if not hidden_states.is_floating_point():
         raise TypeError(f"hidden_states must be floating point, got {hidden_states.dtype}.")
-    if labels.dtype != torch.int64:
-        raise TypeError(f"labels must be int64, got {labels.dtype}. Call labels.long().")
     if hidden_states.shape[:-1] != labels.shape:
         raise ValueError(
             f"hidden_states {tuple(hidden_states.shape)} and labels {tuple(labels.shape)} do not line up: labels must "
@@ -307,30 +299,61 @@ def _check(
     for name, value in per_token.items():
         if value is not None and value.shape != labels.shape:
             raise ValueError(f"{name} must have the shape of labels {tuple(labels.shape)}, got {tuple(value.shape)}.")
-    bad = (labels != ignore_index) & ((labels < 0) | (labels >= lm_head_weight.shape[0]))
+    check_labels(labels, lm_head_weight.shape[0], ignore_index)
+
+
+def check_labels(labels: Tensor, vocab_size: int, ignore_index: int) -> None:
+    """Raise if a label is neither a token of the vocabulary nor `ignore_index`. Syncs with the host."""
+    if labels.dtype != torch.int64:
+        raise TypeError(f"labels must be int64, got {labels.dtype}. Call labels.long().")
+    bad = (labels != ignore_index) & ((labels < 0) | (labels >= vocab_size))
     if bad.any():
         index = tuple(int(place) for place in bad.nonzero()[0])
         where = index[0] if len(index) == 1 else index
         raise ValueError(
-            f"labels[{where}] is {labels[index].item()}, outside the vocabulary [0, {lm_head_weight.shape[0]}). "
+            f"labels[{where}] is {labels[index].item()}, outside the vocabulary [0, {vocab_size}). "
             f"Positions without a target carry ignore_index ({ignore_index})."
         )
 
 
-def _warn_nothing_kept(objective: Objective, token_weights: Tensor | None, found: TokenValues) -> None:
-    """Say why a batch teaches nothing, with the number that decides it."""
-    if token_weights is not None:
-        return  # the caller, or the data, chose these weights
-    largest = found.largest_log_prob.exp().item()
+def check_weighting(
+    objective: Objective, normalize: Normalize = "all", num_items_in_batch: int | Tensor | None = None
+) -> None:
+    """Raise if the tokens cannot be weighed, or their sum not be divided, in this way."""
+    if not isinstance(objective, Objective):
+        raise TypeError(f"objective must be an Objective such as ProFit(threshold=0.1), got {objective!r}.")
+    if normalize not in ("all", "kept"):
+        raise ValueError(f"normalize must be 'all' or 'kept', got {normalize!r}.")
+    if normalize == "kept" and num_items_in_batch is not None:
+        raise ValueError("normalize='kept' counts the kept tokens of this call itself; leave num_items_in_batch out.")
+    # A tensor on an accelerator is taken as it is: looking at it would wait for the device.
+    looked_at = not isinstance(num_items_in_batch, Tensor) or num_items_in_batch.device.type == "cpu"
+    if num_items_in_batch is not None and looked_at and num_items_in_batch < 0:
+        raise ValueError(
+            f"num_items_in_batch must be the number of label tokens of the step, got {num_items_in_batch}."
+        )
+
+
+def warn_nothing_kept(
+    objective: Objective, num_labels: int, largest_log_prob: Tensor, *, screened: bool = False
+) -> None:
+    """Say why a batch teaches nothing, with the number that decides it.
+
+    Args:
+        objective: What gave every label token weight 0.
+        num_labels: How many there are.
+        largest_log_prob: 0-d, of those.
+        screened: Whether some have a bound in place of `log p`.
+    """
+    largest = largest_log_prob.exp().item()
     if math.isnan(largest):
         return  # the loss is NaN, too, and says more
-    screened = bool(found.log_probs.isnan().any())
     if largest > 0:
         reason = f"the largest p seen is {'at most ' if screened else ''}{largest:.3g}"
     else:
         reason = "no p was computed, since its weights do not depend on p"
     warnings.warn(
-        f"{objective} gave all {int(found.label_mask.sum())} label tokens of this batch weight 0, so it teaches "
+        f"{objective} gave all {num_labels} label tokens of this batch weight 0, so it teaches "
         f"nothing; {reason}. Lower the threshold, or look at the data under this model.",
         stacklevel=4,
     )
