@@ -11,7 +11,8 @@ from profit_sft.loss.reference import reference_loss
 from profit_sft.objectives import TokenStats
 
 SIZES = (97, 33, 403)
-FROM_LOG_PROBS = [entry for entry in OBJECTIVES if not entry.needs & {"entropy", "topk_entropy"}]
+FROM_LOG_PROBS = [entry for entry in OBJECTIVES if entry.needs <= {"log_probs", "reference_log_probs"}]
+WEIGHTS = torch.rand(SIZES[0], generator=torch.Generator().manual_seed(3), dtype=torch.float64).round(decimals=1)
 
 
 def problem_of_logits(dtype):
@@ -41,6 +42,8 @@ def bound(dtype, logits):
 def test_the_loss_from_logits_matches_the_oracle(objective, dtype, options):
     logits, labels, reference = problem_of_logits(dtype)
     options = {"reference_log_probs": reference.double(), **options}
+    if "token_weights" in objective.needs:
+        options["token_weights"] = WEIGHTS
     loss, gradient, values = oracle(logits, labels, objective, **options)
     found = selective_cross_entropy(logits.requires_grad_(), labels, objective, **options)
     assert found.loss.item() == pytest.approx(loss, rel=1e-12 if dtype == torch.float64 else 1e-5)
@@ -54,6 +57,14 @@ def test_the_loss_from_logits_matches_the_oracle(objective, dtype, options):
     if values["token_weights"].unique().numel() <= 2:  # a mask
         assert torch.equal(found.token_weights[label_mask].double(), values["token_weights"])
     assert (found.num_labels, found.num_kept) == (label_mask.sum(), (found.token_weights != 0).sum())
+
+
+def test_known_weights_take_the_objectives_place():
+    logits, labels, _ = problem_of_logits(torch.float64)
+    loss, gradient, _ = oracle(logits, labels, NLL(), token_weights=WEIGHTS)
+    found = selective_cross_entropy(logits.requires_grad_(), labels, NLL(), token_weights=WEIGHTS)
+    assert found.loss.item() == pytest.approx(loss, rel=1e-12)
+    assert_close(torch.autograd.grad(found.loss, [logits]), gradient, 1e-12)
 
 
 @pytest.mark.parametrize("objective", [NLL(), ProFit(threshold=THRESHOLD), Power(k=0.5)], ids=str)
@@ -161,7 +172,7 @@ LOG_PROBS = -torch.ones(3)
         (
             lambda: token_weights(LOG_PROBS, ONES, EAFT()),
             ValueError,
-            "EAFT(alpha=1.0) needs topk_entropy, which the log",
+            "needs topk_entropy, which the log",
         ),
         (lambda: token_weights(LOG_PROBS, ONES, Rho()), ValueError, "Pass reference_log_probs"),
         (

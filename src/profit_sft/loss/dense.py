@@ -29,6 +29,7 @@ def selective_cross_entropy(
     normalize: Normalize = "all",
     ignore_index: int = -100,
     reference_log_probs: Tensor | None = None,
+    token_weights: Tensor | None = None,
     shift: bool | None = None,
 ) -> SelectiveLoss:
     """Weighted next-token loss from logits: `-sum_t w_t * log p_t / normalizer`; the token weights are detached.
@@ -43,6 +44,8 @@ def selective_cross_entropy(
         normalize: `"all"` divides by the label tokens, `"kept"` by the tokens of non-zero weight of this call.
         ignore_index: Label of positions without a target.
         reference_log_probs: Shape of `labels`. `log p_t` under a reference, for objectives that need it.
+        token_weights: Shape of `labels`. Known token weights. They replace the objective, unless it reads them as
+            `Given` does.
         shift: As in `selective_linear_cross_entropy`. None: True for rows `(B, S)`, False for `(N,)`.
 
     Returns:
@@ -73,13 +76,13 @@ def selective_cross_entropy(
         )
     check_labels(labels, logits.shape[-1], ignore_index)
     check_weighting(objective, normalize, num_items_in_batch)
-    if reference_log_probs is not None and reference_log_probs.shape != shape:
-        raise ValueError(
-            f"reference_log_probs must have the shape of labels {tuple(shape)}, got {tuple(reference_log_probs.shape)}."
-        )
+    for name, value in (("reference_log_probs", reference_log_probs), ("token_weights", token_weights)):
+        if value is not None and value.shape != shape:
+            raise ValueError(f"{name} must have the shape of labels {tuple(shape)}, got {tuple(value.shape)}.")
     if labels.dim() > 1 if shift is None else shift:
         labels = shifted(labels, ignore_index)
         reference_log_probs = None if reference_log_probs is None else shifted(reference_log_probs, 0.0)
+        token_weights = None if token_weights is None else shifted(token_weights, 0.0)
     label_mask = labels != ignore_index
     targets = labels[label_mask]  # (K,)
     rows = logits[label_mask]
@@ -87,22 +90,26 @@ def selective_cross_entropy(
     totals = rows.logsumexp(dim=-1)
     log_probs = rows.gather(-1, targets[:, None]).squeeze(-1) - totals
     frozen = rows.detach()
-    dense = frozen - totals.detach()[:, None] if "entropy" in objective.needs else None
+    whole = objective.needs & {"entropy", "collision"}
+    probs = (frozen - totals.detach()[:, None]).exp() if whole else None  # (K, V)
     stats = TokenStats(
         labels=targets,
         log_probs=log_probs.detach(),
-        entropy=None if dense is None else torch.special.entr(dense.exp()).sum(-1),
+        entropy=None if probs is None else torch.special.entr(probs).sum(-1),
         topk_entropy=topk_entropy(frozen) if "topk_entropy" in objective.needs else None,
+        collision=None if probs is None else probs.square().sum(-1),
         reference_log_probs=None if reference_log_probs is None else reference_log_probs[label_mask],
+        token_weights=None if token_weights is None else token_weights[label_mask],
     )
-    weights = objective.token_weights(stats).detach()
+    known = None if "token_weights" in objective.needs else stats.token_weights
+    weights = (objective.token_weights(stats) if known is None else known).detach()
     num_labels, num_kept = label_mask.sum(), (weights != 0).sum()
     if num_items_in_batch is None:
         num_items_in_batch = (num_labels if normalize == "all" else num_kept).clamp(min=1)
     # Multiplied by nothing where a weight is zero: log p may be -inf there.
     weighed = torch.where(weights != 0, weights.to(log_probs.dtype) * log_probs, 0.0)
     loss = -weighed.sum() / torch.as_tensor(num_items_in_batch, dtype=log_probs.dtype, device=logits.device)
-    if targets.numel() and not num_kept:
+    if targets.numel() and not num_kept and token_weights is None:  # else the caller chose these weights
         warn_nothing_kept(objective, targets.numel(), log_probs.detach().max())
 
     def placed(values: Tensor) -> Tensor:
@@ -116,6 +123,8 @@ def selective_cross_entropy(
         is_top1=None,
         rank=None,
         top1=None,
+        likeliest=None,
+        likeliest_log_probs=None,
         label_mask=label_mask,
         num_labels=num_labels,
         num_kept=num_kept,
