@@ -51,3 +51,19 @@ def test_a_dry_run_shows_the_first_rows_too(rows, tiny_folder, tmp_path, capsys)
     out = capsys.readouterr().out
     assert "what is learned ends in" in out
     assert "⟦It is 1." in out
+
+
+def test_a_column_that_is_not_used_is_named_once_by_each_command(tmp_path, tiny_folder, capsys):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(
+        "".join(json.dumps({"question": f"{n}+1?", "answer": "It is so.", "colour": n}) + "\n" for n in "123")
+    )
+    train = ["train", "--dataset_name", str(rows), "--model_name_or_path", tiny_folder, "--max_steps", "1", "--use_cpu"]
+    train += ["--objective", "nll"]
+    for command in (
+        ["data", str(rows), "--model", tiny_folder],
+        [*train, "--dry-run", "--output_dir", str(tmp_path / "dry")],
+        [*train, "--output_dir", str(tmp_path / "run")],
+    ):
+        assert run_app(command) == 0
+        assert "".join(capsys.readouterr()).count("colour") == 1

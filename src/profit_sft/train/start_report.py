@@ -79,6 +79,7 @@ class CountsReport(TrainerCallback):
                 "parameters": f"{self._total:,}, {trained} trained",
                 "tokens": f"{data.total_tokens:,}, {data.label_tokens:,} of them labels, in {data.rows_used:,} rows",
                 **({} if self._trained_end is None else {"end": f"{self._trained_end}, where the saved model stops"}),
+                **({"notes": "; ".join(data.notes)} if data.notes else {}),
                 "steps": f"{state.max_steps:,}{from_step}",
             }
         )
