@@ -129,8 +129,8 @@ def load_tokenizer(
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token  # where the model names none for either
     if tokenizer.pad_token is None:
         raise ConfigurationError(
-            f"model_name_or_path: the tokenizer of '{path}' names no token for a text's end (eos_token) and none to pad "
-            "with (pad_token). Name them in its tokenizer_config.json."
+            f"model_name_or_path: the tokenizer of '{path}' names no token for a text's end (eos_token) and none to "
+            "pad with (pad_token). Name them in its tokenizer_config.json."
         )
     if chat_template_path is not None:
         tokenizer.chat_template = _chat_template(chat_template_path)
