@@ -18,6 +18,7 @@ which come up wherever something is written. Everything else is a mistake of our
 import errno
 import re
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -114,7 +115,7 @@ _MEMORY = re.compile(r"out of memory|can't allocate memory|Cannot allocate memor
 def first_line(error: BaseException) -> str:
     """Return what an error says, without further lines and a last period; its kind where it says nothing."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    said = lines[0] if lines else ""
+    said = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])
     if isinstance(error, KeyError):
         said = f"{said} is missing"
     return brief(said).rstrip(".:") or type(error).__name__
@@ -165,22 +166,26 @@ def _place(error: BaseException) -> str:
 
 
 @contextmanager
-def blamed_on(what: str, fix: str, kind: type[ProFitError] = DataError) -> Iterator[None]:
+def blamed_on(what: str, fix: str, kind: type[ProFitError] = DataError, *, within: str | None = None) -> Iterator[None]:
     """Turn whatever a library raises over something from outside into one error that names it.
 
     Libraries raise what is at hand over a broken file: KeyError, RuntimeError, RecursionError, or kinds of their own.
-    So the body must do nothing but hand the thing to the library.
+    So the body must do nothing but hand the thing to the library, or `within` must name the function that does.
 
     Args:
         what: Names it, with setting, value or place: `model_name_or_path: 'folder' holds no model that can be loaded`.
         fix: What to do.
         kind: Of the error.
+        within: Only what is raised in a function of this name, or what it calls.
     """
     try:
         yield
     except ProFitError:
         raise
     except Exception as error:
-        if _error_number(error) in _NO_ROOM:
+        if _error_number(error) in _NO_ROOM or isinstance(error, MemoryError):
+            raise
+        called = (frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__))
+        if within is not None and within not in called:
             raise
         raise kind(f"{what} ({first_line(error)}). {fix}") from error

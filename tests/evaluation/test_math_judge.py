@@ -5,7 +5,7 @@ import sys
 import threading
 from pathlib import Path
 
-from profit_sft.evaluation import math_judge
+from profit_sft.evaluation import limited
 from profit_sft.evaluation.math_judge import MathJudge
 
 
@@ -35,32 +35,32 @@ ENDLESS = r"$\sum_{k=1}^{99999999}\frac{\sin k}{k^2+1}$"
 def test_past_the_limit_of_processor_time_it_gives_up_and_goes_on():
     with MathJudge(cpu_seconds=1) as judge:
         assert judge.equal("$2$", [ENDLESS]) is None
-        assert judge._process is None
+        assert judge.worker.process is None
         assert judge.equal("$2$", ["$2$"]) is True
 
 
 def test_the_limit_is_that_of_one_comparison():
     with MathJudge(cpu_seconds=1) as judge:
         judge.equal("$1$", ["$1$"])
-        process = judge._process
+        process = judge.worker.process
         slow = r"$\int_0^1 x^3 e^x \sin(x) dx$"
         for _ in range(12):
             judge.equal("$2$", [slow])
-        assert judge._process is process
+        assert judge.worker.process is process
 
 
 def test_a_process_that_died_is_started_anew():
     with MathJudge() as judge:
         assert judge.equal("$1$", ["$1$"]) is True
-        judge._process.kill()
-        judge._process.wait()
+        judge.worker.process.kill()
+        judge.worker.process.wait()
         assert judge.equal("$1$", ["$1$"]) is True
 
 
 def test_the_process_ends_with_the_judge():
     judge = MathJudge()
     assert judge.equal("$1$", ["$1$"]) is True
-    process = judge._process
+    process = judge.worker.process
     judge.close()
     judge.close()
     assert process.poll() is not None
@@ -73,7 +73,8 @@ def test_towers_of_powers_come_to_an_end(judge):
 
 def test_modules_beside_the_worker_do_not_hide_others():
     # Run as a script, its folder is the first place Python looks for modules; there is a statistics.py.
-    worker = Path(math_judge.__file__).with_name("math_worker.py")
+    worker = Path(limited.__file__).with_name("limited_worker.py")
     assert worker.with_name("statistics.py").is_file()
-    done = subprocess.run([sys.executable, str(worker)], input="", capture_output=True, text=True, check=False)
+    command = [sys.executable, str(worker), str(worker.with_name("math_worker.py")), "10"]
+    done = subprocess.run(command, input="", capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")

@@ -1,20 +1,9 @@
-"""The process that compares formulas with math-verify: `python math_worker.py CPU_SECONDS`, one JSON line in, one out.
+"""Compares formulas with math-verify, in the process of `limited_worker.py`.
 
-An answer of a model is input nobody has checked, and computer algebra can take for ever or all memory over it, in C
-code that no signal handler interrupts. So the operating system limits this process, which then ends without an answer.
-The limit is one of processor time, each comparison's own: on a busy machine it leaves as much room as on an idle one.
-In: {"expected": TEXT, "answers": [TEXT, ...]}. Out: true if any of the answers equals the expected one, else false.
+A request is {"expected": TEXT, "answers": [TEXT, ...]}; the answer is true if any of the answers equals the expected
+one, else false.
 """
 
-import os
-import sys
-
-if __name__ == "__main__":
-    # Python puts a script's folder first, and modules of this one would hide others of the same name.
-    sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry) != os.path.dirname(os.path.abspath(__file__))]
-
-import json
-from contextlib import suppress
 from decimal import Decimal
 from itertools import permutations
 from typing import Any
@@ -22,45 +11,15 @@ from typing import Any
 import sympy
 from math_verify import LatexExtractionConfig, parse, verify
 
-MEMORY_BYTES = 4 << 30
 _POINTS = (sympy.Rational(17, 13), sympy.Rational(29, 11), sympy.Rational(5, 7))  # where formulas are compared
 _DIGITS = 40
 _MAX_MATCHED = 8
 
 
-def main() -> None:
-    """Answer lines on stdin until it ends."""
-    cpu_seconds = int(sys.argv[1]) if len(sys.argv) > 1 else 10
-    limit_memory()
-    for line in sys.stdin:
-        request = json.loads(line)
-        allow_cpu(cpu_seconds)
-        expected = formulas(request["expected"])
-        equal = any(same(expected, formulas(answer)) for answer in request["answers"])
-        sys.stdout.write(json.dumps(equal) + "\n")
-        sys.stdout.flush()
-
-
-def limit_memory() -> None:
-    """Limit the address space, and leave no core file where a limit ends this process."""
-    if os.name == "posix":
-        import resource
-
-        for kind, size in ((resource.RLIMIT_AS, MEMORY_BYTES), (resource.RLIMIT_CORE, 0)):
-            with suppress(ValueError, OSError):  # macOS knows no limit of address space
-                resource.setrlimit(kind, (size, resource.getrlimit(kind)[1]))
-
-
-def allow_cpu(seconds: int) -> None:
-    """Let this process take so many seconds of processor time from now on."""
-    if os.name == "posix":
-        import resource
-        import time
-
-        hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
-        limit = int(time.process_time()) + 1 + seconds
-        with suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_CPU, (limit if hard < 0 else min(limit, hard), hard))
+def answer(request: dict[str, Any]) -> bool:
+    """Say whether any of the answers equals the expected one."""
+    expected = formulas(request["expected"])
+    return any(same(expected, formulas(answer)) for answer in request["answers"])
 
 
 def formulas(text: str) -> list[Any]:
@@ -163,7 +122,3 @@ def _far(one: Any, other: Any) -> bool:
         return False
     largest = max(abs(one), abs(other))
     return bool(abs(one - other) > largest * sympy.Rational(1, 10 ** (_DIGITS - 10)))
-
-
-if __name__ == "__main__":
-    main()

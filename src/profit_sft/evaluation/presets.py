@@ -9,12 +9,11 @@ MMLU-Pro's history and chemistry of 1/381 and 1/1,132, so they have one sample a
 multiples of 1/(8 x 164) and of no fewer. HellaSwag has too many questions to tell; one sample is our choice.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from profit_sft.errors import ConfigurationError
+from profit_sft.errors import ConfigurationError, blamed_on
 from profit_sft.evaluation.settings import EvalSettings
 
 
@@ -111,17 +110,15 @@ def model_type_of(model_name_or_path: str) -> str:
     """
     from transformers import PretrainedConfig
 
-    from profit_sft.models.pretrained import pretrained_path
+    from profit_sft.models.pretrained import adapter_base, pretrained_path
 
     path = pretrained_path(model_name_or_path)
-    adapter = Path(path) / "adapter_config.json"
-    try:
-        if adapter.is_file():
-            return model_type_of(json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"])
+    base = adapter_base(Path(path))
+    if base is not None:
+        return model_type_of(base)
+    with blamed_on(
+        f"preset paper: the family of '{model_name_or_path}' is read from its config.json, which cannot be used",
+        "Leave out the preset and give temperature, top_p and top_k.",
+        ConfigurationError,
+    ):
         return str(PretrainedConfig.get_config_dict(path)[0]["model_type"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ConfigurationError(
-            f"preset paper: the family of '{model_name_or_path}' is read from its config.json, which cannot be used "
-            f"({reason}). Leave out the preset and give temperature, top_p and top_k."
-        ) from None

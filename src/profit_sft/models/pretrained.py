@@ -1,9 +1,9 @@
 """Pretrained models and tokenizers: which one a name means, loading it, and telling whether it is still the same."""
 
 import hashlib
-import json
 import logging
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,8 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from profit_sft.errors import ConfigurationError
+from profit_sft.errors import ConfigurationError, blamed_on, first_line
+from profit_sft.files import check_regular_file, read_json, read_text
 from profit_sft.models.embedded import embedded_model_folder
 
 logger = logging.getLogger(__name__)
@@ -19,6 +20,7 @@ logger = logging.getLogger(__name__)
 EMBEDDED = "embedded"
 DTYPES = ("float32", "bfloat16", "float16", "auto")
 _ADAPTER = "adapter_config.json"
+_AGAIN = "Download it again, or name another: config.json, weights and tokenizer must be of one causal language model."
 _BLOCK_BYTES = 1 << 20
 
 
@@ -40,10 +42,52 @@ def pretrained_path(name: str | None) -> str:
     if name in (None, EMBEDDED):
         return str(embedded_model_folder(progress=logger.warning))
     path = str(Path(name).expanduser()) if str(name).startswith("~") else str(name)
+    if "\0" in path or not path.strip():
+        raise ConfigurationError(f"model_name_or_path: {path!r} is no name of a model.")
     # A hub name is NAME or OWNER/NAME. Anything else would be refused by the hub as a malformed name.
     if (path.startswith(("/", ".")) or path.count("/") > 1) and not Path(path).is_dir():
         raise ConfigurationError(f"model_name_or_path: there is no folder '{path}'.")
+    if Path(path).is_dir():
+        _check_folder(Path(path))
     return path
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse what would be waited for, and the files that say what a model is where they say nothing."""
+    for file in folder.iterdir():
+        check_regular_file(file, ConfigurationError)
+    if (folder / "config.json").exists():
+        read_json(folder / "config.json", _AGAIN, ConfigurationError)
+    chain = [folder.resolve()]
+    while (base := adapter_base(chain[-1])) is not None and Path(base).is_dir():
+        if Path(base).resolve() in chain:
+            raise ConfigurationError(f"model_name_or_path: the adapter in '{folder}' has itself for its base.")
+        chain.append(Path(base).resolve())
+
+
+def adapter_base(folder: Path) -> str | None:
+    """Return the name of the model that an adapter in this folder is for, or None where there is no adapter.
+
+    Raises:
+        ConfigurationError: The adapter names none.
+    """
+    path = folder / _ADAPTER
+    if not path.exists():
+        return None
+    base = read_json(path, _AGAIN, ConfigurationError).get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
+        raise ConfigurationError(f"'{path}' names no base_model_name_or_path, which the adapter is for. Add it.")
+    return base
+
+
+@contextmanager
+def told_as_models(path: str, *, within: str | None = None) -> Iterator[None]:
+    """Tell what goes wrong when transformers loads a model from here; `within` as for `blamed_on`."""
+    what = f"model_name_or_path: no causal language model could be loaded from '{path}'"
+    if not Path(path).is_dir():
+        what += ": no folder here has that name, and on the hub"
+    with blamed_on(what, _AGAIN, ConfigurationError, within=within):
+        yield
 
 
 def load_tokenizer(
@@ -71,7 +115,7 @@ def load_tokenizer(
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             path, revision=revision, trust_remote_code=trust_remote_code
         )
-    except (OSError, ValueError) as error:
+    except Exception as error:
         raise ConfigurationError(
             f"model_name_or_path: no tokenizer could be loaded from '{path}' ({_why(path, error)}). Name a hub model, "
             f"a folder that save_pretrained wrote, or '{EMBEDDED}' for the small model that needs no hub."
@@ -82,6 +126,12 @@ def load_tokenizer(
         if eos_token not in tokenizer.get_vocab():
             raise ConfigurationError(f"eos_token: '{eos_token}' is not in the vocabulary of '{path}'. Leave it out.")
         tokenizer.eos_token = eos_token
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token  # where the model names none for either
+    if tokenizer.pad_token is None:
+        raise ConfigurationError(
+            f"model_name_or_path: the tokenizer of '{path}' names no token for a text's end (eos_token) and none to "
+            "pad with (pad_token). Name them in its tokenizer_config.json."
+        )
     if chat_template_path is not None:
         tokenizer.chat_template = _chat_template(chat_template_path)
     return tokenizer
@@ -90,11 +140,13 @@ def load_tokenizer(
 def _chat_template(source: str) -> str:
     """Read a Jinja file, or take the template of another model's tokenizer."""
     if source.endswith((".jinja", ".j2")):
-        try:
-            return Path(source).read_text(encoding="utf-8")
-        except OSError as error:
-            raise ConfigurationError(f"chat_template_path: '{source}' cannot be read ({error.strerror}).") from None
-    template = AutoTokenizer.from_pretrained(source).chat_template
+        return read_text(source, ConfigurationError)
+    with blamed_on(
+        f"chat_template_path: no tokenizer could be loaded from '{source}'",
+        "Name a .jinja file, or a model that has a template.",
+        ConfigurationError,
+    ):
+        template = AutoTokenizer.from_pretrained(pretrained_path(source)).chat_template
     if not isinstance(template, str):
         raise ConfigurationError(f"chat_template_path: the tokenizer of '{source}' has no chat template.")
     return template
@@ -124,14 +176,10 @@ def load_model(
         ConfigurationError: There is no such model.
     """
     path = pretrained_path(name)
-    try:
+    with told_as_models(path):
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             path, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code
         )
-    except (OSError, ValueError) as error:
-        raise ConfigurationError(
-            f"model_name_or_path: no causal language model could be loaded from '{path}' ({_why(path, error)})."
-        ) from None
     model.eval()
     return model
 
@@ -163,8 +211,8 @@ def model_fingerprint(name: str | None, *, revision: str | None = None) -> str:
     digest = hashlib.sha256()
     for file in files:
         digest.update(f"{file.name} {_file_sha256(file)}\n".encode())
-    if (folder / _ADAPTER).is_file():
-        base = json.loads((folder / _ADAPTER).read_text(encoding="utf-8"))["base_model_name_or_path"]
+    base = adapter_base(folder)
+    if base is not None:
         digest.update(model_fingerprint(base).encode())
     return digest.hexdigest()
 
@@ -191,14 +239,10 @@ def _hub_commit(name: str, revision: str | None) -> str:
             file = hf_hub_download(name, _ADAPTER, revision=revision)
     except (OSError, ValueError, EntryNotFoundError) as error:
         raise ConfigurationError(
-            f"model_name_or_path: '{name}' is neither a folder nor a model of the hub ({_first_line(error)})."
+            f"model_name_or_path: '{name}' is neither a folder nor a model of the hub ({first_line(error)})."
         ) from None
     return Path(file).parent.name
 
 
 def _why(path: str, error: Exception) -> str:
-    return f"{'' if Path(path).is_dir() else 'no folder here has that name, and on the hub: '}{_first_line(error)}"
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
+    return f"{'' if Path(path).is_dir() else 'no folder here has that name, and on the hub: '}{first_line(error)}"

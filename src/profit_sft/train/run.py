@@ -19,7 +19,7 @@ from profit_sft.data import DataOptions, DataSettings, PreparedData, prepare_dat
 from profit_sft.errors import ConfigurationError, ProFitError
 from profit_sft.files import package_versions, write_text
 from profit_sft.models import pretrained
-from profit_sft.models.pretrained import pretrained_path, require_model
+from profit_sft.models.pretrained import pretrained_path, require_model, told_as_models
 from profit_sft.scores.score import ScoreSettings, command_line
 from profit_sft.train.arguments import RunArguments
 from profit_sft.train.callbacks import SafeStop
@@ -287,16 +287,18 @@ def build_trainer(
     if not config.packing:
         # The rows are tokenized and have labels; without this TRL would truncate and filter them once more.
         config.dataset_kwargs = {**(config.dataset_kwargs or {}), "skip_prepare_dataset": True}
-    trainer = ProFitTrainer(
-        pretrained_path(model_config.model_name_or_path),
-        config,
-        train_dataset=train_data.dataset,
-        eval_dataset=None if eval_data is None else eval_data.dataset,
-        processing_class=tokenizer,
-        callbacks=callbacks,
-        quantization_config=get_quantization_config(model_config),
-        peft_config=get_peft_config(model_config),
-    )
+    path = pretrained_path(model_config.model_name_or_path)
+    with told_as_models(path, within="create_model_from_path"):
+        trainer = ProFitTrainer(
+            path,
+            config,
+            train_dataset=train_data.dataset,
+            eval_dataset=None if eval_data is None else eval_data.dataset,
+            processing_class=tokenizer,
+            callbacks=callbacks,
+            quantization_config=get_quantization_config(model_config),
+            peft_config=get_peft_config(model_config),
+        )
     plugin = getattr(trainer.accelerator.state, "deepspeed_plugin", None)
     if plugin is not None and plugin.zero_stage == 3:
         # Without it ZeRO-3 saves shards that transformers cannot load.
