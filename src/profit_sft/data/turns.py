@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from profit_sft.data.chat_template import CannotLabel, ChatTemplate, Span, shared_length
 from profit_sft.data.formats import Conversation
 from profit_sft.data.long_chats import KnownTurns
-from profit_sft.data.messages import Message, shown
+from profit_sft.data.messages import Message, is_given, shown
 from profit_sft.data.rows import Row
 from profit_sft.data.spellings import left_out, spellings, with_known_roles
 
@@ -283,7 +283,10 @@ def _notes(chat: _Chat, text: str) -> Iterator[str]:
     names = [tool.get("function", tool).get("name", "") for tool in template.tools or ()]
     if names and not any(name and name in text for name in names):
         yield f"'tools' are not used: {template.name} writes none"
-    for key in dict.fromkeys(key for message in chat.messages for key in message if key not in _KNOWN_KEYS):
+    own_keys = (
+        key for message in chat.messages for key in message if key not in _KNOWN_KEYS and is_given(message[key])
+    )
+    for key in dict.fromkeys(own_keys):
         if not template.reads(key):
             yield f"key '{key}' of messages is not used"
     for key in template.own_options:

@@ -80,6 +80,7 @@ class CountsReport(TrainerCallback):
                 "tokens": f"{data.total_tokens:,}, {data.label_tokens:,} of them labels, in {data.rows_used:,} rows",
                 **({} if self._trained_end is None else {"end": f"{self._trained_end}, where the saved model stops"}),
                 "steps": f"{state.max_steps:,}{from_step}",
+                **({"data notes": "; ".join(data.notes)} if data.notes else {}),
             }
         )
 
