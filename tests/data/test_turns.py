@@ -63,6 +63,13 @@ def test_an_opening_turn_is_trained(rendered):
     assert trained == WHOLE
 
 
+def test_an_opening_turn_is_trained_where_a_template_with_marks_wants_a_user(rendered):
+    system = {"role": "system", "content": "Count."}
+    template = "{% if 'user' not in messages | map(attribute='role') %}{{ raise_exception('no user') }}{% endif %}"
+    ((_, trained, _),) = rendered(system, ASSISTANT, USER, AGAIN, template=template + MARKED)
+    assert trained == WHOLE
+
+
 def test_marks_say_what_is_trained_and_the_token_that_ends_it_is_too(rendered):
     ((_, trained, _),) = rendered(USER, ASSISTANT, USER, AGAIN, template=MARKED)
     assert trained == WHOLE
@@ -176,6 +183,26 @@ def test_arguments_of_calls_are_an_object_or_text_as_the_template_wants(rendered
     template = CALLING.replace("ARGUMENTS", arguments)
     ((_, trained, _),) = rendered(USER, CALL, result, AGAIN, template=template)
     assert trained == 'add{"a": "zwei ü", "b": 3}<|im_end|>Still four.<|im_end|>'
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "{{ value | tojson }}",
+        "'{{ value | replace('\n', '\\\\n') }}'",
+        "{{ value | trim }}",
+        "{{ value | tojson(ensure_ascii=True) }}",
+    ],
+)
+def test_arguments_may_be_written_in_any_syntax(rendered, written):
+    arguments = {"text": 'zwei\n"ü" <b> & \\nabla ', "n": 1.5}
+    call = {**CALL, "tool_calls": [{"name": "add", "arguments": arguments}]}
+    pairs = "{% for key, value in call.function.arguments.items() %}{{ key }}=WRITTEN;{% endfor %}"
+    template = CALLING.replace("ARGUMENTS", pairs.replace("WRITTEN", written))
+    ((_, trained, _),) = rendered(USER, call, template=template.replace("value |", "value | string |"))
+    assert trained.startswith("addtext=")
+    with pytest.raises(DataError, match="leaves out the call of 'add' of turn 2"):
+        rendered(USER, call, template=template.replace("value |", "'' |"))
 
 
 DROPPING = CHATML.replace("message.content }}", "message.content if message.role != DROPPED }}")

@@ -105,5 +105,5 @@ def data_facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
             f"{report['longest']:,}, {report['rows_truncated']:,} ({report['rows_truncated'] / used:.1%})",
         ),
         ("what is learned ends in", listed + (", ..." if len(ends) > _ENDS else "")),
-        *(("note", note) for note in report["notes"]),
+        *(("note", visible(note)) for note in report["notes"]),
     ]

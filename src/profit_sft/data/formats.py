@@ -8,6 +8,7 @@ from typing import Any, Literal
 from profit_sft.data.messages import (
     Message,
     checked_text,
+    is_given,
     is_text,
     read_list,
     read_message,
@@ -183,19 +184,15 @@ class _Columns:
         """Return a line for each column that holds something and was not read."""
         values = self.row.values
         return tuple(
-            f"column '{name}' is not used" for name in values if name not in self._read and _is_given(values[name])
+            f"column '{name}' is not used" for name in values if name not in self._read and is_given(values[name])
         )
 
 
 _Turns = list[tuple[Message, bool]]  # each with whether it may be trained
 
 
-def _is_given(value: Any) -> bool:
-    return value is not None and value != "" and value != []
-
-
 def _refuse_media(columns: _Columns) -> None:
-    name = next((name for name in _MEDIA if _is_given(columns.get(name))), None)
+    name = next((name for name in _MEDIA if is_given(columns.get(name))), None)
     if name is not None:
         raise columns.row.error(
             f"has '{name}', and only text is trained on: the model would not see them. Drop the column or the row."

@@ -63,8 +63,8 @@ def read_message(row: Row, place: str, turn: Any) -> tuple[Message, bool]:
         tool_calls = _tool_calls(row, place, calls)
         message |= _answer(row, place, content, list(dict.fromkeys(filter(str.strip, thoughts))), tool_calls)
     else:
-        if role == "tool" and isinstance(given, Mapping):
-            given = json.dumps(without_nulls(given), ensure_ascii=False)
+        if role == "tool":
+            given = _result(given)
         content, thoughts = _content(row, place, given)
         if content is None or thoughts:
             raise row.error(
@@ -72,6 +72,14 @@ def read_message(row: Row, place: str, turn: Any) -> tuple[Message, bool]:
             )
         message["content"] = content
     return message | rest, trained
+
+
+def _result(given: Any) -> Any:
+    """Return what a tool says: nothing is empty text, and an object or a list of what are no parts is JSON text."""
+    is_parts = isinstance(given, (list, tuple)) and all(isinstance(part, Mapping) and "type" in part for part in given)
+    if isinstance(given, Mapping) or (isinstance(given, (list, tuple)) and not is_parts):
+        return json.dumps(without_nulls(given), ensure_ascii=False)
+    return "" if given is None else given
 
 
 def _answer(
@@ -207,9 +215,14 @@ def read_tool(row: Row, field: str, tool: Any) -> dict[str, Any]:
     raise row.error(f"'{field}' must hold descriptions of tools, got {shown(tool)}. Mend or drop the row.")
 
 
+def is_given(value: Any) -> bool:
+    """Say whether there is anything in a column or key."""
+    return value is not None and value not in ("", [], {})
+
+
 def is_text(value: Any) -> bool:
     """Say whether a value is text, or a number, which is taken for one."""
-    return isinstance(value, (str, int, float)) and not isinstance(value, bool)
+    return isinstance(value, (str, int, float)) and not isinstance(value, bool) and value == value  # a NaN is absent
 
 
 def checked_text(row: Row, place: str, value: str | int | float) -> str:

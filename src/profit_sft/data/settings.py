@@ -98,6 +98,8 @@ class DataSettings(DataOptions, DataSource):
             value = getattr(self, name)
             if value not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}.")
+        if isinstance(self.chat_template_kwargs, dict):  # as YAML has it
+            object.__setattr__(self, "chat_template_kwargs", json.dumps(self.chat_template_kwargs))
         _require_object("chat_template_kwargs", self.chat_template_kwargs)
         _require_day("template_date", self.template_date)
         for name in ("max_length", "max_samples"):

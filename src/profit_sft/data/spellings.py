@@ -13,6 +13,7 @@ from profit_sft.data.messages import Message
 _DEVELOPER = "['\"]developer['\"]"
 _PARTS = r"['\"]text['\"]|\.text\b"  # a template that reads the text of parts
 _THOUGHT_WITHIN = re.compile(r"\s*<think>\s*(.*?)\s*</think>\s*(.*)", re.DOTALL)
+_ESCAPES = re.compile(r"\\[nrtbf]|[\\\"'\s]")
 _THINK_TAGS = re.compile(r"</?think>")
 
 
@@ -92,17 +93,20 @@ def left_out(message: Message, text: str) -> str | None:
 
 
 def _holds(text: str, words: str) -> bool:
-    """Templates trim, put thoughts on lines of their own, and write what tools say as JSON."""
+    """Templates trim, put thoughts on lines of their own, and write results and arguments as JSON or as Python."""
     if words.strip() in text:
         return True
-    squeezed = _squeezed(text)
-    written = (words, _json([words])[2:-2], json.dumps([words])[2:-2])
-    return any(all("".join(piece.split()) in squeezed for piece in _THINK_TAGS.split(way)) for way in written)
+    bare = _bare_text(text)
+    written = (words, json.dumps(words))  # the second has codes in place of what is no ASCII
+    return any(all(_bare(piece) in bare for piece in _THINK_TAGS.split(way)) for way in written)
 
 
-@lru_cache(maxsize=4)  # a long chat asks for its own text many times over
-def _squeezed(text: str) -> str:
-    return "".join(text.split())
+def _bare(text: str) -> str:
+    """Return a text without white space, quotation marks and what they are escaped by."""
+    return _ESCAPES.sub("", text)
+
+
+_bare_text = lru_cache(maxsize=4)(_bare)  # a long chat asks for its own text many times over
 
 
 def _words_of(function: Mapping[str, Any]) -> Iterator[str]:

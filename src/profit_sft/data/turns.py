@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from profit_sft.data.chat_template import CannotLabel, ChatTemplate, Span, shared_length
 from profit_sft.data.formats import Conversation
 from profit_sft.data.long_chats import KnownTurns
-from profit_sft.data.messages import Message, shown
+from profit_sft.data.messages import Message, is_given, shown
 from profit_sft.data.rows import Row
 from profit_sft.data.spellings import left_out, spellings, with_known_roles
 
@@ -160,15 +160,25 @@ def _added_by(chat: _Chat, turn: int, whole: str) -> Span:
 
 def _start_of(chat: _Chat, turn: int, ended: str) -> tuple[int, str]:
     """Return where a turn begins that ends a chat, and what its prompt has that the chat does not go on with."""
-    if turn == 0:  # nothing comes before it, so its header is known from elsewhere
+    prompt = _prompt_of(chat, turn)
+    if prompt is None:
         header = chat.template.generation_prompt([_QUESTION])
         place = ended.find(header) if header else -1
         if place < 0:
             raise CannotLabel(f"{chat.template.name} does not begin an opening turn as its generation prompt does.")
         return place + len(header), ""
-    prompt = chat.template.render(chat.spelled[:turn], add_generation_prompt=True)
     shared = shared_length(prompt, ended)
     return shared, prompt[shared:]
+
+
+def _prompt_of(chat: _Chat, turn: int) -> str | None:
+    """Return what a turn answers; None where that is nothing, or no user's, which some templates refuse."""
+    if turn == 0:
+        return None
+    try:
+        return chat.template.render(chat.spelled[:turn], add_generation_prompt=True)
+    except CannotLabel:
+        return None
 
 
 def _end_of(chat: _Chat, turn: int, text: str, start: int, end: int) -> int:
@@ -204,8 +214,12 @@ def _by_marks(chat: _Chat) -> Rendered:
 
 def _brought_by_prompt(chat: _Chat, turn: int, text: str, start: int) -> str:
     """Return what a turn's generation prompt has of the turn that is marked from `start`: it is not to be learned."""
-    prompt = chat.template.render(chat.spelled[:turn], add_generation_prompt=True) if turn else ""
-    return prompt[start:] if prompt.startswith(text[:start]) else ""
+    prompt = _prompt_of(chat, turn)
+    if prompt is not None:
+        return prompt[start:] if prompt.startswith(text[:start]) else ""
+    header = chat.template.generation_prompt([_QUESTION])
+    written = max(length for length in range(len(header) + 1) if text[:start].endswith(header[:length]))
+    return header[written:]
 
 
 def _behind(text: str, start: int, brought: str, template: ChatTemplate) -> int:
@@ -283,7 +297,10 @@ def _notes(chat: _Chat, text: str) -> Iterator[str]:
     names = [tool.get("function", tool).get("name", "") for tool in template.tools or ()]
     if names and not any(name and name in text for name in names):
         yield f"'tools' are not used: {template.name} writes none"
-    for key in dict.fromkeys(key for message in chat.messages for key in message if key not in _KNOWN_KEYS):
+    own_keys = (
+        key for message in chat.messages for key in message if key not in _KNOWN_KEYS and is_given(message[key])
+    )
+    for key in dict.fromkeys(own_keys):
         if not template.reads(key):
             yield f"key '{key}' of messages is not used"
     for key in template.own_options:

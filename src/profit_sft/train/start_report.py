@@ -81,6 +81,7 @@ class CountsReport(TrainerCallback):
                 **({} if self._trained_end is None else {"end": f"{self._trained_end}, where the saved model stops"}),
                 **({"notes": "; ".join(data.notes)} if data.notes else {}),
                 "steps": f"{state.max_steps:,}{from_step}",
+                **({"data notes": "; ".join(data.notes)} if data.notes else {}),
             }
         )
 
