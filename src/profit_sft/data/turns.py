@@ -17,7 +17,7 @@ from profit_sft.data.chat_template import CannotLabel, ChatTemplate, Span, share
 from profit_sft.data.formats import Conversation
 from profit_sft.data.long_chats import KnownTurns
 from profit_sft.data.messages import Message, shown
-from profit_sft.data.rows import Row
+from profit_sft.data.row import Row
 from profit_sft.data.spellings import left_out, spellings, with_known_roles
 
 _EMPTY_THOUGHT = re.compile(r"\s*(?:(?:<think>\s*)?</think>|<\|channel>thought\s*<channel\|>)\s*")
