@@ -13,6 +13,8 @@ import torch
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# Prepared data is kept in the cache of `datasets`: in one of this run's own, so that nothing of another run is found.
+os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="profit-tests-")
 # Without a GPU the kernels run in Triton's interpreter; it must be set before they are imported.
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
@@ -32,6 +34,10 @@ _CHROMIUM_FLAGS = (
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

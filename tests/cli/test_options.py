@@ -10,7 +10,7 @@ from profit_sft.cli.app import app
 from profit_sft.cli.options import takes_data_options
 from profit_sft.cli.train_flags import parse
 from profit_sft.data import DataOptions, DataSettings
-from profit_sft.train.run import _checked_settings
+from profit_sft.train.data import training_settings
 
 OPTIONS = dataclasses.fields(DataOptions)
 # A value other than the default, by the field's type. From the class: transformers' parser changes its fields.
@@ -46,7 +46,7 @@ def test_what_train_is_given_arrives_in_the_data_settings(entry):
     flag = f"--{entry.name.replace('_', '-')}"
     words = [flag] if value is True else [flag, str(value)]
     run, config, *_ = parse([*words, "--dataset_name", "x.jsonl", "--use_cpu", "True"])
-    settings = _checked_settings(run, config, "x.jsonl", "train")
+    settings = training_settings(run, config)
     assert getattr(settings, entry.name) == value != entry.default
     assert dataclasses.replace(settings, **{entry.name: entry.default}) == DataSettings(dataset_name="x.jsonl")
 

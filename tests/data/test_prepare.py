@@ -3,14 +3,25 @@
 import hashlib
 import io
 import json
+import os
 import struct
+import subprocess
 import sys
+from pathlib import Path
 
+import datasets
 import pytest
 from tokenizers import normalizers
 from transformers import AutoTokenizer
 
-from profit_sft.data import IGNORE_INDEX, TOKEN_KINDS, DataSettings, prepare_dataset, tokenizer_fingerprint
+from profit_sft.data import (
+    IGNORE_INDEX,
+    TOKEN_KINDS,
+    DataSettings,
+    prepare_dataset,
+    stream_dataset,
+    tokenizer_fingerprint,
+)
 from profit_sft.errors import DataError
 from tiny import chat_tokenizer
 
@@ -44,13 +55,123 @@ def test_the_data_set_holds_ids_labels_and_the_row_they_came_from(tokenizer, wri
     assert {type(value) for name in ("input_ids", "labels") for value in found.dataset[0][name]} == {int}
 
 
-def test_more_rows_than_one_table_holds_stay_in_order(tokenizer, write, prepare, monkeypatch):
-    monkeypatch.setattr("profit_sft.data.prepare._ROWS_A_TABLE", 3)
+@pytest.mark.parametrize("processes", [1, 2, 9])
+def test_rows_of_several_blocks_and_processes_stay_in_order(tokenizer, write, prepare, monkeypatch, processes):
+    monkeypatch.setattr("profit_sft.data.prepare._BLOCK_ROWS", 3)
     rows = [{"question": "x" * (index + 1), "answer": "y"} for index in range(7)]
-    found = prepare(tokenizer, write(*rows))
+    found = prepare(tokenizer, write(*rows), dataset_num_proc=processes)
     assert found.dataset["row"][:] == list(range(1, 8))
     assert [len(ids) for ids in found.dataset["input_ids"]] == sorted(len(ids) for ids in found.dataset["input_ids"])
     assert found.report.total_tokens == sum(map(len, found.dataset["input_ids"]))
+
+
+def test_what_was_prepared_is_found_again_and_made_anew_when_anything_about_it_changes(tokenizer, write, prepare):
+    source = write(CHAT, {"messages": [USER]}, CHAT)
+    options = {"skip_bad_rows": True}
+
+    def files(**more):
+        return [file["filename"] for file in prepare(tokenizer, source, **options, **more).dataset.cache_files]
+
+    first, made = prepare(tokenizer, source, **options), files()
+    assert prepare(tokenizer, source, **options).report == first.report
+    assert files() == files(dataset_num_proc=2) == made
+    stamps = [os.stat(file).st_mtime_ns for file in made]
+    assert [os.stat(file).st_mtime_ns for file in files()] == stamps
+    others = [files(max_length=40), files(max_samples=1), files(system_prompt="Be brief.")]
+    tokenizer.chat_template += "{# another #}"
+    others.append(files())
+    write(CHAT, CHAT, CHAT)
+    others.append(files())
+    assert len({*made, *(file for found in others for file in found)}) == 6
+
+
+def test_a_preparation_that_failed_or_was_broken_off_leaves_nothing_to_be_found(tokenizer, write, prepare):
+    source = write(CHAT, {"messages": [USER]})
+    with pytest.raises(DataError, match="row 2"):
+        prepare(tokenizer, source)
+    folders = Path(datasets.config.HF_DATASETS_CACHE, "profit_sft")
+    before = {folder for folder in folders.iterdir() if folder.is_dir()}
+    made = prepare(tokenizer, source, skip_bad_rows=True)
+    (folder,) = {folder for folder in folders.iterdir() if folder.is_dir()} - before
+    (folder / "report.json").unlink()
+    next(folder.glob("*.arrow")).write_bytes(b"torn")
+    again = prepare(tokenizer, source, skip_bad_rows=True)
+    assert again.report == made.report
+    assert again.dataset[0]["input_ids"] == prepare(tokenizer, write(CHAT)).dataset[0]["input_ids"]
+
+
+PREPARE = """
+import os, sys, time
+from profit_sft.data import DataSettings, blocks, prepare_dataset
+from tiny import chat_tokenizer
+original = blocks.prepare_row
+def counted(row, *arguments, **options):
+    with open(sys.argv[2], "a") as told:
+        told.write(f"{os.getpid()}\\n")
+    time.sleep(0.05)
+    return original(row, *arguments, **options)
+blocks.prepare_row = counted
+print(prepare_dataset(DataSettings(dataset_name=sys.argv[1]), chat_tokenizer()).report.fingerprint)
+"""
+
+
+def test_of_processes_that_ask_at_once_one_prepares_and_all_get_it(tokenizer, write, prepare, tmp_path):
+    source, told = write(*[CHAT] * 5, name="ranks.jsonl"), tmp_path / "told"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    command = [sys.executable, "-c", PREPARE, source, str(told)]
+    ranks = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    found = {rank.communicate()[0].strip() for rank in ranks}
+    assert found == {prepare(tokenizer, source).report.fingerprint}
+    assert len(told.read_text().splitlines()) == 5
+
+
+@pytest.mark.parametrize("rows", [500, pytest.param(4500, marks=pytest.mark.slow)])
+def test_ten_million_tokens_take_less_than_200_mib(tmp_path, rows):
+    path = tmp_path / "large.jsonl"
+    with path.open("w") as lines:
+        for number in range(rows):
+            lines.write(json.dumps({"prompt": f"{number}", "completion": "two plus " * 2222}) + "\n")
+    code = f"""
+import resource, sys
+from profit_sft.data import DataSettings, prepare_dataset
+from tiny import chat_tokenizer
+def prepared(name):
+    return prepare_dataset(DataSettings(dataset_name=name, max_length=None), chat_tokenizer())
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+prepared({str(tmp_path / "small.jsonl")!r})
+before = peak()
+data = prepared({str(path)!r})
+print(data.report.total_tokens, peak() - before)
+"""
+    (tmp_path / "small.jsonl").write_text(json.dumps({"prompt": "a", "completion": "b"}) + "\n")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    tokens, peak_mib = map(int, done.stdout.split())
+    assert tokens > 2222 * rows
+    assert peak_mib < (200 if rows > 500 else 100), (tokens, peak_mib)
+
+
+def test_long_rows_are_left_out_and_counted_where_that_is_asked_for(tokenizer, write, prepare):
+    long = {"messages": [USER, {**ASSISTANT, "content": "two " * 50}]}
+    source = write(CHAT, long, CHAT)
+    length = prepare(tokenizer, write(CHAT, name="one.jsonl")).report.longest
+    report = prepare(tokenizer, source, max_length=length, drop_long_rows=True).report
+    assert (report.rows_used, report.rows_too_long, report.rows_truncated, report.rows_skipped) == (2, 1, 0, 0)
+    with pytest.raises(DataError, match=rf"none of its 3 rows .*All are longer than max_length={length - 1}"):
+        prepare(tokenizer, source, max_length=length - 1, drop_long_rows=True)
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_streamed_rows_are_the_prepared_ones(tokenizer, write, prepare, skip):
+    source = write(CHAT, *([{"messages": [USER]}] if skip else []), FORMATS["alpaca"])
+    settings = DataSettings(dataset_name=source, max_length=45, skip_bad_rows=skip)
+    streamed = stream_dataset(settings, tokenizer)
+    prepared = prepare(tokenizer, source, max_length=45, skip_bad_rows=skip).dataset
+    for _ in range(2):
+        assert [dict(row) for row in streamed.dataset] == list(prepared.remove_columns("row"))
+    with pytest.raises(DataError, match="row 1"):
+        stream_dataset(DataSettings(dataset_name=write({"messages": [USER]})), tokenizer)
 
 
 def test_settings_reach_the_rows(tokenizer, write, prepare, trained_text):

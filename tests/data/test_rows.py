@@ -1,11 +1,17 @@
 """Where rows come from, what they know of their place, and what is said of a source that cannot be read."""
 
+import bz2
 import csv
+import gzip
+import io
 import json
+import lzma
+import re
 
 import pyarrow
 import pyarrow.parquet
 import pytest
+from datasets import Dataset, DatasetDict
 
 from profit_sft.data import load_rows
 from profit_sft.errors import DataError
@@ -13,48 +19,184 @@ from profit_sft.errors import DataError
 ROWS = [{"question": f"What is {index}?", "answer": f'It is "{index}",\nno more: ü.'} for index in range(3)]
 
 
-def write_as(suffix, path):
-    if suffix == "jsonl":
-        path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    elif suffix == "json":
-        path.write_text(json.dumps({"version": 1, "data": ROWS}))
-    elif suffix == "parquet":
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), path)
-    else:
-        with path.open("w", newline="", encoding="utf-8") as lines:
-            writer = csv.DictWriter(lines, ["question", "answer"])
-            writer.writeheader()
-            writer.writerows(ROWS)
+def jsonl(rows):
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+def separated(rows, delimiter):
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, ["question", "answer"], delimiter=delimiter)
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()
+
+
+def arrow(rows, writer):
+    table = pyarrow.Table.from_pylist(rows)
+    buffer = io.BytesIO()
+    with writer(buffer, table.schema) as file:
+        file.write_table(table)
+    return buffer.getvalue()
+
+
+def parquet(rows):
+    buffer = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), buffer)
+    return buffer.getvalue()
+
+
+KINDS = {
+    "rows.jsonl": jsonl,
+    "rows.ndjson": jsonl,
+    "lines.json": jsonl,
+    "list.json": lambda rows: json.dumps(rows).encode(),
+    "object.json": lambda rows: json.dumps({"version": 1, "data": rows}, indent=2).encode(),
+    "rows.JSONL": jsonl,
+    "rows.jsonl.gz": lambda rows: gzip.compress(jsonl(rows)),
+    "rows.ndjson.xz": lambda rows: lzma.compress(jsonl(rows)),
+    "rows.json.bz2": lambda rows: bz2.compress(jsonl(rows)),
+    "rows.csv": lambda rows: separated(rows, ","),
+    "rows.csv.gz": lambda rows: gzip.compress(separated(rows, ",")),
+    "rows.tsv": lambda rows: separated(rows, "\t"),
+    "rows.parquet": parquet,
+    "stream.arrow": lambda rows: arrow(rows, pyarrow.ipc.new_stream),
+    "file.arrow": lambda rows: arrow(rows, pyarrow.ipc.new_file),
+}
+
+
+def write_as(name, folder, rows=ROWS):
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(KINDS[next(kind for kind in KINDS if kind.endswith(name[name.index(".") :]))](rows))
     return path
 
 
-@pytest.mark.parametrize("suffix", ["jsonl", "json", "parquet", "csv"])
-def test_every_file_type_gives_the_same_numbered_rows_each_time_they_are_read(tmp_path, suffix):
-    path = write_as(suffix, tmp_path / f"rows.{suffix}")
+@pytest.mark.parametrize("name", KINDS)
+def test_every_kind_of_file_gives_the_same_numbered_rows_from_any_row_on(tmp_path, name):
+    path = tmp_path / name
+    path.write_bytes(KINDS[name](ROWS))
     rows = load_rows(str(path))
     assert len(rows) == 3
-    for _ in range(2):
-        assert [row.values for row in rows] == ROWS
-    assert [(row.file, row.number, row.problem) for row in rows] == [(str(path), number, None) for number in (1, 2, 3)]
+    for start in (0, 1, 3, 0):
+        found = list(rows.read(start))
+        assert [row.values for row in found] == ROWS[start:]
+        assert [(row.file, row.number, row.problem) for row in found] == [
+            (str(path), number, None) for number in range(start + 1, 4)
+        ]
 
 
-def test_a_folder_is_read_in_order_of_its_file_names(tmp_path):
-    for suffix in ("parquet", "csv", "jsonl"):
-        write_as(suffix, tmp_path / f"rows.{suffix}")
+def test_every_row_of_a_large_table_is_numbered(tmp_path):
+    many = [{"question": str(index), "answer": "x"} for index in range(1000)]
+    for name in ("rows.parquet", "file.arrow"):
+        (tmp_path / name).write_bytes(KINDS[name](many))
+        assert [row.number for row in load_rows(str(tmp_path / name))] == list(range(1, 1001))
+
+
+def test_what_a_source_is_known_by_changes_with_the_file(tmp_path):
+    path = write_as("rows.jsonl", tmp_path)
+    before = load_rows(str(path)).identity
+    assert load_rows(str(path)).identity == before
+    path.write_bytes(jsonl([*ROWS, *ROWS]))
+    assert load_rows(str(path)).identity != before
+    assert load_rows(str(path), limit=2).identity != load_rows(str(path)).identity
+
+
+FOLDERS = {  # files, the split asked for, the rows expected; each file's rows are named after it
+    "no names": (["a.jsonl", "b.csv", "c.parquet"], "train", ["a.jsonl", "b.csv", "c.parquet"]),
+    "train and test": (["test.jsonl", "train.jsonl"], "train", ["train.jsonl"]),
+    "the other": (["test.jsonl", "train.jsonl"], "test", ["test.jsonl"]),
+    "validation": (["dev.jsonl", "train.jsonl"], "validation", ["dev.jsonl"]),
+    "parts of names": (["gsm8k_train.jsonl", "gsm8k_test.jsonl"], "train", ["gsm8k_train.jsonl"]),
+    "shards": (
+        ["data/train-00001-of-00002.parquet", "data/train-00000-of-00002.parquet", "data/test-00000-of-00001.parquet"],
+        "train",
+        ["data/train-00000-of-00002.parquet", "data/train-00001-of-00002.parquet"],
+    ),
+    "folders": (["test/a.jsonl", "train/a.jsonl", "train/b.jsonl"], "train", ["train/a.jsonl", "train/b.jsonl"]),
+    "both": (["test.jsonl", "train.jsonl"], "train+test", ["train.jsonl", "test.jsonl"]),
+    "a part": (["test.jsonl", "train.jsonl"], "train[1:2]", ["train.jsonl"]),
+}
+
+
+@pytest.mark.parametrize("case", FOLDERS)
+def test_a_folder_has_the_splits_that_datasets_sees_in_it(tmp_path, case):
+    files, split, expected = FOLDERS[case]
+    for name in files:
+        write_as(name, tmp_path, [{"question": name, "answer": str(number)} for number in range(3)])
     (tmp_path / "README.md").write_text("no data")
     (tmp_path / ".rows.json").write_text("not read")
-    rows = load_rows(str(tmp_path))
-    assert len(rows) == 9
-    assert [row.file.rsplit(".")[-1] for row in rows] == ["csv"] * 3 + ["jsonl"] * 3 + ["parquet"] * 3
-    assert [row.number for row in rows] == [1, 2, 3] * 3
+    rows = list(load_rows(str(tmp_path), split=split))
+    numbers = [2] if "[" in split else [1, 2, 3]
+    assert [(row.values["question"], row.file, row.number) for row in rows] == [
+        (name, str(tmp_path / name), number) for name in expected for number in numbers
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "split", "expected"),
+    [(None, "train", "a.jsonl"), ("other", "train", "b.jsonl"), ("other", "eval", "a.jsonl")],
+)
+def test_a_readme_names_configurations_and_their_files(tmp_path, name, split, expected):
+    for file in ("a.jsonl", "b.jsonl"):
+        write_as(file, tmp_path, [{"question": file, "answer": "x"}])
+    (tmp_path / "README.md").write_text(
+        "---\nconfigs:\n- config_name: one\n  default: true\n  data_files: a.jsonl\n- config_name: other\n"
+        "  data_files:\n  - split: train\n    path: b.jsonl\n  - split: eval\n    path: a.jsonl\n---\n"
+    )
+    assert [row.values["question"] for row in load_rows(str(tmp_path), name=name, split=split)] == [expected]
+    with pytest.raises(DataError, match="has the configurations one, other, and none is 'third'. Name one with --data"):
+        load_rows(str(tmp_path), name="third")
+
+
+SPLITS = ("train", "test")
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_what_save_to_disk_wrote_is_read(tmp_path, split):
+    parts = {
+        name: Dataset.from_list([{"text": f"{name} {number}"} for number in range(3)]) for name in ("train", "test")
+    }
+    DatasetDict(parts).save_to_disk(tmp_path / "all")
+    parts[split].save_to_disk(tmp_path / "one")
+    for folder in ("all", "one"):
+        rows = load_rows(str(tmp_path / folder), split=split)
+        assert [(row.values["text"], row.number) for row in rows] == [(f"{split} {n}", n + 1) for n in range(3)]
+        assert [row.number for row in rows.read(2)] == [3]
+    with pytest.raises(DataError, match="has no split 'dev'; it has train, test. Name one of them, or a file"):
+        load_rows(str(tmp_path / "all"), split="dev")
+
+
+@pytest.mark.parametrize(
+    ("source", "options"),
+    [
+        ("{}", {"data_files": "*json*"}),
+        ("{}", {"data_files": {"train": ["a.jsonl", "b.ndjson"]}}),
+        ("json", {"data_files": ["{}/a.jsonl", "{}/b.ndjson"]}),
+        ("{}/..", {"data_dir": "inner", "data_files": ["a.jsonl", "b.ndjson"]}),
+    ],
+)
+def test_files_may_be_named_as_datasets_takes_them(tmp_path, source, options):
+    folder = tmp_path / "inner"
+    for name in ("a.jsonl", "b.ndjson", "c.csv"):
+        write_as(name, folder, [{"question": name, "answer": "x"}])
+    options = {
+        name: [file.format(folder) for file in value] if isinstance(value, list) else value
+        for name, value in options.items()
+    }
+    rows = load_rows(source.format(folder), **options)
+    assert [row.values["question"] for row in rows] == ["a.jsonl", "b.ndjson"]
+    with pytest.raises(DataError, match=r"data_files 'no\*': no data file is there"):
+        load_rows(str(folder), data_files="no*")
 
 
 @pytest.mark.parametrize(("limit", "count"), [(1, 1), (4, 4), (99, 6), (None, 6)])
 def test_limit_bounds_length_and_rows_across_files(tmp_path, limit, count):
-    for suffix in ("csv", "jsonl"):
-        write_as(suffix, tmp_path / f"rows.{suffix}")
+    for name in ("rows.csv", "rows.jsonl"):
+        write_as(name, tmp_path)
     rows = load_rows(str(tmp_path), limit=limit)
     assert len(rows) == len(list(rows)) == count
+    for start in range(count):
+        assert len(list(rows.read(start))) == count - start
 
 
 def test_a_jsonl_row_is_numbered_by_its_line_and_blank_lines_are_no_rows(tmp_path):
@@ -83,9 +225,10 @@ def test_a_line_that_cannot_be_read_is_one_bad_row_among_good_ones(tmp_path, lin
         raise bad.error(bad.problem)
 
 
-@pytest.mark.parametrize("suffix", ["jsonl", "json", "csv"])
-def test_a_byte_order_mark_is_no_part_of_the_data(tmp_path, suffix):
-    path = write_as(suffix, tmp_path / f"rows.{suffix}")
+@pytest.mark.parametrize("name", ["rows.jsonl", "list.json", "lines.json", "rows.csv"])
+def test_a_byte_order_mark_is_no_part_of_the_data(tmp_path, name):
+    path = tmp_path / name
+    path.write_bytes(KINDS[name](ROWS))
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
     assert [row.values for row in load_rows(str(path))] == ROWS
 
@@ -109,18 +252,26 @@ BAD_FILES = {
     "unknown suffix": (
         "rows.txt",
         b"x",
-        r"ends in '.txt', which is not read. Use one of .jsonl, .json, .parquet, .csv",
+        r"ends in '.txt', which is not read. Use one of .jsonl, .ndjson, .json, .parquet, .arrow, .csv, .tsv",
     ),
     "empty jsonl": ("rows.jsonl", b"", "rows.jsonl' has no rows. Name a file or split with at least one"),
     "header alone": ("rows.csv", b"question,answer\n", "has no rows"),
     "empty list": ("rows.json", b"[]", "has no rows"),
-    "broken json": ("rows.json", b"{", "is not JSON .* at line 1.*A file with one object a line is named .jsonl"),
-    "jsonl in json": ("rows.json", b'{"a": 1}\n{"a": 2}\n', "A file with one object a line is named .jsonl"),
-    "json number": ("rows.json", b"3", "must hold a list of rows, or an object with one list in it"),
+    "broken json": ("rows.json", b"{", "is not JSON .* at line 1.*, nor has it one object a line. Mend that line"),
+    "json number": ("rows.json", b"3", "must hold a list of rows, an object with one list in it, or one object a line"),
+    "two columns of a name": (
+        "rows.csv",
+        b"a,b,a\n1,2,3\n",
+        "two columns named 'a', of which one would be lost. Rename",
+    ),
+    "torn gz": ("rows.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 99)[:-9], "is not a whole file .*fetch it again"),
+    "no gz": ("rows.jsonl.gz", b'{"a": 1}\n', "is not a whole file"),
+    "no arrow": ("rows.arrow", b"x" * 99, "is not an Arrow file"),
+    "unknown gz": ("rows.gz", b"x", "ends in '.gz', which is not read"),
     "deep json": ("rows.json", b"[" * 100_000, "is JSON nested too deeply"),
     "latin json": ("rows.json", b'[{"a": "\xff"}]', r"is not UTF-8 \(byte 9\). Convert it first"),
     "latin csv": ("rows.csv", b"question\n\xff\n", "is not UTF-8"),
-    "no parquet": ("rows.parquet", b"x", "is not a Parquet file .* Write it again, or name another"),
+    "no parquet": ("rows.parquet", b"x", "is not a Parquet file .* Write or fetch it again, or name another"),
 }
 
 
@@ -134,9 +285,7 @@ def test_a_bad_file_is_refused_with_the_fix(tmp_path, case):
 
 @pytest.mark.parametrize("source", ["absent.jsonl", "rows.txt", "./absent", "/no/absent", "~/absent", "a/b/c", r"C:\a"])
 def test_what_looks_like_a_path_is_not_asked_of_the_hub(source):
-    with pytest.raises(
-        DataError, match=r"does not exist. Check the path: a .jsonl, .json, .parquet, .csv file or a fol"
-    ):
+    with pytest.raises(DataError, match=r"does not exist. Check the path: a .jsonl, .ndjson, .json, .*or a folder"):
         load_rows(source)
 
 
@@ -150,15 +299,19 @@ def test_a_hub_name_that_cannot_be_reached_is_refused_with_the_fix(source):
 
 def test_a_folder_without_data_files_is_refused_with_the_fix(tmp_path):
     (tmp_path / "README.md").write_text("x")
-    with pytest.raises(
-        DataError, match=r"holds no .jsonl, .json, .parquet, .csv file. Folders inside it are not searched"
-    ):
+    with pytest.raises(DataError, match=r"no data file is there .*Name a .jsonl, .ndjson, .*, or another folder"):
         load_rows(str(tmp_path))
 
 
-def test_a_folder_of_save_to_disk_is_refused_with_the_fix(tmp_path):
-    from datasets import Dataset
+def test_other_files_of_a_folder_are_left_to_datasets(tmp_path):
+    (tmp_path / "train.txt").write_text("one\ntwo\n")
+    rows = load_rows(str(tmp_path))
+    assert [(row.values, row.number) for row in rows] == [({"text": "one"}, 1), ({"text": "two"}, 2)]
 
-    Dataset.from_list(ROWS).save_to_disk(tmp_path / "saved")
-    with pytest.raises(DataError, match="was written by save_to_disk. Write its split with to_parquet"):
-        load_rows(str(tmp_path / "saved"))
+
+@pytest.mark.parametrize("split", ["validation", "tset", "train[", "train[:3", ""])
+def test_a_split_that_is_not_there_is_refused_with_those_that_are(tmp_path, split):
+    for name in ("train.jsonl", "test.jsonl"):
+        write_as(name, tmp_path)
+    with pytest.raises(DataError, match=rf"has no split '{re.escape(split)}'; it has train, test. Name one of them"):
+        load_rows(str(tmp_path), split=split)

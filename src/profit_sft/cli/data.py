@@ -104,6 +104,11 @@ def data_facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
             "longest row, rows truncated",
             f"{report['longest']:,}, {report['rows_truncated']:,} ({report['rows_truncated'] / used:.1%})",
         ),
+        *(
+            [("rows longer than max_length, left out", f"{report['rows_too_long']:,}")]
+            if report["rows_too_long"]
+            else []
+        ),
         ("what is learned ends in", listed + (", ..." if len(ends) > _ENDS else "")),
         *(("note", visible(note)) for note in report["notes"]),
     ]

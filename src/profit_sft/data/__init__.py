@@ -4,16 +4,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from profit_sft.data.blocks import LISTED_ROWS, SkippedRow
     from profit_sft.data.formats import FORMATS, Conversation, detect_format, to_conversation
     from profit_sft.data.prepare import (
-        LISTED_ROWS,
         DataReport,
         PreparedData,
-        SkippedRow,
+        largest_token,
         prepare_dataset,
+        stream_dataset,
         tokenizer_fingerprint,
     )
-    from profit_sft.data.rows import Row, RowSource, load_rows
+    from profit_sft.data.row import Row, RowSource
+    from profit_sft.data.rows import load_rows
     from profit_sft.data.settings import DataOptions, DataSettings
     from profit_sft.data.tokenize import IGNORE_INDEX, TOKEN_KINDS, Tokenized, tokenize_conversation
 
@@ -21,20 +23,22 @@ if TYPE_CHECKING:
 _LAZY = {
     "FORMATS": "formats",
     "IGNORE_INDEX": "tokenize",
-    "LISTED_ROWS": "prepare",
+    "LISTED_ROWS": "blocks",
     "TOKEN_KINDS": "tokenize",
     "Conversation": "formats",
     "DataOptions": "settings",
     "DataReport": "prepare",
     "DataSettings": "settings",
     "PreparedData": "prepare",
-    "Row": "rows",
-    "RowSource": "rows",
-    "SkippedRow": "prepare",
+    "Row": "row",
+    "RowSource": "row",
+    "SkippedRow": "blocks",
     "Tokenized": "tokenize",
     "detect_format": "formats",
+    "largest_token": "prepare",
     "load_rows": "rows",
     "prepare_dataset": "prepare",
+    "stream_dataset": "prepare",
     "to_conversation": "formats",
     "tokenize_conversation": "tokenize",
     "tokenizer_fingerprint": "prepare",
@@ -55,8 +59,10 @@ __all__ = [
     "SkippedRow",
     "Tokenized",
     "detect_format",
+    "largest_token",
     "load_rows",
     "prepare_dataset",
+    "stream_dataset",
     "to_conversation",
     "tokenize_conversation",
     "tokenizer_fingerprint",

@@ -7,7 +7,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from profit_sft.data.formats import detect_format, to_conversation
-from profit_sft.data.rows import Row
+from profit_sft.data.row import Row
 from profit_sft.data.tokenize import IGNORE_INDEX, Tokenized, tokenize_conversation
 from profit_sft.errors import DataError
 

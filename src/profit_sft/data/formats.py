@@ -17,7 +17,7 @@ from profit_sft.data.messages import (
     shown,
     train_flag,
 )
-from profit_sft.data.rows import Row
+from profit_sft.data.row import Row
 
 Format = Literal["messages", "prompt_completion", "sharegpt", "alpaca", "question_answer", "text"]
 # In the order in which they are looked for.

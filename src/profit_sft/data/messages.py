@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from profit_sft.data.rows import Row
+from profit_sft.data.row import Row
 
 Message = dict[str, Any]  # role, content, and for an assistant perhaps reasoning_content and tool_calls; nothing null
 

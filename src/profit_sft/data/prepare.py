@@ -1,43 +1,33 @@
-"""From a data source to a tokenized data set, with a report of what became of every row."""
+"""From a data source to a tokenized data set on disk, made once, with a report of what became of every row."""
 
+import dataclasses
 import hashlib
 import json
+import shutil
 import sys
-from array import array
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 
+import datasets
+import numpy as np
 import pyarrow
-from datasets import Dataset
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+import pyarrow.compute
+from datasets import Dataset, Features
+from filelock import FileLock
 from transformers import PreTrainedTokenizerBase
 
-from profit_sft.data.formats import FORMATS, REQUIRED_FIELDS, Format, detect_format, to_conversation
-from profit_sft.data.rows import Row, RowSource, load_rows
+from profit_sft.data.blocks import SCHEMA, BlockPreparer, SkippedRow, Tally, prepare_row, read_tally
+from profit_sft.data.row import RowSource
 from profit_sft.data.settings import DataSettings
-from profit_sft.data.tokenize import IGNORE_INDEX, TOKEN_KINDS, Tokenized, tokenize_conversation
+from profit_sft.data.sources import open_source
 from profit_sft.errors import DataError
+from profit_sft.files import package_versions, write_text
 
-LISTED_ROWS = 100  # bad rows named in a report; the count is always complete
-_ROWS_A_TABLE = 2000  # Python's ints take several times the memory of Arrow's, so few rows are held in lists at a time
-_SCHEMA = pyarrow.schema(
-    {
-        "input_ids": pyarrow.list_(pyarrow.int64()),
-        "labels": pyarrow.list_(pyarrow.int64()),
-        "row": pyarrow.int64(),
-        "token_kinds": pyarrow.list_(pyarrow.int8()),
-    }
-)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SkippedRow:
-    """A row that was left out, and why."""
-
-    file: str
-    row: int
-    reason: str
+_BLOCK_ROWS = 128  # of 20,000 tokens each they are 20 MB
+_REPORT = "report.json"  # written last: a folder without one is unfinished
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,10 +38,11 @@ class DataReport:
         dataset_name: As given.
         dataset_format: Format of the first row that could be used.
         rows_read: Rows looked at.
-        rows_used: Rows in the data set: more than were read where a chat gives an example for each turn.
+        rows_used: Examples in the data set; a row may give several.
         rows_skipped: Bad rows left out.
         skipped: The first of them.
-        rows_truncated: Rows that lost their end to `max_length`.
+        rows_truncated: Examples that lost their end to `max_length`.
+        rows_too_long: Rows left out because they are longer, where `drop_long_rows` is set.
         total_tokens: Tokens of all rows used.
         label_tokens: Those that carry a label.
         longest: Tokens of the longest row, after truncation.
@@ -67,6 +58,7 @@ class DataReport:
     rows_skipped: int
     skipped: tuple[SkippedRow, ...]
     rows_truncated: int
+    rows_too_long: int
     total_tokens: int
     label_tokens: int
     longest: int
@@ -84,7 +76,10 @@ class PreparedData:
 
 
 def prepare_dataset(settings: DataSettings, tokenizer: PreTrainedTokenizerBase, progress: bool = False) -> PreparedData:
-    """Read, convert, tokenize and label every row.
+    """Read, convert, tokenize and label every row, unless that was done before.
+
+    What was made lies in the cache of `datasets`, in a folder named after everything it depends on, and is mapped into
+    memory. Of several processes that ask for the same, such as the ranks of a run, the first makes it; the others wait.
 
     Args:
         settings: What to read.
@@ -98,146 +93,164 @@ def prepare_dataset(settings: DataSettings, tokenizer: PreTrainedTokenizerBase, 
         DataError: The source or a row cannot be used; names file, row, field and the fix.
     """
     _require_fast(tokenizer)
-    collected = _Collected()
-    rows = load_rows(
-        settings.dataset_name,
-        name=settings.dataset_config,
-        split=settings.dataset_split,
-        limit=settings.max_samples,
-    )
-    for row in _shown(rows) if progress and sys.stderr.isatty() else rows:
-        collected.read += 1
+    rows = open_source(settings)
+    key = _key(settings, tokenizer, rows)
+    folder = Path(datasets.config.HF_DATASETS_CACHE) / "profit_sft" / key
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_suffix(".lock")):
+        if not (folder / _REPORT).is_file():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            try:
+                _prepare(settings, tokenizer, rows, folder, progress=progress)
+            except BaseException:
+                shutil.rmtree(folder, ignore_errors=True)
+                raise
+        return _load(folder)
+
+
+def stream_dataset(settings: DataSettings, tokenizer: PreTrainedTokenizerBase) -> PreparedData:
+    """Prepare rows while they are trained on; nothing is counted, and nothing is kept.
+
+    Args:
+        settings: What to read.
+        tokenizer: A fast tokenizer.
+
+    Returns:
+        An `IterableDataset` with `input_ids` and `labels`, and a report without counts. Reading it raises DataError at
+        a bad row, unless bad rows are skipped.
+
+    Raises:
+        DataError: The source cannot be used, or has no row that can.
+    """
+    _require_fast(tokenizer)
+    rows = open_source(settings, streaming=True)
+    features = Features.from_arrow_schema(pyarrow.schema([SCHEMA.field("input_ids"), SCHEMA.field("labels")]))
+    if next(_streamed(rows, settings, tokenizer), None) is None:
+        raise DataError(f"'{settings.dataset_name}': none of its rows can be used.")
+    arguments = {"rows": rows, "settings": settings, "tokenizer": tokenizer}
+    dataset = datasets.IterableDataset.from_generator(_streamed, features=features, gen_kwargs=arguments)
+    tally = Tally(dataset_format="streamed", notes=["streamed, so that nothing is counted"])
+    return PreparedData(dataset=dataset, report=_report(tally, settings, tokenizer, fingerprint=""))
+
+
+def _streamed(
+    rows: RowSource, settings: DataSettings, tokenizer: PreTrainedTokenizerBase
+) -> Iterator[dict[str, list[int]]]:
+    limit = settings.max_length
+    for row in rows:
         try:
-            examples = _prepare_row(row, settings, tokenizer, known_format=collected.format)
-        except DataError as error:
+            examples = prepare_row(row, settings, tokenizer)
+        except DataError:
             if not settings.skip_bad_rows:
                 raise
-            collected.skip(row, str(error))
             continue
-        collected.add(row, examples, settings)
-    if collected.used == 0:
-        raise DataError(
-            f"'{settings.dataset_name}': none of its {collected.read} rows can be used. The first: "
-            f"{collected.skipped[0].reason}"
-        )
-    return collected.finish(settings, tokenizer)
-
-
-def _prepare_row(
-    row: Row, settings: DataSettings, tokenizer: PreTrainedTokenizerBase, *, known_format: Format | None
-) -> list[Tokenized]:
-    columns = {"prompt_column": settings.prompt_column, "response_column": settings.response_column}
-    dataset_format = settings.dataset_format
-    if (
-        dataset_format == "auto"
-        and known_format is not None
-        and detect_format(row.values, **columns) is None
-        and any(field in row.values for field in REQUIRED_FIELDS[known_format])
-    ):
-        # It has some fields of the file's format and lacks the others; the message should say so.
-        dataset_format = known_format
-    conversation = to_conversation(
-        row,
-        dataset_format,
-        prompt_column=settings.prompt_column,
-        response_column=settings.response_column,
-        system_prompt=settings.system_prompt,
-        chat_template_kwargs=settings.chat_template_kwargs,
-    )
-    examples = tokenize_conversation(
-        conversation,
-        tokenizer,
-        row,
-        train_on="last" if settings.train_on == "last" else "all",
-        empty_think="ignore" if settings.empty_think == "ignore" else "train",
-        template_date=settings.template_date,
-    )
-    usable = [example for example in examples if _has_labels(example, settings)]
-    if not usable:
-        raise _without_labels(row, examples[0], settings)
-    return usable
-
-
-def _has_labels(example: Tokenized, settings: DataSettings) -> bool:
-    # The first token is never predicted, so a label there does not count.
-    return any(label != IGNORE_INDEX for label in example.labels[1 : settings.max_length])
-
-
-def _without_labels(row: Row, example: Tokenized, settings: DataSettings) -> DataError:
-    first = next((index for index, label in enumerate(example.labels) if label != IGNORE_INDEX and index > 0), None)
-    if first is None:
-        return row.error("its answer begins with its only token, so nothing is left to predict. Mend or drop the row.")
-    return row.error(
-        f"its {len(example.input_ids)} tokens are cut to max_length={settings.max_length}, before the first answer "
-        f"token (number {first + 1}), so nothing is left to train on. Raise --max_length or drop the row."
-    )
-
-
-class _Collected:
-    """What has been prepared so far."""
-
-    def __init__(self) -> None:
-        self.format: Format | None = None
-        self.read = self.used = self.truncated = self.skipped_count = 0
-        self.total_tokens = self.label_tokens = self.longest = 0
-        self.skipped: list[SkippedRow] = []
-        self.notes: dict[str, None] = {}  # in the order in which they came up
-        self.has_kinds = False
-        self._digest = hashlib.sha256()
-        self._pending: list[dict[str, object]] = []
-        self._tables: list[pyarrow.Table] = []
-
-    def skip(self, row: Row, reason: str) -> None:
-        self.skipped_count += 1
-        if len(self.skipped) < LISTED_ROWS:
-            self.skipped.append(SkippedRow(file=row.file, row=row.number, reason=reason))
-
-    def add(self, row: Row, examples: list[Tokenized], settings: DataSettings) -> None:
-        if self.format is None:
-            columns = {"prompt_column": settings.prompt_column, "response_column": settings.response_column}
-            named = next((name for name in FORMATS if name == settings.dataset_format), None)
-            self.format = named or detect_format(row.values, **columns)
         for example in examples:
-            self._add_example(row, example, settings.max_length)
+            if limit is None or len(example.input_ids) <= limit or not settings.drop_long_rows:
+                yield {"input_ids": example.input_ids[:limit], "labels": example.labels[:limit]}
 
-    def _add_example(self, row: Row, example: Tokenized, limit: int | None) -> None:
-        input_ids, labels = example.input_ids[:limit], example.labels[:limit]
-        kinds = [TOKEN_KINDS["none"]] * len(input_ids) if example.token_kinds is None else example.token_kinds[:limit]
-        self.has_kinds |= example.token_kinds is not None
-        self.notes.update(dict.fromkeys(example.notes))
-        self.used += 1
-        self.truncated += len(example.input_ids) > len(input_ids)
-        self.total_tokens += len(input_ids)
-        self.label_tokens += sum(label != IGNORE_INDEX for label in labels[1:])
-        self.longest = max(self.longest, len(input_ids))
-        self._digest.update(array("q", [len(input_ids), *input_ids, *labels]).tobytes())
-        self._pending.append({"input_ids": input_ids, "labels": labels, "row": row.number, "token_kinds": kinds})
-        if len(self._pending) == _ROWS_A_TABLE:
-            self._flush()
 
-    def _flush(self) -> None:
-        self._tables.append(pyarrow.Table.from_pylist(self._pending, schema=_SCHEMA))
-        self._pending = []
+def _key(settings: DataSettings, tokenizer: PreTrainedTokenizerBase, rows: RowSource) -> str:
+    """Return a name for what is prepared: it changes with the rows, the settings, the tokenizer and the code."""
+    content = {
+        "settings": {**dataclasses.asdict(settings), "dataset_num_proc": None},
+        "tokenizer": [tokenizer_fingerprint(tokenizer), tokenizer.special_tokens_map],
+        "rows": rows.identity,
+        "code": _code_fingerprint(),
+        "packages": package_versions(("transformers", "tokenizers", "jinja2")),
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:40]
 
-    def finish(self, settings: DataSettings, tokenizer: PreTrainedTokenizerBase) -> PreparedData:
-        self._flush()
-        table = pyarrow.concat_tables(self._tables)
-        report = DataReport(
-            dataset_name=settings.dataset_name,
-            dataset_format=str(self.format),
-            rows_read=self.read,
-            rows_used=self.used,
-            rows_skipped=self.skipped_count,
-            skipped=tuple(self.skipped),
-            rows_truncated=self.truncated,
-            total_tokens=self.total_tokens,
-            label_tokens=self.label_tokens,
-            longest=self.longest,
-            fingerprint=self._digest.hexdigest(),
-            tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
-            notes=tuple(self.notes),
+
+@cache
+def _code_fingerprint() -> str:
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
+def _prepare(
+    settings: DataSettings, tokenizer: PreTrainedTokenizerBase, rows: RowSource, folder: Path, *, progress: bool
+) -> None:
+    processes = settings.dataset_num_proc or 1
+    block_rows = max(1, min(_BLOCK_ROWS, -(-len(rows) // processes)))
+    starts = range(0, len(rows), block_rows)
+    with _bars(shown=progress and sys.stderr.isatty()):
+        made = Dataset.from_dict({"start": list(starts)}).map(
+            BlockPreparer(rows, settings, tokenizer, block_rows=block_rows, folder=folder),
+            batched=True,
+            batch_size=1,
+            remove_columns=["start"],
+            features=Features.from_arrow_schema(SCHEMA),
+            num_proc=processes if processes > 1 else None,
+            cache_file_name=str(folder / "examples.arrow"),
+            new_fingerprint=folder.name,
+            load_from_cache_file=False,
+            desc="tokenizing rows",
         )
-        return PreparedData(dataset=Dataset(table if self.has_kinds else table.drop(["token_kinds"])), report=report)
+    tally = read_tally(folder)
+    if tally.rows_used == 0:
+        raise _nothing_used(settings, tally.rows_read, tally.skipped)
+    report = _report(tally, settings, tokenizer, fingerprint=_fingerprint(made.data.table))
+    kept = {**dataclasses.asdict(report), "has_kinds": tally.has_kinds}
+    write_text(folder / _REPORT, json.dumps(kept, indent=2) + "\n")
+
+
+def _report(
+    tally: Tally, settings: DataSettings, tokenizer: PreTrainedTokenizerBase, *, fingerprint: str
+) -> DataReport:
+    counts = {entry.name: getattr(tally, entry.name) for entry in dataclasses.fields(tally)}
+    del counts["has_kinds"]
+    return DataReport(
+        **{**counts, "skipped": tuple(tally.skipped), "notes": tuple(tally.notes)},
+        dataset_name=settings.dataset_name,
+        fingerprint=fingerprint,
+        tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
+    )
+
+
+def _nothing_used(settings: DataSettings, rows_read: int, skipped: list[SkippedRow]) -> DataError:
+    why = f"The first: {skipped[0].reason}" if skipped else f"All are longer than max_length={settings.max_length}."
+    return DataError(f"'{settings.dataset_name}': none of its {rows_read} rows can be used. {why}")
+
+
+def _load(folder: Path) -> PreparedData:
+    kept = json.loads((folder / _REPORT).read_text(encoding="utf-8"))
+    has_kinds, skipped, notes = (kept.pop(name) for name in ("has_kinds", "skipped", "notes"))
+    report = DataReport(**kept, skipped=tuple(SkippedRow(**row) for row in skipped), notes=tuple(notes))
+    dataset = datasets.concatenate_datasets([Dataset.from_file(str(file)) for file in sorted(folder.glob("*.arrow"))])
+    return PreparedData(dataset=dataset if has_kinds else dataset.remove_columns("token_kinds"), report=report)
+
+
+def _fingerprint(table: pyarrow.Table) -> str:
+    digest = hashlib.sha256()
+    for batch in table.to_batches():
+        offsets = batch["input_ids"].offsets.to_numpy()
+        # In 64 bits, as ever: scores are stored beside this value.
+        ids, labels = (batch[name].flatten().to_numpy().astype(np.int64) for name in ("input_ids", "labels"))
+        for start, stop in zip(offsets[:-1] - offsets[0], offsets[1:] - offsets[0], strict=True):
+            digest.update(np.int64(stop - start).tobytes())
+            digest.update(ids[start:stop])
+            digest.update(labels[start:stop])
+    return digest.hexdigest()
+
+
+@contextmanager
+def _bars(*, shown: bool) -> Iterator[None]:
+    """Show the bars of `datasets`, or show none, whatever the process does otherwise."""
+    before = datasets.are_progress_bars_disabled()
+    (datasets.enable_progress_bars if shown else datasets.disable_progress_bars)()
+    try:
+        yield
+    finally:
+        (datasets.disable_progress_bars if before else datasets.enable_progress_bars)()
+
+
+def largest_token(data: PreparedData) -> int:
+    """Return the largest token id of the data, which the model's embedding must have; 0 where it is streamed."""
+    if isinstance(data.dataset, datasets.IterableDataset):
+        return 0
+    column = data.dataset.data.table["input_ids"]
+    return max(int(pyarrow.compute.max(chunk.flatten()).as_py() or 0) for chunk in column.chunks)
 
 
 def _require_fast(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -263,9 +276,3 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     content = {name: value for name, value in backend.items() if name not in ("padding", "truncation")}
     content["chat_template"] = tokenizer.chat_template
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _shown(rows: RowSource) -> Iterator[Row]:
-    columns = (TextColumn("tokenizing rows"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        yield from bar.track(rows, total=len(rows))

@@ -1,104 +1,70 @@
-"""Load rows from local files or a hub data set, each with the place it came from."""
+"""Find the rows that a name means: a file, a folder's split, a saved data set, or one of the hub."""
 
-import csv
-import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from profit_sft.data.row import Row, RowSource, chained, first, selected
+from profit_sft.data.row_files import COMPRESSED, SUFFIXES, kind_of, open_file
 from profit_sft.errors import DataError
 
-SUFFIXES = (".jsonl", ".json", ".parquet", ".csv")
 # A name that ends so means a file, not a hub data set ('nobody/data-v1.5' has a suffix too).
-_FILE_SUFFIXES = (*SUFFIXES, ".txt", ".tsv", ".xlsx", ".arrow", ".gz", ".zst", ".xz", ".zip", ".yaml", ".yml", ".pkl")
-_LONGEST_CSV_CELL = 2**31 - 1  # what a C long holds on every platform
+_FILE_SUFFIXES = (*SUFFIXES, *COMPRESSED, ".txt", ".xlsx", ".zst", ".zip", ".yaml", ".yml", ".pkl")
+DataFiles = str | Sequence[str] | Mapping[str, str]
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One row and where it stands.
+def load_rows(
+    source: str,
+    *,
+    name: str | None = None,
+    split: str = "train",
+    limit: int | None = None,
+    data_dir: str | None = None,
+    data_files: DataFiles | None = None,
+    streaming: bool = False,
+) -> RowSource:
+    """Find the rows of a file, a folder, a data set that `save_to_disk` wrote, or one of the hub.
 
-    Attributes:
-        values: Column name to value.
-        file: Path or hub name, for messages.
-        number: 1-based row; for jsonl the line number; for csv the header is not counted.
-        problem: Why the row could not be read, or None.
-    """
-
-    values: dict[str, Any]
-    file: str
-    number: int
-    problem: str | None = None
-
-    def error(self, text: str) -> DataError:
-        """Return a DataError that starts with the row's place."""
-        return DataError(f"{self.file}, row {self.number}: {text}")
-
-
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """One file or hub data set: its number of rows, and how to read them from the start."""
-
-    count: int
-    read: Callable[[], Iterator[Row]]
-
-
-@dataclass(frozen=True, slots=True)
-class RowSource:
-    """Rows that can be counted and read, any number of times, without holding a whole jsonl, csv or parquet file.
-
-    Attributes:
-        source: As given.
-        parts: What it consists of, in order.
-        limit: Rows after this many are left out. None: all.
-    """
-
-    source: str
-    parts: tuple[_Part, ...]
-    limit: int | None = None
-
-    def __len__(self) -> int:
-        count = sum(part.count for part in self.parts)
-        return count if self.limit is None else min(count, self.limit)
-
-    def __iter__(self) -> Iterator[Row]:
-        return islice((row for part in self.parts for row in part.read()), self.limit)
-
-
-def load_rows(source: str, *, name: str | None = None, split: str = "train", limit: int | None = None) -> RowSource:
-    """Find and count the rows of a file, a folder or a hub data set.
+    Which files of a folder or hub data set belong to a split is settled by the rules of `datasets`: its README, or
+    else names such as `train.jsonl`, `data/test-00000-of-00002.parquet` or `validation/rows.csv`; where no name says
+    so, all are of the split `train`.
 
     A line of a jsonl file or a record of a csv file that cannot be read is yielded with its `problem`, so that the
     caller may leave it out; the rest is raised here.
 
     Args:
-        source: A jsonl, json, parquet or csv file, a folder of them (read in order of their names), or a hub name.
-        name: Configuration of a hub data set.
-        split: Split of a hub data set. Local files have none.
+        source: A file, a folder, or a hub name. A file is one split, whatever its name.
+        name: Configuration of a folder or hub data set.
+        split: Split of a folder or hub data set, or a part of one, as `train[:1000]`.
         limit: Leave out all rows after this many.
+        data_dir: Folder inside a folder or hub data set.
+        data_files: Files of it, in place of those of the split rules; also with `json`, `csv`, `parquet` or `arrow` as
+            the source.
+        streaming: Read nothing before it is asked for: files are not counted, hub data sets are not downloaded.
 
     Raises:
         DataError: The source does not exist, is empty, or is of an unknown kind; the message says what to do.
     """
     path = Path(source).expanduser()
-    if path.is_dir():
-        parts = tuple(_open_file(file) for file in _files_in(path))
+    if data_files is not None and f".{source}" in (*SUFFIXES, ".text"):
+        rows = _split_of(source, _files(Path(), data_files), split)
+    elif path.is_dir():
+        rows = _folder(path / (data_dir or ""), name, split, data_files)
     elif path.exists():
-        parts = (_open_file(path),)
+        rows = open_file(path)
     elif means_a_file(source):
         raise DataError(
             f"'{source}' does not exist. Check the path: a {', '.join(SUFFIXES)} file or a folder of them. A hub data "
             "set is named like 'openai/gsm8k'."
         )
     else:
-        parts = (_open_hub(source, name, split),)
-    rows = RowSource(source, parts, limit)
-    if len(rows) == 0:
+        files = {"data_dir": data_dir, "data_files": data_files}
+        rows = _loaded(source, name, split, {key: value for key, value in files.items() if value}, streaming=streaming)
+    if not streaming and len(rows) == 0:
         raise DataError(f"'{source}' has no rows. Name a file or split with at least one.")
-    return rows
+    return rows if limit is None else first(rows, limit)
 
 
 def means_a_file(source: str) -> bool:
@@ -107,145 +73,120 @@ def means_a_file(source: str) -> bool:
     return looks_like_a_path or source.lower().endswith(_FILE_SUFFIXES)
 
 
-def _files_in(folder: Path) -> list[Path]:
-    if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():
+def _folder(folder: Path, name: str | None, split: str, data_files: DataFiles | None) -> RowSource:
+    if (folder / "dataset_dict.json").is_file():
+        import datasets
+
+        parts = datasets.load_from_disk(folder)
+        return _split_of(str(folder), {str(key): [part] for key, part in parts.items()}, split)
+    if (folder / "state.json").is_file():
+        import datasets
+
+        return _table(datasets.load_from_disk(folder), str(folder))
+    if not folder.is_dir():
+        raise DataError(f"folder '{folder}' does not exist. Check --data_dir.")
+    files = _files(folder, data_files, name)
+    if not files:  # images, text, archives: `datasets` knows how to read them, if not where each row stands
+        return _loaded(str(folder), name, split, {"data_files": data_files} if data_files else {}, streaming=False)
+    return _split_of(str(folder), files, split)
+
+
+def _files(folder: Path, data_files: DataFiles | None, name: str | None = None) -> dict[str, list[Path]]:
+    """Return a folder's files by split, as `datasets` would: what is asked for, what its README says, or by names."""
+    from datasets.data_files import DataFilesDict, EmptyDatasetError, get_data_patterns, sanitize_patterns
+
+    try:
+        patterns: Any = data_files or _patterns_of_readme(folder, name)
+        patterns = sanitize_patterns(patterns) if patterns else get_data_patterns(str(folder))
+        found = DataFilesDict.from_patterns(patterns, base_path=str(folder.absolute()))
+    except (FileNotFoundError, EmptyDatasetError, ValueError) as error:
+        raise _no_files(folder, data_files, error) from None
+    if not any(found.values()):
+        raise _no_files(folder, data_files, "nothing matches")
+    by_split = {str(split): [Path(file) for file in files] for split, files in found.items()}
+    read = {split: [file for file in files if kind_of(file) in SUFFIXES] for split, files in by_split.items()}
+    return {split: files for split, files in read.items() if files}
+
+
+def _no_files(folder: Path, data_files: DataFiles | None, why: object) -> DataError:
+    asked = f"folder '{folder}'" if data_files is None else f"data_files {data_files!r}"
+    return DataError(f"{asked}: no data file is there ({why}). Name a {', '.join(SUFFIXES)} file, or another folder.")
+
+
+def _patterns_of_readme(folder: Path, name: str | None) -> Any:
+    """Return the `data_files` that the folder's README names for a configuration, or None where it names none."""
+    from datasets.utils.metadata import MetadataConfigs
+    from huggingface_hub import DatasetCard
+
+    readme = folder / "README.md"
+    configs = MetadataConfigs.from_dataset_card_data(DatasetCard.load(readme).data) if readme.is_file() else {}
+    configs = {key: value for key, value in configs.items() if "data_files" in value}
+    if not configs:
+        if name is not None:
+            raise DataError(f"folder '{folder}' has no configuration '{name}': no README names any. Leave it out.")
+        return None
+    default = next((key for key, value in configs.items() if value.get("default")), None)
+    wanted = name or default or ("default" if "default" in configs else None)
+    if wanted is None and len(configs) == 1:
+        (wanted,) = configs
+    if wanted not in configs:
         raise DataError(
-            f"folder '{folder}' was written by save_to_disk. Write its split with to_parquet and name that."
+            f"folder '{folder}' has the configurations {', '.join(configs)}"
+            + ("" if name is None else f", and none is '{name}'")
+            + ". Name one with --dataset_config."
         )
-    files = sorted(
-        file
-        for file in folder.iterdir()
-        if file.suffix.lower() in SUFFIXES and file.is_file() and not file.name.startswith(".")
-    )
-    if not files:
+    return configs[wanted]["data_files"]
+
+
+def _split_of(source: str, by_split: Mapping[str, Sequence[Any]], split: str) -> RowSource:
+    """Return one split's rows, or a part of one or several: `train[:10%]`, `train+test`."""
+    from datasets import ReadInstruction
+
+    def opened(name: str) -> RowSource:
+        parts = by_split[name]
+        return chained(source, [open_file(part) if isinstance(part, Path) else _table(part, source) for part in parts])
+
+    if split in by_split:
+        return opened(split)
+    try:
+        instruction = ReadInstruction.from_spec(split)
+        names = [name for name in by_split if name in split]
+        lengths = {name: len(opened(name)) for name in names}
+        parts = [(part.splitname, part.from_ or 0, part.to) for part in instruction.to_absolute(lengths)]
+    except (ValueError, AssertionError):
         raise DataError(
-            f"folder '{folder}' holds no {', '.join(SUFFIXES)} file. Folders inside it are not searched; name one."
-        )
-    return files
-
-
-def _open_file(path: Path) -> _Part:
-    openers = {".jsonl": _open_jsonl, ".json": _open_json, ".parquet": _open_parquet, ".csv": _open_csv}
-    opener = openers.get(path.suffix.lower())
-    if opener is None:
-        raise DataError(f"'{path}' ends in '{path.suffix}', which is not read. Use one of {', '.join(SUFFIXES)}.")
-    try:
-        return opener(path)
-    except UnicodeDecodeError as error:
-        raise DataError(f"'{path}' is not UTF-8 (byte {error.start + 1}). Convert it first.") from None
-    except OSError as error:
-        raise DataError(f"'{path}' cannot be read ({error}). Check its permissions.") from None
-
-
-def _checked(values: Any, path: Path, number: int) -> Row:
-    if isinstance(values, dict):
-        return Row(values, str(path), number)
-    return Row({}, str(path), number, f"is a {type(values).__name__}, not an object with named fields.")
-
-
-def _open_jsonl(path: Path) -> _Part:
-    with path.open("rb") as lines:
-        count = sum(bool(line.strip()) for line in lines)
-    return _Part(count, partial(_jsonl_rows, path))
-
-
-def _jsonl_rows(path: Path) -> Iterator[Row]:
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                yield _jsonl_row(line, path, number)
-
-
-def _jsonl_row(line: bytes, path: Path, number: int) -> Row:
-    try:
-        # Some editors put a byte order mark in front of the first line. The newline would count as a line of JSON.
-        text = line.rstrip().decode("utf-8-sig" if number == 1 else "utf-8")
-        return _checked(json.loads(text), path, number)
-    except UnicodeDecodeError as error:
-        problem = f"line {number} is not UTF-8 (byte {error.start + 1} of it). Convert the file first."
-    except json.JSONDecodeError as error:
-        problem = f"line {number} is not JSON ({error.msg} at column {error.colno})."
-    except RecursionError:
-        problem = f"line {number} is JSON nested too deeply to read."
-    return Row({}, str(path), number, problem)
-
-
-def _open_json(path: Path) -> _Part:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8-sig"))
-    except json.JSONDecodeError as error:
-        raise DataError(
-            f"'{path}' is not JSON ({error.msg} at line {error.lineno}). A file with one object a line is named .jsonl."
+            f"'{source}' has no split '{split}'; it has {', '.join(by_split)}. Name one of them, or a file."
         ) from None
-    except RecursionError:
-        raise DataError(f"'{path}' is JSON nested too deeply to read. It must hold a list of rows.") from None
-    if isinstance(values, dict):  # {"data": [...]}, as some exports have it
-        lists = [value for value in values.values() if isinstance(value, list)]
-        values = lists[0] if len(lists) == 1 else None
-    if not isinstance(values, list):
-        raise DataError(f"'{path}' must hold a list of rows, or an object with one list in it.")
-    return _Part(len(values), partial(_json_rows, values, path))
+    return chained(
+        source,
+        [
+            selected(opened(name), range(start, lengths[name] if stop is None else stop), f"{name}[{start}:{stop}]")
+            for name, start, stop in parts
+        ],
+    )
 
 
-def _json_rows(values: list[Any], path: Path) -> Iterator[Row]:
-    for number, row in enumerate(values, start=1):
-        yield _checked(row, path, number)
-
-
-def _open_csv(path: Path) -> _Part:
-    csv.field_size_limit(_LONGEST_CSV_CELL)  # of the process; its default of 131,072 refuses long answers
-    return _Part(sum(1 for _ in _csv_rows(path)), partial(_csv_rows, path))
-
-
-def _csv_rows(path: Path) -> Iterator[Row]:
-    with path.open(encoding="utf-8-sig", newline="") as lines:
-        reader = csv.DictReader(lines)
-        try:
-            for number, values in enumerate(reader, start=1):
-                if None in values or None in values.values():
-                    yield Row({}, str(path), number, "has another number of cells than the header.")
-                else:
-                    yield Row(dict(values), str(path), number)
-        except csv.Error as error:
-            raise DataError(f"'{path}' is not CSV ({error} at line {reader.line_num}). Mend that line.") from None
-
-
-def _open_parquet(path: Path) -> _Part:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            return _Part(file.metadata.num_rows, partial(_parquet_rows, path))
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"'{path}' is not a Parquet file ({error}). Write it again, or name another.") from None
-
-
-def _parquet_rows(path: Path) -> Iterator[Row]:
-    import pyarrow.parquet
-
-    number = 0
-    with pyarrow.parquet.ParquetFile(path) as file:
-        for batch in file.iter_batches():
-            for values in batch.to_pylist():
-                number += 1
-                yield Row(values, str(path), number)
-
-
-def _open_hub(source: str, name: str | None, split: str) -> _Part:
+def _loaded(source: str, name: str | None, split: str, files: Mapping[str, Any], *, streaming: bool) -> RowSource:
     import datasets
 
     try:
-        dataset = datasets.load_dataset(source, name=name, split=split)
+        dataset = datasets.load_dataset(source, name=name, split=split, streaming=streaming, **files)
     except Exception as error:  # the hub client raises many kinds, offline most of all
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DataError(
-            f"'{source}' is no local file, and could not be loaded from the hub, split '{split}' ({first}). Check the "
-            "name, --dataset_config and the split, or name a local file."
+            f"'{source}' is no local file, and could not be loaded from the hub, split '{split}' ({first_line}). Check "
+            "the name, --dataset_config and the split, or name a local file."
         ) from error
-    return _Part(len(dataset), partial(_hub_rows, dataset, source))
+    return _table(dataset, source)
 
 
-def _hub_rows(dataset: Any, source: str) -> Iterator[Row]:
-    for number, values in enumerate(dataset, start=1):
+def _table(dataset: Any, source: str) -> RowSource:
+    """Return the rows of a `Dataset`, or of an `IterableDataset`, which cannot be counted."""
+    identity = getattr(dataset, "_fingerprint", "")
+    return RowSource(source, partial(_table_rows, dataset, source), count=lambda: len(dataset), identity=identity)
+
+
+def _table_rows(dataset: Any, source: str, start: int) -> Iterator[Row]:
+    rest = dataset.skip(start) if start else dataset
+    for number, values in zip(itertools.count(start + 1), rest):
         yield Row(values, source, number)

@@ -5,6 +5,7 @@ which its `RunArguments` inherit; `profit_sft.cli.options` makes the others' fla
 """
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 
@@ -28,6 +29,7 @@ class DataOptions:
         empty_think: What becomes of a thought without words that the template puts before an answer: `train`, `ignore`.
         skip_bad_rows: Leave out and list rows that cannot be used, instead of stopping at the first.
         max_samples: Rows to read. None: all.
+        drop_long_rows: Leave out rows of more than `max_length` tokens, instead of cutting their end off.
     """
 
     dataset_format: str = field(
@@ -56,6 +58,33 @@ class DataOptions:
     )
     skip_bad_rows: bool = field(default=False, metadata={"help": "Count and list rows that cannot be used; go on."})
     max_samples: int | None = field(default=None, metadata={"help": "Use only the first N rows."})
+    drop_long_rows: bool = field(
+        default=False, metadata={"help": "Leave out rows longer than max_length, instead of cutting their end off."}
+    )
+
+
+@dataclass(frozen=True)
+class MixturePart:
+    """One data set of a mixture, spelled as in TRL's `datasets`.
+
+    Attributes:
+        path: File, folder or hub name; with `data_files` also `json`, `csv`, `parquet` or `arrow`.
+        name: Configuration.
+        data_dir: Folder inside it.
+        data_files: Files of it.
+        split: Split.
+        columns: Columns to keep. None: all.
+        fraction: Its share of the mixture, which then is as large as it can be without a row twice. All parts have one,
+            or none.
+    """
+
+    path: str
+    name: str | None = None
+    data_dir: str | None = None
+    data_files: str | Sequence[str] | Mapping[str, str] | None = None
+    split: str = "train"
+    columns: Sequence[str] | None = None
+    fraction: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,14 +92,22 @@ class DataSource:
     """Where rows are.
 
     Attributes:
-        dataset_name: File, folder or hub name.
-        dataset_config: Configuration of a hub data set.
-        dataset_split: Split of a hub data set.
+        dataset_name: File, folder or hub name, or a YAML file with a list `datasets` of such, a mixture.
+        dataset_config: Configuration of a folder or hub data set.
+        dataset_split: Split of a folder or hub data set.
+        datasets: The parts of a mixture, in place of what `dataset_name` names.
+        test_split_size: Share of the rows, or their number, that is held out. The choice is always the same.
+        held_out: Read the rows held out instead of the others.
     """
 
     dataset_name: str
-    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a hub data set."})
-    dataset_split: str = field(default="train", metadata={"help": "Split of a hub data set."})
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a folder or hub data set."})
+    dataset_split: str = field(default="train", metadata={"help": "Split of a folder or hub data set."})
+    datasets: tuple[MixturePart, ...] | None = None
+    test_split_size: float | None = field(
+        default=None, metadata={"help": "Share of the rows, or their number, held out of training for evaluation."}
+    )
+    held_out: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +117,8 @@ class DataSettings(DataOptions, DataSource):
     Attributes:
         max_length: Tokens a row may have; longer ones lose their end. None: no limit.
         truncation_mode: Only `keep_start`.
+        dataset_num_proc: Processes that prepare the rows. Changes nothing about them.
+        dataset_text_field: Column that is read as `text`.
 
     Raises:
         ValueError: A value is out of range.
@@ -87,6 +126,8 @@ class DataSettings(DataOptions, DataSource):
 
     max_length: int | None = field(default=1024, metadata={"help": "Tokens a row may have."})
     truncation_mode: str = "keep_start"
+    dataset_num_proc: int | None = field(default=None, metadata={"help": "Processes that prepare the rows."})
+    dataset_text_field: str = field(default="text", metadata={"help": "Column of rows that are one text."})
 
     def __post_init__(self) -> None:
         for name, choices in (
@@ -102,7 +143,7 @@ class DataSettings(DataOptions, DataSource):
             object.__setattr__(self, "chat_template_kwargs", json.dumps(self.chat_template_kwargs))
         _require_object("chat_template_kwargs", self.chat_template_kwargs)
         _require_day("template_date", self.template_date)
-        for name in ("max_length", "max_samples"):
+        for name in ("max_length", "max_samples", "dataset_num_proc"):
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
                 raise ValueError(f"{name} must be a whole number or None, got {value!r}.")
@@ -110,6 +151,9 @@ class DataSettings(DataOptions, DataSource):
                 raise ValueError(f"{name} must be at least 1, got {value}.")
         if not self.dataset_name:
             raise ValueError("dataset_name is empty: name a jsonl, json, parquet or csv file, or a hub data set.")
+        size = self.test_split_size
+        if size is not None and not (0 < size < 1 or (size >= 1 and size % 1 == 0)):
+            raise ValueError(f"test_split_size must be a share of the rows in (0, 1), or their number, got {size}.")
         for name in ("prompt_column", "response_column"):
             if getattr(self, name) is not None and self.dataset_format not in ("auto", "question_answer"):
                 raise ValueError(

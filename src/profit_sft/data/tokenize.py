@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from profit_sft.data.chat_template import eos_token
 from profit_sft.data.formats import Conversation
 from profit_sft.data.messages import shown
-from profit_sft.data.rows import Row
+from profit_sft.data.row import Row
 from profit_sft.data.settings import TEMPLATE_DATE
 from profit_sft.data.turns import render_conversation
 

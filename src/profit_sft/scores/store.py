@@ -200,7 +200,7 @@ def data_differences(
     settings_that_differ = [
         f"{name} {value!r}, not {other_settings.get(name)!r}"
         for name, value in settings.items()
-        if value != other_settings.get(name) and name != "skip_bad_rows"
+        if value != other_settings.get(name) and name not in ("skip_bad_rows", "dataset_num_proc")
     ]
     counts = [
         f"{report[name]} {words}, not {other_report[name]}"

@@ -1,6 +1,7 @@
 """The settings of a run that are neither the trainer's nor the model's."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from profit_sft.data.settings import DataOptions
 
@@ -10,14 +11,38 @@ class _Sources:
     """Where the rows to train and to evaluate on are."""
 
     dataset_name: str | None = field(
-        default=None, metadata={"help": "Training data: a jsonl, json, parquet or csv file, a folder, or a hub name."}
+        default=None,
+        metadata={"help": "Training data: a file (jsonl, csv, parquet, ...), a folder or a hub name."},
     )
-    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a hub data set."})
-    dataset_train_split: str = field(default="train", metadata={"help": "Split of a hub data set to train on."})
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a folder or hub data set."})
+    dataset_train_split: str = field(default="train", metadata={"help": "Split of a folder or hub data set."})
+    datasets: list[Any] | None = field(
+        default=None,
+        metadata={
+            "help": "In place of dataset_name, a mixture: a list in YAML, each part with path, and where wanted name, "
+            "data_dir, data_files, split, columns and fraction."
+        },
+    )
+    test_split_size: float | None = field(
+        default=None, metadata={"help": "Share of the rows, or their number, held out of training for evaluation."}
+    )
+    dataset_streaming: bool = field(
+        default=False, metadata={"help": "Prepare rows while they are trained on. Needs --max_steps."}
+    )
+    streaming: bool = field(default=False, metadata={"help": "The same."})
     eval_dataset_name: str | None = field(
-        default=None, metadata={"help": "Evaluation data, a file or hub name. Needs --eval_strategy."}
+        default=None,
+        metadata={
+            "help": "Evaluation data, where it is not dataset_name's test split or held out. Needs --eval_strategy."
+        },
     )
-    dataset_test_split: str = field(default="test", metadata={"help": "Split of a hub data set to evaluate on."})
+    dataset_test_split: str = field(default="test", metadata={"help": "Split to evaluate on."})
+    ignore_bias_buffers: bool = field(default=False, metadata={"help": "Refused: `trl sft` does not read it either."})
+
+    @property
+    def is_streamed(self) -> bool:
+        """Whether rows are prepared while they are trained on."""
+        return self.dataset_streaming or self.streaming
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,14 +10,16 @@ import torch
 from trl import ModelConfig
 
 from profit_sft.data import PreparedData
+from profit_sft.errors import ConfigurationError
 from profit_sft.head import selective_head
 from profit_sft.mask.labels import LabeledText, labeled_texts, turn_ends
 from profit_sft.scores.engine import label_examples, score_labels
 from profit_sft.train.arguments import RunArguments
 from profit_sft.train.config import ProFitConfig
+from profit_sft.train.data import load_data
 from profit_sft.train.engine import Engine, planned_device, planned_engine, planned_precision
 from profit_sft.train.memory import estimate_memory_gib
-from profit_sft.train.run import build_trainer, load_data, load_tokenizer, resolved_config, settle, spread_batch
+from profit_sft.train.run import build_trainer, load_tokenizer, resolved_config, settle, spread_batch
 from profit_sft.train.start_report import parameter_counts
 from profit_sft.train.steps import planned_steps
 from profit_sft.train.trainer import ProFitTrainer
@@ -72,6 +74,11 @@ def dry_run(
     Args: as `profit_sft.train.run.run_training`.
     """
     engine = settle(run, config, model_config)
+    if run.is_streamed:
+        raise ConfigurationError(
+            "a dry run counts rows and tokens, and streamed ones cannot be counted. Leave streaming out of it, with "
+            "--max_samples where the data is large."
+        )
     if run.accelerate_config is not None:
         engine = planned_engine(run.accelerate_config, run.num_processes)
     spread_batch(config, engine)

@@ -39,6 +39,7 @@ _RANGES: dict[str, _Range] = {
     "dataset_num_proc": (1, _WORKERS[1]),
 }
 _MEANING = {("max_steps", -1): "num_train_epochs decides", ("local_rank", -1): "no launcher"}
+_A_WORD_TOO = ("lora_target_modules",)  # ModelConfig makes a word of a list of one, such as all-linear
 _UNLIMITED = ("threshold",)  # their owners say more of them than a range
 
 
@@ -55,7 +56,7 @@ def check_values(settings: Any) -> None:
     kinds = get_type_hints(type(settings))
     for entry in dataclasses.fields(settings):
         value = getattr(settings, entry.name, None)
-        if value is None or not entry.init:
+        if value is None or not entry.init or (entry.name in _A_WORD_TOO and isinstance(value, str)):
             continue
         if not _fits(value, kinds[entry.name]):
             raise TypeError(f"{entry.name} must be {_words(kinds[entry.name])}, got {_short(value)}.")

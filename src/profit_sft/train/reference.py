@@ -1,6 +1,7 @@
 """`--reference_scores`: stored log-probabilities beside the training data, checked to be of that very data."""
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -64,9 +65,7 @@ def add_reference_log_probs(
     """
     scores = load_scores(folder)
     manifest = scores.manifest
-    differences = data_differences(
-        manifest.data, manifest.data_settings, dataclasses.asdict(data.report), dataclasses.asdict(settings)
-    )
+    differences = data_differences(manifest.data, manifest.data_settings, _as_stored(data.report), _as_stored(settings))
     if differences:
         raise ConfigurationError(
             f"reference_scores: '{folder}' holds scores of other data than this run trains on: "
@@ -82,7 +81,13 @@ def add_reference_log_probs(
     return dataclasses.replace(data, dataset=Dataset(table.append_column(REFERENCE_COLUMN, column)))
 
 
-def _counts(labels: NDArray[np.int64], offsets: NDArray[np.int32]) -> NDArray[np.bool_]:
+def _as_stored(value: Any) -> dict[str, Any]:
+    """Return a report or settings as the manifest's JSON gives them back."""
+    stored: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(value)))
+    return stored
+
+
+def _counts(labels: NDArray[np.int32], offsets: NDArray[np.int32]) -> NDArray[np.bool_]:
     """True where a label is learned: not at a row's first token, which nothing predicts."""
     counts: NDArray[np.bool_] = labels != IGNORE_INDEX
     counts[offsets[:-1]] = False
@@ -90,7 +95,7 @@ def _counts(labels: NDArray[np.int64], offsets: NDArray[np.int32]) -> NDArray[np
 
 
 def _log_probs(
-    scores: ScoreSet, input_ids: NDArray[np.int64], counts: NDArray[np.bool_], offsets: NDArray[np.int32]
+    scores: ScoreSet, input_ids: NDArray[np.int32], counts: NDArray[np.bool_], offsets: NDArray[np.int32]
 ) -> NDArray[np.float32]:
     """Lay the scores out over all tokens of all rows; each row must be the one that was scored."""
     values = np.zeros(len(input_ids), np.float32)

@@ -4,28 +4,34 @@ import dataclasses
 import json
 import platform
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+from torch import nn
 from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
 from transformers.trainer_pt_utils import AcceleratorConfig
 from transformers.trainer_utils import get_last_checkpoint
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
-from profit_sft.data import DataOptions, DataSettings, PreparedData, prepare_dataset
+from profit_sft.data import PreparedData, largest_token
 from profit_sft.errors import ConfigurationError, ProFitError
 from profit_sft.files import package_versions, write_text
 from profit_sft.models import pretrained
+<<<<<<< HEAD
 from profit_sft.models.pretrained import pretrained_path, require_model, told_as_models
 from profit_sft.scores.score import ScoreSettings, command_line
+=======
+from profit_sft.models.pretrained import pretrained_path, require_model
+>>>>>>> h-files
 from profit_sft.train.arguments import RunArguments
 from profit_sft.train.callbacks import SafeStop
 from profit_sft.train.config import ProFitConfig
+from profit_sft.train.data import check_data_is_named, load_data, score_command
 from profit_sft.train.engine import Engine, check_launched_as_planned, launched_engine, planned_engine
-from profit_sft.train.reference import add_reference_log_probs, settle_reference
+from profit_sft.train.reference import settle_reference
 from profit_sft.train.run_folder import (
     CONFIG_FILE,
     DATA_FILE,
@@ -36,6 +42,7 @@ from profit_sft.train.run_folder import (
 )
 from profit_sft.train.start_report import CountsReport, device_name, settled_facts
 from profit_sft.train.trainer import ProFitTrainer
+from profit_sft.train.trl_flags import refuse_flags, settle_done_flags
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -128,7 +135,8 @@ def check_before_launch(run: RunArguments, config: ProFitConfig, model_config: M
     """Refuse what every process that is to be launched would refuse. Arguments and errors as `run_training`."""
     assert run.accelerate_config is not None
     require_model(vars(model_config))
-    _check_data_is_named(run, config)
+    refuse_flags(run, config, model_config)
+    check_data_is_named(run, config)
     engine = planned_engine(run.accelerate_config, run.num_processes)
     spread_batch(config, engine)
     _start(run, config, engine)
@@ -184,9 +192,10 @@ def load_tokenizer(model_config: ModelConfig, config: ProFitConfig) -> PreTraine
 def settle(run: RunArguments, config: ProFitConfig, model_config: ModelConfig) -> Engine:
     """Make the settings agree before anything is read: model, engine, objective, and where its reference comes from."""
     require_model(vars(model_config))
-    _check_data_is_named(run, config)
+    refuse_flags(run, config, model_config)
+    check_data_is_named(run, config)
     engine = launched_engine(config)
-    command = _score_command(run, config, model_config)
+    command = score_command(run, config, model_config)
     settle_reference(config, given=run.reference_scores is not None, command=command)
     return engine
 
@@ -197,74 +206,6 @@ def spread_batch(config: ProFitConfig, engine: Engine) -> None:
         config.spread_batch(engine.ranks)
     except ValueError as error:
         raise ConfigurationError(str(error)) from None
-
-
-def _check_data_is_named(run: RunArguments, config: ProFitConfig) -> None:
-    if run.dataset_name is None:
-        raise ConfigurationError("dataset_name is missing: name a jsonl, json, parquet or csv file, or a hub data set.")
-    evaluating = str(getattr(config.eval_strategy, "value", config.eval_strategy)) != "no"
-    if evaluating and run.eval_dataset_name is None:
-        raise ConfigurationError(
-            f"eval_strategy is '{getattr(config.eval_strategy, 'value', config.eval_strategy)}' but there is nothing "
-            "to evaluate on. Name it with --eval_dataset_name, or set --eval_strategy no."
-        )
-    if run.eval_dataset_name is not None and not evaluating:
-        raise ConfigurationError(
-            f"eval_dataset_name is '{run.eval_dataset_name}' but eval_strategy is 'no', so it would not be looked at. "
-            "Set --eval_strategy epoch or steps, or leave it out."
-        )
-
-
-def _score_command(run: RunArguments, config: ProFitConfig, model_config: ModelConfig) -> str:
-    """Return the command that scores this run's data under the model it starts from."""
-    scoring = ScoreSettings(
-        model_name_or_path=str(model_config.model_name_or_path),
-        data=_data_settings(run, config, run.dataset_name or "DATA", run.dataset_train_split),
-        output_dir=Path("FOLDER"),
-        chat_template_path=config.chat_template_path,
-        model_revision=None if model_config.model_revision == "main" else model_config.model_revision,
-    )
-    return command_line(scoring)
-
-
-def load_data(
-    run: RunArguments,
-    config: ProFitConfig,
-    model_config: ModelConfig,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    progress: bool,
-) -> tuple[PreparedData, PreparedData | None]:
-    """Tokenize the training data, with reference scores if there are any, and the evaluation data."""
-    assert run.dataset_name is not None
-    settings = _data_settings(run, config, run.dataset_name, run.dataset_train_split)
-    train = prepare_dataset(settings, tokenizer, progress)
-    if run.reference_scores is not None:
-        command = _score_command(run, config, model_config)
-        train = add_reference_log_probs(train, settings, run.reference_scores, command=command)
-    if run.eval_dataset_name is None:
-        return train, None
-    settings = _data_settings(run, config, run.eval_dataset_name, run.dataset_test_split)
-    return train, prepare_dataset(settings, tokenizer, progress)
-
-
-def _data_settings(run: RunArguments, config: ProFitConfig, name: str, split: str) -> DataSettings:
-    try:
-        return _checked_settings(run, config, name, split)
-    except ValueError as error:
-        raise ConfigurationError(str(error)) from None
-
-
-def _checked_settings(run: RunArguments, config: ProFitConfig, name: str, split: str) -> DataSettings:
-    shared = {entry.name: getattr(run, entry.name) for entry in dataclasses.fields(DataOptions)}
-    return DataSettings(
-        dataset_name=name,
-        dataset_config=run.dataset_config,
-        dataset_split=split,
-        max_length=config.max_length,
-        truncation_mode=config.truncation_mode,
-        **shared,
-    )
 
 
 def build_trainer(
@@ -283,6 +224,7 @@ def build_trainer(
         **(config.model_init_kwargs or {}),
     }
     config.model_init_kwargs = model_init_kwargs
+<<<<<<< HEAD
     config.chat_template_path = None  # the tokenizer has it; the trainer would look for it once more
     if not config.packing:
         # The rows are tokenized and have labels; without this TRL would truncate and filter them once more.
@@ -299,6 +241,23 @@ def build_trainer(
             quantization_config=get_quantization_config(model_config),
             peft_config=get_peft_config(model_config),
         )
+=======
+    settle_done_flags(config)
+    train_dataset = train_data.dataset
+    if config.shuffle_dataset and not config.packing:  # before packing TRL does
+        train_dataset = train_dataset.shuffle(seed=config.seed)
+    trainer = ProFitTrainer(
+        pretrained_path(model_config.model_name_or_path),
+        config,
+        train_dataset=train_dataset,
+        eval_dataset=None if eval_data is None else eval_data.dataset,
+        processing_class=tokenizer,
+        callbacks=callbacks,
+        quantization_config=get_quantization_config(model_config),
+        peft_config=get_peft_config(model_config),
+    )
+    _check_tokens_fit(trainer.model, tokenizer, [train_data, *([] if eval_data is None else [eval_data])])
+>>>>>>> h-files
     plugin = getattr(trainer.accelerator.state, "deepspeed_plugin", None)
     if plugin is not None and plugin.zero_stage == 3:
         # Without it ZeRO-3 saves shards that transformers cannot load.
@@ -306,6 +265,19 @@ def build_trainer(
     if config.disable_tqdm:
         trainer.remove_callback(PrinterCallback)  # the stand-in for the bar, which prints every log on stdout
     return trainer
+
+
+def _check_tokens_fit(model: nn.Module, tokenizer: PreTrainedTokenizerBase, data: Sequence[PreparedData]) -> None:
+    """Refuse token ids that the embedding has not got: on a GPU they end in an assertion of the device."""
+    size = model.get_input_embeddings().num_embeddings  # type: ignore[operator]  # of PreTrainedModel
+    for prepared in data:
+        largest = largest_token(prepared)
+        if largest >= size:
+            raise ConfigurationError(
+                f"'{prepared.report.dataset_name}' has token {largest} ({tokenizer.convert_ids_to_tokens(largest)!r}), "
+                f"but the model's embedding has only {size} rows. The tokenizer is not this model's, or tokens were "
+                "added to it: resize the model's embedding to the tokenizer and save both."
+            )
 
 
 def write_run_files(settings: str, config: ProFitConfig, train_data: PreparedData) -> None:

@@ -7,10 +7,11 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import ModelConfig
 
-from profit_sft.data import DataReport
+from profit_sft.data import DataReport, DataSettings
 from profit_sft.scores.store import load_scores
 from profit_sft.train.arguments import RunArguments
 from profit_sft.train.config import ProFitConfig
+from profit_sft.train.data import evaluation_settings, training_settings
 from profit_sft.train.engine import Engine, step_of
 
 Report = Callable[[Mapping[str, str]], None]
@@ -29,14 +30,22 @@ def settled_facts(run: RunArguments, config: ProFitConfig, model_config: ModelCo
         facts["scores"] = (
             f"{run.reference_scores}, under {load_scores(run.reference_scores).manifest.model_name_or_path}"
         )
-    facts["data"] = str(run.dataset_name)
-    if run.eval_dataset_name is not None:
-        facts["evaluation"] = run.eval_dataset_name
+    facts["data"] = _name(training_settings(run, config)) + (", streamed" if run.is_streamed else "")
+    to_evaluate = evaluation_settings(run, config)
+    if to_evaluate is not None:
+        facts["evaluation"] = _name(to_evaluate)
     rows, steps = config.per_device_train_batch_size, config.gradient_accumulation_steps
     facts["batch"] = f"{rows * steps * engine.ranks} rows: {step_of(rows, steps, engine.ranks)}"
     facts["device"] = f"{device_name(config.device)}, {engine}"
     facts["output"] = str(config.output_dir)
     return facts
+
+
+def _name(data: DataSettings) -> str:
+    if data.test_split_size is None:
+        return data.dataset_name
+    part = f"{data.test_split_size:.1%}" if data.test_split_size < 1 else f"{data.test_split_size:.0f} rows"
+    return f"{data.dataset_name}, " + (part if data.held_out else f"all but {part}")
 
 
 def _divisor(config: ProFitConfig) -> str:
@@ -74,16 +83,20 @@ class CountsReport(TrainerCallback):
         data = self._data
         trained = "all" if self._trained == self._total else f"{self._trained:,}"
         from_step = f", from step {state.global_step:,}" if state.global_step else ""
-        self._report(
-            {
-                "parameters": f"{self._total:,}, {trained} trained",
-                "tokens": f"{data.total_tokens:,}, {data.label_tokens:,} of them labels, in {data.rows_used:,} rows",
-                **({} if self._trained_end is None else {"end": f"{self._trained_end}, where the saved model stops"}),
-                **({"notes": "; ".join(data.notes)} if data.notes else {}),
-                "steps": f"{state.max_steps:,}{from_step}",
-                **({"data notes": "; ".join(data.notes)} if data.notes else {}),
-            }
-        )
+        facts = {"parameters": f"{self._total:,}, {trained} trained"}
+        if data.rows_used:
+            facts["tokens"] = f"{data.total_tokens:,}, {data.label_tokens:,} of them labels, in {data.rows_used:,} rows"
+        if data.rows_truncated:
+            share = data.rows_truncated / data.rows_used
+            facts["cut"] = f"{data.rows_truncated:,} rows ({share:.1%}) lost their end to max_length"
+        if data.rows_too_long:
+            share = data.rows_too_long / data.rows_read
+            facts["left out"] = f"{data.rows_too_long:,} rows ({share:.1%}) are longer than max_length"
+        if self._trained_end is not None:
+            facts["end"] = f"{self._trained_end}, where the saved model stops"
+        if data.notes:
+            facts["notes"] = "; ".join(data.notes)
+        self._report({**facts, "steps": f"{state.max_steps:,}{from_step}"})
 
 
 def parameter_counts(parameters: Iterable[torch.Tensor]) -> tuple[int, int]:

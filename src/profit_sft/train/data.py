@@ -1,0 +1,148 @@
+"""Which data a run trains and is evaluated on, and preparing it."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+from trl import ModelConfig
+
+from profit_sft.data import DataOptions, DataSettings, PreparedData, prepare_dataset, stream_dataset
+from profit_sft.data.rows import means_a_file
+from profit_sft.data.sources import mixture_parts
+from profit_sft.errors import ConfigurationError
+from profit_sft.scores.score import ScoreSettings, command_line
+from profit_sft.train.arguments import RunArguments
+from profit_sft.train.config import ProFitConfig
+from profit_sft.train.reference import add_reference_log_probs
+
+
+def check_data_is_named(run: RunArguments, config: ProFitConfig) -> None:
+    """Refuse settings that name no data, name it twice, or ask for what it cannot do.
+
+    Raises:
+        ConfigurationError: Says which setting to change.
+    """
+    if run.dataset_name is None and not run.datasets:
+        raise ConfigurationError("dataset_name is missing: name a file, a folder, or a hub data set.")
+    if run.dataset_name is not None and run.datasets:
+        raise ConfigurationError(
+            f"dataset_name is '{run.dataset_name}', and datasets is a mixture: only one can be trained on. Leave one "
+            "out, or make the first a part of the second."
+        )
+    if run.is_streamed:
+        _check_streaming(run, config)
+    evaluating = _value(config.eval_strategy) != "no"
+    if evaluating and evaluation_settings(run, config) is None:
+        raise ConfigurationError(
+            f"eval_strategy is '{_value(config.eval_strategy)}' but there is nothing to evaluate on. Name it with "
+            "--eval_dataset_name, hold some rows out with --test_split_size, or set --eval_strategy no."
+        )
+    if run.eval_dataset_name is not None and not evaluating:
+        raise ConfigurationError(
+            f"eval_dataset_name is '{run.eval_dataset_name}' but eval_strategy is 'no', so it would not be looked at. "
+            "Set --eval_strategy epoch or steps, or leave it out."
+        )
+    if run.eval_dataset_name is not None and run.test_split_size is not None:
+        raise ConfigurationError(
+            f"eval_dataset_name is '{run.eval_dataset_name}', and test_split_size {run.test_split_size} holds rows out "
+            "to evaluate on. Leave one of the two out."
+        )
+
+
+def _check_streaming(run: RunArguments, config: ProFitConfig) -> None:
+    if config.max_steps <= 0:
+        raise ConfigurationError(
+            "streaming: nobody knows how many rows there are, so say how many steps to train: --max_steps."
+        )
+    for name, value, why in (
+        ("test_split_size", run.test_split_size, "to hold rows out they must be counted"),
+        ("reference_scores", run.reference_scores, "scores are of a data set as a whole"),
+    ):
+        if value is not None:
+            raise ConfigurationError(f"streaming: {why}. Leave {name} or streaming out.")
+
+
+def _value(setting: Any) -> str:
+    return str(getattr(setting, "value", setting))
+
+
+def training_settings(run: RunArguments, config: ProFitConfig) -> DataSettings:
+    """Return how the training data is read, or raise ConfigurationError."""
+    if run.datasets:
+        parts = mixture_parts(run.datasets)
+        name = f"mixture of {', '.join(part.path for part in parts)}"
+        return _settings(run, config, dataset_name=name, datasets=parts, test_split_size=run.test_split_size)
+    return _settings(
+        run,
+        config,
+        dataset_name=run.dataset_name or "DATA",
+        dataset_config=run.dataset_config,
+        dataset_split=run.dataset_train_split,
+        test_split_size=run.test_split_size,
+    )
+
+
+def evaluation_settings(run: RunArguments, config: ProFitConfig) -> DataSettings | None:
+    """Return how the evaluation data is read: what is named, what is held out, or the test split; or None.
+
+    A file has no splits.
+    """
+    if _value(config.eval_strategy) == "no":
+        return None
+    name = run.eval_dataset_name
+    if name is None and run.test_split_size is not None:
+        return dataclasses.replace(training_settings(run, config), held_out=True)
+    if name is None and run.dataset_name is not None and _has_splits(run.dataset_name):
+        name = run.dataset_name
+    if name is None:
+        return None
+    split = run.dataset_test_split
+    return _settings(run, config, dataset_name=name, dataset_config=run.dataset_config, dataset_split=split)
+
+
+def _has_splits(name: str) -> bool:
+    path = Path(name).expanduser()
+    return path.is_dir() or not (path.exists() or means_a_file(name))
+
+
+def _settings(run: RunArguments, config: ProFitConfig, **source: Any) -> DataSettings:
+    shared = {entry.name: getattr(run, entry.name) for entry in dataclasses.fields(DataOptions)}
+    of_trl = ("max_length", "truncation_mode", "dataset_num_proc", "dataset_text_field")
+    try:
+        return DataSettings(**source, **shared, **{name: getattr(config, name) for name in of_trl})
+    except ValueError as error:
+        raise ConfigurationError(str(error)) from None
+
+
+def score_command(run: RunArguments, config: ProFitConfig, model_config: ModelConfig) -> str:
+    """Return the command that scores this run's data under the model it starts from."""
+    data = training_settings(run, config)
+    if data.datasets:  # a command has no flag for a list, but it reads the file that has it
+        data = dataclasses.replace(data, dataset_name="CONFIG.yaml", datasets=None)
+    scoring = ScoreSettings(
+        model_name_or_path=str(model_config.model_name_or_path),
+        data=data,
+        output_dir=Path("FOLDER"),
+        chat_template_path=config.chat_template_path,
+        model_revision=None if model_config.model_revision == "main" else model_config.model_revision,
+    )
+    return command_line(scoring)
+
+
+def load_data(
+    run: RunArguments,
+    config: ProFitConfig,
+    model_config: ModelConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    progress: bool,
+) -> tuple[PreparedData, PreparedData | None]:
+    """Tokenize the training data, with reference scores if there are any, and the evaluation data."""
+    settings = training_settings(run, config)
+    train = stream_dataset(settings, tokenizer) if run.is_streamed else prepare_dataset(settings, tokenizer, progress)
+    if run.reference_scores is not None:
+        command = score_command(run, config, model_config)
+        train = add_reference_log_probs(train, settings, run.reference_scores, command=command)
+    to_evaluate = evaluation_settings(run, config)
+    return train, None if to_evaluate is None else prepare_dataset(to_evaluate, tokenizer, progress)

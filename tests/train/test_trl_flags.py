@@ -1,0 +1,121 @@
+"""Every flag of `trl sft` works, or is refused in one line that says what to use instead."""
+
+import dataclasses
+
+import pytest
+from trl import ModelConfig, SFTConfig
+from trl.scripts.utils import DatasetMixtureConfig, ScriptArguments
+
+from profit_sft.cli.train_flags import parse
+from profit_sft.data.sources import mixture_parts
+from profit_sft.errors import ConfigurationError
+from profit_sft.train.arguments import RunArguments
+from profit_sft.train.config import ProFitConfig
+from profit_sft.train.trl_flags import NEEDS, REFUSED, refuse_flags
+
+# What reads each flag, in this version of TRL or another: the trainer's own loop, TRL, or what is named.
+WORKS = {
+    "Trainer": """
+        accelerator_config activation_checkpointing activation_checkpointing_kwargs adam_beta1 adam_beta2 adam_epsilon
+        auto_find_batch_size average_tokens_across_devices batch_eval_metrics bf16 bf16_full_eval data_seed
+        dataloader_drop_last dataloader_in_order dataloader_multiprocessing_context dataloader_num_workers
+        dataloader_persistent_workers dataloader_pin_memory dataloader_prefetch_factor ddp_backend ddp_broadcast_buffers
+        ddp_bucket_cap_mb ddp_find_unused_parameters ddp_static_graph ddp_timeout ddp_timeout_delta debug deepspeed
+        disable_tqdm do_eval do_train enable_jit_checkpoint eval_accumulation_steps eval_delay eval_do_concat_batches
+        eval_on_start eval_steps eval_strategy eval_use_gather_object fp16 fp16_backend fp16_full_eval fp16_opt_level
+        fsdp fsdp_config fsdp_min_num_params fsdp_transformer_layer_cls_to_wrap full_determinism
+        gradient_accumulation_steps gradient_checkpointing gradient_checkpointing_kwargs greater_is_better
+        group_by_length half_precision_backend hub_always_push hub_model_id hub_private_repo hub_revision hub_strategy
+        hub_token ignore_data_skip include_for_metrics include_inputs_for_metrics include_num_input_tokens_seen
+        include_tokens_per_second jit_mode_eval learning_rate length_column_name
+        load_best_model_at_end local_rank log_level log_level_replica log_on_each_node logging_dir logging_first_step
+        logging_nan_inf_filter logging_steps logging_strategy lr_scheduler_kwargs lr_scheduler_type max_grad_norm
+        max_steps metric_for_best_model mp_parameters neftune_noise_alpha no_cuda num_train_epochs optim optim_args
+        optim_target_modules output_dir overwrite_output_dir parallelism_config past_index per_device_eval_batch_size
+        per_device_train_batch_size per_gpu_eval_batch_size per_gpu_train_batch_size prediction_loss_only project
+        push_to_hub push_to_hub_model_id push_to_hub_organization push_to_hub_token ray_scope remove_unused_columns
+        report_to restore_callback_states_from_checkpoint resume_from_checkpoint run_name save_on_each_node
+        save_only_model save_safetensors save_steps save_strategy save_total_limit seed skip_memory_metrics tf32
+        torch_compile torch_compile_backend torch_compile_mode torch_empty_cache_steps torchdynamo
+        tp_size tpu_metrics_debug tpu_num_cores trackio_bucket_id trackio_space_id trackio_static_space_id
+        train_sampling_strategy use_cache use_cpu use_ipex use_legacy_prediction_loop use_mps_device warmup_ratio
+        warmup_steps weight_decay
+    """,
+    "TRL": """
+        activation_offloading eval_packing model_init_kwargs packing packing_strategy pad_to_multiple_of padding_free
+        router_aux_loss_coef trust_remote_code
+        attn_implementation dtype torch_dtype lora_target_modules model_name_or_path model_revision use_peft
+    """,
+    "the preparation of the data": """
+        assistant_only_loss chat_template_path dataset_config dataset_name dataset_num_proc dataset_streaming
+        dataset_test_split dataset_text_field dataset_train_split datasets eos_token max_length shuffle_dataset
+        streaming test_split_size truncation_mode
+    """,
+    "the settings, where they are made": "label_smoothing_factor loss_type",
+}
+
+
+def test_every_flag_of_trl_sft_is_known_and_classified():
+    flags = {
+        entry.name
+        for settings in (SFTConfig, ModelConfig, ScriptArguments, DatasetMixtureConfig)
+        for entry in dataclasses.fields(settings)
+        if entry.init
+    }
+    works = {name for names in WORKS.values() for name in names.split()}
+    assert flags - works - set(REFUSED) - set(NEEDS) == set(), "say of each what it does here, or refuse it"
+    ours = {entry.name for kind in (RunArguments, ProFitConfig, ModelConfig) for entry in dataclasses.fields(kind)}
+    assert flags - ours == set()
+
+
+def test_the_keys_of_a_mixture_are_trls():
+    from trl.scripts.utils import DatasetConfig
+
+    given = {entry.name: None for entry in dataclasses.fields(DatasetConfig)}
+    (part,) = mixture_parts([{**given, "path": "x"}])
+    assert {entry.name for entry in dataclasses.fields(part)} == set(given)
+
+
+REFUSALS = [
+    (["--completion_only_loss", "False"], "completion_only_loss is False: prompts are not trained. Leave it out, or"),
+    (
+        ["--dataset_kwargs", '{"add_special_tokens": false}'],
+        "'skip_prepare_dataset' is the only key",
+    ),
+    (["--use_liger_kernel", "True"], "use_liger_kernel is True: the selective loss takes the place of Liger's"),
+    (
+        ["--use_peft", "--lora_target_modules", "lm_head"],
+        "'lm_head': .*--lora_modules_to_save lm_",
+    ),
+    (["--use_peft", "--lora_target_modules", "q_proj", "lm_head"], "an adapter of the head would not be trained"),
+    (["--lora_task_type", "SEQ_CLS"], "lora_task_type is 'SEQ_CLS': a causal language model is trained"),
+    (["--ignore_bias_buffers", "True"], "ignore_bias_buffers is True: `trl sft` does not read it either"),
+    (["--label_names", "answer"], "the labels are named 'labels'"),
+    (["--do_predict", "True"], "there is nothing to predict on"),
+    (["--lora_r", "8"], "lora_r is 8, which does nothing without use_peft. Add --use_peft, or leave it out"),
+    (["--load_in_4bit"], "load_in_4bit is True, which does nothing without use_peft"),
+    (["--bnb_4bit_quant_type", "fp4"], "bnb_4bit_quant_type is 'fp4', which does nothing without load_in_4bit"),
+]
+
+
+@pytest.mark.parametrize(("flags", "message"), REFUSALS, ids=lambda value: value[0] if isinstance(value, list) else "")
+def test_a_flag_without_a_meaning_here_is_refused_with_what_to_use(flags, message):
+    run, config, model_config, *_ = parse([*flags, "--use_cpu", "True"])
+    with pytest.raises(ConfigurationError, match=message) as refused:
+        refuse_flags(run, config, model_config)
+    assert "\n" not in str(refused.value)
+
+
+ACCEPTED = [
+    ["--assistant_only_loss", "True"],
+    ["--completion_only_loss", "True"],
+    ["--dataset_kwargs", '{"skip_prepare_dataset": true}'],
+    ["--use_peft", "--lora_target_modules", "all-linear", "--lora_r", "4"],
+    ["--use_peft", "--lora_modules_to_save", "lm_head"],
+]
+
+
+@pytest.mark.parametrize("flags", ACCEPTED, ids=lambda flags: flags[0])
+def test_a_flag_that_says_what_is_done_anyway_is_taken(flags):
+    run, config, model_config, *_ = parse([*flags, "--use_cpu", "True"])
+    refuse_flags(run, config, model_config)
