@@ -55,7 +55,7 @@ def read_settings(given: Mapping[str, Any], *, place: str) -> Settings:
     if normalize != "all":
         raise ConfigurationError(
             f"{place}: normalize {normalize!r} is exact in ProFitTrainer alone, since the kept tokens of a step are "
-            "known only after its last micro-batch. Say 'all' to divide by the label tokens, or train with profit train."
+            "known only after its last micro-batch. Say 'all' to divide by the labels, or train with profit train."
         )
     beside = sorted(objective.needs & _BESIDE_THE_LABELS)
     if beside:
