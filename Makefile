@@ -7,9 +7,12 @@ BIN := $(VENV)/bin
 LOWEST := $(VENV)-lowest
 # In place of the declared bound, where its build for CPUs is not to be had: make LOWEST_TORCH=torch==2.13.0 test-lowest
 LOWEST_TORCH ?=
+# A trainer that others use: llamafactory, ms-swift or axolotl. Its environment is its own.
+PEER ?= llamafactory
+PEER_VENV ?= $(VENV)-$(PEER)
 STAMP := $(VENV)/.installed
 
-.PHONY: quickstart test setup format lint check test-gpu test-lowest bench bench-gpu docs build
+.PHONY: quickstart test setup format lint check test-gpu test-lowest test-peer bench bench-gpu docs build
 
 quickstart: $(STAMP)  ## train the embedded model on generated problems, about five minutes on two cores
 	$(BIN)/profit quickstart --output_dir runs/quickstart --overwrite_output_dir
@@ -51,6 +54,18 @@ $(LOWEST)/.installed: pyproject.toml tests/lowest_versions.py
 	$(LOWEST)/bin/python tests/lowest_versions.py $(LOWEST)/constraints.txt $(LOWEST_TORCH)
 	$(LOWEST)/bin/python -m pip install --quiet -c $(LOWEST)/constraints.txt torch
 	$(LOWEST)/bin/python -m pip install --quiet -c $(LOWEST)/constraints.txt -e ".[train]"
+	touch $@
+
+# Its packages are named one by one, since what they declare would bring builds of torch that do not load on CPUs.
+test-peer: $(PEER_VENV)/.installed  ## the loss in a trainer that is really installed: make test-peer PEER=llamafactory
+	PEER=$(PEER) OMP_NUM_THREADS=1 $(PEER_VENV)/bin/python -m pytest -W default -p no:cacheprovider tests/peers
+	PYTHONPATH=tests/peers $(PEER_VENV)/bin/python tests/peers/record.py $(PEER)
+
+$(PEER_VENV)/.installed: tests/peers/$(PEER).txt pyproject.toml
+	$(PYTHON) -m venv --clear $(PEER_VENV)
+	$(PEER_VENV)/bin/python -m pip install --quiet "$(TORCH)"
+	$(PEER_VENV)/bin/python -m pip install --quiet --no-deps -r tests/peers/$(PEER).txt
+	$(PEER_VENV)/bin/python -m pip install --quiet --no-deps -e .
 	touch $@
 
 bench-gpu: $(STAMP)  ## the same on a CUDA device, in bf16, at the sizes of real models

@@ -93,7 +93,7 @@ def test_it_says_what_is_trained(nemo, caplog):
     [
         ({"treshold": 0.1}, "loss_fn: objective 'profit' has no field 'treshold'"),
         ({"normalize": "kept"}, "loss_fn: normalize 'kept' is exact in ProFitTrainer alone"),
-        ({"objective": "asft"}, "loss_fn: ASFT(kl_coef=0.1) needs log-probabilities of a reference"),
+        ({"objective": "asft"}, "loss_fn: ASFT(kl_coef=0.1) needs reference_log_probs beside"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_when_the_loss_is_made(nemo, settings, message):

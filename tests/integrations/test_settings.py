@@ -46,8 +46,11 @@ def test_every_spelling_ends_in_the_objective(given, objective, options):
         ({"objective_kwargs": "alpha"}, "here: "),
         ({"threshold": 0.1, "objective_kwargs": {"threshold": 0.2}}, "here: threshold is given twice"),
         ({"normalize": "kept"}, "here: normalize 'kept' is exact in ProFitTrainer alone"),
-        ({"objective": "rho"}, "here: Rho(keep_share=0.6) needs log-probabilities of a reference, which this trainer"),
-        ({"mask_source": "reference"}, "needs log-probabilities of a reference"),
+        (
+            {"objective": "rho"},
+            "here: Rho(keep_share=0.6) needs reference_log_probs beside the labels, which this trainer",
+        ),
+        ({"mask_source": "reference"}, "needs reference_log_probs beside the labels"),
     ],
 )
 def test_what_cannot_be_meant_is_one_line(given, message):

@@ -16,13 +16,8 @@ from transformers import PreTrainedTokenizerBase
 from profit_sft.data.chat_template import CannotLabel, ChatTemplate, Span, shared_length
 from profit_sft.data.formats import Conversation
 from profit_sft.data.long_chats import KnownTurns
-<<<<<<< HEAD
 from profit_sft.data.messages import Message, is_given, shown
-from profit_sft.data.rows import Row
-=======
-from profit_sft.data.messages import Message, shown
 from profit_sft.data.row import Row
->>>>>>> h-files
 from profit_sft.data.spellings import left_out, spellings, with_known_roles
 
 _EMPTY_THOUGHT = re.compile(r"\s*(?:(?:<think>\s*)?</think>|<\|channel>thought\s*<channel\|>)\s*")

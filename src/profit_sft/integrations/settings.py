@@ -10,6 +10,7 @@ from profit_sft.objectives import Objective, make_objective
 
 # Beside `objective` and `objective_kwargs`; what is none of these is a field of the objective.
 _HEAD_OPTIONS = ("gradient_budget", "statistics", "chunk_size", "backend")
+_BESIDE_THE_LABELS = {"reference_log_probs", "token_weights"}
 _PREFIX = "PROFIT_"
 # Of this package's other parts.
 _NOT_SETTINGS = {"PROFIT_LAUNCHED", "PROFIT_CACHE", "PROFIT_EMBEDDED_MODEL"}
@@ -39,12 +40,7 @@ def read_settings(given: Mapping[str, Any], *, place: str) -> Settings:
         ConfigurationError: A name or a value that cannot be used, or that would not be exact in another trainer.
     """
     found = {name: value for name, value in given.items() if value is not None}
-    normalize = found.pop("normalize", "all")
-    if normalize != "all":
-        raise ConfigurationError(
-            f"{place}: normalize {normalize!r} is exact in ProFitTrainer alone, since the kept tokens of a step are "
-            "known only after its last micro-batch. Leave it at 'all', or train with profit train."
-        )
+    asked = found.pop("normalize", None)
     options = {name: found.pop(name) for name in _HEAD_OPTIONS if name in found}
     name, more = found.pop("objective", "profit"), found.pop("objective_kwargs", {})
     try:
@@ -55,10 +51,17 @@ def read_settings(given: Mapping[str, Any], *, place: str) -> Settings:
         objective = make_objective(name, **found, **more)
     except (TypeError, ValueError, AttributeError) as error:
         raise ConfigurationError(f"{place}: {error}") from error
-    if "reference_log_probs" in objective.needs:
+    normalize = asked or getattr(objective, "normalize", "all")
+    if normalize != "all":
         raise ConfigurationError(
-            f"{place}: {objective} needs log-probabilities of a reference, which this trainer does not hand over. "
-            "Train with profit train --reference_scores, or take another objective."
+            f"{place}: normalize {normalize!r} is exact in ProFitTrainer alone, since the kept tokens of a step are "
+            "known only after its last micro-batch. Say 'all' to divide by the labels, or train with profit train."
+        )
+    beside = sorted(objective.needs & _BESIDE_THE_LABELS)
+    if beside:
+        raise ConfigurationError(
+            f"{place}: {objective} needs {', '.join(beside)} beside the labels, which this trainer does not hand over. "
+            "Train with profit train, or take another objective."
         )
     return Settings(objective, options)
 

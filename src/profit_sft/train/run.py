@@ -20,12 +20,7 @@ from profit_sft.data import PreparedData, largest_token
 from profit_sft.errors import ConfigurationError, ProFitError
 from profit_sft.files import package_versions, write_text
 from profit_sft.models import pretrained
-<<<<<<< HEAD
 from profit_sft.models.pretrained import pretrained_path, require_model, told_as_models
-from profit_sft.scores.score import ScoreSettings, command_line
-=======
-from profit_sft.models.pretrained import pretrained_path, require_model
->>>>>>> h-files
 from profit_sft.train.arguments import RunArguments
 from profit_sft.train.callbacks import SafeStop
 from profit_sft.train.config import ProFitConfig
@@ -224,40 +219,23 @@ def build_trainer(
         **(config.model_init_kwargs or {}),
     }
     config.model_init_kwargs = model_init_kwargs
-<<<<<<< HEAD
-    config.chat_template_path = None  # the tokenizer has it; the trainer would look for it once more
-    if not config.packing:
-        # The rows are tokenized and have labels; without this TRL would truncate and filter them once more.
-        config.dataset_kwargs = {**(config.dataset_kwargs or {}), "skip_prepare_dataset": True}
+    settle_done_flags(config)
+    train_dataset = train_data.dataset
+    if config.shuffle_dataset and not config.packing:  # before packing TRL does
+        train_dataset = train_dataset.shuffle(seed=config.seed)
     path = pretrained_path(model_config.model_name_or_path)
     with told_as_models(path, within="create_model_from_path"):
         trainer = ProFitTrainer(
             path,
             config,
-            train_dataset=train_data.dataset,
+            train_dataset=train_dataset,
             eval_dataset=None if eval_data is None else eval_data.dataset,
             processing_class=tokenizer,
             callbacks=callbacks,
             quantization_config=get_quantization_config(model_config),
             peft_config=get_peft_config(model_config),
         )
-=======
-    settle_done_flags(config)
-    train_dataset = train_data.dataset
-    if config.shuffle_dataset and not config.packing:  # before packing TRL does
-        train_dataset = train_dataset.shuffle(seed=config.seed)
-    trainer = ProFitTrainer(
-        pretrained_path(model_config.model_name_or_path),
-        config,
-        train_dataset=train_dataset,
-        eval_dataset=None if eval_data is None else eval_data.dataset,
-        processing_class=tokenizer,
-        callbacks=callbacks,
-        quantization_config=get_quantization_config(model_config),
-        peft_config=get_peft_config(model_config),
-    )
     _check_tokens_fit(trainer.model, tokenizer, [train_data, *([] if eval_data is None else [eval_data])])
->>>>>>> h-files
     plugin = getattr(trainer.accelerator.state, "deepspeed_plugin", None)
     if plugin is not None and plugin.zero_stage == 3:
         # Without it ZeRO-3 saves shards that transformers cannot load.

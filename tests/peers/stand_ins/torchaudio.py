@@ -1,0 +1,1 @@
+"""LLaMA-Factory imports it always and uses it for sound alone; PyPI's does not load beside a torch for CPUs."""
