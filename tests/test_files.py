@@ -5,7 +5,7 @@ import os
 import pytest
 
 from profit_sft.errors import ConfigurationError
-from profit_sft.files import check_output_folder
+from profit_sft.files import check_output_folder, sole_use
 
 
 def test_a_folder_that_is_there_or_can_be_made_is_fine(tmp_path, monkeypatch):
@@ -34,3 +34,22 @@ def test_a_folder_without_permission_is_named(tmp_path):
     (tmp_path / "locked").mkdir(mode=0o500)
     with pytest.raises(ConfigurationError, match="locked' may not be written to"):
         check_output_folder(tmp_path / "locked" / "run")
+
+
+def test_a_folder_is_used_by_one_at_a_time(tmp_path):
+    refused = pytest.raises(ConfigurationError, match="output_dir: another run is at work in '.*new'. Wait for it")
+    with sole_use(tmp_path / "new", "run"), refused, sole_use(tmp_path / "new", "run"):
+        pytest.fail("both are in")
+    with sole_use(tmp_path / "new", "run"):
+        pass
+
+
+def test_a_folder_that_was_made_to_be_held_and_stays_empty_goes_again(tmp_path):
+    for there in (tmp_path / "kept", tmp_path):
+        (tmp_path / "kept").mkdir(exist_ok=True)
+        with sole_use(there / "a" / "b", "run"):
+            pass
+        assert not (there / "a").exists()
+    with sole_use(tmp_path / "kept" / "c", "run"):
+        (tmp_path / "kept" / "c" / "result").touch()
+    assert (tmp_path / "kept" / "c" / "result").exists()

@@ -154,7 +154,18 @@ def test_files_that_the_pages_name_are_there(repo_root):
 
 # From the bottom up: a room imports from those before it. integrations stands beside them; a command alone imports it.
 ROOMS = (
-    *("errors", "files", "interrupts", "terminal", "objectives", "loss", "head_module", "head", "integrations"),
+    *(
+        "errors",
+        "files",
+        "ranks",
+        "interrupts",
+        "terminal",
+        "objectives",
+        "loss",
+        "head_module",
+        "head",
+        "integrations",
+    ),
     *("models", "data", "scores", "pages", "mask", "train", "evaluation", "study", "quickstart", "cli"),
 )
 

@@ -1,14 +1,16 @@
-"""Files: results written whole or not at all, text, JSON and YAML read within bounds, where one may write.
+"""Files: results written whole or not at all, text, JSON and YAML read within bounds, where one may write, and who.
 
 What is read may be anything that a path can name: a pipe that nobody writes to, a device without end, a YAML file of
 a kilobyte that stands for a billion values. Each is refused before it is waited for.
 """
 
+import hashlib
 import json
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
     import yaml
 
 MAX_YAML_VALUES = 100_000  # with every alias written out; the longest of our recipes has a few hundred
+
+LOCK_FILE = ".lock"
+_BLOCK_BYTES = 1 << 20
 
 
 @contextmanager
@@ -195,6 +200,56 @@ def check_output_folder(folder: str | Path, setting: str = "output_dir") -> None
         raise ConfigurationError(f"{setting}: '{folder}' cannot be a folder: '{there}' is none. Choose another.")
     if not os.access(there, os.W_OK | os.X_OK):
         raise ConfigurationError(f"{setting}: '{there}' may not be written to. Choose another folder than '{folder}'.")
+
+
+@contextmanager
+def sole_use(folder: str | Path, what: str) -> Iterator[None]:
+    """Hold a folder for this process: what two wrote at a time would be mixed up. It is made if it is not there.
+
+    The operating system frees it however the process ends. A folder that was new and stays empty is removed again.
+
+    Args:
+        folder: The folder.
+        what: What is at work in it, for the message: `run`.
+
+    Raises:
+        ConfigurationError: Another process holds it.
+    """
+    from filelock import FileLock, Timeout  # here, for the core does without
+
+    folder = Path(folder)
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK_FILE)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ConfigurationError(
+            f"output_dir: another {what} is at work in '{folder}'. Wait for it, or choose another folder."
+        ) from None
+    try:
+        yield
+    finally:
+        if made and [path.name for path in folder.iterdir()] == [LOCK_FILE]:
+            (folder / LOCK_FILE).unlink()
+            with suppress(OSError):  # somebody has put something there
+                for path in made:
+                    path.rmdir()
+        lock.release()
+
+
+def sha256_of(files: Iterable[Path]) -> list[str]:
+    """Return the SHA-256 of each file's contents; several are read at the same time."""
+    with ThreadPoolExecutor() as threads:  # hashing lets other threads run
+        return list(threads.map(_sha256, files))
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as content:
+        while block := content.read(_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def package_versions(packages: Iterable[str]) -> dict[str, str | None]:

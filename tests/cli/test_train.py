@@ -201,7 +201,7 @@ def test_bad_rows_can_be_skipped_and_are_reported(arguments, rows, tmp_path, cap
         (["--config"], 2, "--config needs a file"),
         (["--model_name_or_path", "./absent"], 2, "there is no folder './absent'"),
         (["--resume_from_checkpoint", "latest"], 2, "holds no checkpoint. Leave the flag out"),
-        (["--resume_from_checkpoint", "absent"], 2, "'absent' is no checkpoint (it has no trainer_state.json)"),
+        (["--resume_from_checkpoint", "absent"], 2, "there is no folder 'absent'. Name a checkpoint-N folder"),
         (["--eval_strategy", "epoch"], 2, "there is nothing to evaluate on. Name it with --eval_dataset_name"),
         (["--chat_template_path", "absent.jinja"], 2, "chat_template_path: 'absent.jinja' cannot be read"),
         (["--eval_dataset_name", "absent.jsonl"], 2, "eval_strategy is 'no', so it would not be looked at"),

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from profit_sft.errors import ConfigurationError, DataError
-from profit_sft.evaluation.records import EvalFolder, SampleFile, sole_use
+from profit_sft.evaluation.records import EvalFolder, SampleFile
 
 JOB = {"model": "a", "model_fingerprint": "1", "seed": 0, "temperature": 0.7}
 TASKS = {"gsm8k": {"fingerprint": "x", "problems": 3}}
@@ -102,11 +102,3 @@ def test_a_job_file_that_cannot_be_read_is_named(tmp_path, content, message):
     (tmp_path / "job.json").write_text(content)
     with pytest.raises(DataError, match=message):
         EvalFolder(tmp_path, JOB, TASKS)
-
-
-def test_a_folder_is_used_by_one_evaluation_at_a_time(tmp_path):
-    refused = pytest.raises(ConfigurationError, match="another evaluation is at work")
-    with sole_use(tmp_path / "new"), refused, sole_use(tmp_path / "new"):
-        pytest.fail("both are in")
-    with sole_use(tmp_path / "new"):
-        pass

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from profit_sft.cli.options import flag, wrong_values_are_usage_errors
+from profit_sft.cli.options import AllowMissingWeights, flag, wrong_values_are_usage_errors
 from profit_sft.cli.progress import ProgressDisplay, quiet_libraries
 from profit_sft.errors import require_extra
 from profit_sft.terminal import HarmlessConsole, console
@@ -44,6 +44,7 @@ def eval_command(
     batch_size: Annotated[int, flag("batch_size", "Answers generated together, or asked a server for.")] = 16,
     limit: Annotated[int | None, flag("limit", "Only the first N problems of each task.")] = None,
     seed: Annotated[int, flag("seed", "Of the sampling.")] = 0,
+    allow_missing_weights: AllowMissingWeights = False,
     dtype: Annotated[str, flag("dtype", "float32, bfloat16, float16, or auto: the checkpoint's own.")] = "auto",
     system_prompt: Annotated[str | None, flag("system_prompt", "System message before every problem.")] = None,
     preset: Annotated[
@@ -81,6 +82,7 @@ def eval_command(
             batch_size=batch_size,
             limit=limit,
             seed=seed,
+            allow_missing_weights=allow_missing_weights,
             dtype=dtype,
             system_prompt=system_prompt,
             preset=preset,

@@ -30,6 +30,9 @@ def flag(name: str, help: str, *more_spellings: str) -> Any:
 DataToScore = Annotated[str | None, flag("dataset_name", "Data to score first, in place of SCORES.")]
 ModelToScoreWith = Annotated[str | None, flag("model_name_or_path", "Model to score with: hub name, folder, embedded.")]
 ChatTemplatePath = Annotated[str | None, flag("chat_template_path", "Jinja file, or a model to take it from.")]
+AllowMissingWeights = Annotated[
+    bool, flag("allow_missing_weights", "Load a model whose files lack weights, or hold others.")
+]
 ScoresDir = Annotated[Path | None, flag("scores_dir", "Keep the scores there (default: thrown away).")]
 
 

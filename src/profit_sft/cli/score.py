@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from profit_sft.cli.options import ChatTemplatePath, GivenData, flag, given, takes_data_options
+from profit_sft.cli.options import AllowMissingWeights, ChatTemplatePath, GivenData, flag, given, takes_data_options
 from profit_sft.cli.progress import quiet_libraries
 from profit_sft.terminal import console
 
@@ -32,6 +32,7 @@ def score_command(
     ] = None,
     model_revision: Annotated[str | None, flag("model_revision", "Branch, tag or commit of a hub model.")] = None,
     trust_remote_code: Annotated[bool, flag("trust_remote_code", "Run code that comes with the model.")] = False,
+    allow_missing_weights: AllowMissingWeights = False,
     dtype: Annotated[
         str, flag("dtype", "float32, bfloat16, float16, or auto: the checkpoint's own. Logits: fp32.")
     ] = "float32",
@@ -57,6 +58,7 @@ def score_command(
         "model_name_or_path": model_name_or_path,
         "model_revision": model_revision,
         "trust_remote_code": trust_remote_code,
+        "allow_missing_weights": allow_missing_weights,
         "dtype": dtype,
         "max_batch_tokens": max_batch_tokens,
         "shard_rows": shard_rows,

@@ -27,7 +27,9 @@ class HFEngine(Engine):
 
     def __init__(self, settings: EvalSettings) -> None:
         tokenizer = load_tokenizer(settings.model_name_or_path)
-        model = load_model(settings.model_name_or_path, dtype=settings.dtype)
+        model = load_model(
+            settings.model_name_or_path, dtype=settings.dtype, allow_missing_weights=settings.allow_missing_weights
+        )
         model.to(_device())  # type: ignore[arg-type]  # transformers wraps it
         eos = end_tokens(model, tokenizer.eos_token_id)
         # The checkpoint's own file may set a temperature or a repetition penalty, which would silently apply on top.

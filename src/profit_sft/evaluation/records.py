@@ -7,12 +7,9 @@ output_dir/
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
-
-from filelock import FileLock, Timeout
 
 from profit_sft.errors import ConfigurationError, DataError
 from profit_sft.evaluation.results import Record
@@ -20,27 +17,6 @@ from profit_sft.files import write_text
 
 _FORMAT = 1
 _JOB = "job.json"
-
-
-@contextmanager
-def sole_use(output_dir: Path) -> Iterator[None]:
-    """Hold the folder for this process; what two wrote at a time would be mixed up.
-
-    Raises:
-        ConfigurationError: Another process holds it.
-    """
-    output_dir.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(output_dir / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise ConfigurationError(
-            f"output_dir: another evaluation is at work in '{output_dir}'. Wait for it, or choose another folder."
-        ) from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 class EvalFolder:

@@ -15,10 +15,10 @@ from profit_sft.evaluation.engine import Answer, Engine
 from profit_sft.evaluation.engines import loads_model, start_engine
 from profit_sft.evaluation.harness_tasks import fingerprint, grades_each_sample, load_task, seed_examples
 from profit_sft.evaluation.presets import resolved
-from profit_sft.evaluation.records import EvalFolder, SampleFile, sole_use
+from profit_sft.evaluation.records import EvalFolder, SampleFile
 from profit_sft.evaluation.results import EvalReport, Record, TaskResult, summarize
 from profit_sft.evaluation.settings import EvalSettings
-from profit_sft.files import check_output_folder, package_versions
+from profit_sft.files import check_output_folder, package_versions, sole_use
 from profit_sft.models.pretrained import load_tokenizer, model_fingerprint
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def evaluate(
         tasks = {name: load_task(name, by_task[name]) for name in settings.tasks}
         jobs = {name: _task_job(task) for name, task in tasks.items()}
         model = model_fingerprint(settings.model_name_or_path) if loads_model(settings) else None
-        with sole_use(settings.output_dir):
+        with sole_use(settings.output_dir, "evaluation"):
             decoding = by_task[settings.tasks[0]].decoding  # of all tasks, with what a preset sets
             folder = EvalFolder(settings.output_dir, {**_job(settings, model), **decoding}, jobs)
             run = _Run(settings, by_task, folder, report, progress)

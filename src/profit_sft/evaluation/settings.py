@@ -40,6 +40,7 @@ class EvalSettings:
         preset: `paper`: the paper's decoding for the model's family, and for each task its samples and longest answer
             where none are given; see `presets.py`. None: the decoding above.
         confirm_run_unsafe_code: Run the code that the model writes, which humaneval_paper needs.
+        allow_missing_weights: Load a model whose files lack weights, or hold others; engine `hf` only.
     """
 
     model_name_or_path: str
@@ -62,6 +63,7 @@ class EvalSettings:
     engine_args: Mapping[str, Any] = field(default_factory=dict)
     preset: str | None = None
     confirm_run_unsafe_code: bool = False
+    allow_missing_weights: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "output_dir", Path(self.output_dir))

@@ -2,17 +2,18 @@
 
 import hashlib
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from profit_sft.errors import ConfigurationError, blamed_on, first_line
-from profit_sft.files import check_regular_file, read_json, read_text
+from profit_sft.files import check_regular_file, read_json, read_text, sha256_of
 from profit_sft.models.embedded import embedded_model_folder
 
 logger = logging.getLogger(__name__)
@@ -20,8 +21,8 @@ logger = logging.getLogger(__name__)
 EMBEDDED = "embedded"
 DTYPES = ("float32", "bfloat16", "float16", "auto")
 _ADAPTER = "adapter_config.json"
+_CHECKED_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _AGAIN = "Download it again, or name another: config.json, weights and tokenizer must be of one causal language model."
-_BLOCK_BYTES = 1 << 20
 
 
 def require_model(settings: Mapping[str, Any]) -> None:
@@ -81,12 +82,12 @@ def adapter_base(folder: Path) -> str | None:
 
 
 @contextmanager
-def told_as_models(path: str, *, within: str | None = None) -> Iterator[None]:
-    """Tell what goes wrong when transformers loads a model from here; `within` as for `blamed_on`."""
+def told_as_models(path: str) -> Iterator[None]:
+    """Tell what goes wrong when transformers loads a model from here."""
     what = f"model_name_or_path: no causal language model could be loaded from '{path}'"
     if not Path(path).is_dir():
         what += ": no folder here has that name, and on the hub"
-    with blamed_on(what, _AGAIN, ConfigurationError, within=within):
+    with blamed_on(what, _AGAIN, ConfigurationError):
         yield
 
 
@@ -160,7 +161,12 @@ def end_tokens(model: Any, eos_token_id: int | None) -> list[int]:
 
 
 def load_model(
-    name: str | None, *, dtype: str = "float32", revision: str | None = None, trust_remote_code: bool = False
+    name: str | None,
+    *,
+    dtype: str = "float32",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    allow_missing_weights: bool = False,
 ) -> PreTrainedModel:
     """Load a causal language model in evaluation mode, on the CPU.
 
@@ -171,17 +177,62 @@ def load_model(
         dtype: One of `DTYPES`; `auto` is what the checkpoint is stored in.
         revision: Branch, tag or commit of a hub model.
         trust_remote_code: Run code that comes with the model.
+        allow_missing_weights: As for `checked_weights`.
 
     Raises:
-        ConfigurationError: There is no such model.
+        ConfigurationError: There is no such model, or its weights are not whole.
     """
     path = pretrained_path(name)
     with told_as_models(path):
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            path, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code, output_loading_info=True
         )
+    model = checked_weights(path, *loaded, allow_missing_weights=allow_missing_weights)
     model.eval()
     return model
+
+
+def checked_weights(
+    path: str, model: PreTrainedModel, info: Mapping[str, Any], *, allow_missing_weights: bool
+) -> PreTrainedModel:
+    """Return a model whose weights are those of its files, all of them and nothing but numbers.
+
+    Args:
+        path: Where it is from.
+        model: The model.
+        info: What `from_pretrained` says of the loading with `output_loading_info`.
+        allow_missing_weights: Take weights that the files lack, which are random, and leave out what they have besides.
+
+    Raises:
+        ConfigurationError: They are not; names some.
+    """
+    found = [
+        f"{words} {_some(info[name])}"
+        for name, words in (
+            ("missing_keys", "without"),
+            ("unexpected_keys", "with"),
+            ("mismatched_keys", "other shapes of"),
+        )
+        if info.get(name)
+    ]
+    if found and not allow_missing_weights:
+        raise ConfigurationError(
+            f"model_name_or_path: the files of '{path}' hold other weights than its config.json asks for: "
+            f"{'; '.join(found)}. What is missing would be random. Copy the model again; if that is meant, pass "
+            "--allow_missing_weights."
+        )
+    for name, weights in model.named_parameters():
+        if weights.dtype in _CHECKED_DTYPES and not bool(torch.isfinite(weights).all()):
+            raise ConfigurationError(
+                f"model_name_or_path: of the weights of '{path}', {name} is not finite (NaN or infinity). The model is "
+                "damaged, or its training failed: take an earlier checkpoint."
+            )
+    return model
+
+
+def _some(names: Iterable[Any]) -> str:
+    words = sorted(str(name[0] if isinstance(name, tuple) else name) for name in names)
+    return ", ".join(words[:2]) + (f" and {len(words) - 2} more" if len(words) > 2 else "")
 
 
 def model_fingerprint(name: str | None, *, revision: str | None = None) -> str:
@@ -209,8 +260,8 @@ def model_fingerprint(name: str | None, *, revision: str | None = None) -> str:
             "save_pretrained wrote."
         )
     digest = hashlib.sha256()
-    for file in files:
-        digest.update(f"{file.name} {_file_sha256(file)}\n".encode())
+    for file, contents in zip(files, sha256_of(files), strict=True):
+        digest.update(f"{file.name} {contents}\n".encode())
     base = adapter_base(folder)
     if base is not None:
         digest.update(model_fingerprint(base).encode())
@@ -220,14 +271,6 @@ def model_fingerprint(name: str | None, *, revision: str | None = None) -> str:
 def _model_files(folder: Path) -> Iterator[Path]:
     for pattern in ("config.json", _ADAPTER, "*.safetensors", "*.bin"):
         yield from folder.glob(pattern)
-
-
-def _file_sha256(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as content:
-        while block := content.read(_BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _hub_commit(name: str, revision: str | None) -> str:

@@ -53,6 +53,7 @@ class ScoreSettings:
         chat_template_path: A Jinja file, or another model whose chat template to take.
         model_revision: Branch, tag or commit of a hub model.
         trust_remote_code: Run code that comes with the model.
+        allow_missing_weights: Load a model whose files lack weights, or hold others.
 
     Raises:
         ValueError: A value is out of range.
@@ -68,6 +69,7 @@ class ScoreSettings:
     chat_template_path: str | None = None
     model_revision: str | None = None
     trust_remote_code: bool = False
+    allow_missing_weights: bool = False
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -228,6 +230,7 @@ def _model(settings: ScoreSettings, device: torch.device) -> nn.Module:
         dtype=settings.dtype,
         revision=settings.model_revision,
         trust_remote_code=settings.trust_remote_code,
+        allow_missing_weights=settings.allow_missing_weights,
     )
     return apply_profit(model.to(device), NLL())  # checks the head once, not for each shard
 

@@ -19,7 +19,8 @@ from profit_sft.files import read_json, write_text
 from profit_sft.study.layout import CellFolder, StudyFolder
 from profit_sft.study.plan import GENERATED, Cell, StudyPlan
 from profit_sft.study.processes import StopRequest, log_tail, run_child, wait_for_earlier_child
-from profit_sft.train.callbacks import METRICS_FILE
+from profit_sft.train.callbacks import read_metrics as read_logs
+from profit_sft.train.checkpoints import last_whole
 
 logger = logging.getLogger(__name__)
 
@@ -135,13 +136,13 @@ def train(run: CellRun) -> None:
     """Train in a `profit train` process, from its last complete checkpoint if there is one."""
     folder, cell = run.folder, run.cell
     write_text(folder.config, yaml.safe_dump(train_config(run), sort_keys=True))
-    checkpoint = last_complete_checkpoint(folder.run)
+    checkpoint = last_checkpoint(run)
     command = ["profit_sft.cli", "train", "--config", str(folder.config)]
     if checkpoint is None:
         command += ["--overwrite_output_dir", "True"]
     else:
         run.report(f"{cell.slug}: going on after step {checkpoint.name.rsplit('-', 1)[1]}")
-        command += ["--resume_from_checkpoint", str(checkpoint)]
+        command += ["--resume_from_checkpoint", "latest"]
     start = time.monotonic()
     run.child(command, folder.path / "train.log")
     write_text(folder.trained, json.dumps({"train_process_seconds": time.monotonic() - start}) + "\n")
@@ -240,16 +241,9 @@ def imitated_share(plan: StudyPlan, cell: Cell, study: StudyFolder) -> float:
     return float((token_weights != 0).double().mean())
 
 
-def last_complete_checkpoint(run_folder: Path) -> Path | None:
-    """Return the last checkpoint whose writing was not cut off; delete the others."""
-    # Here, since it brings the trainer, which a study's report does not need.
-    from profit_sft.train.run_folder import complete_checkpoints, last_checkpoint
-
-    complete = complete_checkpoints(run_folder)
-    for path in run_folder.glob("checkpoint-*"):
-        if path not in complete:
-            shutil.rmtree(path)
-    return last_checkpoint(complete)
+def last_checkpoint(run: CellRun) -> Path | None:
+    """Return the cell's last whole checkpoint, or None. That its contents are whole as well is left to the child."""
+    return last_whole(run.folder.run, contents=False, say=lambda text: run.report(f"{run.cell.slug}: {text}"))
 
 
 def measure(run: CellRun) -> None:
@@ -306,9 +300,7 @@ def drop_weights(plan: StudyPlan, folder: CellFolder) -> None:
 
 def read_metrics(folder: CellFolder) -> list[dict[str, Any]]:
     """Return the training logs of a cell, one a logged step, after the measurement of the probe at the start."""
-    path = folder.run / METRICS_FILE
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return [entry for entry in map(json.loads, lines) if "loss" in entry or "probe_nll" in entry]
+    return [entry for entry in read_logs(folder.run) if "loss" in entry or "probe_nll" in entry]
 
 
 def summarize(run: CellRun, *, measure_seconds: float) -> dict[str, Any]:

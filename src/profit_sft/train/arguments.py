@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from profit_sft.data.settings import DataOptions
+from profit_sft.train.fixed import NAMES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +58,17 @@ class RunArguments(DataOptions, _Sources):
         },
     )
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Delete what an earlier run left there."})
+    allow_changes: str | None = field(
+        default=None,
+        metadata={
+            "help": f"What a resumed run may change of {', '.join(NAMES)}, with commas between; other changes of these "
+            "are refused."
+        },
+    )
+    allow_missing_weights: bool = field(
+        default=False,
+        metadata={"help": "Load a model whose files lack weights, or hold others: what is missing is random."},
+    )
     accelerate_config: str | None = field(
         default=None,
         metadata={
@@ -68,7 +80,15 @@ class RunArguments(DataOptions, _Sources):
         default=None, metadata={"help": "In place of the number of processes in accelerate_config."}
     )
 
+    @property
+    def allowed_changes(self) -> tuple[str, ...]:
+        """Names in `allow_changes`."""
+        return tuple(name.strip() for name in (self.allow_changes or "").split(",") if name.strip())
+
     def __post_init__(self) -> None:
+        for name in self.allowed_changes:
+            if name not in NAMES:
+                raise ValueError(f"allow_changes: {name!r} is none of {', '.join(NAMES)}.")
         if self.num_processes is not None and self.accelerate_config is None:
             raise ValueError(
                 f"num_processes is {self.num_processes}, which stands in place of a number in accelerate_config, and "

@@ -1,9 +1,10 @@
 """Trainer callbacks: metrics on disk, the collapse warning, a stop that can be resumed."""
 
 import json
+import math
 import signal
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,35 @@ from profit_sft.files import write_text
 from profit_sft.interrupts import FirstSignal, signals_handled
 
 METRICS_FILE = "metrics.jsonl"
+
+
+def read_metrics(folder: Path, say: Callable[[str], None] = lambda text: None) -> list[dict[str, Any]]:
+    """Return the logs in a run folder's `metrics.jsonl`, none where there is no file.
+
+    Args:
+        folder: The run folder.
+        say: Called with a text for a line that is left out, as a run leaves it torn that is killed while it writes it.
+    """
+    path = folder / METRICS_FILE
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+    found = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            entry = json.loads(line)
+            entry["step"] + 0
+        except (ValueError, TypeError, KeyError):
+            say(f"'{path}', line {number} is torn or no log, and is left out.")
+            continue
+        found.append(entry)
+    return found
+
+
+def _line(entry: Mapping[str, Any]) -> str:
+    """Return the entry as a line of JSON, which has no NaN and no infinity: null."""
+    finite = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in entry.items()
+    }
+    return json.dumps(finite, allow_nan=False) + "\n"
 
 
 class MetricsFile(TrainerCallback):
@@ -29,10 +59,9 @@ class MetricsFile(TrainerCallback):
         """Keep the lines up to the step the run starts from."""
         if not state.is_world_process_zero:
             return
-        path = Path(str(args.output_dir)) / METRICS_FILE
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        kept = [line for line in lines if state.global_step and json.loads(line)["step"] <= state.global_step]
-        write_text(path, "".join(f"{line}\n" for line in kept))
+        folder = Path(str(args.output_dir))
+        logs = read_metrics(folder, say=warnings.warn) if state.global_step else []
+        write_text(folder / METRICS_FILE, "".join(_line(log) for log in logs if log["step"] <= state.global_step))
 
     def on_log(
         self,
@@ -47,7 +76,7 @@ class MetricsFile(TrainerCallback):
             path = Path(str(args.output_dir)) / METRICS_FILE
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("a", encoding="utf-8") as lines:
-                lines.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+                lines.write(_line({"step": state.global_step, **logs}))
 
 
 class CollapseWarning(TrainerCallback):
@@ -94,7 +123,7 @@ class CollapseWarning(TrainerCallback):
         """
         first: Mapping[str, Any] | None = None
         for entry in log_history:
-            if "probe_nll" not in entry:
+            if entry.get("probe_nll") is None:
                 continue
             if "probe_rise_se" not in entry:
                 first = entry
@@ -118,7 +147,10 @@ class CollapseWarning(TrainerCallback):
 
 
 class SafeStop(TrainerCallback):
-    """On SIGINT or SIGTERM, finish the step under way, save a checkpoint and stop. A second signal stops at once."""
+    """On SIGINT or SIGTERM, finish the step under way, save a checkpoint and stop. A second signal stops at once.
+
+    The signals are given back when training ends, and at the end of `with` where it does not come to that.
+    """
 
     def __init__(self) -> None:
         self._first = FirstSignal("this step, then saving a checkpoint")
@@ -135,6 +167,12 @@ class SafeStop(TrainerCallback):
     ) -> None:
         """Take over the signals."""
         self._signals.enter_context(signals_handled(self._first))
+
+    def __enter__(self) -> "SafeStop":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._signals.close()
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

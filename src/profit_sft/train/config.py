@@ -44,6 +44,8 @@ class ProFitConfig(SFTConfig):
         probe_rows: Training rows whose plain NLL is measured again and again, to warn of a collapse; 0: none.
         probe_measurements: How often that is done after the start. None: 20 times, or fewer, so that it costs at most
             about 5% of the training.
+        max_skipped_steps: So many steps in a row that loss scaling has skipped stop the run. Without loss scaling the
+            first step does whose loss or gradient norm is not finite.
         trl_telemetry: Let TRL send its usage ping.
 
     Raises:
@@ -103,6 +105,9 @@ class ProFitConfig(SFTConfig):
         metadata={
             "help": "How often they are measured (default: 20 times, or fewer for at most 5 percent of the time)."
         },
+    )
+    max_skipped_steps: int = field(
+        default=3, metadata={"help": "Steps in a row that loss scaling (fp16) may skip before the run is stopped."}
     )
     trl_telemetry: bool = field(default=False, metadata={"help": "Let TRL send its usage ping."})
 

@@ -5,27 +5,32 @@ import json
 import platform
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+from accelerate.utils import DistributedType
 from torch import nn
-from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback, set_seed
 from transformers.trainer_pt_utils import AcceleratorConfig
-from transformers.trainer_utils import get_last_checkpoint
 from trl import ModelConfig, get_peft_config, get_quantization_config
+from trl.trainer.utils import create_model_from_path
 
 from profit_sft.data import PreparedData, largest_token
 from profit_sft.errors import ConfigurationError, ProFitError
-from profit_sft.files import package_versions, write_text
+from profit_sft.files import package_versions, sole_use, write_text
 from profit_sft.models import pretrained
-from profit_sft.models.pretrained import pretrained_path, require_model, told_as_models
+from profit_sft.models.pretrained import checked_weights, pretrained_path, require_model, told_as_models
+from profit_sft.ranks import first_decides
 from profit_sft.train.arguments import RunArguments
 from profit_sft.train.callbacks import SafeStop
+from profit_sft.train.checkpoints import checkpoints, clear_saving, read_manifest
 from profit_sft.train.config import ProFitConfig
 from profit_sft.train.data import check_data_is_named, load_data, score_command
 from profit_sft.train.engine import Engine, check_launched_as_planned, launched_engine, planned_engine
+from profit_sft.train.fixed import Fixed, check_unchanged, fixed_by_data, fixed_by_settings, together
 from profit_sft.train.reference import settle_reference
 from profit_sft.train.run_folder import (
     CONFIG_FILE,
@@ -95,26 +100,38 @@ def run_training(
         check_launched_as_planned(engine, run.accelerate_config, run.num_processes)
     spread_batch(config, engine)
     output_dir = Path(str(config.output_dir))
-    checkpoint = _start(run, config, engine)
-    settings = resolved_config(run, config, model_config)  # before what follows puts its own marks on `config`
-    if config.process_index == 0:
-        report(settled_facts(run, config, model_config, engine))
-    tokenizer = load_tokenizer(model_config, config)
-    train_data, eval_data = load_data(run, config, model_config, tokenizer, progress=progress)
-    trainer = build_trainer(config, model_config, tokenizer, train_data, eval_data, callbacks or [])
-    stop = SafeStop()
-    trainer.add_callback(stop)
-    trainer.add_callback(CountsReport(train_data.report, trainer.model.parameters(), trainer.trained_end, report))
-    if checkpoint is None and run.overwrite_output_dir:
-        _clear_once(output_dir, config)
-    if trainer.is_world_process_zero():
-        write_run_files(settings, config, train_data)
-    output = trainer.train(resume_from_checkpoint=checkpoint)
-    assert config.distributed_state is not None
-    config.distributed_state.wait_for_everyone()  # a launcher may end the others as soon as one rank has ended
-    if stop.signal_number is None:
-        save_whole_model(trainer, output_dir)
-        trainer.create_model_card(dataset_name=run.dataset_name)
+    with ExitStack() as held:
+        # A folder that is taken is told before the data is read, and by one rank, which has it until all are done.
+        first_decides(lambda: held.enter_context(sole_use(output_dir, "run")))
+        checkpoint = first_decides(lambda: _start(run, config, model_config, engine))
+        settings = resolved_config(run, config, model_config)  # before what follows puts its own marks on `config`
+        if config.process_index == 0:
+            report(settled_facts(run, config, model_config, engine))
+        tokenizer = load_tokenizer(model_config, config)
+        train_data, eval_data = load_data(run, config, model_config, tokenizer, progress=progress)
+        fixed = first_decides(lambda: _fixed(run, config, model_config, engine, train_data, checkpoint))
+        trainer = build_trainer(
+            config,
+            model_config,
+            tokenizer,
+            train_data,
+            eval_data,
+            callbacks or [],
+            allow_missing_weights=run.allow_missing_weights,
+        )
+        trainer.fixed = fixed
+        stop = held.enter_context(SafeStop())
+        trainer.add_callback(stop)
+        trainer.add_callback(CountsReport(train_data.report, trainer.model.parameters(), trainer.trained_end, report))
+        _clear_once(output_dir, config, earlier_run=checkpoint is None and run.overwrite_output_dir)
+        if trainer.is_world_process_zero():
+            write_run_files(settings, config, train_data)
+        output = trainer.train(resume_from_checkpoint=checkpoint)
+        assert config.distributed_state is not None
+        config.distributed_state.wait_for_everyone()  # a launcher may end the others as soon as one rank has ended
+        if stop.signal_number is None:
+            save_whole_model(trainer, output_dir)
+            trainer.create_model_card(dataset_name=run.dataset_name)
     logs = [entry for entry in trainer.state.log_history if "loss" in entry]
     return RunResult(
         output_dir=output_dir,
@@ -134,23 +151,50 @@ def check_before_launch(run: RunArguments, config: ProFitConfig, model_config: M
     check_data_is_named(run, config)
     engine = planned_engine(run.accelerate_config, run.num_processes)
     spread_batch(config, engine)
-    _start(run, config, engine)
+    with sole_use(Path(str(config.output_dir)), "run"):
+        pass
+    # The contents are left to the ranks: reading them takes a while.
+    _start(run, config, model_config, engine, contents=False)
 
 
-def _start(run: RunArguments, config: ProFitConfig, engine: Engine) -> str | None:
-    return choose_start(
+def _start(
+    run: RunArguments, config: ProFitConfig, model_config: ModelConfig, engine: Engine, *, contents: bool = True
+) -> str | None:
+    """Return the checkpoint to go on from, as far as can be told before the data is read."""
+    checkpoint = choose_start(
         Path(str(config.output_dir)),
         resume_from=config.resume_from_checkpoint,
         overwrite=run.overwrite_output_dir,
         engine=engine,
-        step_rows=(config.per_device_train_batch_size, config.gradient_accumulation_steps),
+        contents=contents,
     )
+    if checkpoint is not None:
+        now = fixed_by_settings(config, model_config, engine.ranks)
+        check_unchanged(checkpoint, read_manifest(Path(checkpoint)).fixed, now, run.allowed_changes)
+    return checkpoint
 
 
-def _clear_once(output_dir: Path, config: ProFitConfig) -> None:
-    """Delete an earlier run, on one rank; the others wait, so that nobody reads or writes what is going."""
+def _fixed(
+    run: RunArguments,
+    config: ProFitConfig,
+    model_config: ModelConfig,
+    engine: Engine,
+    train_data: PreparedData,
+    checkpoint: str | None,
+) -> Fixed:
+    """Return what a run that is resumed from this one must not change, and refuse that this one changes it."""
+    read = fixed_by_data(train_data.report, model_config, run.reference_scores)
+    if checkpoint is not None:
+        check_unchanged(checkpoint, read_manifest(Path(checkpoint)).fixed, read, run.allowed_changes)
+    return together(fixed_by_settings(config, model_config, engine.ranks), read)
+
+
+def _clear_once(output_dir: Path, config: ProFitConfig, *, earlier_run: bool) -> None:
+    """Delete an earlier run, or what it was writing, on one rank; the others wait: nobody reads or writes what goes."""
     if config.should_save:
-        clear_earlier_run(output_dir)
+        if earlier_run:
+            clear_earlier_run(output_dir)
+        clear_saving(output_dir)
     assert config.distributed_state is not None
     config.distributed_state.wait_for_everyone()
 
@@ -166,7 +210,7 @@ def save_whole_model(trainer: ProFitTrainer, output_dir: Path) -> None:
         plugin.set_state_dict_type("FULL_STATE_DICT")
     trainer.save_model(str(output_dir))
     if trainer.args.should_save and not holds_weights(output_dir):
-        last = get_last_checkpoint(str(output_dir))
+        last = next(iter(checkpoints(output_dir)), None)
         raise ProFitError(
             f"training is done, but its engine has left no weights in '{output_dir}'. "
             + (f"They are in '{last}', in the engine's own format." if last else "Save checkpoints: --save_strategy.")
@@ -210,31 +254,33 @@ def build_trainer(
     train_data: PreparedData,
     eval_data: PreparedData | None,
     callbacks: list[TrainerCallback],
+    *,
+    allow_missing_weights: bool = False,
 ) -> ProFitTrainer:
-    """Load the model and put the trainer together, as `trl sft` does."""
-    model_init_kwargs: dict[str, Any] = {
+    """Load the model and put the trainer together, as `trl sft` does; errors as `pretrained.load_model`."""
+    load_arguments: dict[str, Any] = {
         "revision": model_config.model_revision,
         "attn_implementation": model_config.attn_implementation,
         "dtype": model_config.dtype or "float32",
+        "trust_remote_code": config.trust_remote_code,
+        "quantization_config": get_quantization_config(model_config),
         **(config.model_init_kwargs or {}),
     }
-    config.model_init_kwargs = model_init_kwargs
+    config.model_init_kwargs = None  # the trainer gets a model, and no name
     settle_done_flags(config)
     train_dataset = train_data.dataset
     if config.shuffle_dataset and not config.packing:  # before packing TRL does
         train_dataset = train_dataset.shuffle(seed=config.seed)
     path = pretrained_path(model_config.model_name_or_path)
-    with told_as_models(path, within="create_model_from_path"):
-        trainer = ProFitTrainer(
-            path,
-            config,
-            train_dataset=train_dataset,
-            eval_dataset=None if eval_data is None else eval_data.dataset,
-            processing_class=tokenizer,
-            callbacks=callbacks,
-            quantization_config=get_quantization_config(model_config),
-            peft_config=get_peft_config(model_config),
-        )
+    trainer = ProFitTrainer(
+        _model(path, config, load_arguments, allow_missing_weights),
+        config,
+        train_dataset=train_dataset,
+        eval_dataset=None if eval_data is None else eval_data.dataset,
+        processing_class=tokenizer,
+        callbacks=callbacks,
+        peft_config=get_peft_config(model_config),
+    )
     _check_tokens_fit(trainer.model, tokenizer, [train_data, *([] if eval_data is None else [eval_data])])
     plugin = getattr(trainer.accelerator.state, "deepspeed_plugin", None)
     if plugin is not None and plugin.zero_stage == 3:
@@ -243,6 +289,17 @@ def build_trainer(
     if config.disable_tqdm:
         trainer.remove_callback(PrinterCallback)  # the stand-in for the bar, which prints every log on stdout
     return trainer
+
+
+def _model(path: str, config: ProFitConfig, arguments: dict[str, Any], allow_missing_weights: bool) -> PreTrainedModel:
+    """Load a model as TRL's trainer does of a name, which would not tell what the files lack."""
+    set_seed(config.seed)
+    assert config.distributed_state is not None
+    if config.distributed_state.distributed_type != DistributedType.NO:
+        arguments["device_map"] = None
+    with told_as_models(path):
+        model, info = create_model_from_path(path, **arguments, output_loading_info=True)
+    return checked_weights(path, model, info, allow_missing_weights=allow_missing_weights)
 
 
 def _check_tokens_fit(model: nn.Module, tokenizer: PreTrainedTokenizerBase, data: Sequence[PreparedData]) -> None:
@@ -296,7 +353,7 @@ def resolved_config(run: RunArguments, config: ProFitConfig, model_config: Model
 _PACKAGES = ("profit-sft", "torch", "transformers", "trl", "datasets", "peft")
 
 _NOT_WRITTEN = {
-    *("resume_from_checkpoint", "overwrite_output_dir"),  # decided anew by each run
+    *("resume_from_checkpoint", "overwrite_output_dir", "allow_changes"),  # decided anew by each run
     *("model_init_kwargs", "dataset_kwargs", "logging_dir"),  # set by this module on the way
     # transformers 5 copies gradient_checkpointing into these, which would then win over it.
     *("activation_checkpointing", "activation_checkpointing_kwargs"),

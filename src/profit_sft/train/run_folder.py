@@ -5,24 +5,22 @@ output_dir/
   environment.json   versions, device, ranks, command line
   data.json          what was read, used, skipped and truncated, with a fingerprint of the tokens
   metrics.jsonl      one line a log
-  checkpoint-N/      TRL's checkpoints
+  checkpoint-N/      TRL's checkpoints, each with a manifest (`checkpoints.py`)
   README.md          model card
+  .lock, .saving/    who is at work here; what is being written
   model.safetensors, tokenizer files
 """
 
-import json
-import math
 import shutil
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
-import yaml
-
-from profit_sft.errors import ConfigurationError
+from profit_sft.errors import ConfigurationError, DataError
 from profit_sft.files import check_output_folder
 from profit_sft.train.callbacks import METRICS_FILE
-from profit_sft.train.engine import Engine, step_of
+from profit_sft.train.checkpoints import SAVING, check_whole, checkpoints, last_whole
+from profit_sft.train.engine import Engine
 
 CONFIG_FILE, ENVIRONMENT_FILE, DATA_FILE, MODEL_CARD = "config.yaml", "environment.json", "data.json", "README.md"
 
@@ -39,7 +37,7 @@ _BESIDE_THE_MODEL = (
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt"),
     *("chat_template.*", "additional_chat_templates", "processor_config.json", "preprocessor_config.json"),
 )
-_OF_THE_RUN = (CONFIG_FILE, ENVIRONMENT_FILE, DATA_FILE, METRICS_FILE, MODEL_CARD)
+_OF_THE_RUN = (SAVING, CONFIG_FILE, ENVIRONMENT_FILE, DATA_FILE, METRICS_FILE, MODEL_CARD)
 
 
 def holds_weights(folder: Path) -> bool:
@@ -53,7 +51,7 @@ def choose_start(
     resume_from: str | bool | None,
     overwrite: bool,
     engine: Engine | None = None,
-    step_rows: tuple[int, int] | None = None,
+    contents: bool = True,
 ) -> str | None:
     """Return the checkpoint to resume from, or None for a new run; refuse a folder that is taken. Changes nothing.
 
@@ -62,19 +60,18 @@ def choose_start(
         resume_from: A checkpoint's folder, or `latest`, `true` or True for the last one in the output folder.
         overwrite: Whether a new run may replace an earlier one.
         engine: Of the run that would go on from the checkpoint; None: one process.
-        step_rows: Its rows a rank and micro-batches, which with the ranks make the rows of a step. None: not compared.
+        contents: Whether to read all files of the checkpoint, or to look at their sizes alone.
 
     Raises:
         ConfigurationError: The folder is taken or cannot be written to, there is nothing to resume, or the checkpoint
-            is another engine's, of another number of ranks where that matters, or of steps of other rows.
+            is another engine's, or of another number of ranks where that matters.
+        DataError: The checkpoint that was named is not whole.
     """
     check_output_folder(folder)
     if resume_from is not None and str(resume_from).lower() != "false":
-        checkpoint = _checkpoint(folder, str(resume_from))
-        _check_fits(Path(checkpoint), engine or Engine())
-        if step_rows is not None:
-            _check_step(Path(checkpoint), *step_rows, (engine or Engine()).ranks)
-        return checkpoint
+        checkpoint = _checkpoint(folder, str(resume_from), contents)
+        _check_fits(checkpoint, engine or Engine())
+        return str(checkpoint)
     if not overwrite and _is_taken(folder):
         raise ConfigurationError(
             f"output_dir: '{folder}' holds an earlier run. Go on with it by --resume_from_checkpoint latest, "
@@ -83,55 +80,28 @@ def choose_start(
     return None
 
 
-def _checkpoint(folder: Path, wanted: str) -> str:
+def _checkpoint(folder: Path, wanted: str, contents: bool) -> Path:
     if wanted.lower() not in ("true", "latest"):
-        if not (Path(wanted) / "trainer_state.json").is_file():
+        checkpoint = Path(wanted)
+        if not checkpoint.is_dir():
             raise ConfigurationError(
-                f"resume_from_checkpoint: '{wanted}' is no checkpoint (it has no trainer_state.json). Name a "
-                "checkpoint-N folder, or 'latest'."
+                f"resume_from_checkpoint: there is no folder '{wanted}'. Name a checkpoint-N folder, or 'latest'."
             )
-        return wanted
-    last = last_checkpoint(complete_checkpoints(folder))
+        try:
+            check_whole(checkpoint, contents=contents)
+        except DataError as fault:
+            raise DataError(
+                f"resume_from_checkpoint: {fault} Name an earlier checkpoint, or 'latest' for the last whole one; to "
+                "start a new run from its model, name it with --model_name_or_path."
+            ) from None
+        return checkpoint
+    last = last_whole(folder, contents=contents, say=lambda text: warnings.warn(text, stacklevel=2))
     if last is None:
         raise ConfigurationError(
-            f"resume_from_checkpoint: '{folder}' holds no checkpoint. Leave the flag out to start a new run."
+            f"resume_from_checkpoint: '{folder}' holds no {'whole ' if checkpoints(folder) else ''}checkpoint. Leave "
+            "the flag out to start a new run."
         )
-    return str(last)
-
-
-def complete_checkpoints(folder: Path) -> list[Path]:
-    """Return the checkpoints whose writing was not cut off, in no order."""
-    return [path for path in folder.glob("checkpoint-[0-9]*") if _is_complete(path)]
-
-
-def _is_complete(checkpoint: Path) -> bool:
-    try:  # the trainer writes this file after weights, optimizer and random state
-        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return True
-
-
-def last_checkpoint(checkpoints: Iterable[Path]) -> Path | None:
-    """Return the one of the latest step, or None of none."""
-    return max(checkpoints, default=None, key=lambda checkpoint: int(checkpoint.name.rsplit("-", 1)[1]))
-
-
-def _check_step(checkpoint: Path, rows: int, micro_batches: int, ranks: int) -> None:
-    """Refuse steps of other rows than the earlier run's: its schedule and the order of its data would be others."""
-    try:
-        settings = yaml.safe_load((checkpoint.parent / CONFIG_FILE).read_text(encoding="utf-8"))
-        environment = json.loads((checkpoint.parent / ENVIRONMENT_FILE).read_text(encoding="utf-8"))
-        names = ("per_device_train_batch_size", "gradient_accumulation_steps")
-        before = (*(int(settings[name]) for name in names), int(environment["world_size"]))
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
-        return  # a checkpoint from elsewhere
-    if math.prod(before) != rows * micro_batches * ranks:
-        raise ConfigurationError(
-            f"resume_from_checkpoint: a step of the run of '{checkpoint}' had {math.prod(before)} rows, "
-            f"{step_of(*before)}, and this one's would have {rows * micro_batches * ranks}, "
-            f"{step_of(rows, micro_batches, ranks)}. Launch as many ranks, or change gradient_accumulation_steps."
-        )
+    return last
 
 
 def _check_fits(checkpoint: Path, engine: Engine) -> None:

@@ -1,13 +1,17 @@
-"""TRL's SFTTrainer with a token-level objective: exact normalization, metrics, model card.
+"""TRL's SFTTrainer with a token-level objective: exact normalization, metrics, whole checkpoints, model card.
 
 The loss itself is in `profit_sft.loss`; nothing here computes one.
 """
 
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import TrainerState
 from transformers.trainer_utils import IntervalStrategy
 from trl import SFTTrainer
 
@@ -17,9 +21,20 @@ from profit_sft.head import apply_profit, selective_head
 from profit_sft.objectives import FROM_THE_BATCH
 from profit_sft.train.beside import CollatesBeside, columns_beside, cut_beside, packed
 from profit_sft.train.callbacks import CollapseWarning, MetricsFile
+from profit_sft.train.checkpoints import (
+    MANIFEST,
+    SAVING,
+    check_whole,
+    clear_saving,
+    last_whole,
+    move_into_place,
+    publish,
+    rotate,
+)
 from profit_sft.train.collapse_probe import CollapseProbe
 from profit_sft.train.config import ProFitConfig
 from profit_sft.train.end_token import heed_trained_end
+from profit_sft.train.finite import FiniteCheck
 from profit_sft.train.metrics import StepMetrics
 from profit_sft.train.model_card import render_model_card
 
@@ -40,6 +55,10 @@ class ProFitTrainer(SFTTrainer):
 
     Of chats (`messages` or `conversations`) only what the assistant says is trained, as by `profit train`; TRL's
     `assistant_only_loss` leaves that to the chat template. Rows may also bring `input_ids` and `labels`.
+
+    Checkpoints appear whole or not at all, with a manifest (`profit_sft.train.checkpoints`); the oldest are deleted by
+    step. A run that is resumed at its last step trains nothing more. A step whose loss or gradient norm is not finite
+    raises `ProFitError` before anything of it is saved.
 
     A training data set may carry the column `reference_log_probs`, a list a row as long as its `input_ids`: `log p` of
     each token under a frozen model in nats, anything where there is no label; and alike `token_weights`, the weights
@@ -94,6 +113,13 @@ class ProFitTrainer(SFTTrainer):
         self._step_kept: Tensor | None = None  # of the optimizer step under way, this rank
         self._step_loss: Tensor | None = None  # as reported for its micro-batches so far
         self._step_metrics = StepMetrics()
+        self.fixed: Mapping[str, Any] = {}  # what a resumed run must not change, for the manifests of checkpoints
+        self._finite = FiniteCheck(self, args.max_skipped_steps)
+        if not args.max_grad_norm and not self.is_deepspeed_enabled:
+            args.max_grad_norm = math.inf  # clips nothing, and tells the norm
+        self._num_tokens = 0  # trained on, up to the last log
+        self._first_step = 0  # the one this run is resumed at
+        self._saves_aside = False
 
     def _refuse_split_batches(self) -> None:
         if self.args.n_gpu > 1:
@@ -148,7 +174,7 @@ class ProFitTrainer(SFTTrainer):
     ) -> Any:
         """Return the selective loss in training, TRL's plain NLL in evaluation."""
         if not self.model.training:
-            self._total_train_tokens = self._tokens_logged()  # TRL logs it beside the evaluation
+            self._total_train_tokens = self._num_tokens  # TRL logs it beside the evaluation
             num_items_in_batch = num_items_in_batch if self._model_takes_num_items else None
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         inputs["use_cache"] = False
@@ -190,7 +216,9 @@ class ProFitTrainer(SFTTrainer):
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
         """Run one micro-batch; after the last one of a step, rescale to the kept tokens where that is asked for."""
+        input_ids = inputs["input_ids"]
         loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+        self._finite.add(input_ids, loss)
         if not self._kept_only:
             return loss
         before = torch.zeros_like(loss) if self._step_loss is None else self._step_loss
@@ -224,19 +252,103 @@ class ProFitTrainer(SFTTrainer):
             return bool(step % self.state.logging_steps == 0 or (step == 1 and self.args.logging_first_step))
         return bool(self.args.logging_strategy == IntervalStrategy.EPOCH)
 
-    def _tokens_logged(self) -> int:
-        """Return the tokens trained on up to the last log. A checkpoint brings its logs, so a resumed run counts on."""
-        return next((log["num_tokens"] for log in reversed(self.state.log_history) if "num_tokens" in log), 0)
+    def _measured(self) -> tuple[dict[str, float], int]:
+        """Return what was measured over all ranks since the last log, and the number of tokens."""
+        gathered = self.accelerator.gather(self._step_metrics.as_tensor(self.accelerator.device))
+        return self._step_metrics.means(gathered, copies=self._copies_of_a_batch())
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add what was measured since the last training log."""
         if "loss" in logs:
-            gathered = self.accelerator.gather(self._step_metrics.as_tensor(self.accelerator.device))
-            metrics, tokens = self._step_metrics.means(gathered, copies=self._copies_of_a_batch())
-            logs.update(metrics, num_tokens=self._tokens_logged() + tokens)
+            metrics, tokens = self._measured()
+            self._num_tokens += tokens
+            logs.update(metrics, num_tokens=self._num_tokens)
             logs.update(self._probe.figures())  # before the clock of tokens_per_second starts anew
             self._step_metrics = StepMetrics()
         super().log(logs, start_time)
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Train as TRL's does. A checkpoint whose files are missing or of other sizes is refused, or with True skipped.
+
+        Raises:
+            DataError: The checkpoint is not whole.
+            ProFitError: The loss or the gradient norm of a step is not finite.
+        """
+        self._first_step = self._num_tokens = 0
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = str(last_whole(Path(str(self.args.output_dir)), contents=False) or "") or True
+        if isinstance(resume_from_checkpoint, str):
+            checkpoint = Path(resume_from_checkpoint)
+            if (checkpoint / MANIFEST).exists():  # else of another program
+                self._num_tokens = check_whole(checkpoint, contents=False).num_tokens
+            self._first_step = TrainerState.load_from_json(str(checkpoint / "trainer_state.json")).global_step
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def set_initial_training_values(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the lengths of the training: no epochs where the checkpoint is of the last step already."""
+        values = super().set_initial_training_values(*args, **kwargs)
+        max_steps = values[-1]
+        return (0, *values[1:]) if 0 < max_steps <= self._first_step else values
+
+    def _maybe_log_save_evaluate(
+        self, tr_loss: Tensor, grad_norm: Tensor | float | None, *args: Any, **kwargs: Any
+    ) -> None:
+        self._finite.after_step(grad_norm)
+        super()._maybe_log_save_evaluate(tr_loss, grad_norm, *args, **kwargs)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        folder = Path(super()._get_output_dir(trial))
+        return str(folder / SAVING if self._saves_aside else folder)
+
+    @contextmanager
+    def _saved_aside(self, folder: Path) -> Iterator[Path]:
+        """Yield the place in `folder` where nobody looks; all ranks have written when the block is left."""
+        if self.args.should_save:
+            clear_saving(folder)
+        self.accelerator.wait_for_everyone()
+        self._saves_aside = True
+        try:
+            yield folder / SAVING
+        finally:
+            self._saves_aside = False
+        self.accelerator.wait_for_everyone()
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        folder = Path(self._get_output_dir(trial))
+        num_tokens = self._num_tokens + self._measured()[1]
+        name = f"checkpoint-{self.state.global_step}"
+        with self._saved_aside(folder) as aside:
+            super()._save_checkpoint(model, trial)
+        if self.state.best_model_checkpoint == str(aside / name):
+            self.state.best_model_checkpoint = str(folder / name)
+        if self.args.should_save:
+            self.state.save_to_json(str(aside / name / "trainer_state.json"))  # with the best one's place
+            publish(aside / name, folder / name, num_tokens=num_tokens, fixed=self.fixed)
+            best = self.state.best_model_checkpoint
+            rotate(folder, limit=self.args.save_total_limit, step=self.state.global_step, keep=[best])
+            clear_saving(folder)
+        self.accelerator.wait_for_everyone()
+        if self.args.push_to_hub:
+            super()._push_from_checkpoint(str(folder / name))
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Do nothing where TRL would: the checkpoint is not in its place yet."""
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save model and tokenizer so that `from_pretrained` loads them; each file appears whole or not at all."""
+        if self._saves_aside:
+            super().save_model(output_dir, _internal_call)
+            return
+        folder = Path(output_dir or str(self.args.output_dir))
+        with self._saved_aside(folder) as aside:
+            super().save_model(str(aside / "model"), _internal_call=True)
+        if self.args.should_save:
+            if (aside / "model").is_dir():
+                move_into_place(aside / "model", folder)
+            clear_saving(folder)
+        self.accelerator.wait_for_everyone()
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
     def create_model_card(
         self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None

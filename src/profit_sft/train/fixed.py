@@ -1,0 +1,98 @@
+"""What a run that is resumed must not change: recorded in every checkpoint, compared before the run goes on."""
+
+import dataclasses
+import json
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from trl import ModelConfig
+
+from profit_sft.data import DataReport
+from profit_sft.errors import ConfigurationError
+from profit_sft.models.pretrained import model_fingerprint
+from profit_sft.scores.store import load_scores
+from profit_sft.train.config import ProFitConfig
+
+NAMES = ("data", "tokenizer", "reference", "objective", "seed", "model", "precision", "optimizer", "batch")
+_OPTIMIZER = (
+    *("learning_rate", "optim", "optim_args", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon"),
+    *("max_grad_norm", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "warmup_ratio"),
+)
+
+Fixed = Mapping[str, Mapping[str, Any]]
+
+
+def fixed_by_settings(config: ProFitConfig, model_config: ModelConfig, ranks: int) -> Fixed:
+    """Return what the settings alone say, by name and setting.
+
+    Args:
+        config: The trainer's settings, before a trainer has put its marks on them.
+        model_config: The model's.
+        ranks: Processes of the run.
+    """
+    rows = config.per_device_train_batch_size * config.gradient_accumulation_steps * ranks
+    lora = [entry.name for entry in dataclasses.fields(model_config) if entry.name.startswith(("lora_", "use_"))]
+    found = {
+        "objective": {"objective": str(config.make_objective()), **_values(config, "normalize", "gradient_budget")},
+        "seed": _values(config, "seed", "data_seed"),
+        "model": _values(model_config, *(lora if model_config.use_peft else ["use_peft"])),
+        "precision": {**_values(config, "bf16", "fp16"), "dtype": model_config.dtype or "float32"},
+        "optimizer": _values(config, *_OPTIMIZER),
+        "batch": {"rows_a_step": rows, **_values(config, "packing", "padding_free")},
+    }
+    return dict(json.loads(json.dumps(found, default=str)))
+
+
+def fixed_by_data(report: DataReport, model_config: ModelConfig, reference_scores: str | None) -> Fixed:
+    """Return what has to be read: the tokens, the tokenizer, the model and whose reference scores they are."""
+    reference = None if reference_scores is None else load_scores(reference_scores).manifest.model_fingerprint
+    model = model_fingerprint(model_config.model_name_or_path, revision=model_config.model_revision)
+    return {
+        "data": {"fingerprint": report.fingerprint},
+        "tokenizer": {"fingerprint": report.tokenizer_fingerprint},
+        "reference": {"model_fingerprint": reference},
+        "model": {"fingerprint": model},
+    }
+
+
+def _values(settings: object, *names: str) -> dict[str, Any]:
+    values = {name: getattr(settings, name, None) for name in names}
+    return {name: getattr(value, "value", value) for name, value in values.items()}
+
+
+def together(first: Fixed, second: Fixed) -> Fixed:
+    """Return both."""
+    return {name: {**first.get(name, {}), **second.get(name, {})} for name in NAMES}
+
+
+def check_unchanged(checkpoint: str | Path, recorded: Fixed, now: Fixed, allowed: Collection[str]) -> None:
+    """Refuse to go on with a run otherwise than it was begun.
+
+    Args:
+        checkpoint: Where it goes on, for the message.
+        recorded: What its manifest says.
+        now: What is known of this run; the rest is not compared.
+        allowed: Names of what may differ.
+
+    Raises:
+        ConfigurationError: Something else does; says what, how it was and how it is.
+    """
+    names, parts = [], []
+    for name in NAMES:
+        before = recorded.get(name, {})
+        differing = [key for key, value in now.get(name, {}).items() if key in before and before[key] != value]
+        if differing and name not in allowed:
+            names.append(name)
+            parts += [_difference(name, key, before[key], now[name][key]) for key in differing]
+    if parts:
+        raise ConfigurationError(
+            f"resume_from_checkpoint: '{checkpoint}' is of a run that was not as this one: {'; '.join(parts)}. Give it "
+            f"what it was begun with, or say that you mean the change: --allow_changes {','.join(names)}"
+        )
+
+
+def _difference(name: str, key: str, before: object, now: object) -> str:
+    if key.endswith("fingerprint"):
+        return f"another {name}"
+    return f"{name if key == name else f'{name}, {key}'}: {before} before, {now} now"

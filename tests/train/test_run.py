@@ -1,0 +1,204 @@
+"""A run that goes on is the run that was begun, alone in its folder, and stops at a step that is no number."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from profit_sft.cli.app import run_app
+from profit_sft.errors import ProFitError
+from profit_sft.train.checkpoints import checkpoints, last_whole
+from profit_sft.train.config import ProFitConfig
+from profit_sft.train.trainer import ProFitTrainer
+from tiny import save_tiny_chat_model, tiny_dataset, tiny_model, tiny_tokenizer
+
+
+def resumed(flags, folder, *more):
+    return run_app(
+        [*flags, "--max_steps", "6", "--output_dir", str(folder), "--resume_from_checkpoint", "latest", *more]
+    )
+
+
+@pytest.fixture(scope="module")
+def others(train_flags, tmp_path_factory):
+    """Another model, and the same rows in another order."""
+    folder = tmp_path_factory.mktemp("others")
+    save_tiny_chat_model(folder / "model")
+    weights = load_file(folder / "model" / "model.safetensors")
+    save_file(
+        {name: value + 0.01 for name, value in weights.items()},
+        folder / "model" / "model.safetensors",
+        {"format": "pt"},
+    )
+    with open(train_flags[train_flags.index("--dataset_name") + 1]) as lines:
+        (folder / "rows.jsonl").write_text("".join(reversed(lines.readlines())))
+    return {"MODEL": str(folder / "model"), "ROWS": str(folder / "rows.jsonl")}
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (["--dataset_name", "ROWS"], "another data"),
+        (["--model_name_or_path", "MODEL"], "another model"),
+        (["--objective", "dft"], "objective: NLL() before, DFT("),
+        (["--normalize", "kept"], "objective, normalize: all before, kept now"),
+        (["--seed", "7"], "seed: 42 before, 7 now"),
+        (["--data_seed", "7"], "seed, data_seed: None before, 7 now"),
+        (["--use_peft", "True"], "model, use_peft: False before, True now"),
+        (["--bf16", "True"], "precision, bf16: False before, True now"),
+        (["--learning_rate", "1e-4"], "optimizer, learning_rate: 0.001 before, 0.0001 now"),
+        (["--lr_scheduler_type", "constant"], "optimizer, lr_scheduler_type: linear before, constant now"),
+        (["--gradient_accumulation_steps", "2"], "batch, rows_a_step: 2 before, 4 now"),
+    ],
+)
+def test_a_run_that_is_not_the_one_that_was_begun_is_refused(stopped, train_flags, others, capsys, change, named):
+    before = {path: path.stat().st_mtime_ns for path in stopped.rglob("*") if path.name != ".lock"}
+    assert resumed(train_flags, stopped, *(others.get(word, word) for word in change)) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert named in last
+    assert last.endswith(f"--allow_changes {named.split(':')[0].split(',')[0].removeprefix('another ')}")
+    assert {path: path.stat().st_mtime_ns for path in stopped.rglob("*") if path.name != ".lock"} == before
+
+
+def test_a_change_that_is_meant_goes_through_and_no_other(stopped, train_flags, capsys):
+    change = ["--seed", "7", "--objective", "dft"]
+    assert resumed(train_flags, stopped, *change, "--allow_changes", "objective") == 2
+    assert "--allow_changes seed" in capsys.readouterr().err
+    assert resumed(train_flags, stopped, *change, "--allow_changes", "objective,sed") == 2
+    assert "allow_changes: 'sed' is none of data, tokenizer, reference, objective" in capsys.readouterr().err
+    assert resumed(train_flags, stopped, *change, "--allow_changes", "objective, seed") == 0
+
+
+def test_the_same_model_and_rows_elsewhere_are_the_same(stopped, train_flags, tmp_path):
+    flags = list(train_flags)
+    for name in ("--model_name_or_path", "--dataset_name"):
+        at = flags.index(name) + 1
+        os.symlink(flags[at], tmp_path / name.strip("-"))
+        flags[at] = str(tmp_path / name.strip("-"))
+    os.rename(tmp_path / "dataset_name", tmp_path / "rows.jsonl")
+    flags[flags.index("--dataset_name") + 1] = str(tmp_path / "rows.jsonl")
+    assert resumed(flags, stopped) == 0
+
+
+@pytest.mark.slow
+def test_a_second_run_in_the_folder_is_refused_and_leaves_the_first_alone(train_flags, tmp_path):
+    command = [sys.executable, "-m", "profit_sft.cli", *train_flags, "--max_steps", "100000", "--output_dir"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen([*command, str(tmp_path / "run")], env=environment, stderr=subprocess.PIPE) as first:
+        try:
+            deadline = time.monotonic() + 120
+            while not (tmp_path / "run" / "metrics.jsonl").exists():
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+            for flag in ("--overwrite_output_dir", "--resume_from_checkpoint"):
+                second = subprocess.run(
+                    [*command, str(tmp_path / "run"), flag, "True"],
+                    env=environment,
+                    capture_output=True,
+                    text=True,
+                    check=False,
+                )
+                assert second.returncode == 2
+                (line,) = second.stderr.splitlines()
+                assert line.startswith(
+                    f"error: output_dir: another run is at work in '{tmp_path / 'run'}'. Wait for it"
+                )
+            assert first.poll() is None
+        finally:
+            first.send_signal(signal.SIGKILL)
+    assert last_whole(tmp_path / "run") is not None
+
+
+class Spoiled(ProFitTrainer):
+    """Trains a loss that is no number on some batches, or has no gradient that is one."""
+
+    bad = math.nan
+    token = None
+
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        loss = super().compute_loss(model, inputs, *args, **kwargs)
+        if not self.model.training or not (inputs["input_ids"] == self.token).any():
+            return loss
+        # A root of zero has a value, and a gradient that is infinite.
+        return loss + (loss * 0).sqrt() if self.bad is None else loss * self.bad
+
+
+def spoiled(folder, bad, **settings):
+    dataset = tiny_dataset(16)
+    trainer = Spoiled(
+        tiny_model(),
+        ProFitConfig(
+            str(folder),
+            **{
+                "objective": "nll",
+                "per_device_train_batch_size": 2,
+                "gradient_accumulation_steps": 2,
+                "num_train_epochs": 1,
+                "logging_steps": 1,
+                "save_strategy": "steps",
+                "save_steps": 1,
+                "gradient_checkpointing": False,
+                "use_cpu": True,
+                "report_to": [],
+                "disable_tqdm": True,
+                **settings,
+            },
+        ),
+        train_dataset=dataset,
+        processing_class=tiny_tokenizer(),
+    )
+    # A token of the last step's rows alone.
+    drawn = [batch["input_ids"] for batch in trainer.get_train_dataloader()]
+    early = {token for batch in drawn[:-2] for token in batch.flatten().tolist()}
+    trainer.bad = bad
+    trainer.token = next(token for token in drawn[-1].flatten().tolist() if token not in early and token > 1)
+    rows = [
+        number
+        for number, row in enumerate(dataset, start=1)
+        if any(row["input_ids"] == batch_row[: len(row["input_ids"])] for batch_row in drawn[-1].tolist())
+    ]
+    return trainer, rows
+
+
+@pytest.mark.parametrize(
+    ("bad", "settings", "what"),
+    [
+        (math.nan, {}, "the loss is not finite"),
+        (math.inf, {}, "the loss is not finite"),
+        (None, {}, "the gradient norm is not finite"),
+        (None, {"max_grad_norm": 0.0}, "the gradient norm is not finite"),
+        (math.nan, {"logging_steps": 100}, "the loss is not finite"),
+    ],
+)
+def test_a_step_that_is_no_number_ends_the_run_before_it_is_saved(tmp_path, bad, settings, what):
+    trainer, rows = spoiled(tmp_path, bad, **settings)
+    with pytest.raises(ProFitError) as stopped:
+        trainer.train()
+    message = str(stopped.value)
+    assert message.startswith(f"step 4: {what} on rows ")
+    named = {int(word) for word in message.split(" on rows ")[1].split(" of the data")[0].split(", ")}
+    assert set(rows) <= named
+    assert len(named) == (2 if "loss" in what else 4)  # of the micro-batch, or of the step
+    assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-3", "checkpoint-2", "checkpoint-1"]
+    weights = load_file(tmp_path / "checkpoint-3" / "model.safetensors")
+    assert all(torch.isfinite(value).all() for value in weights.values())
+    for line in (tmp_path / "metrics.jsonl").read_text().splitlines():
+        json.loads(line, parse_constant=pytest.fail)
+
+
+def test_a_run_of_weights_that_are_no_numbers_ends_at_once(train_flags, tmp_path, capsys):
+    model = save_tiny_chat_model(tmp_path / "model")
+    weights = load_file(tmp_path / "model" / "model.safetensors")
+    weights["model.norm.weight"][0] = math.nan
+    save_file(weights, tmp_path / "model" / "model.safetensors", {"format": "pt"})
+    flags = [*train_flags, "--model_name_or_path", model, "--output_dir", str(tmp_path / "run"), "--max_steps", "2"]
+    assert run_app(flags) == 2
+    assert "model.norm.weight is not finite (NaN or infinity)" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
