@@ -29,6 +29,10 @@ CHATS = {
     "sharegpt and a system column": ("sharegpt", {"conversations": SHAREGPT[1:], "system_prompt": "Count."}),
     "sharegpt in openai's spelling": ("sharegpt", {"conversations": [SYSTEM, USER, ASSISTANT]}),
     "alpaca": ("alpaca", {"instruction": "2+2?", "output": "Four.", "system": "Count."}),
+    "alpaca with the question as input": (
+        "alpaca",
+        {"instruction": "", "input": "2+2?", "output": "Four.", "system": "Count."},
+    ),
     "alpaca with empty input": ("alpaca", {"instruction": "2+2?", "input": " ", "output": "Four.", "system": "Count."}),
     "dolly": ("alpaca", {"instruction": "2+2?", "context": "", "response": "Four.", "system": "Count."}),
     "chat prompt and completion": ("prompt_completion", {"prompt": [SYSTEM, USER], "completion": [ASSISTANT]}),

@@ -3,6 +3,7 @@
 import pytest
 
 from profit_sft.data import Row, to_conversation, tokenize_conversation
+from profit_sft.data.chat_template import ChatTemplate
 from profit_sft.errors import DataError
 from tiny import CHATML
 
@@ -75,6 +76,12 @@ def test_marks_say_what_is_trained_and_the_token_that_ends_it_is_too(rendered):
     assert trained == WHOLE
     ((_, trained, _),) = rendered(USER, {**ASSISTANT, "train": False}, USER, AGAIN, template=MARKED)
     assert trained == "Still four.<|im_end|>"
+
+
+def test_an_end_behind_white_space_that_no_mark_has_is_trained_too(rendered):
+    template = MARKED.replace("{% endgeneration %}<|im_end|>", "{% endgeneration %}{{ ' ' }}<|im_end|>")
+    ((_, trained, _),) = rendered(USER, ASSISTANT, USER, AGAIN, template=template)
+    assert trained == WHOLE.replace("<", " <")
 
 
 def test_marks_of_another_number_than_turns_leave_each_turn_to_itself(rendered):
@@ -258,6 +265,27 @@ def test_the_template_is_named_where_it_has_a_name(rendered, tokenizer):
     tokenizer.name_or_path = "models/tiny"
     with pytest.raises(DataError, match="row 3: the chat template of 'models/tiny' leaves out the thought of turn 2"):
         rendered(USER, {**ASSISTANT, "thinking": "hm"})
+
+
+@pytest.mark.parametrize("calls", [False, True], ids=["words", "calls"])
+def test_a_long_chat_is_rendered_a_dozen_times(rendered, monkeypatch, calls):
+    renderings, render = [], ChatTemplate.render
+
+    def counted(self, *args, **options):
+        renderings.append(1)
+        return render(self, *args, **options)
+
+    monkeypatch.setattr(ChatTemplate, "render", counted)
+    turns = [
+        [USER, {**ASSISTANT, "content": f"It is {n}."}]
+        if n % 2 or not calls
+        else [USER, {**CALL, "content": "", "tool_calls": [{"name": f"add{n}"}]}, {"role": "tool", "content": str(n)}]
+        for n in range(200)
+    ]
+    template = CALLING.replace("ARGUMENTS", "()")
+    ((_, trained, _),) = rendered(*(message for turn in turns for message in turn), template=template)
+    assert trained.count("<|im_end|>") == 200
+    assert len(renderings) <= 12
 
 
 def test_turns_of_a_long_chat_are_those_of_their_beginnings(rendered, tokenizer):

@@ -13,6 +13,7 @@ from profit_sft.data.messages import Message
 
 Span = tuple[int, int]  # characters, the end exclusive
 _MARKS = r"\{%-?\s*generation\s*-?%\}"
+_SPACE = re.compile(r"\s*")
 _DIRECTIVES = ("-d", "-m", "d", "m", "Y", "y", "B", "b", "A", "a", "H", "I", "M", "S", "j", "p")
 
 
@@ -114,9 +115,10 @@ class ChatTemplate:
         stripped = start + len(text[start:end].rstrip())
         if text.endswith(self._end_tokens, start, stripped):
             return stripped
-        following = next((token for token in self._end_tokens if text.startswith(token, end)), None)
+        behind = _SPACE.match(text, end).end()  # type: ignore[union-attr]  # it always matches
+        following = next((token for token in self._end_tokens if text.startswith(token, behind)), None)
         if following is not None:
-            return end + len(following)
+            return behind + len(following)
         inside = max(
             (place + len(t) for t in self._end_tokens if (place := text.rfind(t, start, end)) >= 0), default=-1
         )

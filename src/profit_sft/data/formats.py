@@ -259,9 +259,8 @@ def _prompt_completion(columns: _Columns) -> _Turns | Conversation:
 
 def _alpaca(columns: _Columns) -> _Turns:
     answer = columns.first(("output", "response")) or "output"
-    instruction = columns.text("instruction")
-    extra = columns.text_if_any("input", "context")
-    question = instruction if extra is None else f"{instruction}\n\n{extra}"
+    parts = (columns.text_if_any("instruction"), columns.text_if_any("input", "context"))
+    question = "\n\n".join(part for part in parts if part is not None) or columns.text("instruction")
     return [*_history(columns), _turn("user", question), _turn("assistant", columns.text(answer))]
 
 

@@ -303,11 +303,11 @@ def _notes(chat: _Chat, text: str) -> Iterator[str]:
     for key in dict.fromkeys(own_keys):
         if not template.reads(key):
             yield f"key '{key}' of messages is not used"
-    for key in template.own_options:
-        if not template.reads(key):
+    for key, value in template.own_options.items():
+        if is_given(value) and not template.reads(key):
             yield f"'{key}' of chat_template_kwargs is not used: {template.name} does not read it"
     if template.tells_date:
-        yield (f"{template.name} writes today's date: rows are of {template.date} on every day (--template_date)")
+        yield f"{template.name} writes today's date: rows are of {template.date} on every day (--template_date)"
 
 
 def _with_note(example: Rendered, note: str) -> Rendered:
