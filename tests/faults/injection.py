@@ -2,7 +2,6 @@
 
 import os
 import signal
-import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -67,10 +66,7 @@ def files_in(folder: Path) -> dict[str, tuple[int, int]]:
 
 
 def refusal(arguments: Sequence[str], capsys, *, writes_to: Path, may_be_fine: bool = False) -> str | None:
-    """Run a command that is to refuse something; return what it does wrong, None if nothing.
-
-    To refuse is: to end within ten seconds with status 1 or 2, one line that begins with `error:`, no traceback, and
-    nothing written.
+    """Run a command that is to refuse something before it writes; return what it does wrong, None if nothing.
 
     Args:
         arguments: After `profit`.
@@ -78,21 +74,47 @@ def refusal(arguments: Sequence[str], capsys, *, writes_to: Path, may_be_fine: b
         writes_to: The folder that must be as it was.
         may_be_fine: Whether it may also do its work: what was injected may be harmless.
     """
-    before, capsys_before = files_in(writes_to), capsys.readouterr()
-    del capsys_before
-    started = time.monotonic()
+    before = files_in(writes_to)
+    statuses: list[int] = []
+    defect = said_wrong(arguments, capsys, fine=may_be_fine, statuses=statuses)
+    written = files_in(writes_to)
+    if defect is not None or statuses == [0] or written == before:
+        return defect
+    return f"wrote {sorted(set(written) ^ set(before))[:3] or 'over a file'}"
+
+
+def said_wrong(
+    arguments: Sequence[str], capsys, *, fine: bool = False, statuses: list[int] | None = None
+) -> str | None:
+    """Run a command in this process; return what is wrong about how it ends, None if nothing.
+
+    It must end within ten seconds, with status 1 or 2 and one line that begins with `error:`, the last on stderr.
+
+    Args:
+        arguments: After `profit`.
+        capsys: Of pytest.
+        fine: Whether it may also succeed.
+        statuses: Gets its status.
+    """
+    capsys.readouterr()
     try:
         with no_hang():
             status = run_app(list(arguments))
     except Hung:
-        return f"hung for {time.monotonic() - started:.0f} s"
+        return f"hung for {HANG_SECONDS} s"
     except Exception as error:
         return f"traceback: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-    err = capsys.readouterr().err
+    if statuses is not None:
+        statuses.append(status)
+    return ended_wrong(status, capsys.readouterr().err, fine=fine)
+
+
+def ended_wrong(status: int, err: str, *, fine: bool = False) -> str | None:
+    """Return what is wrong about a status and what stands on stderr, None if nothing."""
     if "Traceback" in err:
         return f"traceback on stderr: {err.strip().splitlines()[-1]}"
     if status == 0:
-        return None if may_be_fine else "accepted without a word"
+        return None if fine else "accepted without a word"
     errors = [line for line in err.splitlines() if line.startswith("error: ")]
     if status not in (1, 2) or len(errors) != 1:
         return f"status {status} with {len(errors)} messages: {err[-300:]!r}"
@@ -102,8 +124,7 @@ def refusal(arguments: Sequence[str], capsys, *, writes_to: Path, may_be_fine: b
         return f"a message of {len(errors[0])} characters"
     if not any(character.isalpha() for character in errors[0].removeprefix("error: ")):
         return f"says nothing: {errors[0]!r}"
-    written = files_in(writes_to)
-    return None if written == before else f"wrote {sorted(set(written) ^ set(before))[:3] or 'over a file'}"
+    return None
 
 
 def report(kind: str, found: dict[str, str | None]) -> None:

@@ -15,6 +15,8 @@ null for none. Format 1 lacks these two.
 import dataclasses
 import json
 import math
+import shutil
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -242,7 +244,11 @@ class ScoreWriter:
         """Make the folder, unless an earlier run has."""
         if self.is_finished or (self.folder / _PROGRESS).is_file():
             return
-        tokenizer.save_pretrained(self.folder / _TOKENIZER)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".tokenizer.", dir=self.folder) as temporary:
+            tokenizer.save_pretrained(Path(temporary) / _TOKENIZER)
+            shutil.rmtree(self.folder / _TOKENIZER, ignore_errors=True)
+            (Path(temporary) / _TOKENIZER).rename(self.folder / _TOKENIZER)  # whole, or not there
         write_text(self.folder / _PROGRESS, json.dumps(dataclasses.asdict(self.job), indent=2) + "\n")
 
     @property
