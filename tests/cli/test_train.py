@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from profit_sft.cli.app import run_app
 from profit_sft.cli.train import HELP
 from profit_sft.cli.train_flags import Parser, parse
+from profit_sft.objectives import make_objective
 from profit_sft.train import config
 from profit_sft.train.engine import planned_engine
 from profit_sft.train.run import resolved_config
@@ -156,9 +157,18 @@ def test_every_recipe_dry_runs(recipe, tiny_folder, rows, tmp_path, capsys, monk
     ranks = planned_engine(resolved["accelerate_config"]).ranks
     assert resolved["per_device_train_batch_size"] * resolved["gradient_accumulation_steps"] * ranks == 32
     assert resolved["max_length"] == 8192
-    objective = {"sft": "nll"}.get(recipe.stem.rsplit("-", 1)[1], recipe.stem.rsplit("-", 1)[1])
-    assert resolved["objective"] == objective
-    assert resolved.get("threshold") == (0.1 if objective == "profit" else None)
+    assert resolved["objective"] == "profit"
+    assert resolved.get("threshold") is None  # ProFit's default is the paper's
+
+
+def test_a_twin_of_a_recipe_is_one_flag_away(monkeypatch):
+    recipe = RECIPES[0]
+    monkeypatch.chdir(recipe.parents[1])
+    named = re.findall(r"--objective (\w+)", recipe.read_text())
+    assert named == ["nll", "dft", "entropy", "eaft"]
+    for objective in named:
+        config = parse(["--config", str(recipe), "--use_cpu", "True", "--objective", objective])[1]
+        assert config.make_objective() == make_objective(objective)
 
 
 def test_help_names_only_flags_that_exist(capsys):
