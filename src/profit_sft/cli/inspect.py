@@ -27,6 +27,7 @@ from profit_sft.errors import ConfigurationError
 from profit_sft.terminal import console
 
 if TYPE_CHECKING:
+    from profit_sft.objectives import Objective
     from profit_sft.scores.store import ScoreSet
 
 PAGE = "mask.html"
@@ -50,8 +51,15 @@ def inspect_command(
     chat_template_path: ChatTemplatePath = None,
     data: GivenData,
     scores_dir: ScoresDir = None,
-    threshold: Annotated[float, flag("threshold", "Where the page starts, a probability.")] = 0.1,
-    threshold_direction: Annotated[str, flag("threshold_direction", "Keep p higher or lower than it.")] = "higher",
+    threshold: Annotated[
+        float | None, flag("threshold", "Where the page starts, a probability (default: 0.1).")
+    ] = None,
+    threshold_direction: Annotated[
+        str | None, flag("threshold_direction", "Keep p higher (default), lower, or middle: up to --upper_threshold.")
+    ] = None,
+    upper_threshold: Annotated[float | None, flag("upper_threshold", "Upper bound of middle, a probability.")] = None,
+    objective: Annotated[str | None, flag("objective", "Show the weights of dft, power, ... (default: profit).")] = None,
+    objective_kwargs: Annotated[str | None, flag("objective_kwargs", "Its fields as JSON: '{\"k\": 0.5}'.")] = None,
     examples: Annotated[int | None, flag("examples", "Examples token by token (default: 500; 3 with --plain).")] = None,
     output_file: Annotated[
         Path | None,
@@ -62,14 +70,17 @@ def inspect_command(
 ) -> int:
     """Show which tokens a threshold masks: a page with every token shaded, or how the mask moved between two models."""
     from profit_sft.files import check_output_folder
-    from profit_sft.mask.page import MAX_EXAMPLES, write_mask_page
+    from profit_sft.mask.page import MAX_EXAMPLES, MaskPage
     from profit_sft.mask.report import checked_view, make_report, summary
     from profit_sft.mask.terminal import PLAIN_EXAMPLES, print_report
     from profit_sft.models.pretrained import require_model
+    from profit_sft.objectives import ENTROPY_TOP_K
 
     quiet_libraries()
     with wrong_values_are_usage_errors():
-        direction = checked_view(threshold, threshold_direction)  # before minutes of scoring
+        view = given({"threshold": threshold, "direction": threshold_direction, "upper_threshold": upper_threshold})
+        weighed_by = _objective(objective, objective_kwargs, view)
+        checked_view(**(view if weighed_by is None else {}))  # before minutes of scoring
     if examples is not None and examples < 1:
         raise ConfigurationError(f"examples must be at least 1, got {examples}.")
     if plain and as_json:
@@ -86,15 +97,19 @@ def inspect_command(
         output_file = (scores_dir or Path(*folders[-1:])) / PAGE
     elif output_file is not None:
         check_output_folder(output_file.parent, "output_file")  # before minutes of scoring
+    if weighed_by is not None and "topk_entropy" in weighed_by.needs:
+        scoring["likeliest"] = ENTROPY_TOP_K
     with _score_sets(folders, data, scoring, compare_to=compare_to, scores_dir=scores_dir) as score_sets:
-        report = make_report(score_sets, threshold=threshold, direction=direction)
+        with wrong_values_are_usage_errors():
+            report = make_report(score_sets, objective=weighed_by, **(view if weighed_by is None else {}))
         if plain:
             print_report(report, console(wrap=False), examples=examples or PLAIN_EXAMPLES)
         if as_json:
             sys.stdout.write(json.dumps(summary(report)) + "\n")
         if output_file is not None:
-            write_mask_page(report, output_file, examples=examples or MAX_EXAMPLES, today=date.today())
-            _say_where(output_file, alone=not (plain or as_json))
+            page = MaskPage(report, examples or MAX_EXAMPLES)
+            page.write(output_file, date.today())
+            _say_where(output_file, page.shortage, alone=not (plain or as_json))
     return 0
 
 
@@ -110,9 +125,33 @@ def _check_one_source(folders: Sequence[Path], data: GivenData, about_data: Sequ
         )
 
 
-def _say_where(page: Path, *, alone: bool) -> None:
+def _objective(name: str | None, kwargs: str | None, view: Mapping[str, Any]) -> "Objective | None":
+    """Return the objective named, with its fields from `kwargs` and `view`, or None for the threshold.
+
+    Raises:
+        ValueError: There is none of that name, or its fields are no JSON object.
+        TypeError: It has no such field.
+    """
+    from profit_sft.objectives import make_objective
+
+    if name is None:
+        if kwargs is not None:
+            raise ValueError(f"objective_kwargs {kwargs} belong to an objective. Name it with --objective.")
+        return None
+    try:
+        fields = json.loads(kwargs or "{}")
+    except json.JSONDecodeError as error:
+        raise ValueError(f"objective_kwargs is not JSON: {kwargs!r} ({error}).") from None
+    if not isinstance(fields, dict):
+        raise ValueError(f"objective_kwargs must be a JSON object such as '{{\"k\": 0.5}}', got {kwargs!r}.")
+    return make_objective(name, **{**fields, **view})
+
+
+def _say_where(page: Path, shortage: str | None, *, alone: bool) -> None:
     """Print the page's path: on stdout where it is all that the command gives, else on stderr."""
     messages = console(stderr=True)
+    if shortage is not None:
+        messages.print(shortage)
     if alone:
         sys.stdout.write(f"{page}\n")
         messages.print("Open it in a browser; it is one file and needs no network.")

@@ -17,10 +17,11 @@ from profit_sft.data import TOKEN_KINDS
 from profit_sft.mask.texts import NUMBER, SORTS, WORD_START, TokenTexts
 from profit_sft.mask.tokens import LabelTokens, cells
 
-Direction = Literal["higher", "lower"]
+Direction = Literal["higher", "lower", "middle"]
 KINDS = tuple(sorted(TOKEN_KINDS, key=TOKEN_KINDS.__getitem__))  # none, core, style
 HISTOGRAM_BINS = 40
 DENSITY_BINS = 20
+WEIGHT_BINS = 40
 _LOGIT_END = 10.0
 # The tables list what is masked most at these thresholds; all groups of a large data set would not fit on a page.
 _LISTED_AT = (0.01, 0.1, 0.5, 0.9)
@@ -61,6 +62,8 @@ class Group:
         mean_p: Their mean probability under each model.
         cells: Their cells under each model.
         both: The lower cell of the two, so that `both.likely` counts what is likely under both; None for one model.
+        mean_weight: Their mean weight under each model; empty where the objective is a threshold.
+        weighted: How many have a weight that is not 0, under each model.
     """
 
     label: str
@@ -70,10 +73,15 @@ class Group:
     mean_p: tuple[float, ...]
     cells: tuple[CellCounts, ...]
     both: CellCounts | None
+    mean_weight: tuple[float, ...] = ()
+    weighted: tuple[int, ...] = ()
 
-    def kept(self, index: int, direction: Direction, model: int = 0) -> int:
-        """Return how many tokens the mask at `thresholds[index]` keeps."""
+    def kept(self, index: int, direction: Direction, model: int = 0, *, upper: int | None = None) -> int:
+        """Return how many tokens the mask at `thresholds[index]` keeps; `middle` those below `thresholds[upper]`."""
         likely = self.cells[model].likely(index)
+        if direction == "middle":
+            assert upper is not None
+            return max(0, likely - self.cells[model].likely(upper))
         return likely if direction == "higher" else self.count - likely
 
     def moved(self, index: int, direction: Direction) -> dict[str, int]:
@@ -102,6 +110,8 @@ class Group:
             "p": list(self.mean_p),
             "cells": [counts.as_json() for counts in self.cells],
             "both": None if self.both is None else self.both.as_json(),
+            "weight": list(self.mean_weight),
+            "weighted": list(self.weighted),
         }
 
 
@@ -119,6 +129,8 @@ class MaskFigures:
         histogram_edges: Probabilities at the edges of the bins.
         histogram: `(M, kinds, bins)`; one kind where they are not known.
         density: `(bins, bins)`, tokens by bin under the first model and the second; None for one model.
+        weight_edges: Weights at the edges of the bins; empty where the objective is a threshold.
+        weight_histogram: `(M, bins)`, tokens by weight, or None.
     """
 
     total: Group
@@ -130,25 +142,34 @@ class MaskFigures:
     histogram_edges: tuple[float, ...]
     histogram: NDArray[np.int64]
     density: NDArray[np.int64] | None
+    weight_edges: tuple[float, ...] = ()
+    weight_histogram: NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class _Counted:
-    """The label tokens, and their cells under each model, `(M, N)`."""
+    """The label tokens, and their cells and weights under each model, `(M, N)`."""
 
     tokens: LabelTokens
     cells: NDArray[np.uint16]
+    weights: NDArray[np.float32] | None
 
 
-def count_figures(tokens: LabelTokens, texts: TokenTexts, thresholds: Sequence[float]) -> MaskFigures:
+def count_figures(
+    tokens: LabelTokens,
+    texts: TokenTexts,
+    thresholds: Sequence[float],
+    token_weights: NDArray[np.float32] | None = None,
+) -> MaskFigures:
     """Count everything.
 
     Args:
         tokens: The label tokens.
         texts: Of their tokenizer.
         thresholds: The grid their cells refer to.
+        token_weights: `(M, N)`, of an objective that is no threshold.
     """
-    counted = _Counted(tokens, cells(tokens.log_probs, thresholds))
+    counted = _Counted(tokens, cells(tokens.log_probs, thresholds), token_weights)
     sorts = texts.sorts(tokens.token_ids, tokens.previous_ids)
     words, word_texts = texts.words(tokens.token_ids, sorts, tokens.follows_none)
     kinds = np.zeros(len(sorts), np.int8) if tokens.token_kinds is None else tokens.token_kinds
@@ -174,11 +195,13 @@ def count_figures(tokens: LabelTokens, texts: TokenTexts, thresholds: Sequence[f
         histogram_edges=tuple(bin_edges()),
         histogram=_histogram(tokens, kinds),
         density=None if len(tokens.log_probs) == 1 else _density(tokens),
+        **({} if token_weights is None else _weight_histogram(token_weights)),
     )
 
 
 def _group(counted: _Counted, where: NDArray[np.int64], label: str, *, sort: str = "", kind: str = "") -> Group:
     cell = counted.cells[:, where]
+    weights = np.zeros((0, 0), np.float32) if counted.weights is None else counted.weights[:, where]
     return Group(
         label=label,
         sort=sort,
@@ -187,6 +210,8 @@ def _group(counted: _Counted, where: NDArray[np.int64], label: str, *, sort: str
         mean_p=tuple(np.exp(counted.tokens.log_probs[:, where]).mean(axis=1).tolist()),
         cells=tuple(CellCounts.of(row) for row in cell),
         both=None if len(cell) == 1 else CellCounts.of(cell.min(axis=0)),
+        mean_weight=tuple(row.mean(dtype=np.float64).item() for row in weights),
+        weighted=tuple(int(np.count_nonzero(row)) for row in weights),
     )
 
 
@@ -252,6 +277,13 @@ def _histogram(tokens: LabelTokens, kinds: NDArray[np.int8]) -> NDArray[np.int64
     bins, groups = len(bin_edges()) - 1, 1 if tokens.token_kinds is None else len(KINDS)
     place = logit_bins(tokens.log_probs) + bins * kinds.astype(np.int64)  # (M, N)
     return np.stack([np.bincount(row, minlength=bins * groups).reshape(groups, bins) for row in place])
+
+
+def _weight_histogram(token_weights: NDArray[np.float32]) -> dict[str, Any]:
+    """Count over bins from the smallest weight, or 0, to the largest, or 1."""
+    edges = np.linspace(min(0.0, token_weights.min()), max(1.0, token_weights.max()), WEIGHT_BINS + 1)
+    counts = np.stack([np.histogram(row, edges)[0] for row in token_weights.astype(np.float64)])
+    return {"weight_edges": tuple(edges.tolist()), "weight_histogram": counts}
 
 
 def _density(tokens: LabelTokens) -> NDArray[np.int64]:

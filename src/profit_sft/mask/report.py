@@ -5,14 +5,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from profit_sft.mask.figures import Direction, Group, MaskFigures, count_figures
 from profit_sft.mask.texts import TokenTexts
-from profit_sft.mask.tokens import LabelTokens, checked_thresholds, label_tokens, threshold_grid
+from profit_sft.mask.tokens import LabelTokens, checked_thresholds, kept_mask, label_tokens, threshold_grid
+from profit_sft.mask.weights import objective_weights
+from profit_sft.objectives import Objective, ProFit
 from profit_sft.scores.store import ScoredExample, ScoreManifest, ScoreSet
 
 SUMMARY_THRESHOLDS = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9)
 _LISTED = 20
+_DIRECTIONS: tuple[Direction, ...] = ("higher", "lower", "middle")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,19 +27,26 @@ class MaskReport:
         score_sets: One or two.
         thresholds: The grid a page can be set to.
         index: Where it starts.
-        direction: `higher` keeps `p >= threshold`, `lower` keeps `p < threshold`.
+        direction: `higher` keeps `p >= threshold`, `lower` keeps `p < threshold`, `middle` what lies between the
+            threshold and the one at `upper`.
+        upper: Where the upper one starts; with `middle`.
         tokens: Every label token.
         texts: Of the tokenizer.
         figures: What was counted.
+        objective: What weighs the tokens where that is no threshold, else None.
+        token_weights: `(M, N)`, its weights, else None.
     """
 
     score_sets: tuple[ScoreSet, ...]
     thresholds: tuple[float, ...]
     index: int
     direction: Direction
+    upper: int | None
     tokens: LabelTokens
     texts: TokenTexts
     figures: MaskFigures
+    objective: Objective | None
+    token_weights: NDArray[np.float32] | None
 
     @property
     def threshold(self) -> float:
@@ -43,63 +54,120 @@ class MaskReport:
         return self.thresholds[self.index]
 
     @property
+    def rule(self) -> str:
+        """What is kept, or the objective, in words."""
+        if self.objective is not None:
+            return repr(self.objective)
+        if self.upper is not None:
+            return f"{self.threshold:g} ≤ p < {self.thresholds[self.upper]:g}"
+        return f"p {'≥' if self.direction == 'higher' else '<'} {self.threshold:g}"
+
+    @property
+    def top1_shares(self) -> tuple[float, ...]:
+        """Share of the label tokens that are the likeliest under each model."""
+        return tuple(float((scores.column("rank") == 1).mean()) for scores in self.score_sets)
+
+    @property
     def manifests(self) -> tuple[ScoreManifest, ...]:
         """The manifests of the score sets."""
         return tuple(scores.manifest for scores in self.score_sets)
 
-    def examples(self, most: int, *, most_tokens: int | None = None) -> Iterator[tuple[ScoredExample, ...]]:
-        """Yield some examples, each under every model, evenly spread over the data and in its order.
+    def examples(self, most: int) -> Iterator[tuple[int, tuple[ScoredExample, ...]]]:
+        """Yield some examples, evenly spread over the data and in its order: its place, and it under every model.
 
         Args:
             most: How many at most.
-            most_tokens: Fewer, if they would have more tokens than about this.
         """
         count = len(self.tokens.lengths)
-        if most_tokens is not None:
-            most = min(most, max(1, int(most_tokens / self.tokens.lengths.mean())))
         wanted = set(np.linspace(0, count - 1, min(most, count)).round().astype(int).tolist())
         for index, example in enumerate(zip(*self.score_sets, strict=True)):
             if index in wanted:
-                yield example
+                yield index, example
+
+
+    def weights_of(self, place: int, example: ScoredExample, model: int) -> NDArray[np.float32]:
+        """Return `(T,)`, the weights of an example's label tokens under a model: of the objective, or the mask's 0 or 1.
+
+        Args:
+            place: Of the example in the data.
+            example: The example under that model.
+            model: 0, or 1 for the second score set.
+        """
+        if self.token_weights is not None:
+            weights: NDArray[np.float32] = self.token_weights[model, self.tokens.examples == place]
+            return weights
+        likely = kept_mask(example.log_probs, self.threshold)
+        if self.upper is not None:
+            likely &= ~kept_mask(example.log_probs, self.thresholds[self.upper])
+        weights = (likely == (self.direction != "lower")).astype(np.float32)
+        return weights
 
 
 def make_report(
-    score_sets: Sequence[ScoreSet], *, threshold: float = 0.1, direction: Direction = "higher"
+    score_sets: Sequence[ScoreSet],
+    *,
+    threshold: float = 0.1,
+    direction: str = "higher",
+    upper_threshold: float | None = None,
+    objective: Objective | None = None,
 ) -> MaskReport:
     """Read and count everything.
 
     Args:
         score_sets: One, or two of the same data: before and after.
         threshold: A probability, where the page starts.
-        direction: As in `profit_sft.ProFit`.
+        direction: As in `profit_sft.ProFit`, but for `random`.
+        upper_threshold: Upper bound of `middle`.
+        objective: Whose weights to show. A threshold on the model's own p takes the place of the arguments before.
 
     Raises:
-        ValueError: The threshold is no probability, the direction no direction, or there are not one or two sets.
+        ValueError: A threshold is no probability, the direction no direction, or there are not one or two sets.
         DataError: The two are not of the same data.
+        ConfigurationError: The scores do not hold what the objective looks at.
     """
-    direction = checked_view(threshold, direction)
+    if isinstance(objective, ProFit) and objective.mask_source == "online" and objective.direction != "random":
+        threshold, direction, upper_threshold = objective.threshold, objective.direction, objective.upper_threshold
+        objective = None
+    checked = checked_view(threshold, direction, upper_threshold)
     if len(score_sets) not in (1, 2):
         raise ValueError(f"one score set or two can be looked at, got {len(score_sets)}.")
-    thresholds = threshold_grid(threshold, *SUMMARY_THRESHOLDS)
+    if checked == "middle" and len(score_sets) == 2:
+        raise ValueError(
+            "threshold_direction 'middle' shows one model: how a mask moved is counted for one threshold. Give one "
+            "score set, or 'higher'."
+        )
+    bounds = [threshold] if upper_threshold is None else [threshold, upper_threshold]
+    thresholds = threshold_grid(*bounds, *SUMMARY_THRESHOLDS)
     tokens = label_tokens(*score_sets)
     texts = TokenTexts(score_sets[0].tokenizer())
+    token_weights = None if objective is None else objective_weights(objective, score_sets, tokens)
     return MaskReport(
         score_sets=tuple(score_sets),
         thresholds=thresholds,
         index=thresholds.index(threshold),
-        direction=direction,
+        direction=checked,
+        upper=None if upper_threshold is None else thresholds.index(upper_threshold),
         tokens=tokens,
         texts=texts,
-        figures=count_figures(tokens, texts, thresholds),
+        figures=count_figures(tokens, texts, thresholds, token_weights),
+        objective=objective,
+        token_weights=token_weights,
     )
 
 
-def checked_view(threshold: float, direction: str) -> Direction:
-    """Return the direction, or raise ValueError where it is none or the threshold is no probability."""
-    checked_thresholds([threshold])
-    if direction not in ("higher", "lower"):
-        raise ValueError(f"threshold_direction must be 'higher' or 'lower' here, got {direction!r}.")
-    return "higher" if direction == "higher" else "lower"
+def checked_view(
+    threshold: float = 0.1, direction: str = "higher", upper_threshold: float | None = None
+) -> Direction:
+    """Return the direction, or raise ValueError where it is none or a threshold is no probability, or is missing."""
+    checked_thresholds([threshold] if upper_threshold is None else [threshold, upper_threshold])
+    for known in _DIRECTIONS:
+        if direction == known:
+            break
+    else:
+        raise ValueError(f"threshold_direction must be 'higher', 'lower' or 'middle' here, got {direction!r}.")
+    # The objective says what goes with what.
+    ProFit(threshold=threshold, direction=known, upper_threshold=upper_threshold)
+    return known
 
 
 def summary(report: MaskReport) -> dict[str, Any]:
@@ -115,7 +183,10 @@ def summary(report: MaskReport) -> dict[str, Any]:
         "examples": report.manifests[0].num_examples,
         "threshold": report.threshold,
         "direction": report.direction,
+        "upper_threshold": None if report.upper is None else report.thresholds[report.upper],
+        "objective": None if report.objective is None else repr(report.objective),
         "mean_nll": [manifest.mean_nll for manifest in report.manifests],
+        "top1_share": list(report.top1_shares),
         "all": _figures_of(report, figures.total),
         "by_kind": [_figures_of(report, group) for group in figures.by_kind],
         "by_sort": [_figures_of(report, group) for group in figures.by_sort],
@@ -136,13 +207,16 @@ def summary(report: MaskReport) -> dict[str, Any]:
 
 def kept_share(report: MaskReport, group: Group, model: int, index: int | None = None) -> float:
     """Return the kept share of a group under a model, at the report's threshold or another of the grid."""
-    return group.kept(report.index if index is None else index, report.direction, model) / group.count
+    at = report.index if index is None else index
+    return group.kept(at, report.direction, model, upper=report.upper) / group.count
 
 
 def masked_most(report: MaskReport, groups: Sequence[Group]) -> list[Group]:
     """Return the groups that have masked tokens under the last model, those with most first."""
     last = len(report.score_sets) - 1
-    masked = [(group.count - group.kept(report.index, report.direction, last), group) for group in groups]
+    masked = [
+        (group.count - group.kept(report.index, report.direction, last, upper=report.upper), group) for group in groups
+    ]
     return [group for count, group in sorted(masked, key=lambda pair: (-pair[0], -pair[1].count)) if count > 0]
 
 
@@ -154,4 +228,6 @@ def _figures_of(report: MaskReport, group: Group) -> dict[str, Any]:
         "kept_share": [kept_share(report, group, model) for model in range(len(report.score_sets))],
         "mean_p": list(group.mean_p),
     }
+    if group.mean_weight:
+        found |= {"mean_weight": list(group.mean_weight), "weighted": list(group.weighted)}
     return found if group.both is None else found | group.moved(report.index, report.direction)

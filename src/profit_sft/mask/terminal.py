@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console, RenderableType
 from rich.console import Group as Stack
 from rich.panel import Panel
@@ -11,7 +12,6 @@ from rich.text import Text
 
 from profit_sft.mask.figures import Group
 from profit_sft.mask.report import SUMMARY_THRESHOLDS, MaskReport, kept_share, masked_most
-from profit_sft.mask.tokens import kept_mask
 from profit_sft.scores.store import ScoredExample
 from profit_sft.terminal import harmless
 
@@ -34,12 +34,13 @@ def print_report(report: MaskReport, out: Console, *, examples: int = PLAIN_EXAM
     out.print(_head(report))
     out.print(_kept_table(report))
     out.print(_histogram(report))
-    if len(report.score_sets) == 2:
-        out.print(_movement(report))
-    for title, groups in (("tokens", report.figures.tokens), ("words", report.figures.words)):
-        out.print(_masked_table(report, title, masked_most(report, groups)[:_LISTED]))
-    for example in report.examples(examples):
-        out.print(_example(report, example, brackets=not out.is_terminal))
+    if report.objective is None:
+        if len(report.score_sets) == 2:
+            out.print(_movement(report))
+        for title, groups in (("tokens", report.figures.tokens), ("words", report.figures.words)):
+            out.print(_masked_table(report, title, masked_most(report, groups)[:_LISTED]))
+    for place, example in report.examples(examples):
+        out.print(_example(report, place, example, brackets=not out.is_terminal))
 
 
 def visible(text: str, *, lines: bool = False) -> str:
@@ -70,14 +71,21 @@ def _arrow(values: Iterator[str]) -> str:
 
 
 def _head(report: MaskReport) -> RenderableType:
-    first, sign = report.manifests[0], ">=" if report.direction == "higher" else "<"
+    first = report.manifests[0]
     table = Table(title="The mask", show_header=False)
     for name, manifest in zip(_names(report), report.manifests, strict=True):
         table.add_row(f"model {name}".strip(), Text(f"{manifest.model_name_or_path}, NLL {manifest.mean_nll:.3f} nats"))
     table.add_row("data", Text(str(first.data["dataset_name"])))
     table.add_row("examples, label tokens", f"{first.num_examples:,}, {first.num_label_tokens:,}")
-    table.add_row("kept", f"p {sign} {report.threshold:g}")
-    table.add_row("kept share", _kept(report, report.figures.total))
+    if report.objective is None:
+        table.add_row("kept", report.rule)
+        table.add_row("kept share", _kept(report, report.figures.total))
+    else:
+        total = report.figures.total
+        table.add_row("objective", Text(report.rule))
+        table.add_row("mean weight", _arrow(f"{value:.3f}" for value in total.mean_weight))
+        table.add_row("weight not 0", _arrow(_share(count / total.count) for count in total.weighted))
+    table.add_row("label is likeliest", _arrow(_share(share) for share in report.top1_shares))
     return table
 
 
@@ -137,7 +145,7 @@ def _masked_table(report: MaskReport, what: str, groups: list[Group]) -> Rendera
     for name in ("tokens", "masked", "share", "mean p"):
         table.add_column(name, justify="right")
     for group in groups:
-        masked = group.count - group.kept(report.index, report.direction, last)
+        masked = group.count - group.kept(report.index, report.direction, last, upper=report.upper)
         table.add_row(
             Text(visible(group.label)),
             group.sort,
@@ -150,21 +158,24 @@ def _masked_table(report: MaskReport, what: str, groups: list[Group]) -> Rendera
     return table
 
 
-def _example(report: MaskReport, example: tuple[ScoredExample, ...], *, brackets: bool) -> RenderableType:
+def _example(report: MaskReport, place: int, example: tuple[ScoredExample, ...], *, brackets: bool) -> RenderableType:
     title = f"row {example[0].row}"
     parts = []
-    for name, scored in zip(_names(report), example, strict=True):
+    for model, (name, scored) in enumerate(zip(_names(report), example, strict=True)):
         parts += [Text(name, style="bold")] if name else []
-        parts.append(_heat_map(report, scored, brackets=brackets))
+        weights = report.weights_of(place, scored, model)
+        parts.append(_heat_map(report, scored, weights, brackets=brackets))
     return Panel(Stack(*parts), title=title, title_align="left")
 
 
-def _heat_map(report: MaskReport, example: ScoredExample, *, brackets: bool) -> Text:
+def _heat_map(
+    report: MaskReport, example: ScoredExample, weights: NDArray[np.float32], *, brackets: bool
+) -> Text:
     """Return the example's text, the end of its prompt included, with what is masked marked."""
     texts = report.texts.in_context(example.input_ids)
     first = int(example.positions[0])
     prompt = "".join(texts[:first])
-    kept = kept_mask(example.log_probs, report.threshold) == (report.direction == "higher")
+    shades = np.exp(example.log_probs) if report.objective is None else np.clip(weights, 0.0, 1.0)
     state = {int(position): index for index, position in enumerate(example.positions)}
     found = Text()
     if len(prompt) > _PROMPT_CHARACTERS:
@@ -173,17 +184,17 @@ def _heat_map(report: MaskReport, example: ScoredExample, *, brackets: bool) -> 
     masked_before = False
     for position in range(first, len(texts)):
         index = state.get(position)
-        masked = index is not None and not kept[index]
+        masked = index is not None and weights[index] == 0
         if brackets and masked != masked_before:
             found.append("⟨" if masked else "⟩")
         masked_before = masked
-        style = "dim" if index is None else "dim strike" if masked else _shade(float(example.log_probs[index]))
+        style = "dim" if index is None else "dim strike" if masked else _shade(float(shades[index]))
         found.append(visible(texts[position], lines=True), style=style)
     if brackets and masked_before:
         found.append("⟩")
     return found
 
 
-def _shade(log_prob: float) -> str:
-    place = min(int(len(_SHADES) * np.exp(log_prob)), len(_SHADES) - 1)
+def _shade(share: float) -> str:
+    place = min(int(len(_SHADES) * share), len(_SHADES) - 1)
     return f"black on {_SHADES[place]}"

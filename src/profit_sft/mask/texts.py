@@ -36,6 +36,10 @@ class TokenTexts:
             self.learn([token_id])
         return self._texts[token_id]
 
+    def is_special(self, token_id: int) -> bool:
+        """Return True for what the tokenizer counts as no text, such as the marks of a chat template."""
+        return token_id in self._special
+
     def learn(self, token_ids: Sequence[int] | NDArray[np.int32]) -> None:
         """Work out many texts at once, which is faster."""
         new = [int(index) for index in np.unique(np.asarray(token_ids)) if int(index) not in self._texts]

@@ -130,8 +130,12 @@ def cells(log_probs: NDArray[np.floating], thresholds: Sequence[float]) -> NDArr
         log_probs: fp32 values, nats.
         thresholds: Ascending, the first of them 0.
     """
-    floors = [_floor(threshold) for threshold in thresholds]
-    return np.searchsorted(floors, log_probs, side="right").astype(np.uint16)
+    return np.searchsorted(floors(thresholds), log_probs, side="right").astype(np.uint16)
+
+
+def floors(thresholds: Sequence[float]) -> list[float]:
+    """Return the fp32 log-probability that each threshold is compared as."""
+    return [_floor(threshold) for threshold in thresholds]
 
 
 def _floor(threshold: float) -> float:

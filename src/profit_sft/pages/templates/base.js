@@ -20,6 +20,23 @@ function svg(name, attributes = {}, ...children) {
   return node;
 }
 
+/** What the address says behind its #, as names and values, so that a view can be sent as a link; set loads nothing. */
+const ADDRESS = {
+  values: new URLSearchParams(location.hash.includes("=") ? location.hash.slice(1) : ""),
+  get: (name) => ADDRESS.values.get(name),
+  set(changes) {
+    for (const [name, value] of Object.entries(changes)) {
+      if (value === null || value === "") ADDRESS.values.delete(name);
+      else ADDRESS.values.set(name, value);
+    }
+    try {
+      history.replaceState(null, "", `#${ADDRESS.values}`);
+    } catch {
+      // A page inside a notebook has no address of its own.
+    }
+  },
+};
+
 (function themeSwitch() {
   const button = byId("theme");
   const system = matchMedia("(prefers-color-scheme: dark)");
@@ -30,8 +47,10 @@ function svg(name, attributes = {}, ...children) {
   };
   button.addEventListener("click", () => {
     document.documentElement.dataset.theme = isDark() ? "light" : "dark";
+    ADDRESS.set({ theme: document.documentElement.dataset.theme });
     show();
   });
+  if (["light", "dark"].includes(ADDRESS.get("theme"))) document.documentElement.dataset.theme = ADDRESS.get("theme");
   system.addEventListener("change", show);
   show();
 })();

@@ -1,11 +1,12 @@
-// The charts of the mask page.
+// The charts of the mask page. Blue is what is kept, gray what is masked; before and after, core and style differ by dash
+// and by the words at the line's end.
 const FIGURES = DATA.figures;
 const LOGIT_END = 10; // as the bins of the figures
-const MARGIN = { left: 40, right: 8 }; // of a chart, pixels
+const MARGIN = { left: 56, right: 8 }; // of a chart, pixels
 const TICKS = [0.0001, 0.001, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999, 0.9999];
+const P_TITLE = "p, the probability of the token (both ends stretched)";
 const logit = (p) => Math.max(-LOGIT_END, Math.min(LOGIT_END, Math.log(p / (1 - p))));
 const LOGITS = GRID.map(logit);
-const KIND_ORDER = [1, 2, 0]; // core, style, none: of DATA.kinds
 
 function nearest(values, wanted) {
   let best = 0;
@@ -15,88 +16,163 @@ function nearest(values, wanted) {
   return best;
 }
 
-/** A drawing as wide as its place, so that its text keeps its size on a phone. */
-function canvas(id, height, label) {
-  const place = byId(id);
+/** A drawing as wide as its place, so that its text keeps its size on a phone, with titles of its axes. */
+function canvas(place, height, label, titles) {
   const width = Math.max(240, place.clientWidth);
   const drawing = svg("svg", { class: "chart", viewBox: `0 0 ${width} ${height}`, width, height, role: "img", "aria-label": label });
-  place.replaceChildren(drawing);
-  return { drawing, width, height, left: MARGIN.left, right: width - MARGIN.right, top: 18, bottom: height - 22 };
+  place.append(drawing);
+  const area = { drawing, width, height, left: MARGIN.left, right: width - MARGIN.right, top: 22, bottom: height - 38 };
+  const middle = (area.top + area.bottom) / 2;
+  drawing.append(
+    svg("text", { class: "title", x: (area.left + area.right) / 2, y: height - 4, "text-anchor": "middle" }, titles.x),
+    svg("text", { class: "title", x: 12, y: middle, "text-anchor": "middle", transform: `rotate(-90 12 ${middle})` }, titles.y));
+  return area;
 }
 
+const emptied = (id) => {
+  byId(id).replaceChildren();
+  return byId(id);
+};
 const across = (area) => (value) => area.left + ((value + LOGIT_END) / (2 * LOGIT_END)) * (area.right - area.left);
 
-function probabilityAxis(area) {
-  const x = across(area);
-  const few = area.width < 420;
-  for (const tick of TICKS) {
-    if (few && (tick === 0.0001 || tick === 0.9999 || tick === 0.01 || tick === 0.99)) continue;
+function bottomAxis(area, ticks, x) {
+  for (const [tick, words] of ticks) {
     area.drawing.append(
-      svg("line", { class: "rule", x1: x(logit(tick)), x2: x(logit(tick)), y1: area.bottom, y2: area.bottom + 4 }),
-      svg("text", { x: x(logit(tick)), y: area.height - 6, "text-anchor": "middle" }, String(tick)));
+      svg("line", { class: "rule", x1: x(tick), x2: x(tick), y1: area.bottom, y2: area.bottom + 4 }),
+      svg("text", { x: x(tick), y: area.bottom + 16, "text-anchor": "middle" }, words));
   }
   area.drawing.append(svg("line", { class: "axis", x1: area.left, x2: area.right, y1: area.bottom, y2: area.bottom }));
 }
 
-function shareAxis(area, most = 1) {
-  const y = (share) => area.bottom - (share / most) * (area.bottom - area.top);
-  for (const part of [0.25, 0.5, 0.75, 1]) {
-    const share = part * most;
+function probabilityAxis(area) {
+  const rare = new Set(area.width < 460 ? [0.0001, 0.9999, 0.01, 0.99] : []);
+  bottomAxis(area, TICKS.filter((tick) => !rare.has(tick)).map((tick) => [logit(tick), String(tick)]), across(area));
+}
+
+/** Rules for shares up to `most`; `bend` maps them to [0, 1]. */
+function shareAxis(area, shares, bend = (share) => share) {
+  const y = (share) => area.bottom - bend(share) * (area.bottom - area.top);
+  for (const share of shares) {
     area.drawing.append(
       svg("line", { class: "rule", x1: area.left, x2: area.right, y1: y(share), y2: y(share) }),
       svg("text", { x: area.left - 6, y: y(share) + 4, "text-anchor": "end" }, `${Number((100 * share).toPrecision(3))}%`));
   }
   return y;
 }
+const QUARTERS = [0.25, 0.5, 0.75, 1];
 
-function thresholdLine(area, label) {
-  const at = across(area)(LOGITS[state.index]);
-  const anchor = at > (area.left + area.right) / 2 ? "end" : "start";
-  area.drawing.append(
-    svg("line", { class: "threshold", x1: at, x2: at, y1: area.top - 6, y2: area.bottom }),
-    svg("text", { class: "value", x: at + (anchor === "end" ? -6 : 6), y: area.top - 6, "text-anchor": anchor }, label));
+const thresholdsShown = () => (state.mode === "weights" ? [] : state.direction === "middle" ? [state.index, state.upper] : [state.index]);
+
+function thresholdLines(area, label) {
+  for (const index of thresholdsShown()) {
+    const at = across(area)(LOGITS[index]);
+    const anchor = at > (area.left + area.right) / 2 ? "end" : "start";
+    area.drawing.append(
+      svg("line", { class: "threshold", x1: at, x2: at, y1: area.top - 6, y2: area.bottom }),
+      svg("text", { class: "value", x: at + (anchor === "end" ? -6 : 6), y: area.top - 8, "text-anchor": anchor }, label(index)));
+  }
+}
+
+// ---- Histograms ----
+
+/** Each model, or each kind of token, has a histogram of its own: name and counts by bin. */
+const PANELS = (function panels() {
+  const summed = (kinds) => kinds[0].map((_, bin) => kinds.reduce((sum, counts) => sum + counts[bin], 0));
+  if (COMPARED) return FIGURES.histogram.map((kinds, set) => ({ name: NAMES[set], counts: summed(kinds) }));
+  const all = { name: "all tokens", counts: summed(FIGURES.histogram[0]) };
+  return KINDS === null ? [all] : [all, ...[1, 2].map((kind) => ({ name: KIND_NAMES[kind], counts: FIGURES.histogram[0][kind] }))];
+})();
+
+/** Draw bars whose height is the square root of their share, lest one tall bar press the others flat. */
+function bars(place, { name, counts }, options) {
+  const area = canvas(place, options.height, `Histogram of the label tokens by ${options.of}, ${name}`, { x: options.title, y: "share (√ scale)" });
+  const total = counts.reduce((sum, count) => sum + count, 0) || 1;
+  const most = Math.max(...counts) / total;
+  const rules = [0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 1].filter((share) => share <= most && share >= most / 60);
+  const y = shareAxis(area, rules, (share) => Math.sqrt(share / most));
+  counts.forEach((count, bin) => {
+    if (count === 0) return;
+    const [start, end] = [options.x(area, options.edges[bin]), options.x(area, options.edges[bin + 1])];
+    for (const [from, to, kept] of options.sides(area, start, end)) {
+      const bar = svg("rect", { class: kept ? "bar kept" : "bar masked", x: from + 0.5, width: Math.max(0.5, to - from - 1), y: y(count / total), height: area.bottom - y(count / total) });
+      bar.append(svg("title", {}, `${percent(count / total)}: ${whole(count)} tokens`));
+      area.drawing.append(bar);
+    }
+  });
+  area.drawing.append(svg("text", { class: "value", x: area.right, y: 12, "text-anchor": "end" }, name));
+  return area;
+}
+
+/** Cut a bar where a threshold runs through it. */
+function cutAtThresholds(area, start, end) {
+  const cuts = thresholdsShown().map((index) => across(area)(LOGITS[index]));
+  const keeps = (place) => {
+    if (state.mode === "weights") return true;
+    if (state.direction === "middle") return place >= cuts[0] && place < cuts[1];
+    return (place >= cuts[0]) === (state.direction === "higher");
+  };
+  const edges = [start, ...cuts.filter((cut) => start < cut && cut < end), end];
+  return edges.slice(1).map((to, index) => [edges[index], to, keeps((edges[index] + to) / 2)]);
 }
 
 function histogram() {
-  const area = canvas("histogram", 220, "Histogram of the label tokens by probability, with the threshold");
-  const edges = FIGURES.histogram_edges;
-  const total = FIGURES.total.count;
-  const sums = FIGURES.histogram.map((kinds) => edges.slice(1).map((_, bin) => kinds.reduce((sum, counts) => sum + counts[bin], 0)));
-  const most = niceShare(Math.max(...sums.flat()) / total);
-  const y = shareAxis(area, most);
-  const x = across(area);
-  const clips = [area.left, x(LOGITS[state.index]), area.right];
-  const sides = clips.slice(1).map((end, side) => {
-    const masked = (side === 0) === (state.direction === "higher");
-    const clip = svg("clipPath", { id: `side-${side}` }, svg("rect", { x: clips[side], y: 0, width: Math.max(0, end - clips[side]), height: area.height }));
-    const group = svg("g", { "clip-path": `url(#side-${side})`, class: masked ? "masked-side" : "kept-side" });
-    area.drawing.append(clip, group);
-    return group;
+  const place = emptied("histogram");
+  PANELS.forEach((panel, index) => {
+    const last = index === PANELS.length - 1;
+    const area = bars(place, panel, {
+      of: "probability", height: PANELS.length === 1 ? 240 : 150, title: last ? P_TITLE : "", edges: FIGURES.histogram_edges,
+      x: (of, p) => across(of)(logit(p)), sides: cutAtThresholds,
+    });
+    probabilityAxis(area);
+    thresholdLines(area, (at) => (index === 0 ? shownP(GRID[at]) : ""));
   });
-  edges.slice(1).forEach((edge, bin) => {
-    const [start, end] = [x(logit(edges[bin])), x(logit(edge))];
-    let below = 0;
-    const kinds = FIGURES.histogram[0];
-    for (const kind of kinds.length === 1 ? [0] : KIND_ORDER) {
-      const height = area.bottom - y(kinds[kind][bin] / total);
-      const name = kinds.length === 1 ? "core" : KIND_NAMES[kind];
-      const bar = { class: `bar ${name}`, x: start + 0.5, width: Math.max(0.5, end - start - 1), y: area.bottom - below - height, height };
-      for (const side of sides) side.append(svg("rect", bar));
-      below += height;
-    }
-  });
-  if (COMPARED) {
-    const steps = sums[1].flatMap((sum, bin) => [`${x(logit(edges[bin]))},${y(sum / total)}`, `${x(logit(edges[bin + 1]))},${y(sum / total)}`]);
-    area.drawing.append(svg("polyline", { class: "line second", points: steps.join(" ") }));
-  }
-  probabilityAxis(area);
-  thresholdLine(area, `threshold ${shownP(GRID[state.index])}`);
 }
 
-/** Round up to a share that makes a good end of an axis. */
-function niceShare(share) {
-  const steps = [0.02, 0.04, 0.08, 0.12, 0.2, 0.4, 0.6, 0.8, 1];
-  return steps.find((step) => step >= share) ?? 1;
+function weights() {
+  const place = emptied("weights");
+  const edges = FIGURES.weight_edges;
+  const x = (area, weight) => area.left + ((weight - edges[0]) / (edges.at(-1) - edges[0])) * (area.right - area.left);
+  FIGURES.weight_histogram.forEach((counts, set) => {
+    const area = bars(place, { name: NAMES[set] || "all tokens", counts }, {
+      of: "weight", height: COMPARED ? 150 : 240, title: set === SETS.length - 1 ? "weight in the loss" : "", edges, x, sides: (_, start, end) => [[start, end, true]],
+    });
+    const ticks = [0, 0.25, 0.5, 0.75, 1].map((part) => edges[0] + part * (edges.at(-1) - edges[0]));
+    bottomAxis(area, ticks.map((tick) => [tick, shownWeight(tick)]), (tick) => x(area, tick));
+  });
+}
+
+// ---- Lines ----
+
+/** Name lines where they lie furthest apart: the upper ones above, the lowest below. */
+function nameApart(area, all) {
+  if (all.length < 2) return;
+  const gap = (index) => {
+    const heights = all.map(({ points }) => points[index][1]).sort((one, other) => one - other);
+    return Math.min(...heights.slice(1).map((height, at) => height - heights[at]));
+  };
+  const inside = all[0].points.map((point, index) => index).filter((index) => all[0].points[index][0] > area.left + 40 && all[0].points[index][0] < area.right - 40);
+  const best = inside.reduce((found, index) => (gap(index) > gap(found) ? index : found), inside[0]);
+  const lowest = Math.max(...all.map(({ points }) => points[best][1]));
+  for (const { name, look, points } of all) {
+    const [x, y] = points[best];
+    area.drawing.append(svg("text", { class: `end ${look}`, x: y === lowest ? x - 6 : x + 6, y: y === lowest ? y + 14 : y - 6, "text-anchor": y === lowest ? "end" : "start" }, name));
+  }
+}
+
+/** Draw lines with their names at their ends, moved apart where they would touch. */
+function lines(area, all, namedAtEnd = true) {
+  const ends = all.map(({ points }) => points.at(-1));
+  const order = ends.map((_, index) => index).sort((one, other) => ends[one][1] - ends[other][1]);
+  const heights = new Map();
+  let free = -Infinity;
+  for (const index of order) {
+    free = Math.max(free + 13, ends[index][1]);
+    heights.set(index, free);
+  }
+  all.forEach(({ look, name, points }, index) => {
+    area.drawing.append(svg("polyline", { class: `line ${look}`, points: points.map((point) => point.join(",")).join(" ") }));
+    if (name && namedAtEnd) area.drawing.append(svg("text", { class: `end ${look}`, x: ends[index][0] + 8, y: heights.get(index) + 4 }, name));
+  });
 }
 
 function curvePoints(area, y, group, set) {
@@ -107,100 +183,89 @@ function curvePoints(area, y, group, set) {
   const points = [];
   for (let index = GRID.length - 1; index >= 0; index -= 1) {
     above += counts[index + 1];
-    const kept = state.direction === "higher" ? above : group.count - above;
-    points.push(`${x(LOGITS[index])},${y(kept / group.count)}`);
+    const kept = state.direction === "lower" ? group.count - above : above;
+    points.push([x(LOGITS[index]), y(kept / group.count)]);
   }
-  return points.join(" ");
+  return points.reverse();
 }
 
 function curve() {
-  const area = canvas("curve", 220, "Kept share against the threshold");
-  const y = shareAxis(area);
+  const area = canvas(emptied("curve"), 240, "Kept share against the threshold", { x: "threshold (both ends stretched)", y: `share with p ${state.direction === "lower" ? "<" : "≥"} threshold` });
+  const y = shareAxis(area, QUARTERS);
   probabilityAxis(area);
-  if (!COMPARED) {
-    for (const group of FIGURES.by_kind.filter((group) => group.kind !== "none")) {
-      area.drawing.append(svg("polyline", { class: `curve-${group.kind}`, points: curvePoints(area, y, group, 0) }));
-    }
+  const kinds = COMPARED ? [] : FIGURES.by_kind.filter((group) => group.kind !== "none");
+  const looks = ["", "second"];
+  const all = [
+    ...kinds.map((group) => ({ look: group.kind, name: group.label, points: curvePoints(area, y, group, 0) })),
+    ...SETS.map((_, set) => ({ look: COMPARED ? looks[1 - set] : "", name: COMPARED ? NAMES[set] : kinds.length > 0 ? "all" : "", points: curvePoints(area, y, FIGURES.total, set) })),
+  ];
+  lines(area, all, false);
+  nameApart(area, all);
+  const sharesAt = (index) => SETS.map((_, set) => likely(FIGURES.total.cells[set], index) / FIGURES.total.count).map((share) => (state.direction === "lower" ? 1 - share : share));
+  thresholdLines(area, (index) => arrow(sharesAt(index).map(percent)));
+  for (const index of thresholdsShown()) {
+    for (const share of sharesAt(index)) area.drawing.append(svg("circle", { class: "dot", cx: across(area)(LOGITS[index]), cy: y(share), r: 4 }));
   }
-  SETS.forEach((_, set) => area.drawing.append(svg("polyline", { class: set === 1 ? "line second" : "line", points: curvePoints(area, y, FIGURES.total, set) })));
-  const shares = SETS.map((_, set) => keptOf(FIGURES.total, set) / FIGURES.total.count);
-  thresholdLine(area, shares.map(percent).join(" → "));
-  shares.forEach((share, set) =>
-    area.drawing.append(svg("circle", { class: set === 1 ? "dot second" : "dot", cx: across(area)(LOGITS[state.index]), cy: y(share), r: 4 })));
 }
 
 function positions() {
-  const area = canvas("positions", 230, "Kept share and mean probability by place in the answer");
-  const y = shareAxis(area);
+  const area = canvas(emptied("positions"), 250, "Kept share and mean probability by place in the answer", { x: "which token of the answer", y: "share, or mean" });
+  area.right -= 60;
+  const y = shareAxis(area, QUARTERS);
   const groups = FIGURES.by_position;
   const step = (area.right - area.left) / groups.length;
   const x = (index) => area.left + step * (index + 0.5);
-  const every = Math.ceil(52 / step);
-  groups.forEach((group, index) => {
-    if (index % every === 0) area.drawing.append(svg("text", { x: x(index), y: area.height - 6, "text-anchor": "middle" }, group.label));
-  });
-  area.drawing.append(svg("line", { class: "axis", x1: area.left, x2: area.right, y1: area.bottom, y2: area.bottom }));
-  const draw = (share, look, dot) => {
-    area.drawing.append(svg("polyline", { class: look, points: groups.map((group, index) => `${x(index)},${y(share(group))}`).join(" ") }));
+  const every = Math.ceil(58 / step);
+  bottomAxis(area, groups.flatMap((group, index) => (index % every === 0 ? [[index, group.label]] : [])), x);
+  const weighs = state.mode === "weights";
+  const shares = (group, set) => (weighs ? group.weight[set] / MOST_WEIGHT : keptOf(group, set) / group.count);
+  const all = SETS.map((_, set) => ({ look: COMPARED && set === 0 ? "second" : "", name: NAMES[set] || (weighs ? "weight" : "kept"), of: (group) => shares(group, set) }));
+  if (!COMPARED) all.unshift({ look: "p", name: "mean p", of: (group) => group.p[0] });
+  lines(area, all.map((one) => ({ ...one, points: groups.map((group, index) => [x(index), y(Math.max(0, one.of(group)))]) })));
+  for (const { look, of } of all) {
     groups.forEach((group, index) => area.drawing.append(
-      svg("circle", { class: dot, cx: x(index), cy: y(share(group)), r: 3 },
-        svg("title", {}, `tokens ${group.label}: ${percent(share(group))} of ${whole(group.count)}`))));
-  };
-  if (!COMPARED) draw((group) => group.p[0], "line p", "dot p");
-  SETS.forEach((_, set) => draw((group) => keptOf(group, set) / group.count, set === 1 ? "line second" : "line", set === 1 ? "dot second" : "dot"));
+      svg("circle", { class: `dot ${look}`, cx: x(index), cy: y(Math.max(0, of(group))), r: 3 },
+        svg("title", {}, `tokens ${group.label}: ${percent(of(group))} of ${whole(group.count)}`))));
+  }
 }
+
+// ---- Before and after ----
 
 let densityLines = { width: 0, place: null, lines: null };
 
 function density() {
   const width = byId("density").clientWidth;
   if (densityLines.width !== width) densityLines = { width, ...densityCells() };
-  const { place, lines } = densityLines;
+  const { place, lines: rules } = densityLines;
   const threshold = GRID[state.index];
-  lines.replaceChildren(
+  rules.replaceChildren(
     svg("line", { class: "threshold", x1: place.x(threshold), x2: place.x(threshold), y1: place.top, y2: place.bottom }),
     svg("line", { class: "threshold", x1: place.left, x2: place.right, y1: place.y(threshold), y2: place.y(threshold) }));
 }
 
 /** Draw what does not depend on the threshold; return where the lines go. */
 function densityCells() {
-  const area = canvas("density", Math.min(340, Math.max(240, byId("density").clientWidth * 0.7)), "Probability before, across, and after, upward");
+  const area = canvas(emptied("density"), Math.min(360, Math.max(260, byId("density").clientWidth * 0.7)), "Probability before, across, and after, upward", { x: "p before", y: "p after" });
   const counts = FIGURES.density;
   const size = counts.length;
   const most = Math.max(...counts.flat());
-  area.bottom -= 14;
   const cellWidth = (area.right - area.left) / size;
   const cellHeight = (area.bottom - area.top) / size;
+  const shade = (count) => 0.1 + 0.9 * Math.sqrt(count / most);
   counts.forEach((line, before) => line.forEach((count, after) => {
     if (count === 0) return;
     area.drawing.append(svg("rect", {
       class: "cell", x: area.left + before * cellWidth + 0.5, y: area.bottom - (after + 1) * cellHeight + 0.5, width: cellWidth - 1,
-      height: cellHeight - 1, "fill-opacity": 0.08 + 0.92 * Math.sqrt(count / most), rx: 1.5,
+      height: cellHeight - 1, "fill-opacity": shade(count), rx: 1.5,
     }, svg("title", {}, `${whole(count)} tokens`)));
   }));
+  byId("density-legend").replaceChildren(el("li", {}, "1 token", el("span", { class: "ramp count" }), `${whole(most)} tokens`), el("li", {}, "above the diagonal: likelier after"));
   const share = (p) => (logit(p) + LOGIT_END) / (2 * LOGIT_END);
   const x = (p) => area.left + share(p) * (area.right - area.left);
   const y = (p) => area.bottom - share(p) * (area.bottom - area.top);
-  for (const tick of [0.001, 0.1, 0.5, 0.9, 0.999]) {
-    area.drawing.append(
-      svg("text", { x: x(tick), y: area.bottom + 15, "text-anchor": "middle" }, String(tick)),
-      svg("text", { x: area.left - 6, y: y(tick) + 4, "text-anchor": "end" }, String(tick)));
-  }
-  const lines = svg("g");
-  area.drawing.append(
-    svg("text", { x: (area.left + area.right) / 2, y: area.height - 4, "text-anchor": "middle" }, "p before"),
-    svg("text", { x: area.left, y: area.top - 8, "text-anchor": "start" }, "p after"),
-    svg("line", { class: "rule", x1: area.left, x2: area.right, y1: area.bottom, y2: area.top }), lines);
-  return { place: { x, y, left: area.left, right: area.right, top: area.top, bottom: area.bottom }, lines };
-}
-
-function chartLegends() {
-  const key = (look, words) => el("li", {}, el("span", { class: `key ${look}` }), words);
-  const stroke = (look, words) => el("li", {}, el("span", { class: `stroke ${look}` }), words);
-  const kinds = KINDS ? [key("core", "core"), key("style", "style"), key("none", "neither")] : [];
-  byId("histogram-legend").replaceChildren(...kinds, ...(COMPARED ? [...(KINDS ? [] : [key("core", "before")]), stroke("second", KINDS ? "after (bars: before)" : "after")] : []),
-    el("li", {}, "pale: masked"));
-  const two = [stroke("", "before"), stroke("second", "after")];
-  byId("curve-legend").replaceChildren(...(COMPARED ? two : [stroke("", "all tokens"), ...(KINDS ? [stroke("curve-core", "core"), stroke("curve-style", "style")] : [])]));
-  byId("positions-legend").replaceChildren(...(COMPARED ? two : [stroke("", "kept share"), stroke("p", "mean p")]), el("li", {}, "across: which token of the answer"));
+  bottomAxis(area, [0.001, 0.1, 0.5, 0.9, 0.999].map((tick) => [tick, String(tick)]), x);
+  for (const tick of [0.001, 0.1, 0.5, 0.9, 0.999]) area.drawing.append(svg("text", { x: area.left - 6, y: y(tick) + 4, "text-anchor": "end" }, String(tick)));
+  const rules = svg("g");
+  area.drawing.append(svg("line", { class: "rule", x1: area.left, x2: area.right, y1: area.bottom, y2: area.top }), rules);
+  return { place: { x, y, left: area.left, right: area.right, top: area.top, bottom: area.bottom }, lines: rules };
 }

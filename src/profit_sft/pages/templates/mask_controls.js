@@ -1,93 +1,27 @@
-// Tables of the mask page, when what is drawn, and what the controls do.
-const KIND_WORDS = { none: "neither" };
+// When what is drawn, what the controls do, and the view in the address.
 
-function movement() {
-  const found = moved(FIGURES.total);
-  const total = FIGURES.total.count;
-  for (const [id, count] of [["kept_kept", found.kk], ["kept_masked", found.km], ["masked_kept", found.mk], ["masked_masked", found.mm]]) {
-    byId(id).replaceChildren(whole(count), el("small", {}, percent(count / total)));
-  }
-  byId("movement-words").textContent = `${percent((found.km + found.mk) / total)} of the label tokens changed sides: ` +
-    `${whole(found.mk)} came in, ${whole(found.km)} went out.`;
-  const groups = FIGURES.by_kind.length > 0 ? FIGURES.by_kind : FIGURES.by_sort;
-  byId("movement-table").tHead.replaceChildren(el("tr", {}, ...["", "kept before → after", "in", "out"].map((name, column) =>
-    el(name === "" ? "td" : "th", { ...(name === "" ? {} : { scope: "col" }), class: column > 0 ? "number" : "" }, name))));
-  byId("movement-table").tBodies[0].replaceChildren(...groups.map((group) => {
-    const { km, mk } = moved(group);
-    const shares = SETS.map((_, set) => percent(keptOf(group, set) / group.count));
-    return el("tr", {}, el("th", { scope: "row" }, KIND_WORDS[group.label] ?? group.label),
-      ...[arrow(shares), whole(mk), whole(km)].map((text) => el("td", { class: "number" }, text)));
-  }));
-}
-
-// ---- Tables ----
-
-const shareCell = (share, second = false) => el("td", { class: "number" }, percent(share), meter(share, second));
-const arrow = (values) => values.join(" → ");
-
-const RANKS = {
-  masked: (group) => group.count - keptOf(group, SETS.length - 1),
-  share: (group) => (group.count < 5 ? -1 : 1 - keptOf(group, SETS.length - 1) / group.count),
-  count: (group) => group.count,
-  moved: (group) => { const found = moved(group); return found.km + found.mk; },
-};
-
-/** Offer the sorts there are among tokens, or among words. */
-function sortOptions() {
-  const sorts = new Set(FIGURES[state.unit].map((group) => group.sort));
-  state.sort = "";
-  byId("sort").replaceChildren(el("option", { value: "" }, "all sorts"), ...[...sorts].sort().map((sort) => el("option", { value: sort }, sort)));
-}
-
-function tokenTable() {
-  const last = SETS.length - 1;
-  const groups = FIGURES[state.unit].filter((group) =>
-    (state.sort === "" || group.sort === state.sort) && (state.kind === "" || group.kind === state.kind));
-  const ranked = groups.map((group) => [RANKS[state.rank](group), group]).filter(([value]) => value > 0);
-  ranked.sort(([one, first], [other, second]) => other - one || second.count - first.count);
-  const head = ["token", "sort", ...(KINDS ? ["kind"] : []), "tokens", ...(COMPARED ? ["out", "in"] : []), "masked", "share", "mean p"];
-  head[0] = state.unit === "tokens" ? "token" : "word";
-  const optional = new Set(["sort", "mean p"]);
-  const words = { out: "kept before, masked after", in: "masked before, kept after", tokens: "how many there are", share: "masked of all there are" };
-  byId("token-table").tHead.replaceChildren(el("tr", {}, ...head.map((name, column) => el("th", {
-    scope: "col", class: [column > (KINDS ? 2 : 1) ? "number" : "", optional.has(name) ? "optional" : ""].join(" "), ...(name in words ? { title: words[name] } : {}),
-  }, name))));
-  byId("token-table").tBodies[0].replaceChildren(...ranked.slice(0, state.rows).map(([, group]) => {
-    const masked = group.count - keptOf(group, last);
-    const button = el("button", { type: "button", title: "Search the examples for it" }, visible(group.label));
-    button.addEventListener("click", () => search(group.label.trim() || group.label));
-    const cells = [el("th", { scope: "row", class: "word" }, button), el("td", { class: "dim optional" }, group.sort)];
-    if (KINDS) cells.push(el("td", { class: "dim" }, KIND_WORDS[group.kind] ?? group.kind));
-    cells.push(el("td", { class: "number" }, whole(group.count)));
-    if (COMPARED) { const found = moved(group); cells.push(el("td", { class: "number" }, whole(found.km)), el("td", { class: "number" }, whole(found.mk))); }
-    cells.push(el("td", { class: "number" }, whole(masked)), shareCell(masked / group.count, true));
-    cells.push(el("td", { class: "number optional" }, arrow(group.p.map(shownP))));
-    return el("tr", {}, ...cells);
-  }));
-  byId("more").classList.toggle("hidden", ranked.length <= state.rows);
-}
-
-function sortTable() {
-  const head = ["sort", ...(KINDS ? ["kind"] : []), "tokens", ...(COMPARED ? ["kept before → after"] : ["kept", "mean p"])];
-  byId("sort-table").tHead.replaceChildren(el("tr", {}, ...head.map((name, column) => el("th", { scope: "col", class: `${column > (KINDS ? 1 : 0) ? "number" : ""} ${name === "mean p" ? "optional" : ""}` }, name))));
-  const groups = [...FIGURES.by_sort].sort((one, other) => other.count - one.count);
-  byId("sort-table").tBodies[0].replaceChildren(...groups.map((group) => {
-    const shares = SETS.map((_, set) => keptOf(group, set) / group.count);
-    return el("tr", {}, el("th", { scope: "row" }, group.sort), ...(KINDS ? [el("td", { class: "dim" }, KIND_WORDS[group.kind] ?? group.kind)] : []),
-      el("td", { class: "number" }, whole(group.count)), el("td", { class: "number" }, arrow(shares.map(percent)), ...(COMPARED ? [] : [meter(shares[0])])),
-      ...(COMPARED ? [] : [el("td", { class: "number optional" }, shownP(group.p[0]))]));
-  }));
-}
-
-// ---- Drawing ----
+// ---- Drawing once a frame ----
 
 // What is on the screen follows the threshold at once; the rest is drawn when the threshold has come to rest.
 const DRAWN = {
-  probabilities: [histogram, curve], movement: COMPARED ? [movement, density] : [], tokens: [tokenTable], places: [positions, sortTable],
+  probabilities: [...(WEIGHED ? [weights] : []), histogram, curve], movement: COMPARED ? [movement, density] : [], tokens: [tokenTable], places: [positions, sortTable],
 };
-const onScreen = new Set(Object.keys(DRAWN));
+const onScreen = new Set();
 const stale = new Set();
 let rest = 0;
+let frame = 0;
+
+/** Draw what depends on the threshold, once a frame at most. */
+function schedule() {
+  if (frame === 0) {
+    frame = requestAnimationFrame(() => {
+      frame = 0;
+      renderThreshold();
+      updateExamples();
+      renderFigures();
+    });
+  }
+}
 
 function draw(section) {
   stale.delete(section);
@@ -100,7 +34,7 @@ function renderFigures() {
     else stale.add(section);
   }
   clearTimeout(rest);
-  rest = setTimeout(() => [...stale].forEach(draw), 150);
+  rest = setTimeout(() => { [...stale].forEach(draw); remember(); }, 150);
 }
 
 function watchScreen() {
@@ -118,19 +52,40 @@ function watchScreen() {
 
 function renderThreshold() {
   const threshold = GRID[state.index];
-  const shares = SETS.map((_, set) => keptOf(FIGURES.total, set) / FIGURES.total.count);
-  const words = `${shares.map(percent).join(" → ")} kept`;
+  const words = state.mode === "weights"
+    ? `mean weight ${arrow(FIGURES.total.weight.map((value) => value.toFixed(3)))}`
+    : `${arrow(keptShares(FIGURES.total).map(percent))} kept`;
   const slider = byId("slider");
   if (nearest(LOGITS, Number(slider.value)) !== state.index) slider.value = String(LOGITS[state.index]);
   slider.setAttribute("aria-valuetext", `${shownP(threshold)}, ${words}`);
-  slider.style.setProperty("--at", `${(50 * (LOGITS[state.index] + LOGIT_END)) / LOGIT_END}%`);
+  const at = (index) => `${(50 * (LOGITS[index] + LOGIT_END)) / LOGIT_END}%`;
+  slider.style.setProperty("--at", at(state.index));
+  slider.style.setProperty("--end", state.direction === "middle" ? at(state.upper) : "100%");
   slider.closest(".controls").classList.toggle("lower", state.direction === "lower");
+  slider.closest(".controls").classList.toggle("weights", state.mode === "weights");
+  byId("movement")?.classList.toggle("hidden", state.mode === "weights");
   if (document.activeElement !== byId("threshold")) byId("threshold").value = String(threshold);
+  const upper = byId("upper");
+  upper?.classList.toggle("hidden", state.direction !== "middle");
+  if (upper && state.upper !== null && document.activeElement !== upper) upper.value = String(GRID[state.upper]);
   byId("kept").textContent = words;
+  summary();
 }
 
+/** Move the threshold, and the upper one ahead of it. */
 function setIndex(index) {
-  state.index = Math.max(0, Math.min(GRID.length - 1, index));
+  const most = GRID.length - (state.direction === "middle" ? 2 : 1);
+  state.index = Math.max(0, Math.min(most, index));
+  if (state.upper !== null) state.upper = Math.max(state.upper, state.index + 1);
+  schedule();
+}
+
+function setDirection(direction) {
+  state.direction = direction;
+  if (direction === "middle") {
+    state.upper ??= nearest(GRID, Math.max(0.9, (1 + GRID[state.index]) / 2));
+    setIndex(state.index);
+  }
   schedule();
 }
 
@@ -165,14 +120,60 @@ function makeDraggable(id) {
   place.addEventListener("pointerup", settle);
 }
 
+// ---- The view in the address ----
+
+const START = { ...state };
+const choices = (id) => [...(byId(id)?.querySelectorAll("option") ?? [])].map((option) => option.value);
+
+/** Put what differs from the page's start into the address. */
+function remember() {
+  const changed = (name, value = state[name]) => (state[name] === START[name] ? null : String(value));
+  ADDRESS.set({
+    threshold: changed("index", GRID[state.index]), upper: state.direction === "middle" ? changed("upper", GRID[state.upper]) : null,
+    keep: changed("direction"), show: changed("mode"), view: changed("view"), search: changed("query"), order: changed("order"),
+    page: state.page === 0 ? null : String(state.page + 1), row: state.row === null ? null : String(state.row),
+  });
+}
+
+/** Take the view from the address; what it does not say, or says wrongly, stays as it is. */
+function recall() {
+  const number = (name, least, most) => {
+    const value = ADDRESS.get(name) === null ? NaN : Number(ADDRESS.get(name));
+    return value >= least && value <= most ? value : null;
+  };
+  const oneOf = (name, known) => (known.includes(ADDRESS.get(name)) ? ADDRESS.get(name) : null);
+  const among = (id) => [...(byId(id)?.querySelectorAll("input") ?? [])].map((input) => input.value);
+  const [threshold, upper] = [number("threshold", 0, 1), number("upper", 0, 1)];
+  if (threshold !== null) state.index = nearest(GRID, threshold);
+  if (upper !== null) state.upper = nearest(GRID, upper);
+  setDirection(oneOf("keep", among("direction")) ?? state.direction);
+  state.mode = oneOf("show", among("mode")) ?? state.mode;
+  state.view = oneOf("view", among("view")) ?? state.view;
+  state.order = oneOf("order", choices("order")) ?? state.order;
+  state.query = ADDRESS.get("search") ?? "";
+  state.page = (number("page", 1, 1e6) ?? 1) - 1;
+  state.row = number("row", 0, Number.MAX_SAFE_INTEGER);
+  for (const name of ["direction", "mode", "view"]) {
+    const input = [...(byId(name)?.querySelectorAll("input") ?? [])].find((found) => found.value === state[name]);
+    if (input) input.checked = true;
+  }
+  byId("search").value = state.query;
+  byId("order").value = state.order;
+}
+
 // ---- Controls ----
+
+function newList() {
+  state.page = 0;
+  choose();
+  renderExamples();
+  remember();
+}
 
 function search(text) {
   byId("search").value = text;
   state.query = text;
-  state.page = 0;
-  choose();
-  renderExamples();
+  newList();
   byId("examples").scrollIntoView();
 }
 
@@ -180,29 +181,33 @@ function onChange(id, event, act) {
   byId(id)?.addEventListener(event, act);
 }
 
-function listen() {
+function listenToThreshold() {
   onChange("slider", "input", () => setIndex(nearest(LOGITS, Number(byId("slider").value))));
   onChange("slider", "change", settle);
   onChange("slider", "keydown", sliderKeys);
-  onChange("threshold", "change", (event) => {
+  const typed = (id, set, shown) => onChange(id, "change", (event) => {
     const wanted = Number(event.target.value);
-    if (event.target.value !== "" && wanted >= 0 && wanted <= 1) setIndex(nearest(GRID, wanted));
-    event.target.value = String(GRID[state.index]);
+    if (event.target.value !== "" && wanted >= 0 && wanted <= 1) set(nearest(GRID, wanted));
+    event.target.value = String(GRID[state[shown]]);
     byId("slider").value = String(LOGITS[state.index]);
     settle();
   });
+  typed("threshold", setIndex, "index");
+  typed("upper", (index) => { state.upper = Math.max(index, state.index + 1); schedule(); }, "upper");
   for (const id of ["histogram", "curve"]) makeDraggable(id);
-  onChange("direction", "change", (event) => { state.direction = event.target.value; settle(); schedule(); });
-  onChange("search", "input", (event) => { state.query = event.target.value; state.page = 0; choose(); renderExamples(); });
-  onChange("order", "change", (event) => { state.order = event.target.value; state.page = 0; choose(); renderExamples(); });
+  onChange("direction", "change", (event) => { setDirection(event.target.value); settle(); });
+  onChange("mode", "change", (event) => { state.mode = event.target.value; heatLegend(); choose(); renderExamples(); schedule(); });
+}
+
+function listenToExamples() {
+  onChange("search", "input", (event) => { state.query = event.target.value; newList(); });
+  onChange("order", "change", (event) => { state.order = event.target.value; newList(); });
   onChange("view", "change", (event) => { state.view = event.target.value; heatLegend(); settle(); schedule(); });
-  onChange("kinds", "change", (event) => { byId("list").classList.toggle("kinds", event.target.checked); heatLegend(); });
+  for (const id of ["kinds", "struck"]) onChange(id, "change", heatLegend);
+  onChange("template", "change", renderExamples);
   for (const [id, step] of [["previous", -1], ["next", 1]]) {
-    onChange(id, "click", () => { state.page += step; renderExamples(); byId("examples").scrollIntoView(); });
+    onChange(id, "click", () => { state.page += step; renderExamples(); remember(); byId("examples").scrollIntoView(); });
   }
-  onChange("unit", "change", (event) => { state.unit = event.target.value; state.rows = 15; sortOptions(); tokenTable(); });
-  for (const name of ["sort", "kind", "rank"]) onChange(name, "change", (event) => { state[name] = event.target.value; tokenTable(); });
-  onChange("more", "click", () => { state.rows += 30; tokenTable(); });
   const list = byId("list");
   list.addEventListener("pointerover", (event) => { const span = tokenOf(event); if (span) showTip(span); });
   list.addEventListener("pointerleave", hideTip);
@@ -211,19 +216,33 @@ function listen() {
   list.addEventListener("focusout", hideTip);
   document.addEventListener("keydown", tokenKeys);
   addEventListener("scroll", () => { if (tipOf !== null && tipOf !== document.activeElement) hideTip(); }, { passive: true });
-  new ResizeObserver(schedule).observe(byId("main"));
-  watchScreen();
 }
 
+function listenToTables() {
+  onChange("unit", "change", (event) => { state.unit = event.target.value; state.rows = 15; sortOptions(); tokenTable(); });
+  for (const name of ["sort", "kind", "rank"]) onChange(name, "change", (event) => { state[name] = event.target.value; tokenTable(); });
+  onChange("more", "click", () => { state.rows += 30; tokenTable(); });
+  // The address says what is shown, so going to a section must not be written there.
+  for (const link of document.querySelectorAll(".controls nav a")) {
+    link.addEventListener("click", (event) => { event.preventDefault(); document.querySelector(link.getAttribute("href")).scrollIntoView(); });
+  }
+}
+
+/** Text first: the figures below are drawn when the examples stand. */
 (function start() {
+  recall();
   sortOptions();
-  document.querySelector(`#direction input[value="${state.direction}"]`).checked = true;
   byId("slider").value = String(LOGITS[state.index]);
-  chartLegends();
   heatLegend();
-  listen();
+  systemOnce();
+  listenToThreshold();
+  listenToExamples();
+  listenToTables();
   choose();
   renderExamples();
   renderThreshold();
-  renderFigures();
+  if (state.row !== null) showRow(state.row);
+  watchScreen();
+  new ResizeObserver(schedule).observe(byId("main"));
+  schedule();
 })();
