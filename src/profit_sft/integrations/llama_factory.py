@@ -66,7 +66,7 @@ def main(arguments: Sequence[str]) -> int:
     def run_exp() -> None:
         from llamafactory.extras import logging
 
-        logging.get_logger(__name__).info_rank0(str(settings))
+        logging.get_logger("llamafactory.profit").info_rank0(str(settings))  # it shows what is named after it
         tuner_run_exp(theirs, callbacks=[ProFitCallback(settings.objective, **settings.options)])
 
     tuner_run_exp = tuner.run_exp
