@@ -42,7 +42,7 @@ def test_every_spelling_ends_in_the_objective(given, objective, options):
         ({"threshold": 10}, "here: threshold must be a probability in [0, 1], got 10. Write 10% as 0.1."),
         ({"threshold": "high"}, "here: threshold must be a probability in [0, 1], got 'high'."),
         ({"objective": "profti"}, "here: no objective is named 'profti'. Known: nll, profit"),
-        ({"objective": "dft", "threshold": 0.1}, "here: objective 'dft' has no field 'threshold'."),
+        ({"objective": "nll", "threshold": 0.1}, "here: objective 'nll' has no field 'threshold'."),
         ({"objective_kwargs": "alpha"}, "here: "),
         ({"threshold": 0.1, "objective_kwargs": {"threshold": 0.2}}, "here: threshold is given twice"),
         ({"normalize": "kept"}, "here: normalize 'kept' is exact in ProFitTrainer alone"),
@@ -51,6 +51,9 @@ def test_every_spelling_ends_in_the_objective(given, objective, options):
             "here: Rho(keep_share=0.6) needs reference_log_probs beside the labels, which this trainer",
         ),
         ({"mask_source": "reference"}, "needs reference_log_probs beside the labels"),
+        ({"objective": "given"}, "needs token_weights beside the labels"),
+        ({"objective": "stm"}, "here: normalize 'kept' is exact in ProFitTrainer alone"),  # its paper's
+        ({"objective": "stm", "normalize": "all"}, "needs reference_log_probs beside the labels"),
     ],
 )
 def test_what_cannot_be_meant_is_one_line(given, message):

@@ -116,16 +116,18 @@ def take_settings(arguments: Arguments) -> tuple[Settings, Arguments]:
 
 
 def _named(flags: Sequence[str]) -> dict[str, Any]:
-    """Read `--name value`, `--name=value` and `--name` by itself, which is true."""
-    given: dict[str, Any] = {}
+    """Read `--name value`, `--name=value`, several values as a list, and `--name` by itself, which is true."""
+    given: dict[str, list[Any]] = {}
     name = ""
     for text in flags:
         if text.startswith("--"):
-            name, _, value = text.removeprefix("--").partition("=")
-            given[name] = value_of(value) if value else True
-        elif name and given[name] is True:
-            given[name] = value_of(text)
-    return given
+            name, assigned, text = text.removeprefix("--").partition("=")
+            given[name] = []
+            if not assigned:
+                continue
+        if name:
+            given[name].append(value_of(text))
+    return {name: True if not values else values[0] if len(values) == 1 else values for name, values in given.items()}
 
 
 def _refuse_variables() -> None:
