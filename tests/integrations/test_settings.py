@@ -6,7 +6,7 @@ import pytest
 
 from profit_sft import DFT, EAFT, ProFit
 from profit_sft.errors import ConfigurationError
-from profit_sft.integrations.settings import read_environment, read_settings, refuse
+from profit_sft.integrations.settings import _NOT_SETTINGS, read_environment, read_settings, refuse
 
 HIGHER = ProFit(threshold=0.1)
 
@@ -71,6 +71,13 @@ def test_the_environment_spells_them_in_capitals(monkeypatch):
     monkeypatch.setenv("PROFIT_TRESHOLD", "0.1")
     with pytest.raises(ConfigurationError, match="objective 'eaft' has no field 'treshold'"):
         read_environment(place="here")
+
+
+def test_variables_of_the_packages_other_parts_are_none(repo_root):
+    package = repo_root / "src" / "profit_sft"
+    texts = [path.read_text(encoding="utf-8") for path in package.rglob("*.py") if "integrations" not in path.parts]
+    named = {name for text in texts for name in re.findall(r'"(PROFIT_[A-Z_]+)"', text)}
+    assert named == _NOT_SETTINGS
 
 
 def test_a_switch_that_is_off_is_no_obstacle():

@@ -73,9 +73,16 @@ def main(arguments: Sequence[str]) -> int:
     if "LOCAL_RANK" in os.environ:  # a launcher has started this process
         run_exp()
         return 0
-    # Its launch() calls run_exp here, or has torchrun start this file on every rank. That line it splits at blanks.
     tuner.run_exp = run_exp
-    launcher.__file__ = f"-m {__spec__.name}"
+    try:
+        return _launch(launcher)
+    finally:
+        tuner.run_exp = tuner_run_exp
+
+
+def _launch(launcher: Any) -> int:
+    """Have LLaMA-Factory call `run_exp` here, or start this module on every rank, whichever its variables ask for."""
+    launcher.__file__ = f"-m {__spec__.name}"  # what its line for torchrun names, which is split at blanks
     os.environ["PATH"] = os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", "")])
     sys.argv.insert(1, "train")
     try:
@@ -84,8 +91,6 @@ def main(arguments: Sequence[str]) -> int:
         return int(error.returncode)
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 0
-    finally:
-        tuner.run_exp = tuner_run_exp
     return 0
 
 
