@@ -45,6 +45,9 @@ def test_every_spelling_ends_in_the_objective(given, objective, options):
         ({"objective": "nll", "threshold": 0.1}, "here: objective 'nll' has no field 'threshold'."),
         ({"objective_kwargs": "alpha"}, "here: "),
         ({"threshold": 0.1, "objective_kwargs": {"threshold": 0.2}}, "here: threshold is given twice"),
+        ({"gradient_budget": 3}, "here: gradient_budget must be a share in [0, 1), got 3. Write 0.3% as 0.003."),
+        ({"gradient_budget": "much"}, "here: gradient_budget must be a share in [0, 1), got 'much'."),
+        ({"statistics": "some"}, "here: statistics must be 'objective', 'all' or 'ranks', got 'some'."),
         ({"normalize": "kept"}, "here: normalize 'kept' is exact in ProFitTrainer alone"),
         (
             {"objective": "rho"},
