@@ -63,6 +63,17 @@ class SelectiveHead:
     logit_scale: float = 1.0
     final_logit_softcapping: float | None = None
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.objective, Objective):
+            raise TypeError(f"objective must be an Objective such as ProFit(threshold=0.1), got {self.objective!r}.")
+        if self.normalize not in ("all", "kept"):
+            raise ValueError(f"normalize must be 'all' or 'kept', got {self.normalize!r}.")
+        if self.statistics not in ("objective", "all", "ranks"):
+            raise ValueError(f"statistics must be 'objective', 'all' or 'ranks', got {self.statistics!r}.")
+        budget = self.gradient_budget
+        if budget is not None and not (isinstance(budget, (int, float)) and 0.0 <= budget < 1.0):
+            raise ValueError(f"gradient_budget must be a share in [0, 1), got {budget!r}. Write 0.3% as 0.003.")
+
 
 class HeadCounts:
     """What the training steps through an installed head have seen on this rank.
@@ -200,14 +211,6 @@ def apply_profit(
         backend=backend,
         gradient_budget=gradient_budget,
     )
-    if not isinstance(settings.objective, Objective):
-        raise TypeError(f"objective must be an Objective such as ProFit(threshold=0.1), got {objective!r}.")
-    if normalize not in ("all", "kept"):
-        raise ValueError(f"normalize must be 'all' or 'kept', got {normalize!r}.")
-    if statistics not in ("objective", "all", "ranks"):
-        raise ValueError(f"statistics must be 'objective', 'all' or 'ranks', got {statistics!r}.")
-    if gradient_budget is not None and not 0.0 <= gradient_budget < 1.0:
-        raise ValueError(f"gradient_budget must be a share in [0, 1), got {gradient_budget}. Write 0.3% as 0.003.")
     base = causal_lm(model)
     head_linears(base)
     installed = _installed_on(base)

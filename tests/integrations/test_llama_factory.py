@@ -119,6 +119,12 @@ def test_flags_are_read_as_well_and_those_of_ours_taken_out(stand):
     assert stand.said == [f"ProFit trains ProFit(threshold={THRESHOLD}, direction='lower')."]
 
 
+def test_two_thresholds_are_a_list_in_flags_as_well(stand):
+    llama_factory.main(["train", "--prob_threshold", str(THRESHOLD), "0.5", "--stage=sft"])
+    assert stand.trained_on == ["--stage=sft"]
+    assert stand.said == [f"ProFit trains ProFit(threshold={THRESHOLD}, direction='middle', upper_threshold=0.5)."]
+
+
 @pytest.mark.parametrize("status", [0, 3])
 def test_where_it_starts_processes_they_run_this_module(stand, tmp_path, monkeypatch, status):
     monkeypatch.setenv("FORCE_TORCHRUN", "1")

@@ -35,7 +35,7 @@ class Peer:
         write: Writes what the run needs into a folder and returns the command.
         refusals: Runs that must not train, each with words of its message.
         spelled: Its spelling of the threshold; that of the objective's name has the same beginning.
-        parallel: Whether it starts two processes on CPUs.
+        parallel: What it has to be told for two processes to train one model on CPUs; None: they do not.
     """
 
     packages: tuple[str, ...]
@@ -43,7 +43,7 @@ class Peer:
     write: Callable[[Path, Path, Run], Sequence[str]]
     refusals: dict[str, tuple[Run, str]]
     spelled: str
-    parallel: bool = True
+    parallel: dict[str, Any] | None
 
     def ours(self, **more: Any) -> dict[str, Any]:
         return {self.spelled: THRESHOLD, **more}
@@ -141,6 +141,7 @@ def _ms_swift(folder: Path, model: Path, run: Run) -> Sequence[str]:
         "bf16": "false",
         "fp16": "false",
         "dataset_num_proc": 1,
+        "check_model": "false",
         "dataloader_num_workers": 0,
     }
     if run.ours is not None:
@@ -205,6 +206,7 @@ PEERS = {
     "llamafactory": Peer(
         packages=("llamafactory", "torch", "transformers", "trl", "peft", "accelerate"),
         trained_ending="<|im_end|>\n",
+        parallel={},
         write=_llama_factory,
         spelled="prob_threshold",
         refusals=_refused(
@@ -219,6 +221,7 @@ PEERS = {
     "ms-swift": Peer(
         packages=("ms-swift", "torch", "transformers", "trl", "peft", "accelerate"),
         trained_ending="<|im_end|>\n",
+        parallel={"use_cpu": "true"},
         write=_ms_swift,
         spelled="profit_threshold",
         refusals=_refused(
@@ -233,7 +236,7 @@ PEERS = {
     "axolotl": Peer(
         packages=("axolotl", "torch", "transformers", "trl", "peft", "accelerate"),
         trained_ending="<|im_end|>",
-        parallel=False,
+        parallel=None,
         write=_axolotl,
         spelled="profit_threshold",
         refusals=_refused(

@@ -114,9 +114,10 @@ def test_adapters_are_trained_on_the_same_loss(tmp_path, model):
     assert_first_step(logs, oracle(model, ProFit(threshold=THRESHOLD)), gradient=False)
 
 
-@pytest.mark.skipif(not PEER.parallel, reason="it does not start several processes on CPUs")
+@pytest.mark.skipif(PEER.parallel is None, reason="it does not start several processes on CPUs")
 def test_two_processes_equal_one(tmp_path, model):
-    status, output, logs = train(tmp_path, model, Run(ours=PEER.ours(), batch=(2, 1)), **PARALLEL)
+    run = Run(ours=PEER.ours(), batch=(2, 1), more=PEER.parallel)
+    status, output, logs = train(tmp_path, model, run, **PARALLEL)
     assert status == 0, output
     assert_first_step(logs, oracle(model, ProFit(threshold=THRESHOLD)))
 

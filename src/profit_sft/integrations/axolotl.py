@@ -59,7 +59,7 @@ class ProFitPlugin(BasePlugin):  # type: ignore[misc]  # Axolotl's, of which myp
         """Install the loss, adapters being there, and say so."""
         settings = _settings(cfg)
         apply_profit(model, settings.objective, **settings.options)
-        get_logger(__name__).info(str(settings))
+        get_logger("axolotl.integrations.profit").info(str(settings))  # it shows what is named after it
 
     def add_callbacks_pre_trainer(self, cfg: Mapping[str, Any], model: Any) -> list[ProFitCallback]:
         """Log the kept share, and stop a run that does not use the loss."""

@@ -66,16 +66,23 @@ def main(arguments: Sequence[str]) -> int:
     def run_exp() -> None:
         from llamafactory.extras import logging
 
-        logging.get_logger(__name__).info_rank0(str(settings))
+        logging.get_logger("llamafactory.profit").info_rank0(str(settings))  # it shows what is named after it
         tuner_run_exp(theirs, callbacks=[ProFitCallback(settings.objective, **settings.options)])
 
     tuner_run_exp = tuner.run_exp
     if "LOCAL_RANK" in os.environ:  # a launcher has started this process
         run_exp()
         return 0
-    # Its launch() calls run_exp here, or has torchrun start this file on every rank. That line it splits at blanks.
     tuner.run_exp = run_exp
-    launcher.__file__ = f"-m {__spec__.name}"
+    try:
+        return _launch(launcher)
+    finally:
+        tuner.run_exp = tuner_run_exp
+
+
+def _launch(launcher: Any) -> int:
+    """Have LLaMA-Factory call `run_exp` here, or start this module on every rank, whichever its variables ask for."""
+    launcher.__file__ = f"-m {__spec__.name}"  # what its line for torchrun names, which is split at blanks
     os.environ["PATH"] = os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", "")])
     sys.argv.insert(1, "train")
     try:
@@ -84,8 +91,6 @@ def main(arguments: Sequence[str]) -> int:
         return int(error.returncode)
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 0
-    finally:
-        tuner.run_exp = tuner_run_exp
     return 0
 
 
@@ -116,16 +121,18 @@ def take_settings(arguments: Arguments) -> tuple[Settings, Arguments]:
 
 
 def _named(flags: Sequence[str]) -> dict[str, Any]:
-    """Read `--name value`, `--name=value` and `--name` by itself, which is true."""
-    given: dict[str, Any] = {}
+    """Read `--name value`, `--name=value`, several values as a list, and `--name` by itself, which is true."""
+    given: dict[str, list[Any]] = {}
     name = ""
     for text in flags:
         if text.startswith("--"):
-            name, _, value = text.removeprefix("--").partition("=")
-            given[name] = value_of(value) if value else True
-        elif name and given[name] is True:
-            given[name] = value_of(text)
-    return given
+            name, assigned, text = text.removeprefix("--").partition("=")
+            given[name] = []
+            if not assigned:
+                continue
+        if name:
+            given[name].append(value_of(text))
+    return {name: True if not values else values[0] if len(values) == 1 else values for name, values in given.items()}
 
 
 def _refuse_variables() -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from profit_sft.errors import ConfigurationError
+from profit_sft.head import SelectiveHead
 from profit_sft.objectives import Objective, make_objective
 
 # Beside `objective` and `objective_kwargs`; what is none of these is a field of the objective.
@@ -49,6 +50,7 @@ def read_settings(given: Mapping[str, Any], *, place: str) -> Settings:
         if repeated:
             raise ValueError(f"{repeated[0]} is given twice, once in objective_kwargs.")
         objective = make_objective(name, **found, **more)
+        SelectiveHead(objective=objective, **options)
     except (TypeError, ValueError, AttributeError) as error:
         raise ConfigurationError(f"{place}: {error}") from error
     normalize = asked or getattr(objective, "normalize", "all")
