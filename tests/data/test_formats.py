@@ -23,6 +23,15 @@ def converted(values, dataset_format="auto", **options):
 CHATS = {
     "messages": ("messages", {"messages": [SYSTEM, USER, ASSISTANT]}),
     "messages as JSON text": ("messages", {"messages": json.dumps([SYSTEM, USER, ASSISTANT])}),
+    "capitals": ("question_answer", {"Question": "2+2?", "Answer": "Four.", "System": "Count."}),
+    "lists of keys": (
+        "messages",
+        {"messages": {"role": ["system", "user", "assistant"], "content": ["Count.", "2+2?", "Four."]}},
+    ),
+    "a system message that is null": (
+        "messages",
+        {"messages": [{"role": "system", "content": None}, USER, ASSISTANT], "system": "Count."},
+    ),
     "conversation": ("messages", {"conversation": [SYSTEM, USER, ASSISTANT]}),
     "messages and a system column": ("messages", {"messages": [USER, ASSISTANT], "system": "Count."}),
     "sharegpt": ("sharegpt", {"conversations": SHAREGPT}),
@@ -76,10 +85,11 @@ def test_alpaca_input_follows_the_instruction():
 
 
 def test_history_comes_before_the_instruction_and_is_trained_too():
-    found = converted({"instruction": "3+3?", "output": "Six.", "history": [["2+2?", "Four."]]})
     again, six = {"role": "user", "content": "3+3?"}, {"role": "assistant", "content": "Six."}
-    assert found.messages == (USER, ASSISTANT, again, six)
-    assert found.trained == (1, 3)
+    for history in ([["2+2?", "Four."]], '[["2+2?", "Four."]]', [USER, ASSISTANT]):
+        found = converted({"instruction": "3+3?", "output": "Six.", "history": history})
+        assert found.messages == (USER, ASSISTANT, again, six)
+        assert found.trained == (1, 3)
 
 
 def test_a_number_is_an_answer():
@@ -106,7 +116,8 @@ def test_tools_are_read_in_every_spelling_and_without_the_nulls_of_parquet():
     for tools in ([tool], json.dumps([tool]), [json.dumps(tool)], [bare]):
         assert converted({"messages": [USER, ASSISTANT], "tools": tools}).tools == (tool,)
     assert converted({"messages": [USER, ASSISTANT], "functions": [bare]}).tools == (tool,)
-    assert converted({"messages": [USER, ASSISTANT], "tools": None}).tools == ()
+    for tools in (None, "", "null", "[]", {}, []):
+        assert converted({"messages": [USER, ASSISTANT], "tools": tools}).tools == ()
 
 
 def test_a_row_says_more_to_the_template_than_the_flag():

@@ -11,7 +11,7 @@ from profit_sft.data.messages import (
     is_given,
     is_text,
     read_list,
-    read_message,
+    read_messages,
     read_object,
     read_tool,
     shown,
@@ -71,6 +71,7 @@ def detect_format(columns: Collection[str], *, prompt_column: str | None, respon
     """Return the format these columns have, or None. Named columns mean question and answer."""
     if prompt_column is not None or response_column is not None:
         return "question_answer"
+    columns = {*columns, *map(str.lower, columns)}
     for name, fields in REQUIRED_FIELDS.items():
         if any(all(field in columns for field in needed) for needed in (fields, *_ALSO.get(name, ()))):
             return name
@@ -145,21 +146,22 @@ def to_conversation(
 
 
 class _Columns:
-    """The columns of a row, and which of them have been read."""
+    """The columns of a row, of which capitals tell none apart, and which of them have been read."""
 
     def __init__(self, row: Row) -> None:
         self.row = row
         self._read = {"answer_spans"}
+        self._names = {name.lower(): name for name in row.values} | {name: name for name in row.values}
 
     def get(self, name: str) -> Any:
-        self._read.add(name)
-        return self.row.values.get(name)
+        self._read.add(self._names.get(name, name))
+        return self.row.values.get(self._names.get(name, name))
 
     def list(self, name: str) -> Any:
         return read_list(self.row, name, self.get(name))
 
     def text(self, name: str) -> str:
-        if name not in self.row.values:
+        if name not in self._names:
             columns = ", ".join(map(repr, self.row.values)) or "none"
             raise self.row.error(f"has no field '{name}'; its fields are {columns}. Add it, or name another column.")
         value = self.get(name)
@@ -178,7 +180,7 @@ class _Columns:
         return None
 
     def first(self, names: Collection[str]) -> str | None:
-        return next((name for name in names if name in self.row.values), None)
+        return next((name for name in names if name in self._names), None)
 
     def rest(self) -> tuple[str, ...]:
         """Return a line for each column that holds something and was not read."""
@@ -238,18 +240,11 @@ def _require_answer(columns: _Columns, name: str, turns: _Turns) -> None:
 
 
 def _messages(columns: _Columns, name: str) -> _Turns:
-    """Read a list of messages, or JSON text of one."""
-    given = columns.get(name)
-    turns = read_list(columns.row, name, given) if isinstance(given, str) and given[:1] in "[{" else given
-    if not isinstance(turns, (list, tuple)) or not turns:
-        raise columns.row.error(
-            f"'{name}' must be a list of messages that is not empty, got {shown(turns)}. Mend or drop the row."
-        )
-    return [read_message(columns.row, f"'{name}[{position}]'", turn) for position, turn in enumerate(turns)]
+    return read_messages(columns.row, name, columns.get(name))
 
 
 def _prompt_completion(columns: _Columns) -> _Turns | Conversation:
-    if any(isinstance(columns.row.values.get(name), list) for name in ("prompt", "completion")):
+    if any(isinstance(columns.get(name), list) for name in ("prompt", "completion")):
         before, trained = _messages(columns, "prompt"), _messages(columns, "completion")
         _require_answer(columns, "completion", trained)
         return [*((message, False) for message, _ in before), *trained]
@@ -265,9 +260,12 @@ def _alpaca(columns: _Columns) -> _Turns:
 
 
 def _history(columns: _Columns) -> _Turns:
-    """Read earlier exchanges: pairs of a question and an answer."""
+    """Read earlier exchanges: pairs of a question and an answer, or messages."""
+    earlier = columns.list("history")
+    if earlier and isinstance(earlier[0], Mapping):
+        return read_messages(columns.row, "history", earlier)
     turns = []
-    for pair in columns.list("history"):
+    for pair in earlier:
         if not isinstance(pair, (list, tuple)) or len(pair) != 2 or not all(map(is_text, pair)):
             raise columns.row.error(
                 f"'history' must be pairs of a question and an answer, got {shown(pair)}. Mend or drop the row."
@@ -280,7 +278,7 @@ def _history(columns: _Columns) -> _Turns:
 def _question_answer(columns: _Columns, prompt_column: str | None, response_column: str | None) -> _Turns:
     question = prompt_column or columns.first(_QUESTIONS) or "question"
     answer = response_column or columns.first([name for name in _ANSWERS if name != question]) or "answer"
-    if isinstance(columns.row.values.get(question), list):
+    if isinstance(columns.get(question), list):
         before = [(message, False) for message, _ in _messages(columns, question)]
     else:
         before = [*_history(columns), _turn("user", columns.text(question))]

@@ -24,22 +24,42 @@ _TEXT_PARTS = ("text", "input_text", "output_text")
 _THOUGHT_PARTS = ("thinking", "reasoning")
 
 
-def read_message(row: Row, place: str, turn: Any) -> tuple[Message, bool]:
-    """Read one message in OpenAI's or ShareGPT's spelling.
-
-    Keys that are not known here stay: some chat templates read keys of their own.
+def read_messages(row: Row, field: str, given: Any) -> list[tuple[Message, bool]]:
+    """Read a chat: a list of messages, JSON text of one, or the lists of their keys, as `datasets` keeps some.
 
     Args:
         row: The row, for errors.
-        place: Where in it, in quotes.
-        turn: What stands there.
+        field: Its column.
+        given: What stands there.
 
     Returns:
-        The message, and whether it may be trained: False where it says so (`weight: 0`, `train: false`).
+        Each message, and whether it may be trained: not where it says so (`weight: 0`, `train: false`).
 
     Raises:
         DataError: Names file, row, place and the fix.
     """
+    turns = _parsed(given)
+    if isinstance(turns, Mapping) and all(isinstance(values, (list, tuple)) for values in turns.values()):
+        turns = [dict(zip(turns, values, strict=True)) for values in zip(*turns.values(), strict=False)]
+    if not isinstance(turns, (list, tuple)) or not turns:
+        raise row.error(
+            f"'{field}' must be a list of messages that is not empty, got {shown(turns)}. Mend or drop the row."
+        )
+    return [
+        _read_message(row, f"'{field}[{position}]'", turn)
+        for position, turn in enumerate(turns)
+        if not _says_nothing(turn)
+    ]
+
+
+def _says_nothing(turn: Any) -> bool:
+    """Tell a system message of rows that have none."""
+    role = turn.get("role", turn.get("from")) if isinstance(turn, Mapping) else None
+    return role == "system" and turn.get("content", turn.get("value")) is None
+
+
+def _read_message(row: Row, place: str, turn: Any) -> tuple[Message, bool]:
+    """Read one message in OpenAI's or ShareGPT's spelling. Unknown keys stay: some chat templates have their own."""
     if not isinstance(turn, Mapping):
         raise row.error(f"{place} must be an object with role and content, got {shown(turn)}. Mend or drop the row.")
     rest = {key: value for key, value in turn.items() if value is not None}
@@ -178,8 +198,8 @@ def without_nulls(value: Any) -> Any:
 
 
 def _parsed(value: Any) -> Any:
-    """Return what JSON text says if it is an object or a list, and anything else as it is."""
-    if isinstance(value, str) and value.lstrip().startswith(("{", "[")):
+    """Return what JSON text says if it is an object, a list or null, and anything else as it is."""
+    if isinstance(value, str) and value.lstrip().startswith(("{", "[", "null")):
         try:
             return json.loads(value)
         except (json.JSONDecodeError, RecursionError):
@@ -190,7 +210,7 @@ def _parsed(value: Any) -> Any:
 def read_list(row: Row, field: str, value: Any) -> Sequence[Any]:
     """Return a list, or the list that JSON text is; an absent one is empty."""
     value = _parsed(value)
-    if value is None or value == "":
+    if not is_given(value):
         return ()
     if not isinstance(value, (list, tuple)):
         raise row.error(f"'{field}' must be a list or JSON text of one, got {shown(value)}. Mend or drop the row.")
@@ -200,7 +220,7 @@ def read_list(row: Row, field: str, value: Any) -> Sequence[Any]:
 def read_object(row: Row, field: str, value: Any) -> dict[str, Any]:
     """Return an object, or the object that JSON text is, without nulls; an absent one is empty."""
     value = _parsed(value)
-    if value is None or value == "":
+    if not is_given(value):
         return {}
     if not isinstance(value, Mapping):
         raise row.error(f"'{field}' must be an object or JSON text of one, got {shown(value)}. Mend or drop the row.")
