@@ -1,6 +1,7 @@
 """What of a chat is learned, and how it is rendered, under templates that do what templates do."""
 
 import pytest
+from tokenizers import AddedToken
 
 from profit_sft.data import Row, to_conversation, tokenize_conversation
 from profit_sft.data.chat_template import ChatTemplate
@@ -213,6 +214,22 @@ def test_arguments_may_be_written_in_any_syntax(rendered, written):
 
 
 DROPPING = CHATML.replace("message.content }}", "message.content if message.role != DROPPED }}")
+
+
+def test_a_choice_of_templates_needs_a_default(rendered, tokenizer):
+    ((_, trained, _),) = rendered(USER, ASSISTANT, template={"default": CHATML, "tool_use": "{{ no }}"})
+    assert trained == "It is four.<|im_end|>"
+    with pytest.raises(DataError, match="row 3: has no chat template to be rendered by: .* --chat_template_path"):
+        rendered(USER, ASSISTANT, template={"short": CHATML, "long": CHATML})
+
+
+def test_tokens_that_are_added_later_end_turns_too(rendered, tokenizer):
+    rendered(USER, ASSISTANT)
+    tokenizer.add_tokens([AddedToken("<|over|>", special=True, normalized=False)])
+    ((_, trained, _),) = rendered(USER, ASSISTANT, template=CHATML.replace("<|im_end|>", "<|over|>"))
+    assert trained == "It is four.<|over|>"
+
+
 REFUSED = {
     "an answer": (
         (USER, ASSISTANT),

@@ -14,7 +14,7 @@ from profit_sft.data.messages import Message
 Span = tuple[int, int]  # characters, the end exclusive
 _MARKS = r"\{%-?\s*generation\s*-?%\}"
 _SPACE = re.compile(r"\s*")
-_DIRECTIVES = ("-d", "-m", "d", "m", "Y", "y", "B", "b", "A", "a", "H", "I", "M", "S", "j", "p")
+_DIRECTIVES = ("-d", "-m", "d", "m", "Y", "y", "B", "b", "A", "a", "H", "I", "M", "S", "j", "p", "F", "D", "T")
 
 
 class CannotLabel(Exception):
@@ -60,7 +60,9 @@ class ChatTemplate:
         self.tells_date = "strftime_now" in self.source
         self._dated = on_date(self.source, template_date) if self.tells_date else self.source
         self.own_options, self.date = options, template_date
-        self.added_tokens, self._end_tokens = _added_tokens(tokenizer, eos_token(tokenizer))
+        self.added_tokens, self._end_tokens = _added_tokens(
+            tokenizer, len(tokenizer), tokenizer.bos_token, eos_token(tokenizer)
+        )
         self._tokenizer = tokenizer
 
     def reads(self, name: str) -> bool:
@@ -157,10 +159,15 @@ def _written(day: date, name: str) -> str:
 
 
 @lru_cache(maxsize=8)
-def _added_tokens(tokenizer: PreTrainedTokenizerBase, eos: str | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the added tokens, and those that may end a turn: Gemma's EOS is <eos>, and turns end in <end_of_turn>."""
+def _added_tokens(
+    tokenizer: PreTrainedTokenizerBase, vocab_size: int, bos: str | None, eos: str | None
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the added tokens, and those that may end a turn: Gemma's EOS is <eos>, and turns end in <end_of_turn>.
+
+    A tokenizer that tokens are added to has another `vocab_size`, and is looked at again.
+    """
     added = {token.content: token.special for token in tokenizer.added_tokens_decoder.values()}
-    ends = {token for token, special in added.items() if special and token != tokenizer.bos_token} | {eos or ""}
+    ends = {token for token, special in added.items() if special and token != bos} | {eos or ""}
     longest_first = sorted(ends - {""}, key=lambda token: (-len(token), token))
     return tuple(added), tuple(longest_first)
 

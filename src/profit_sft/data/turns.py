@@ -86,7 +86,12 @@ def render_conversation(
     if train_on == "last":
         trained = trained[-1:]
         messages = messages[: trained[0] + 1]
-    template = ChatTemplate(tokenizer, conversation.tools, conversation.template_options, template_date)
+    try:
+        template = ChatTemplate(tokenizer, conversation.tools, conversation.template_options, template_date)
+    except ValueError as error:  # it has several, none of them the default
+        raise row.error(
+            f"has no chat template to be rendered by: {error} Name one with --chat_template_path."
+        ) from None
     known = with_known_roles(messages, template.source)
     trained = [turn - len(messages) + len(known) for turn in trained]
     problem: CannotLabel | None = None
