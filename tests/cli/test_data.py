@@ -23,6 +23,19 @@ def test_it_shows_the_rows_with_their_labels_and_what_was_left_out(rows, tiny_fo
     assert capsys.readouterr().err.startswith("error: ")
 
 
+def test_what_else_there_is_to_know_is_said_in_whole_lines(tmp_path, tiny_folder, capsys):
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"question": "Who?", "solution": "Me, said the bird.", "answer": "Me", "id": 7}\n')
+    note = "note: column 'answer' is not used\nnote: column 'id' is not used\n"
+    assert run_app(["data", str(file), "--model", tiny_folder]) == 0
+    out = capsys.readouterr().out
+    assert note in out
+    assert "⟦Me, said the bird." in out
+    arguments = ["train", "--dataset_name", str(file), "--model_name_or_path", tiny_folder, "--dry-run"]
+    assert run_app([*arguments, "--output_dir", str(tmp_path / "run")]) == 0
+    assert note in capsys.readouterr().out
+
+
 def test_json_has_the_report_and_the_examples(rows, tiny_folder, capsys):
     assert run_app(["data", rows, "--model", tiny_folder, "--examples", "1", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)

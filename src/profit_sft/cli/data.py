@@ -75,11 +75,18 @@ def print_data(report: Mapping[str, Any], shown: "list[LabeledText]", out: Harml
     for row in data_facts(report):
         table.add_row(*row)
     out.print(table)
+    print_notes(report, out)
     for skipped in report["skipped"][:_LISTED]:
         out.print(f"left out: {skipped['reason']}")
     if report["rows_skipped"] > _LISTED:
         out.print(f"... and {report['rows_skipped'] - _LISTED:,} more")
     print_labeled_texts(shown, out)
+
+
+def print_notes(report: Mapping[str, Any], out: HarmlessConsole) -> None:
+    """Print what else there is to know of the data, a line each: sentences are too long for a table."""
+    for note in report["notes"]:
+        out.print(f"note: {note}")
 
 
 def data_facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -110,5 +117,4 @@ def data_facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
             else []
         ),
         ("what is learned ends in", listed + (", ..." if len(ends) > _ENDS else "")),
-        *(("note", visible(note)) for note in report["notes"]),
     ]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import typer
 from rich.table import Table
 
-from profit_sft.cli.data import data_facts
+from profit_sft.cli.data import data_facts, print_notes
 from profit_sft.cli.progress import quiet_libraries
 from profit_sft.cli.ranks import works_here
 from profit_sft.terminal import console
@@ -163,4 +163,5 @@ def print_dry_run(report: "DryRunReport", *, as_json: bool) -> None:
     for row in rows:
         table.add_row(*row)
     out.print(table)
+    print_notes(report.data, out)
     print_labeled_texts(report.examples, out)
