@@ -57,6 +57,10 @@ SPELLINGS = {
         },
         CALLING,
     ),
+    "a null in JSON text": (
+        {**CALLING, "tool_calls": [{"function": {"name": "add", "arguments": '{"a": null}'}}]},
+        {**CALLING, "tool_calls": [{"type": "function", "function": {"name": "add", "arguments": {"a": None}}}]},
+    ),
     "one function_call": ({"role": "assistant", "content": None, "function_call": CALL["function"]}, CALLING),
     "sharegpt's function_call": ({"from": "function_call", "value": TEXT_CALL}, CALLING),
     "tool": ({"role": "tool", "content": "5"}, RESULT),

@@ -181,7 +181,7 @@ def eos_token(tokenizer: PreTrainedTokenizerBase) -> str | None:
 def _training_source(tokenizer: PreTrainedTokenizerBase, source: str) -> str | None:
     try:
         from trl.chat_template_utils import get_training_chat_template
-    except ImportError:  # TRL below 0.25 has none
+    except ImportError:  # an older TRL has none
         return None
     try:
         found = get_training_chat_template(tokenizer)

@@ -153,7 +153,7 @@ def _thought(row: Row, place: str, key: str, value: Any) -> str:
 
 
 def _tool_calls(row: Row, place: str, calls: Any) -> list[dict[str, Any]]:
-    calls = _parsed(calls)
+    calls = _parsed(without_nulls(calls))
     if not isinstance(calls, (list, tuple)):
         raise row.error(f"{place} has 'tool_calls' that are no list, {shown(calls)}. Mend or drop the row.")
     return [_tool_call(row, place, _parsed(call)) for call in calls if call is not None]
@@ -167,7 +167,7 @@ def _tool_call(row: Row, place: str, call: Any) -> dict[str, Any]:
         name = function.get("name")
         if isinstance(name, str) and name:
             arguments = _parsed(function.get("arguments", function.get("parameters")))
-            given = {} if arguments is None else without_nulls(arguments)
+            given = {} if arguments is None else arguments
             outer = {key: call[key] for key in ("id", "index") if call.get(key) is not None}
             return {"type": "function", **outer, "function": {"name": name, "arguments": given}}
     raise row.error(
@@ -189,7 +189,7 @@ def train_flag(row: Row, place: str, key: str, value: Any) -> bool:
 
 
 def without_nulls(value: Any) -> Any:
-    """Leave out what is null in objects: parquet fills in the keys that other rows have."""
+    """Leave out what is null in objects: parquet fills in the keys that other rows have. JSON text means its nulls."""
     if isinstance(value, Mapping):
         return {key: without_nulls(item) for key, item in value.items() if item is not None}
     if isinstance(value, (list, tuple)):
@@ -209,7 +209,7 @@ def _parsed(value: Any) -> Any:
 
 def read_list(row: Row, field: str, value: Any) -> Sequence[Any]:
     """Return a list, or the list that JSON text is; an absent one is empty."""
-    value = _parsed(value)
+    value = _parsed(without_nulls(value))
     if not is_given(value):
         return ()
     if not isinstance(value, (list, tuple)):
@@ -229,7 +229,7 @@ def read_object(row: Row, field: str, value: Any) -> dict[str, Any]:
 
 def read_tool(row: Row, field: str, tool: Any) -> dict[str, Any]:
     """Return the description of a tool as OpenAI nests it."""
-    tool = without_nulls(_parsed(tool))
+    tool = _parsed(tool)
     if isinstance(tool, Mapping) and tool:
         return dict(tool) if "name" not in tool or "function" in tool else {"type": "function", "function": dict(tool)}
     raise row.error(f"'{field}' must hold descriptions of tools, got {shown(tool)}. Mend or drop the row.")
