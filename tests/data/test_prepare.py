@@ -104,13 +104,13 @@ PREPARE = """
 import os, sys, time
 from profit_sft.data import DataSettings, blocks, prepare_dataset
 from tiny import chat_tokenizer
-original = blocks.prepare_row
+original = blocks.label_row
 def counted(row, *arguments, **options):
     with open(sys.argv[2], "a") as told:
         told.write(f"{os.getpid()}\\n")
     time.sleep(0.05)
     return original(row, *arguments, **options)
-blocks.prepare_row = counted
+blocks.label_row = counted
 print(prepare_dataset(DataSettings(dataset_name=sys.argv[1]), chat_tokenizer()).report.fingerprint)
 """
 

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -17,9 +17,17 @@ from transformers import PreTrainedTokenizerBase
 from profit_sft.data.formats import FORMATS, REQUIRED_FIELDS, Format, detect_format, to_conversation
 from profit_sft.data.row import Row, RowSource
 from profit_sft.data.settings import DataSettings
-from profit_sft.data.tokenize import IGNORE_INDEX, TOKEN_KINDS, Tokenized, tokenize_conversation
+from profit_sft.data.tokenize import (
+    IGNORE_INDEX,
+    TOKEN_KINDS,
+    LabeledText,
+    Tokenized,
+    label_conversation,
+    tokenize_texts,
+)
 from profit_sft.errors import DataError
 
+_CHARACTERS_AT_ONCE = 200_000  # of texts tokenized together; a token of theirs takes some 200 bytes meanwhile
 LISTED_ROWS = 100  # bad rows named in a report; the count is always complete
 SCHEMA = pyarrow.schema(
     {
@@ -110,16 +118,13 @@ class BlockPreparer:
             self._reader = self._rows.read(start)
         self._position = start + self._block_rows
         tally, examples = Tally(), _Examples()
-        for row in islice(self._reader, self._block_rows):
+        rows = islice(self._reader, self._block_rows)
+        for row, found in prepare_rows(rows, self._settings, self._tokenizer, known_format=self._format):
             tally.rows_read += 1
-            try:
-                found = prepare_row(row, self._settings, self._tokenizer, known_format=self._format)
-            except DataError as error:
-                if not self._settings.skip_bad_rows:
-                    raise
+            if isinstance(found, DataError):
                 tally.rows_skipped += 1
                 if len(tally.skipped) < LISTED_ROWS:
-                    tally.skipped.append(SkippedRow(file=row.file, row=row.number, reason=str(error)))
+                    tally.skipped.append(SkippedRow(file=row.file, row=row.number, reason=str(found)))
                 continue
             if self._format is None:
                 self._format = _format_of(row, self._settings)
@@ -188,20 +193,74 @@ class _Examples:
         return pyarrow.table([columns[name] for name in SCHEMA.names], schema=SCHEMA)
 
 
-def prepare_row(
-    row: Row, settings: DataSettings, tokenizer: PreTrainedTokenizerBase, *, known_format: Format | None = None
-) -> list[Tokenized]:
-    """Return the examples of a row, of which there is at least one; they are not cut.
+def prepare_rows(
+    rows: Iterable[Row],
+    settings: DataSettings,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    known_format: Format | None = None,
+) -> Iterator[tuple[Row, list[Tokenized] | DataError]]:
+    """Yield each row with its examples, of which there is at least one, not cut; or with why it cannot be used.
 
     Args:
-        row: The row.
-        settings: How it is read.
+        rows: The rows; some are read ahead, to be tokenized together.
+        settings: How they are read.
         tokenizer: A fast one.
-        known_format: What rows before it had, for the message about one that fits no format.
+        known_format: What rows before these had, for the message about one that fits no format.
 
     Raises:
-        DataError: The row cannot be used; names file, row, field and the fix.
+        DataError: A row cannot be used, and bad rows are not to be skipped; names file, row, field and the fix.
     """
+    ahead: list[tuple[Row, list[LabeledText | Tokenized] | DataError]] = []
+    characters = 0
+    for row in rows:
+        found = _texts_or_error(row, settings, tokenizer, known_format)
+        ahead.append((row, found))
+        if not isinstance(found, DataError):
+            known_format = known_format or _format_of(row, settings)
+            characters += sum(len(example.text) for example in found if isinstance(example, LabeledText))
+        if characters > _CHARACTERS_AT_ONCE:
+            yield from _tokenized(ahead, settings, tokenizer)
+            ahead, characters = [], 0
+    yield from _tokenized(ahead, settings, tokenizer)
+
+
+def _texts_or_error(
+    row: Row, settings: DataSettings, tokenizer: PreTrainedTokenizerBase, known_format: Format | None
+) -> list[LabeledText | Tokenized] | DataError:
+    try:
+        return label_row(row, settings, tokenizer, known_format=known_format)
+    except DataError as error:
+        return error
+
+
+def _tokenized(
+    rows: Sequence[tuple[Row, list[LabeledText | Tokenized] | DataError]],
+    settings: DataSettings,
+    tokenizer: PreTrainedTokenizerBase,
+) -> Iterator[tuple[Row, list[Tokenized] | DataError]]:
+    texts = [example for _, found in rows if not isinstance(found, DataError) for example in found]
+    examples = iter(tokenize_texts(texts, tokenizer))
+    # A long row that is to be left out is no mistake, wherever its labels begin.
+    limit = None if settings.drop_long_rows else settings.max_length
+    for row, found in rows:
+        outcome: list[Tokenized] | DataError
+        if isinstance(found, DataError):
+            outcome = found
+        else:
+            whole = list(islice(examples, len(found)))
+            outcome = [example for example in whole if _has_labels(example, limit)] or _without_labels(
+                row, whole[0], limit
+            )
+        if isinstance(outcome, DataError) and not settings.skip_bad_rows:
+            raise outcome
+        yield row, outcome
+
+
+def label_row(
+    row: Row, settings: DataSettings, tokenizer: PreTrainedTokenizerBase, *, known_format: Format | None = None
+) -> list[LabeledText | Tokenized]:
+    """Return the examples of a row before they are tokenized; arguments and errors as `prepare_rows`."""
     columns = {"prompt_column": settings.prompt_column, "response_column": settings.response_column}
     dataset_format = settings.dataset_format
     if (
@@ -220,7 +279,7 @@ def prepare_row(
         system_prompt=settings.system_prompt,
         chat_template_kwargs=settings.chat_template_kwargs,
     )
-    examples = tokenize_conversation(
+    return label_conversation(
         conversation,
         tokenizer,
         row,
@@ -228,12 +287,6 @@ def prepare_row(
         empty_think="ignore" if settings.empty_think == "ignore" else "train",
         template_date=settings.template_date,
     )
-    # A long row that is to be left out is no mistake, wherever its labels begin.
-    limit = None if settings.drop_long_rows else settings.max_length
-    usable = [example for example in examples if _has_labels(example, limit)]
-    if not usable:
-        raise _without_labels(row, examples[0], limit)
-    return usable
 
 
 def _has_labels(example: Tokenized, limit: int | None) -> bool:

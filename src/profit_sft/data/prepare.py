@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import datasets
@@ -19,7 +19,7 @@ from datasets import Dataset, Features
 from filelock import FileLock
 from transformers import PreTrainedTokenizerBase
 
-from profit_sft.data.blocks import SCHEMA, BlockPreparer, SkippedRow, Tally, prepare_row, read_tally
+from profit_sft.data.blocks import SCHEMA, BlockPreparer, SkippedRow, Tally, prepare_rows, read_tally
 from profit_sft.data.row import RowSource
 from profit_sft.data.settings import DataSettings
 from profit_sft.data.sources import open_source
@@ -138,14 +138,8 @@ def _streamed(
     rows: RowSource, settings: DataSettings, tokenizer: PreTrainedTokenizerBase
 ) -> Iterator[dict[str, list[int]]]:
     limit = settings.max_length
-    for row in rows:
-        try:
-            examples = prepare_row(row, settings, tokenizer)
-        except DataError:
-            if not settings.skip_bad_rows:
-                raise
-            continue
-        for example in examples:
+    for _, examples in prepare_rows(rows, settings, tokenizer):
+        for example in () if isinstance(examples, DataError) else examples:
             if limit is None or len(example.input_ids) <= limit or not settings.drop_long_rows:
                 yield {"input_ids": example.input_ids[:limit], "labels": example.labels[:limit]}
 
@@ -271,8 +265,12 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
         DataError: The tokenizer is a slow one.
     """
     _require_fast(tokenizer)
-    backend = json.loads(tokenizer.backend_tokenizer.to_str())
+    return _tokenizer_fingerprint(tokenizer.backend_tokenizer.to_str(), json.dumps(tokenizer.chat_template))
+
+
+@lru_cache(maxsize=4)  # a large vocabulary takes a second
+def _tokenizer_fingerprint(backend: str, chat_template: str) -> str:
     # Padding and truncation are set by the last call, and have no part in what a row's tokens are.
-    content = {name: value for name, value in backend.items() if name not in ("padding", "truncation")}
-    content["chat_template"] = tokenizer.chat_template
+    content = {name: value for name, value in json.loads(backend).items() if name not in ("padding", "truncation")}
+    content["chat_template"] = json.loads(chat_template)
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -1,7 +1,7 @@
 """Turn a conversation into token ids and labels: only what the assistant says carries labels."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
@@ -45,6 +45,23 @@ class AnswerSpan:
     kind: str
 
 
+@dataclass(frozen=True, slots=True)
+class LabeledText:
+    """One example before it is tokenized.
+
+    Attributes:
+        text: All of it.
+        trained: The characters that carry labels, in order.
+        spans: Of characters of the text, or empty.
+        notes: As of `Tokenized`.
+    """
+
+    text: str
+    trained: Sequence[tuple[int, int]]
+    spans: Sequence[AnswerSpan]
+    notes: tuple[str, ...]
+
+
 def tokenize_conversation(
     conversation: Conversation,
     tokenizer: PreTrainedTokenizerBase,
@@ -55,6 +72,25 @@ def tokenize_conversation(
     template_date: str = TEMPLATE_DATE,
 ) -> list[Tokenized]:
     """Render, tokenize and label one conversation: its examples, of which there is at least one.
+
+    Arguments and errors as `label_conversation`.
+    """
+    texts = label_conversation(
+        conversation, tokenizer, row, train_on=train_on, empty_think=empty_think, template_date=template_date
+    )
+    return tokenize_texts(texts, tokenizer)
+
+
+def label_conversation(
+    conversation: Conversation,
+    tokenizer: PreTrainedTokenizerBase,
+    row: Row,
+    *,
+    train_on: TrainOn = "all",
+    empty_think: EmptyThink = "train",
+    template_date: str = TEMPLATE_DATE,
+) -> list[LabeledText | Tokenized]:
+    """Render and label one conversation: its examples, of which there is at least one; plain text is tokenized already.
 
     A trained turn's labels are what it says and the token that ends the turn; what a template puts after that token is
     not trained. A row gives several examples where the chat template rewrites earlier turns, so that each trained turn
@@ -79,31 +115,32 @@ def tokenize_conversation(
     rendered = render_conversation(
         conversation, tokenizer, row, train_on=train_on, empty_think=empty_think, template_date=template_date
     )
-    examples = []
+    examples: list[LabeledText | Tokenized] = []
     for example in rendered:
         spans = _answer_spans(row, example.answer) if example is rendered[-1] else []
         if spans:
             spans = _shifted(spans, _place_of(example.answer, example.text, example.trained[-1], row))
-        encoded = _encode(example.text, example.trained, spans, tokenizer)
-        examples.append(replace(encoded, notes=conversation.notes + example.notes))
+        examples.append(LabeledText(example.text, example.trained, spans, conversation.notes + example.notes))
     return examples
 
 
-def _encode(
-    text: str,
-    trained: Sequence[tuple[int, int]],
-    spans: Sequence[AnswerSpan],
-    tokenizer: PreTrainedTokenizerBase,
-) -> Tokenized:
-    """Tokenize and label every token that reaches into a trained stretch of characters."""
+def tokenize_texts(examples: Sequence[LabeledText | Tokenized], tokenizer: PreTrainedTokenizerBase) -> list[Tokenized]:
+    """Tokenize the examples that are text in one call, which takes all cores, and label every token of theirs."""
+    texts = [example.text for example in examples if isinstance(example, LabeledText)]
+    if not texts:
+        return [example for example in examples if isinstance(example, Tokenized)]
     # Not verbose: that a text is longer than the model's limit is for the report to say.
     encoded = tokenizer(
-        text, add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False, verbose=False
+        texts, add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False, verbose=False
     )
-    input_ids: list[int] = encoded["input_ids"]
-    offsets = encoded["offset_mapping"]
+    found = zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+    return [_labeled(example, *next(found)) if isinstance(example, LabeledText) else example for example in examples]
+
+
+def _labeled(example: LabeledText, input_ids: list[int], offsets: Sequence[tuple[int, int]]) -> Tokenized:
+    """Label every token that reaches into a trained stretch of characters."""
     labels, token = [IGNORE_INDEX] * len(input_ids), 0
-    for first, last in trained:
+    for first, last in example.trained:
         # A token that reaches into the stretch is of it: where a prompt ends in a space, the first word may have it.
         # So is an empty one that ends in it, as tokenizers with `trim_offsets` (GPT-NeoX's, so OLMo's) report spaces.
         while token < len(offsets) and offsets[token][1] <= first:
@@ -111,13 +148,13 @@ def _encode(
         while token < len(offsets) and (offsets[token][0] < last or offsets[token] == (last, last)):
             labels[token] = input_ids[token]
             token += 1
-    if not spans:
-        return Tokenized(input_ids, labels, None)
+    if not example.spans:
+        return Tokenized(input_ids, labels, None, example.notes)
     kinds = [
-        TOKEN_KINDS["none"] if label == IGNORE_INDEX else _kind(spans, *place)
+        TOKEN_KINDS["none"] if label == IGNORE_INDEX else _kind(example.spans, *place)
         for label, place in zip(labels, offsets, strict=True)
     ]
-    return Tokenized(input_ids, labels, kinds)
+    return Tokenized(input_ids, labels, kinds, example.notes)
 
 
 def _answer_spans(row: Row, answer: str) -> list[AnswerSpan]:
