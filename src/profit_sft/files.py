@@ -213,11 +213,12 @@ def sole_use(folder: str | Path, what: str) -> Iterator[None]:
         what: What is at work in it, for the message: `run`.
 
     Raises:
-        ConfigurationError: Another process holds it.
+        ConfigurationError: Another process holds it, or it cannot be made or written to.
     """
     from filelock import FileLock, Timeout  # here, for the core does without
 
     folder = Path(folder)
+    check_output_folder(folder)
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / LOCK_FILE)

@@ -1,8 +1,13 @@
 import json
+import re
+from pathlib import Path
 
 import pytest
+import torch
 from huggingface_hub import constants
+from safetensors.torch import load_file, save_file
 
+from profit_sft.cli.app import run_app
 from profit_sft.errors import ConfigurationError
 from profit_sft.models.pretrained import load_model, load_tokenizer, model_fingerprint
 from tiny import CHATML, save_tiny_chat_model, tiny_model
@@ -93,3 +98,74 @@ def test_a_model_comes_in_evaluation_mode_and_the_dtype_asked_for(folder):
     model = load_model(folder, dtype="bfloat16")
     assert not model.training
     assert str(model.dtype) == "torch.bfloat16"
+
+
+def without(weights):
+    return {name: value for name, value in weights.items() if "layers.1" not in name}
+
+
+def besides(weights):
+    return {**weights, "model.layers.2.mlp.up_proj.weight": torch.zeros(2, 2)}
+
+
+def not_a_number(weights):
+    weights["model.layers.0.mlp.up_proj.weight"][3, 3] = float("nan")
+    return weights
+
+
+def rewritten(folder, change):
+    file = Path(folder) / "model.safetensors"
+    save_file(change(load_file(file)), file, {"format": "pt"})
+    return folder
+
+
+LACKING = [
+    (
+        without,
+        r"without model.layers.1.input_layernorm.weight, model.layers.1.mlp.down_proj.weight and 7 more. What is",
+    ),
+    (besides, r"with model.layers.2.mlp.up_proj.weight. What is missing would be random"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), LACKING)
+def test_files_that_hold_other_weights_are_refused_unless_that_is_meant(folder, change, message):
+    with pytest.raises(ConfigurationError, match=f"hold other weights than its config.json asks for: {message}"):
+        load_model(rewritten(folder, change))
+    load_model(folder, allow_missing_weights=True)
+
+
+def test_weights_that_are_no_numbers_are_refused(folder):
+    for allow in (False, True):
+        with pytest.raises(ConfigurationError, match=r"model.layers.0.mlp.up_proj.weight is not finite \(NaN or inf"):
+            load_model(rewritten(folder, not_a_number), allow_missing_weights=allow)
+
+
+@pytest.mark.parametrize(("change", "message"), [*LACKING, (not_a_number, "up_proj.weight is not finite")])
+@pytest.mark.parametrize("command", ["train", "score", "eval"])
+def test_every_command_refuses_them_in_one_line(folder, tmp_path, capsys, command, change, message):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"question": "2+2?", "answer": "4."}\n' * 2)
+    out = str(tmp_path / "out")
+    flags = {
+        "train": [
+            "--model_name_or_path",
+            folder,
+            "--dataset_name",
+            str(rows),
+            "--output_dir",
+            out,
+            "--use_cpu",
+            "True",
+        ],
+        "score": [str(rows), "--model", folder, "--out", out],
+        "eval": [folder, "--tasks", "generated", "--limit", "1", "--max_new_tokens", "2", "--output_dir", out],
+    }[command]
+    flags += ["--objective", "nll", "--max_steps", "1", "--use_cpu", "True"] if command == "train" else []
+    rewritten(folder, change)
+    assert run_app([command, *flags]) == 2
+    error = next(line for line in capsys.readouterr().err.splitlines() if line.startswith("error: "))
+    assert re.search(message, error)
+    assert not (tmp_path / "out").exists() or command == "eval"
+    if change is not not_a_number:
+        assert run_app([command, *flags, "--allow_missing_weights"]) == 0

@@ -255,7 +255,7 @@ def test_a_model_that_gives_no_number_is_refused_by_row(rows, tmp_path):
     folder = save_tiny_chat_model(tmp_path / "model")
     model = AutoModelForCausalLM.from_pretrained(folder)
     with torch.no_grad():
-        model.model.layers[0].mlp.up_proj.weight[:] = torch.inf
+        model.model.layers[0].mlp.up_proj.weight[:] = 3e38  # a number, but its products are none
     model.save_pretrained(folder)
     with pytest.raises(DataError, match=r"row 1: log p of token \d+ is not finite.*use --dtype bfloat16 or float32"):
         score_dataset(settings(folder, rows, tmp_path / "out"))
@@ -281,3 +281,25 @@ def test_the_command_line_repeats_the_settings(tmp_path):
         "profit score 'a b.jsonl' --system_prompt 'Be brief.' --skip_bad_rows --max_length 7 --model_name_or_path "
         f"model --output_dir {tmp_path} --dtype bfloat16 --max_batch_tokens 200 --shard_rows 7"
     )
+
+
+def test_a_second_scorer_in_the_folder_is_refused_while_the_first_is_at_work(tiny_folder, rows, tmp_path):
+    out = tmp_path / "out"
+    refused = []
+
+    def second(progress):
+        if not refused:
+            with pytest.raises(ConfigurationError, match="another scoring is at work in '.*out'. Wait for it") as error:
+                score_dataset(settings(tiny_folder, rows, out))
+            refused.append(error)
+
+    score_dataset(settings(tiny_folder, rows, out), on_batch=second)
+    assert refused
+    assert len(load_scores(out)) == 60
+
+
+def test_a_scorer_that_fails_before_it_begins_leaves_no_folder(tiny_folder, tmp_path):
+    (tmp_path / "rows.jsonl").write_text("no json")
+    with pytest.raises(DataError):
+        score_dataset(settings(tiny_folder, tmp_path / "rows.jsonl", tmp_path / "a" / "out"))
+    assert not (tmp_path / "a").exists()

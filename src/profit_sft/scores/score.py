@@ -11,6 +11,7 @@ import shlex
 import signal
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -25,11 +26,12 @@ from transformers import PreTrainedTokenizerBase
 
 from profit_sft.data import DataSettings, PreparedData, prepare_dataset
 from profit_sft.errors import DataError
-from profit_sft.files import check_output_folder
+from profit_sft.files import sole_use
 from profit_sft.head import apply_profit
 from profit_sft.interrupts import FirstSignal, signals_handled
 from profit_sft.models.pretrained import DTYPES, load_model, load_tokenizer, model_fingerprint
 from profit_sft.objectives import NLL
+from profit_sft.ranks import first_decides
 from profit_sft.scores.engine import LabelExample, LabelScores, label_examples, score_in_batches
 from profit_sft.scores.store import ScoredExample, ScoreJob, ScoreSet, ScoreWriter, load_scores
 
@@ -158,7 +160,7 @@ def score_dataset(
         The finished store. Under several ranks every rank gets it, once all are done.
 
     Raises:
-        ConfigurationError: The folder holds another job's scores, or there is no such model.
+        ConfigurationError: The folder holds another job's scores or is in use, or there is no such model.
         DataError: A row cannot be used, or a log-probability is not finite.
         ScoringInterrupted: SIGINT or SIGTERM came.
     """
@@ -166,7 +168,17 @@ def score_dataset(
     on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
     # Ranks may wait for the slowest one's last shard; a rank that dies is the launcher's business.
     state = PartialState(cpu=on_cpu, timeout=timedelta(days=1))
-    check_output_folder(settings.output_dir)
+    with ExitStack() as held:
+        first_decides(lambda: held.enter_context(sole_use(settings.output_dir, "scoring")))
+        return _scored_alone(settings, state, report, on_batch)
+
+
+def _scored_alone(
+    settings: ScoreSettings,
+    state: PartialState,
+    report: Callable[[str], None],
+    on_batch: Callable[[ScoreProgress], None],
+) -> ScoreSet:
     tell = report if state.is_main_process else _ignore
     tokenizer = load_tokenizer(
         settings.model_name_or_path,
@@ -281,6 +293,13 @@ def write_scores(
         ConfigurationError: The folder holds another job's scores.
         DataError: A log-probability is not finite.
     """
+    with sole_use(settings.output_dir, "scoring"):
+        return _written_alone(settings, prepared, tokenizer, scores)
+
+
+def _written_alone(
+    settings: ScoreSettings, prepared: PreparedData, tokenizer: PreTrainedTokenizerBase, scores: Sequence[LabelScores]
+) -> ScoreSet:
     kept = next((0 if found.likeliest is None else found.likeliest.shape[1] for found in scores), 0)
     writer = ScoreWriter(settings.output_dir, _job(dataclasses.replace(settings, likeliest=kept), prepared))
     writer.start(tokenizer)

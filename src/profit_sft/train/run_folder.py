@@ -17,7 +17,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from profit_sft.errors import ConfigurationError, DataError
-from profit_sft.files import check_output_folder
 from profit_sft.train.callbacks import METRICS_FILE
 from profit_sft.train.checkpoints import SAVING, check_whole, checkpoints, last_whole
 from profit_sft.train.engine import Engine
@@ -63,11 +62,10 @@ def choose_start(
         contents: Whether to read all files of the checkpoint, or to look at their sizes alone.
 
     Raises:
-        ConfigurationError: The folder is taken or cannot be written to, there is nothing to resume, or the checkpoint
+        ConfigurationError: The folder is taken, there is nothing to resume, or the checkpoint
             is another engine's, or of another number of ranks where that matters.
         DataError: The checkpoint that was named is not whole.
     """
-    check_output_folder(folder)
     if resume_from is not None and str(resume_from).lower() != "false":
         checkpoint = _checkpoint(folder, str(resume_from), contents)
         _check_fits(checkpoint, engine or Engine())
