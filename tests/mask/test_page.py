@@ -72,19 +72,25 @@ def test_what_is_packed_is_what_the_store_holds(make_scores, text_example):
     scores = make_scores([text_example(n, "What?", "It is 答.", kinds=[2, 2, 0, 1, 1, 1, 2]) for n in range(2)])
     report = make_report([scores])
     examples = page_data(report, list(report.examples(9)))["examples"]
+    found = examples["sets"][0]
 
     def unpacked(text, dtype):
         return np.frombuffer(base64.b64decode(text), dtype)
 
-    for name, dtype in (("log_probs", "<f4"), ("entropy", "<f4"), ("rank", "<u4")):
-        np.testing.assert_array_equal(unpacked(examples["sets"][0][name], dtype), scores.column(name))
+    np.testing.assert_array_equal(unpacked(found["log_probs"], "<f4"), scores.column("log_probs"))
+    np.testing.assert_array_equal(unpacked(found["entropy"], "<u2"), np.round(1000 * scores.column("entropy")))
+    np.testing.assert_array_equal(unpacked(found["rank"], "<u2"), scores.column("rank"))
     np.testing.assert_array_equal(unpacked(examples["kinds"], "u1"), scores.column("token_kinds"))
-    np.testing.assert_array_equal(unpacked(examples["positions"], "<u4"), scores.column("positions"))
-    texts = [examples["texts"][index] for index in unpacked(examples["tokens"], "<u4")]
+    texts = [examples["texts"][index] for index in unpacked(examples["tokens"], "u1")]
     assert "".join(texts) == "What?It is 答." * 2
     assert texts.count("") == 4  # two further bytes of each 答
-    top1 = [examples["texts"][index] for index in unpacked(examples["sets"][0]["top1"], "<u4")]
-    assert top1 == [report.texts.text(int(index)) for index in scores.column("top1")]
+    stretches = unpacked(examples["stretches"], "u1").reshape(-1, 4).tolist()
+    prompt = len(next(iter(scores)).input_ids) - 7
+    role = examples["roles"].index
+    assert stretches == [[role("prompt"), 0, prompt, 0], [role("answer"), prompt, 7, 1]] * 2
+    assert (found["likeliest_log_probs"], found["alternatives"], found["weights"]) == (None, 1, None)
+    likeliest = [examples["texts"][index] for index in unpacked(found["likeliest"], "u1")]
+    assert likeliest == [report.texts.text(int(index)) for index in scores.column("top1")]
 
 
 @pytest.mark.parametrize("direction", ["higher", "lower"])
@@ -96,10 +102,13 @@ def test_moving_the_slider_changes_exactly_what_is_masked(scores, write_page, op
         kept = likely(scores, threshold) == (direction == "higher")
         assert masked_on_page(page) == np.flatnonzero(~kept).tolist()
         assert shown_share(page) == f"{percent(kept.mean())} kept"
-    # Not by color alone.
-    assert (
-        page.locator(".flow .t.m").first.evaluate("span => getComputedStyle(span).textDecorationLine") == "line-through"
-    )
+        assert f"{percent(kept.mean())} of {kept.size} label tokens kept" in page.locator("#summary").inner_text()
+    # Not by color alone, and struck through where that is wanted.
+    masked = page.locator(".flow .t.m").first
+    assert "inset" in masked.evaluate("span => getComputedStyle(span).boxShadow")
+    for wanted in ("none", "line-through"):
+        assert masked.evaluate("span => getComputedStyle(span).textDecorationLine") == wanted
+        page.check("#struck")
     page.locator("#slider").focus()
     for key, index in (("ArrowRight", 1), ("PageUp", 11), ("ArrowLeft", 10), ("End", 622), ("Home", 0)):
         page.press("#slider", key)
@@ -118,6 +127,7 @@ def test_the_pointer_moves_slider_and_charts(scores, write_page, open_page):
     page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
     settle(page)
     assert page.input_value("#threshold") == "0.5"
+    page.locator("#curve").scroll_into_view_if_needed()
     chart = page.locator("#curve").bounding_box()
     page.mouse.move(chart["x"] + chart["width"] / 2, chart["y"] + 60)
     page.mouse.down()
@@ -234,6 +244,7 @@ def test_a_row_s_text_is_shown_as_text_and_nothing_runs(make_scores, text_exampl
         scores.manifest, model_name_or_path=HOSTILE, data={**scores.manifest.data, "dataset_name": HOSTILE}
     )
     page = open_page(write_page(ScoreSet(scores.folder, named), threshold=0.9))
+    page.check("#template")
     assert page.locator(".flow").first.evaluate("flow => flow.textContent") == HOSTILE + HOSTILE
     assert ELEMENTS[0] in page.locator(".flow .t").all_inner_texts()
     assert page.locator(".facts dd").first.evaluate("fact => fact.textContent") == HOSTILE
@@ -245,7 +256,7 @@ def test_a_row_s_text_is_shown_as_text_and_nothing_runs(make_scores, text_exampl
     page.locator(".flow .t").nth(3).hover()
     assert ELEMENTS[0].replace(" ", "␣") in page.locator("#tip").inner_text()
     assert page.evaluate("document.scripts.length") == 2
-    assert page.locator("img, b:not(.segments b)").count() == 0
+    assert page.locator("img, b:not(.segments b, .lead b)").count() == 0
 
 
 def test_tables_count_over_all_examples(make_scores, text_example, write_page, open_page):
@@ -253,6 +264,7 @@ def test_tables_count_over_all_examples(make_scores, text_example, write_page, o
     scores = make_scores([text_example(n, "Two?", "It is44", kinds=kinds) for n in range(30)])
     page = open_page(write_page(scores))
     masked = ~likely(scores, 0.1).reshape(30, 4)
+    settle(page)
     counts = {"It": masked[:, 0].sum(), "␣is": masked[:, 1].sum(), "4": masked[:, 2:].sum()}
     rows = page.locator("#token-table tbody tr")
 
@@ -316,7 +328,10 @@ def test_five_hundred_examples(make_scores, text_example, write_page, open_page)
     page = open_page(write_page(scores))
     assert page.locator("article").count() == 10
     assert page.locator("#page").inner_text() == "Page 1 of 50"
-    assert page.locator(".flow").first.evaluate("flow => flow.textContent") == "Two plus two?" + answer
+    texts = [page.locator(f".flow {part}").first.inner_text() for part in (".role", ".prompt")]
+    assert texts == ["prompt", "Two plus two?"]
+    shown = page.locator(".flow .text").first.evaluate("text => text.textContent")
+    assert shown == answer
     assert shown_share(page) == f"{percent(likely(scores, 0.1).mean())} kept"
     page.select_option("#order", "kept-down")
     kept = likely(scores, 0.1).reshape(500, -1).mean(axis=1)
@@ -332,10 +347,12 @@ def test_a_phone_needs_no_sideways_scrolling(make_scores, text_example, write_pa
     page = open_page(write_page(*both), width=360, height=740)
     assert page.evaluate("document.documentElement.scrollWidth") == 360
     assert page.locator("#kept").bounding_box()["x"] + page.locator("#kept").bounding_box()["width"] <= 360
-    # A long prompt is folded, and opens.
-    assert "540 more characters" in page.locator(".flow .prompt").first.inner_text()
-    page.locator(".flow .prompt button").first.click()
-    assert page.locator(".flow .prompt").first.inner_text() == "x" * 900
+    # A long prompt is folded to a line, and opens.
+    whole = page.locator(".flow details > .prompt").first
+    assert whole.is_hidden()
+    assert page.locator(".flow summary").first.bounding_box()["height"] < 60
+    page.locator(".flow summary").first.click()
+    assert whole.inner_text() == "x" * 900
     page.locator(".flow .t").nth(5).click()
     tip = page.locator("#tip").bounding_box()
     assert tip["x"] >= 0

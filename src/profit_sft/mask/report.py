@@ -5,13 +5,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from profit_sft.mask.figures import Direction, Group, MaskFigures, count_figures
 from profit_sft.mask.texts import TokenTexts
-from profit_sft.mask.tokens import LabelTokens, checked_thresholds, kept_mask, label_tokens, threshold_grid
+from profit_sft.mask.tokens import LabelTokens, checked_thresholds, label_tokens, threshold_grid
 from profit_sft.mask.weights import objective_weights
-from profit_sft.objectives import Objective, ProFit
+from profit_sft.objectives import Objective, ProFit, TokenStats
 from profit_sft.scores.store import ScoredExample, ScoreManifest, ScoreSet
 
 SUMMARY_THRESHOLDS = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9)
@@ -27,8 +28,8 @@ class MaskReport:
         score_sets: One or two.
         thresholds: The grid a page can be set to.
         index: Where it starts.
-        direction: `higher` keeps `p >= threshold`, `lower` keeps `p < threshold`, `middle` what lies between the
-            threshold and the one at `upper`.
+        direction: `higher` keeps `p >= threshold`, `lower` keeps `p <= threshold`, `middle` what lies from the
+            threshold to the one at `upper`.
         upper: Where the upper one starts; with `middle`.
         tokens: Every label token.
         texts: Of the tokenizer.
@@ -59,8 +60,8 @@ class MaskReport:
         if self.objective is not None:
             return repr(self.objective)
         if self.upper is not None:
-            return f"{self.threshold:g} ≤ p < {self.thresholds[self.upper]:g}"
-        return f"p {'≥' if self.direction == 'higher' else '<'} {self.threshold:g}"
+            return f"{self.threshold:g} ≤ p ≤ {self.thresholds[self.upper]:g}"
+        return f"p {'≥' if self.direction == 'higher' else '≤'} {self.threshold:g}"
 
     @property
     def top1_shares(self) -> tuple[float, ...]:
@@ -84,7 +85,6 @@ class MaskReport:
             if index in wanted:
                 yield index, example
 
-
     def weights_of(self, place: int, example: ScoredExample, model: int) -> NDArray[np.float32]:
         """Return `(T,)`, the weights of an example's label tokens under a model: of the objective, or the mask's 0 or 1.
 
@@ -96,11 +96,11 @@ class MaskReport:
         if self.token_weights is not None:
             weights: NDArray[np.float32] = self.token_weights[model, self.tokens.examples == place]
             return weights
-        likely = kept_mask(example.log_probs, self.threshold)
-        if self.upper is not None:
-            likely &= ~kept_mask(example.log_probs, self.thresholds[self.upper])
-        weights = (likely == (self.direction != "lower")).astype(np.float32)
-        return weights
+        upper = None if self.upper is None else self.thresholds[self.upper]
+        mask = ProFit(threshold=self.threshold, direction=self.direction, upper_threshold=upper)
+        labels, log_probs = torch.tensor(example.positions), torch.tensor(example.log_probs)
+        found: NDArray[np.float32] = mask.token_weights(TokenStats(labels=labels, log_probs=log_probs)).numpy()
+        return found
 
 
 def make_report(
@@ -155,9 +155,7 @@ def make_report(
     )
 
 
-def checked_view(
-    threshold: float = 0.1, direction: str = "higher", upper_threshold: float | None = None
-) -> Direction:
+def checked_view(threshold: float = 0.1, direction: str = "higher", upper_threshold: float | None = None) -> Direction:
     """Return the direction, or raise ValueError where it is none or a threshold is no probability, or is missing."""
     checked_thresholds([threshold] if upper_threshold is None else [threshold, upper_threshold])
     for known in _DIRECTIONS:
