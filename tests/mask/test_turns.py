@@ -25,11 +25,13 @@ def cut(text):
     ("text", "turns"),
     [
         (
-            "<im_start>|system|/n|Be| brief.|<im_end>|/n|<im_start>|user|/n|Hi|<im_end>|/n|<im_start>|assistant|/n|{Yo|<im_end>}|/n",
+            "<im_start>|system|/n|Be| brief.|<im_end>|/n|<im_start>|user|/n|Hi|<im_end>|/n|"
+            "<im_start>|assistant|/n|{Yo|<im_end>}|/n",
             [("system", "Be brief.", False), ("user", "Hi", False), ("assistant", "Yo<im_end>", True)],
         ),
         (
-            "<bos>|<start_header_id>|user|<end_header_id>|/n/n|Hi|<eot_id>|<start_header_id>|assistant|<end_header_id>|/n/n|{Yo|<eot_id>}",
+            "<bos>|<start_header_id>|user|<end_header_id>|/n/n|Hi|<eot_id>|"
+            "<start_header_id>|assistant|<end_header_id>|/n/n|{Yo|<eot_id>}",
             [("user", "Hi", False), ("assistant", "Yo<eot_id>", True)],
         ),
         (
@@ -42,7 +44,8 @@ def cut(text):
         ("def f():|/n|    |{return| 1}", [("prompt", "def f():", False), ("answer", "return 1", True)]),
         # A chat of several turns, one without labels.
         (
-            "<im_start>|user|/n|A|<im_end>|<im_start>|assistant|/n|B|<im_end>|<im_start>|user|/n|C|<im_end>|<im_start>|assistant|/n|{D}",
+            "<im_start>|user|/n|A|<im_end>|<im_start>|assistant|/n|B|<im_end>|"
+            "<im_start>|user|/n|C|<im_end>|<im_start>|assistant|/n|{D}",
             [("user", "A", False), ("assistant", "B", False), ("user", "C", False), ("assistant", "D", True)],
         ),
         # Marks that carry labels are shown; a role's word within a turn opens none.

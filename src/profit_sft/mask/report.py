@@ -1,5 +1,6 @@
 """What `profit inspect` shows, whichever way it shows it: score sets, threshold, figures, and a summary in numbers."""
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -58,7 +59,7 @@ class MaskReport:
     def rule(self) -> str:
         """What is kept, or the objective, in words."""
         if self.objective is not None:
-            return repr(self.objective)
+            return _named(self.objective)
         if self.upper is not None:
             return f"{self.threshold:g} ≤ p ≤ {self.thresholds[self.upper]:g}"
         return f"p {'≥' if self.direction == 'higher' else '≤'} {self.threshold:g}"
@@ -86,7 +87,7 @@ class MaskReport:
                 yield index, example
 
     def weights_of(self, place: int, example: ScoredExample, model: int) -> NDArray[np.float32]:
-        """Return `(T,)`, the weights of an example's label tokens under a model: of the objective, or the mask's 0 or 1.
+        """Return `(T,)`, the weights of an example's label tokens under a model; a mask's are 0 or 1.
 
         Args:
             place: Of the example in the data.
@@ -182,7 +183,7 @@ def summary(report: MaskReport) -> dict[str, Any]:
         "threshold": report.threshold,
         "direction": report.direction,
         "upper_threshold": None if report.upper is None else report.thresholds[report.upper],
-        "objective": None if report.objective is None else repr(report.objective),
+        "objective": None if report.objective is None else report.rule,
         "mean_nll": [manifest.mean_nll for manifest in report.manifests],
         "top1_share": list(report.top1_shares),
         "all": _figures_of(report, figures.total),
@@ -201,6 +202,15 @@ def summary(report: MaskReport) -> dict[str, Any]:
         "most_masked_tokens": most_masked["tokens"],
         "most_masked_words": most_masked["words"],
     }
+
+
+def _named(objective: Objective) -> str:
+    """Return the objective's name with the fields that are not at their defaults."""
+    if not dataclasses.is_dataclass(objective):
+        return repr(objective)
+    values = [(entry, getattr(objective, entry.name)) for entry in dataclasses.fields(objective) if entry.repr]
+    changed = ", ".join(f"{entry.name}={value!r}" for entry, value in values if value != entry.default)
+    return type(objective).__name__ + (f"({changed})" if changed else "")
 
 
 def kept_share(report: MaskReport, group: Group, model: int, index: int | None = None) -> float:
