@@ -7,6 +7,7 @@ import pytest
 
 from made_scores import made_example, write_scores
 from profit_sft.cli.app import run_app
+from profit_sft.mask import page
 from profit_sft.scores.store import load_scores
 
 CORE, STYLE = 1, 2
@@ -28,9 +29,9 @@ def test_a_page_is_written_beside_the_scores_and_its_path_printed(scores, capsys
     out, err = capsys.readouterr()
     assert out == f"{scores / 'mask.html'}\n"
     assert "Open it in a browser" in err
-    page = (scores / "mask.html").read_text()
-    assert "What the mask hides in train.jsonl" in page
-    assert "ProFit, keep p ≥ 0.1" in page
+    written = (scores / "mask.html").read_text()
+    assert "What the mask hides in train.jsonl" in written
+    assert "ProFit, keep p ≥ 0.1" in written
 
 
 def test_json_tells_the_figures_and_writes_no_page(scores, capsys):
@@ -43,19 +44,45 @@ def test_json_tells_the_figures_and_writes_no_page(scores, capsys):
     assert found["most_masked_tokens"][0]["label"] == "a"
     assert not (scores / "mask.html").exists()
     assert run_app(["inspect", str(scores), "--threshold_direction", "lower", "--threshold", "0.2", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["all"]["kept_share"] == [4 / 6]  # a token exactly there is kept by both
+    band = ["--threshold_direction", "middle", "--threshold", "0.08", "--upper_threshold", "0.2"]
+    assert run_app(["inspect", str(scores), *band, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["all"]["kept_share"] == [0.5]
 
 
+def test_any_objective_s_weights_are_shown(scores, capsys):
+    assert run_app(["inspect", str(scores), "--objective", "power", "--objective_kwargs", '{"k": 2}', "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["objective"] == "Power(k=2)"
+    p = np.array([0.05, 0.2, 0.6, 0.08, 0.09, 0.95])
+    assert found["all"]["mean_weight"] == pytest.approx([(p**2).mean()])
+    assert run_app(["inspect", str(scores), "--objective", "dft", "--plain"]) == 0
+    assert "mean weight" in capsys.readouterr().out
+    assert run_app(["inspect", str(scores), "--objective", "dft"]) == 0
+    assert ">DFT<" in (scores / "mask.html").read_text()
+    assert run_app(["inspect", str(scores), "--objective", "eaft", "--json"]) == 2
+    told = capsys.readouterr().err
+    assert f"looks at topk_entropy, which '{scores}' does not hold. Score again with --likeliest 20." in told
+
+
+def test_fewer_examples_than_were_asked_for_are_explained(scores, capsys, monkeypatch):
+    monkeypatch.setattr(page, "_MOST_BYTES", 1)
+    assert run_app(["inspect", str(scores), "--examples", "5000"]) == 0
+    told = "1 examples are shown of the 2 asked for: a page holds about 0 MB of them."
+    assert told in capsys.readouterr().err
+    assert told in (scores / "mask.html").read_text()
+
+
 def test_plain_prints_to_the_terminal_and_a_named_page_is_written_too(scores, tmp_path, capsys):
-    page = tmp_path / "pages" / "of_mine.html"
-    assert run_app(["inspect", str(scores), "--plain", "--examples", "1", "--output", str(page)]) == 0
+    file = tmp_path / "pages" / "of_mine.html"
+    assert run_app(["inspect", str(scores), "--plain", "--examples", "1", "--output", str(file)]) == 0
     out, err = capsys.readouterr()
     assert "Kept share by threshold" in out
     assert "row 1" in out
     assert "row 2" not in out
     assert "⟨a⟩b4" in out
-    assert str(page) in err
-    assert page.is_file()
+    assert str(file) in err
+    assert file.is_file()
 
 
 def test_two_score_sets_are_compared(scores, tmp_path, capsys):
@@ -100,7 +127,13 @@ def test_two_checkpoints_of_a_run_are_scored_and_compared(tiny_folder, rows, tmp
     [
         ([], "name scores (profit inspect SCORES, or two folders to compare), or data to score first"),
         (["SCORES", "--threshold", "10"], "threshold must be a probability in [0, 1], got 10.0. Write 10% as 0.1."),
-        (["SCORES", "--threshold_direction", "middle"], "threshold_direction must be 'higher' or 'lower' here"),
+        (["SCORES", "--threshold_direction", "middle"], "direction 'middle' needs upper_threshold"),
+        (["SCORES", "--threshold_direction", "up"], "threshold_direction must be 'higher', 'lower' or 'middle' here"),
+        (["SCORES", "--upper_threshold", "0.5"], "direction 'higher' does not use upper_threshold"),
+        (["SCORES", "--objective", "dtf"], "no objective is named 'dtf'"),
+        (["SCORES", "--objective", "power", "--objective_kwargs", "[1]"], "objective_kwargs must be a JSON object"),
+        (["SCORES", "--objective", "nll", "--threshold", "0.2"], "objective 'nll' has no field"),
+        (["SCORES", "--objective_kwargs", "{}"], "objective_kwargs {} belong to an objective"),
         (["SCORES", "--examples", "0"], "examples must be at least 1, got 0"),
         (["SCORES", "--plain", "--json"], "--plain and --json both print to stdout. Choose one."),
         (["SCORES", "--dataset_name", "x.jsonl"], "is scored already, so --dataset_name would change nothing"),

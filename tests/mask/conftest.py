@@ -17,7 +17,7 @@ def text_example():
     """Call it for an example of a prompt and an answer, with probabilities given or drawn."""
     plain = chat_tokenizer()
 
-    def make(number, prompt, answer, *, p=None, kinds=None, seed=0, tokenizer=plain):
+    def make(number, prompt, answer, *, p=None, kinds=None, seed=0, tokenizer=plain, likeliest=None):
         prompt_ids, answer_ids = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (prompt, answer))
         count = len(answer_ids)
         random = np.random.default_rng((seed, number))
@@ -33,7 +33,15 @@ def text_example():
             top1=np.array(answer_ids if p is None else random.integers(3, 300, count), np.int32),
             rank=random.integers(1, 400, count).astype(np.int32),
             token_kinds=None if kinds is None else np.array(kinds, np.int8),
+            # Texts of single tokens with their probabilities, the same in every place.
+            likeliest=None if likeliest is None else np.tile(ids_of(likeliest, tokenizer), (count, 1)),
+            likeliest_log_probs=None
+            if likeliest is None
+            else np.tile(np.log(list(likeliest.values())).astype(np.float16), (count, 1)),
         )
+
+    def ids_of(texts, tokenizer):
+        return np.array([tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts], np.int32).T
 
     return make
 
@@ -43,17 +51,19 @@ def open_page(browser):
     """Call it for a page on a file; a request, an error or a dialog of any page fails the test."""
     contexts, seen = [], []
 
-    def open_file(path, *, width=1200, height=900):
-        context = browser.new_context(viewport={"width": width, "height": height}, reduced_motion="reduce")
+    def open_file(path, *, width=1200, height=900, address="", permissions=(), **options):
+        context = browser.new_context(
+            viewport={"width": width, "height": height}, reduced_motion="reduce", permissions=permissions, **options
+        )
         contexts.append(context)
         page = context.new_page()
-        page.on("request", lambda request: seen.append(request.url))
+        page.on("request", lambda request: seen.append(request.url.split("#")[0]))
         page.on("console", lambda message: seen.append(f"console: {message.text}"))
         page.on("pageerror", lambda error: seen.append(f"error: {error}"))
         page.on("dialog", lambda dialog: (seen.append(f"dialog: {dialog.message}"), dialog.dismiss()))
-        page.goto(path.as_uri())
+        page.goto(path.as_uri() + address)
         page.locator("article").first.wait_for()
-        assert seen == [path.as_uri()]
+        assert seen[-1:] == [path.as_uri()]
         return page
 
     yield open_file

@@ -34,9 +34,14 @@ def test_every_share_of_a_group_is_its_tokens(scores):
     total = figures(scores).total
     assert (total.count, total.both) == (8, None)
     assert total.mean_p == (pytest.approx((0.05 + 0.1 + 0.6 + 0.95 + 0.2 + 0.05 + 0.3 + 0.99) / 8),)
-    for threshold, kept in ((0.0, 8), (0.05, 8), (0.1, 6), (0.11, 5), (0.5, 3), (0.99, 1), (1.0, 0)):
-        assert total.kept(GRID.index(threshold), "higher") == kept
-        assert total.kept(GRID.index(threshold), "lower") == 8 - kept
+    # A token exactly at a threshold is kept on either side, as the objective keeps it.
+    for threshold, higher, lower in (
+        *((0.0, 8, 0), (0.05, 8, 2), (0.1, 6, 3), (0.11, 5, 3), (0.5, 3, 5), (0.99, 1, 8), (1.0, 0, 8)),
+    ):
+        at = GRID.index(threshold)
+        assert (total.kept(at, "higher"), total.kept(at, "lower")) == (higher, lower)
+        assert total.kept(at, "middle", upper=GRID.index(0.99)) == higher
+    assert total.kept(GRID.index(0.1), "middle", upper=GRID.index(0.3)) == 3
 
 
 def test_groups_by_kind_sort_and_place(scores):

@@ -1,13 +1,19 @@
 """The page in a real chromium, against the numbers it was made of."""
 
 import base64
+import csv
 import dataclasses
+import io
 import math
+import re
 
 import numpy as np
 import pytest
 
-from profit_sft.mask.page import page_data
+from color_vision import SIGHTS, difference
+from profit_sft import ASFT, Power, Rho
+from profit_sft.mask.page import MaskPage
+from profit_sft.mask.page_data import page_data
 from profit_sft.mask.report import make_report
 from profit_sft.mask.tokens import threshold_grid
 from profit_sft.scores.store import ScoreSet
@@ -72,19 +78,25 @@ def test_what_is_packed_is_what_the_store_holds(make_scores, text_example):
     scores = make_scores([text_example(n, "What?", "It is 答.", kinds=[2, 2, 0, 1, 1, 1, 2]) for n in range(2)])
     report = make_report([scores])
     examples = page_data(report, list(report.examples(9)))["examples"]
+    found = examples["sets"][0]
 
     def unpacked(text, dtype):
         return np.frombuffer(base64.b64decode(text), dtype)
 
-    for name, dtype in (("log_probs", "<f4"), ("entropy", "<f4"), ("rank", "<u4")):
-        np.testing.assert_array_equal(unpacked(examples["sets"][0][name], dtype), scores.column(name))
+    np.testing.assert_array_equal(unpacked(found["log_probs"], "<f4"), scores.column("log_probs"))
+    np.testing.assert_array_equal(unpacked(found["entropy"], "<u2"), np.round(1000 * scores.column("entropy")))
+    np.testing.assert_array_equal(unpacked(found["rank"], "<u2"), scores.column("rank"))
     np.testing.assert_array_equal(unpacked(examples["kinds"], "u1"), scores.column("token_kinds"))
-    np.testing.assert_array_equal(unpacked(examples["positions"], "<u4"), scores.column("positions"))
-    texts = [examples["texts"][index] for index in unpacked(examples["tokens"], "<u4")]
+    texts = [examples["texts"][index] for index in unpacked(examples["tokens"], "u1")]
     assert "".join(texts) == "What?It is 答." * 2
     assert texts.count("") == 4  # two further bytes of each 答
-    top1 = [examples["texts"][index] for index in unpacked(examples["sets"][0]["top1"], "<u4")]
-    assert top1 == [report.texts.text(int(index)) for index in scores.column("top1")]
+    stretches = unpacked(examples["stretches"], "u1").reshape(-1, 4).tolist()
+    prompt = len(next(iter(scores)).input_ids) - 7
+    role = examples["roles"].index
+    assert stretches == [[role("prompt"), 0, prompt, 0], [role("answer"), prompt, 7, 1]] * 2
+    assert (found["likeliest_log_probs"], found["alternatives"], found["weights"]) == (None, 1, None)
+    likeliest = [examples["texts"][index] for index in unpacked(found["likeliest"], "u1")]
+    assert likeliest == [report.texts.text(int(index)) for index in scores.column("top1")]
 
 
 @pytest.mark.parametrize("direction", ["higher", "lower"])
@@ -96,10 +108,13 @@ def test_moving_the_slider_changes_exactly_what_is_masked(scores, write_page, op
         kept = likely(scores, threshold) == (direction == "higher")
         assert masked_on_page(page) == np.flatnonzero(~kept).tolist()
         assert shown_share(page) == f"{percent(kept.mean())} kept"
-    # Not by color alone.
-    assert (
-        page.locator(".flow .t.m").first.evaluate("span => getComputedStyle(span).textDecorationLine") == "line-through"
-    )
+        assert f"{percent(kept.mean())} of {kept.size} label tokens kept" in page.locator("#summary").inner_text()
+    # Not by color alone, and struck through where that is wanted.
+    masked = page.locator(".flow .t.m").first
+    assert "inset" in masked.evaluate("span => getComputedStyle(span).boxShadow")
+    for wanted in ("none", "line-through"):
+        assert masked.evaluate("span => getComputedStyle(span).textDecorationLine") == wanted
+        page.check("#struck")
     page.locator("#slider").focus()
     for key, index in (("ArrowRight", 1), ("PageUp", 11), ("ArrowLeft", 10), ("End", 622), ("Home", 0)):
         page.press("#slider", key)
@@ -118,6 +133,7 @@ def test_the_pointer_moves_slider_and_charts(scores, write_page, open_page):
     page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
     settle(page)
     assert page.input_value("#threshold") == "0.5"
+    page.locator("#curve").scroll_into_view_if_needed()
     chart = page.locator("#curve").bounding_box()
     page.mouse.move(chart["x"] + chart["width"] / 2, chart["y"] + 60)
     page.mouse.down()
@@ -234,6 +250,7 @@ def test_a_row_s_text_is_shown_as_text_and_nothing_runs(make_scores, text_exampl
         scores.manifest, model_name_or_path=HOSTILE, data={**scores.manifest.data, "dataset_name": HOSTILE}
     )
     page = open_page(write_page(ScoreSet(scores.folder, named), threshold=0.9))
+    page.check("#template")
     assert page.locator(".flow").first.evaluate("flow => flow.textContent") == HOSTILE + HOSTILE
     assert ELEMENTS[0] in page.locator(".flow .t").all_inner_texts()
     assert page.locator(".facts dd").first.evaluate("fact => fact.textContent") == HOSTILE
@@ -245,7 +262,7 @@ def test_a_row_s_text_is_shown_as_text_and_nothing_runs(make_scores, text_exampl
     page.locator(".flow .t").nth(3).hover()
     assert ELEMENTS[0].replace(" ", "␣") in page.locator("#tip").inner_text()
     assert page.evaluate("document.scripts.length") == 2
-    assert page.locator("img, b:not(.segments b)").count() == 0
+    assert page.locator("img, b:not(.segments b, .lead b)").count() == 0
 
 
 def test_tables_count_over_all_examples(make_scores, text_example, write_page, open_page):
@@ -253,6 +270,7 @@ def test_tables_count_over_all_examples(make_scores, text_example, write_page, o
     scores = make_scores([text_example(n, "Two?", "It is44", kinds=kinds) for n in range(30)])
     page = open_page(write_page(scores))
     masked = ~likely(scores, 0.1).reshape(30, 4)
+    settle(page)
     counts = {"It": masked[:, 0].sum(), "␣is": masked[:, 1].sum(), "4": masked[:, 2:].sum()}
     rows = page.locator("#token-table tbody tr")
 
@@ -316,7 +334,10 @@ def test_five_hundred_examples(make_scores, text_example, write_page, open_page)
     page = open_page(write_page(scores))
     assert page.locator("article").count() == 10
     assert page.locator("#page").inner_text() == "Page 1 of 50"
-    assert page.locator(".flow").first.evaluate("flow => flow.textContent") == "Two plus two?" + answer
+    texts = [page.locator(f".flow {part}").first.inner_text() for part in (".role", ".prompt")]
+    assert texts == ["prompt", "Two plus two?"]
+    shown = page.locator(".flow .text").first.evaluate("text => text.textContent")
+    assert shown == answer
     assert shown_share(page) == f"{percent(likely(scores, 0.1).mean())} kept"
     page.select_option("#order", "kept-down")
     kept = likely(scores, 0.1).reshape(500, -1).mean(axis=1)
@@ -332,14 +353,258 @@ def test_a_phone_needs_no_sideways_scrolling(make_scores, text_example, write_pa
     page = open_page(write_page(*both), width=360, height=740)
     assert page.evaluate("document.documentElement.scrollWidth") == 360
     assert page.locator("#kept").bounding_box()["x"] + page.locator("#kept").bounding_box()["width"] <= 360
-    # A long prompt is folded, and opens.
-    assert "540 more characters" in page.locator(".flow .prompt").first.inner_text()
-    page.locator(".flow .prompt button").first.click()
-    assert page.locator(".flow .prompt").first.inner_text() == "x" * 900
+    # A long prompt is folded to a line, and opens.
+    whole = page.locator(".flow details > .prompt").first
+    assert whole.is_hidden()
+    assert page.locator(".flow summary").first.bounding_box()["height"] < 60
+    page.locator(".flow summary").first.click()
+    assert whole.inner_text() == "x" * 900
     page.locator(".flow .t").nth(5).click()
     tip = page.locator("#tip").bounding_box()
     assert tip["x"] >= 0
     assert tip["x"] + tip["width"] <= 360
+
+
+@pytest.mark.parametrize(("width", "most"), [(1400, 400), (390, 700)])
+def test_the_text_comes_first(scores, make_scores, text_example, write_page, open_page, width, most):
+    other = make_scores([text_example(n, f"What is {n}?", "It is four." * 3, seed=3) for n in range(25)])
+    for score_sets in ([scores], [scores, other]):
+        page = open_page(write_page(*score_sets), width=width)
+        assert page.locator("article").first.bounding_box()["y"] < most
+        assert page.locator("#summary b").first.inner_text().endswith("%")
+    # Before and after, the figures that say which model is better come before the kept share.
+    summary = page.locator("#summary").inner_text()
+    assert re.search(r"Mean NLL .* → .*: the reference answers have become (likelier|less likely)", summary)
+    assert summary.index("likeliest token in") < summary.index("kept at p ≥ 0.1")
+
+
+def test_the_view_is_in_the_address(scores, write_page, open_page):
+    path = write_page(scores)
+    page = open_page(path)
+    settle(page)
+    assert page.url == path.as_uri() + "#"
+    type_threshold(page, "0.3")
+    page.locator('#direction input[value="lower"]').check(force=True)
+    page.select_option("#order", "nll-down")
+    page.click("#theme")
+    page.click("#next")
+    page.locator("article h3 a").nth(2).click()
+    row = page.locator("article").nth(2).get_attribute("data-row")
+    settle(page)
+    page.wait_for_url(lambda url: f"row={row}" in url and "keep=lower" in url)
+    again = open_page(path, address="#" + page.url.split("#")[1])
+    settle(again)
+    for look in (page, again):
+        assert look.input_value("#threshold") == "0.3"
+        assert look.locator('#direction input[value="lower"]').is_checked()
+        assert look.input_value("#order") == "nll-down"
+        assert look.locator("#page").inner_text() == "Page 2 of 3"
+        assert look.locator("article.chosen").get_attribute("data-row") == row
+        assert look.evaluate("document.documentElement.dataset.theme") == "dark"
+    assert masked_on_page(page) == masked_on_page(again)
+    # A row alone leads to its page; what is no view is left alone.
+    found = open_page(path, address="#row=17&threshold=7&keep=none&order=x&page=-3&search=")
+    assert (found.locator("article.chosen").get_attribute("data-row"), found.input_value("#threshold")) == ("17", "0.1")
+    searched = open_page(path, address="#search=is+2%3F")
+    assert (searched.locator("article").count(), searched.input_value("#search")) == (1, "is 2?")
+
+
+def test_the_likeliest_tokens_are_shown_with_their_p(make_scores, text_example, write_page, open_page):
+    likeliest = {" four": 0.6, " is": 0.25, ".": 0.1, "4": 0.02, "W": 0.01}
+    scores = make_scores([text_example(0, "What?", "It is four.", p=[0.05, 0.25, 0.6, 0.9], likeliest=likeliest)])
+    page = open_page(write_page(scores))
+    page.locator(".flow .t").nth(1).hover()
+    rows = page.locator("#tip .likeliest tr").all_inner_texts()
+    assert [row.split() for row in rows] == [
+        ["␣four", "0.6"],
+        ["␣is", "0.25"],
+        [".", "0.1"],
+        ["4", "0.02"],
+        ["W", "0.01"],
+    ]
+
+
+def test_a_band_keeps_what_lies_between_two_thresholds(scores, write_page, open_page):
+    page = open_page(write_page(scores, threshold=0.2, direction="middle", upper_threshold=0.7))
+    kept = likely(scores, 0.2) & (scores.column("log_probs") <= np.log(0.7, dtype=np.float32))
+    assert masked_on_page(page) == np.flatnonzero(~kept).tolist()
+    page.fill("#upper", "0.5")
+    page.press("#upper", "Enter")
+    settle(page)
+    kept &= scores.column("log_probs") <= np.log(0.5, dtype=np.float32)
+    assert masked_on_page(page) == np.flatnonzero(~kept).tolist()
+    assert shown_share(page) == f"{percent(kept.mean())} kept"
+    type_threshold(page, "0.9")  # the upper one goes ahead of it
+    assert float(page.input_value("#upper")) > 0.9
+    page.locator('#direction input[value="higher"]').check(force=True)
+    settle(page)
+    assert page.locator("#upper").is_hidden()
+    assert masked_on_page(page) == np.flatnonzero(~likely(scores, 0.9)).tolist()
+
+
+def test_an_objective_s_weights_shade_the_tokens(scores, write_page, open_page):
+    page = open_page(write_page(scores, objective=Power(k=2.0)))
+    settle(page)
+    weights = np.exp(2 * scores.column("log_probs").astype(np.float64))
+    assert page.locator("#kept").inner_text() == f"mean weight {weights.mean():.3f}"
+    assert f"Power(k=2.0): mean weight {weights.mean():.3f}" in page.locator("#summary").inner_text()
+    assert not page.locator("#slider").is_visible()
+    spans = page.locator(".flow .t")
+    shades = [int(re.search(r" p(\d+)", spans.nth(at).get_attribute("class"))[1]) for at in range(12)]
+    assert np.abs(10 * weights[:12] - shades).max() <= 0.5 + 1e-6
+    spans.first.hover()
+    assert "weight" in page.locator("#tip").inner_text()
+    assert page.locator("#token-table th").all_inner_texts()[:4] == ["token", "sort", "tokens", "mean weight"]
+    page.locator('#mode input[value="mask"]').check(force=True)
+    settle(page)
+    assert page.locator("#slider").is_visible()
+    assert masked_on_page(page) == np.flatnonzero(~likely(scores, 0.1)).tolist()
+
+
+def test_weights_of_zero_are_masked_and_negative_ones_are_told(make_scores, text_example, write_page, open_page):
+    both = [
+        make_scores([text_example(0, "Two?", "It is44", p=p)]) for p in ([0.9, 0.9, 0.1, 0.2], [0.1, 0.5, 0.9, 0.4])
+    ]
+    page = open_page(write_page(*both, objective=Rho(keep_share=0.5)))
+    page.locator('#view input[value="1"]').check(force=True)
+    settle(page)
+    assert masked_on_page(page) == [2, 3]
+    assert page.locator("#movement").is_hidden()
+    page = open_page(write_page(*both, objective=ASFT(kl_coef=0.9)))
+    page.locator('#view input[value="1"]').check(force=True)
+    settle(page)
+    negative = page.locator(".flow .t.negative").evaluate_all("all => all.map(span => Number(span.dataset.label))")
+    assert negative == [2]
+
+
+def test_the_system_prompt_stands_once_and_turns_are_marked(make_scores, text_example, write_page, open_page):
+    chat = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
+    examples = [text_example(n, chat.format(f"What is {n}?\nSay it."), "It is four.<|im_end|>") for n in range(4)]
+    examples.append(text_example(4, chat.replace("brief", "long").format("What?"), "It is."))
+    page = open_page(write_page(make_scores(examples)))
+    assert page.locator("#system").inner_text().split("\n") == ["system (in 4 of 5 examples)", "Be brief."]
+    cards = page.locator("article")
+    assert cards.nth(1).locator(".role").all_inner_texts() == ["user", "assistant"]
+    assert cards.nth(4).locator(".role").all_inner_texts() == ["system", "user", "assistant"]
+    assert cards.nth(1).locator("summary").inner_text().split("\n")[-1] == "What is 1? Say it."
+    assert "<|im_start|>" not in cards.nth(1).inner_text()
+    page.fill("#search", "Say it")  # opens what it was found in
+    assert cards.nth(1).locator("details mark").inner_text() == "Say it"
+    page.check("#template")
+    assert (
+        cards.nth(1).locator(".text").evaluate("text => text.textContent").startswith("<|im_start|>system\nBe brief.")
+    )
+
+
+def test_n_and_p_go_to_masked_tokens(make_scores, text_example, write_page, open_page):
+    scores = make_scores([text_example(0, "What?", "It is four.", p=[0.05, 0.25, 0.01, 0.95])])
+    page = open_page(write_page(scores))
+    page.locator(".flow .t").nth(0).click()
+    for key, place in (("n", 2), ("n", 2), ("p", 0), ("p", 0)):
+        page.keyboard.press(key)
+        assert page.evaluate("Number(document.activeElement.dataset.label)") == place
+
+
+def test_figures_and_examples_are_copied_as_csv_and_as_pictures(scores, write_page, open_page):
+    page = open_page(write_page(scores), permissions=["clipboard-read", "clipboard-write"])
+    settle(page)
+
+    def copied(place, name):
+        button = page.locator(place).get_by_role("button", name=name)
+        button.click()
+        page.locator(place).get_by_role("button", name="copied").wait_for()
+
+    def rows_copied(place):
+        copied(place, "CSV")
+        return list(csv.DictReader(io.StringIO(page.evaluate("navigator.clipboard.readText()"), newline="")))
+
+    rows = rows_copied("article >> nth=0")
+    first = next(iter(scores))
+    assert [int(row["position"]) for row in rows] == first.positions.tolist()
+    assert [float(row["log_prob"]) for row in rows] == pytest.approx(first.log_probs.tolist())
+    assert [row["kept"] == "1" for row in rows] == likely(scores, 0.1)[: len(rows)].tolist()
+    rows = rows_copied('[data-copy="sorts"]')
+    assert sum(int(row["tokens"]) for row in rows) == len(scores.column("rank"))
+    for place in ('[data-copy="histogram"]', "article >> nth=0"):
+        copied(place, "PNG")
+        seen = page.evaluate(
+            """async () => {
+                const [item] = await navigator.clipboard.read();
+                const image = await createImageBitmap(await item.getType("image/png"));
+                const paper = new OffscreenCanvas(image.width, image.height).getContext("2d");
+                paper.drawImage(image, 0, 0);
+                const { data } = paper.getImageData(0, 0, image.width, image.height);
+                const colors = new Set();
+                for (let at = 0; at < data.length; at += 4) colors.add(data.slice(at, at + 3).join());
+                return { width: image.width, colors: colors.size };
+            }"""
+        )
+        assert seen["width"] == pytest.approx(2 * page.locator(place).bounding_box()["width"], abs=2)
+        assert seen["colors"] > 20  # text, and fills of several shades
+
+
+def test_what_cannot_be_copied_is_saved(scores, write_page, open_page):
+    page = open_page(write_page(scores))
+    page.evaluate("() => { navigator.clipboard.write = () => Promise.reject(new Error('denied')); }")
+    with page.expect_download() as found:
+        page.locator('[data-copy="curve"]').get_by_role("button", name="CSV").click()
+    assert found.value.suggested_filename == "curve.csv"
+
+
+def test_a_notebook_shows_the_page(scores, browser, tmp_path):
+    html = MaskPage(make_report([scores], threshold=0.3))._repr_html_()
+    (tmp_path / "notebook.html").write_text(f"<!doctype html><meta charset=utf-8>{html}")
+    page = browser.new_page()
+    page.goto((tmp_path / "notebook.html").as_uri())
+    frame = page.frame_locator("iframe")
+    frame.locator("article").first.wait_for()
+    assert frame.locator("#kept").inner_text() == f"{percent(likely(scores, 0.3).mean())} kept"
+    frame.locator("#next").click()
+    assert frame.locator("#page").inner_text() == "Page 2 of 3"
+    page.close()
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_looks_are_told_apart_by_the_color_blind(scores, make_scores, text_example, write_page, open_page, theme):
+    other = make_scores([text_example(n, f"What is {n}?", "It is four." * 3, seed=3) for n in range(25)])
+    page = open_page(write_page(scores, other), color_scheme=theme)
+
+    def fill(look):
+        """The fill of a token of this look, as red, green, blue."""
+        return page.locator("#list").evaluate(
+            """(list, look) => {
+                const span = document.createElement("span");
+                span.className = `t ${look}`;
+                list.append(span);
+                const paper = new OffscreenCanvas(1, 1).getContext("2d");
+                paper.fillStyle = getComputedStyle(span).backgroundColor;
+                paper.fillRect(0, 0, 1, 1);
+                span.remove();
+                return [...paper.getImageData(0, 0, 1, 1).data].slice(0, 3);
+            }""",
+            look,
+        )
+
+    pairs = [("p6", "m m3"), ("p10", "m m5"), ("p3", "m m3"), ("gone", "came"), ("gone", "m m1"), ("came", "m m1")]
+    for one, other_look in pairs:
+        for sight in SIGHTS:
+            assert difference(fill(one), fill(other_look), sight) > 4, (one, other_look, sight)
+        # And by something else than color: a box, a slant or weight of the letters.
+        shapes = [
+            page.locator("#list").evaluate(
+                """(list, look) => {
+                    const span = document.createElement("span");
+                    span.className = `t ${look}`;
+                    list.append(span);
+                    const { boxShadow, fontStyle, fontWeight } = getComputedStyle(span);
+                    span.remove();
+                    return [boxShadow === "none", fontStyle, fontWeight];
+                }""",
+                look,
+            )
+            for look in (one, other_look)
+        ]
+        assert shapes[0] != shapes[1], (one, other_look)
 
 
 def test_the_theme_can_be_switched(scores, write_page, open_page):

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from profit_sft import ProFit
 from profit_sft.mask.report import make_report, masked_most, summary
 
 
@@ -39,24 +40,37 @@ def test_lower_keeps_what_higher_masks(make_scores, text_example):
     assert [group.label for group in masked_most(report, report.figures.tokens)] == ["4"]
 
 
+def test_a_band_keeps_both_of_its_ends(make_scores, text_example):
+    scores = make_scores([text_example(0, "Two?", "It is44", p=[0.1, 0.2, 0.3, 0.4])])
+    report = make_report([scores], threshold=0.2, direction="middle", upper_threshold=0.3)
+    assert summary(report)["all"]["kept_share"] == [0.5]
+    assert report.weights_of(0, next(iter(scores)), 0).tolist() == [0, 1, 1, 0]
+    assert report.rule == "0.2 ≤ p ≤ 0.3"
+    of_the_objective = make_report([scores], objective=ProFit(threshold=0.2, direction="middle", upper_threshold=0.3))
+    assert (of_the_objective.index, of_the_objective.upper) == (report.index, report.upper)
+
+
 def test_examples_are_spread_over_the_data(make_scores, text_example):
     report = make_report([make_scores([text_example(n, "Two?", "It is44") for n in range(9)])])
-    assert [example[0].row for example in report.examples(3)] == [1, 5, 9]
-    assert [example[0].row for example in report.examples(500)] == list(range(1, 10))
-    length = len(next(report.examples(1))[0].input_ids)
-    assert len(list(report.examples(500, most_tokens=4 * length))) == 4
-    assert len(list(report.examples(500, most_tokens=1))) == 1
+    assert [(place, example[0].row) for place, example in report.examples(3)] == [(0, 1), (4, 5), (8, 9)]
+    assert [example[0].row for _, example in report.examples(500)] == list(range(1, 10))
 
 
 @pytest.mark.parametrize(
     ("view", "told"),
     [
         ({"threshold": 10}, r"threshold must be a probability in \[0, 1\], got 10. Write 10% as 0.1."),
-        ({"direction": "middle"}, "threshold_direction must be 'higher' or 'lower' here, got 'middle'"),
+        ({"direction": "up"}, "threshold_direction must be 'higher', 'lower' or 'middle' here, got 'up'"),
+        ({"direction": "middle"}, "direction 'middle' needs upper_threshold"),
+        ({"direction": "middle", "upper_threshold": 0.05}, "upper_threshold must exceed threshold"),
     ],
 )
 def test_a_view_that_is_none_is_refused(make_scores, text_example, view, told):
     with pytest.raises(ValueError, match=told):
         make_report([make_scores([text_example(0, "Two?", "It is44")])], **view)
+    band = {"direction": "middle", "upper_threshold": 0.5}
+    both = [make_scores([text_example(0, "Two?", "It is44")]) for _ in range(2)]
+    with pytest.raises(ValueError, match="threshold_direction 'middle' shows one model"):
+        make_report(both, **band)
     with pytest.raises(ValueError, match="one score set or two can be looked at, got 0"):
         make_report([])

@@ -52,6 +52,7 @@ _MASK_VALUES = {
     "examples_note": "",
     "compared": False,
     "has_kinds": False,
+    "objective": None,
     "versions": "",
 }
 

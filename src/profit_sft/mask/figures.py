@@ -41,9 +41,13 @@ class CellCounts:
         values, counts = np.unique(cell, return_counts=True)
         return cls(values=values, counts=counts)
 
-    def likely(self, index: int) -> int:
+    def at_least(self, index: int) -> int:
         """Return how many tokens have `p >= thresholds[index]`."""
-        return int(self.counts[self.values > index].sum())
+        return int(self.counts[self.values > 2 * index].sum())
+
+    def above(self, index: int) -> int:
+        """Return how many tokens have `p > thresholds[index]`."""
+        return int(self.counts[self.values > 2 * index + 1].sum())
 
     def as_json(self) -> list[int]:
         """Return value, count, value, count, ..."""
@@ -61,7 +65,7 @@ class Group:
         count: How many.
         mean_p: Their mean probability under each model.
         cells: Their cells under each model.
-        both: The lower cell of the two, so that `both.likely` counts what is likely under both; None for one model.
+        both: The lower cell of the two, so that `both.at_least` counts what is likely under both; None for one model.
         mean_weight: Their mean weight under each model; empty where the objective is a threshold.
         weighted: How many have a weight that is not 0, under each model.
     """
@@ -77,12 +81,12 @@ class Group:
     weighted: tuple[int, ...] = ()
 
     def kept(self, index: int, direction: Direction, model: int = 0, *, upper: int | None = None) -> int:
-        """Return how many tokens the mask at `thresholds[index]` keeps; `middle` those below `thresholds[upper]`."""
-        likely = self.cells[model].likely(index)
+        """Return how many tokens the mask at `thresholds[index]` keeps; `middle` those up to `thresholds[upper]`."""
+        cells = self.cells[model]
         if direction == "middle":
             assert upper is not None
-            return max(0, likely - self.cells[model].likely(upper))
-        return likely if direction == "higher" else self.count - likely
+            return max(0, cells.at_least(index) - cells.above(upper))
+        return cells.at_least(index) if direction == "higher" else self.count - cells.above(index)
 
     def moved(self, index: int, direction: Direction) -> dict[str, int]:
         """Return how many tokens are kept by both models, by the first, by the second, or by none.
@@ -92,7 +96,10 @@ class Group:
         """
         if self.both is None:
             raise ValueError("there is one model, so nothing has moved. Give two score sets.")
-        first, second, both = (counts.likely(index) for counts in (*self.cells, self.both))
+        first, second, both = (
+            counts.at_least(index) if direction == "higher" else counts.above(index)
+            for counts in (*self.cells, self.both)
+        )
         kept_by = {"kept_kept": both, "kept_masked": first - both, "masked_kept": second - both}
         kept_by["masked_masked"] = self.count - first - second + both
         if direction == "lower":
@@ -221,6 +228,8 @@ def _kind_name(counted: _Counted, kind: int) -> str:
 
 def _members(keys: NDArray[Any]) -> Iterator[tuple[int, NDArray[np.int64]]]:
     """Yield each key, ascending, with the indices that have it."""
+    if keys.size == 0:  # data without one word or number
+        return
     order = np.argsort(keys, kind="stable")
     unique, starts = np.unique(keys[order], return_index=True)
     yield from zip(unique.tolist(), np.split(order, starts[1:]), strict=True)
@@ -264,13 +273,13 @@ def _listed(
 def _reasons(cell: NDArray[np.uint16], at: list[int]) -> Iterator[NDArray[np.bool_]]:
     """Yield what the tables rank by: tokens masked at each of the thresholds, in either direction, and moved ones."""
     for index in at:
-        likely = cell > index
+        likely = cell > 2 * index
         for row in likely:
             yield ~row
         if len(cell) == 2:
             yield likely[0] & ~likely[1]
             yield ~likely[0] & likely[1]
-    yield from cell > at[len(at) // 2]
+    yield from cell > 2 * at[len(at) // 2]
 
 
 def _histogram(tokens: LabelTokens, kinds: NDArray[np.int8]) -> NDArray[np.int64]:

@@ -16,6 +16,7 @@ from profit_sft.scores.store import ScoredExample, ScoreManifest
 MAX_EXAMPLES = 500
 _MOST_BYTES = 40_000_000  # of a page's examples: 5,000 rows of GSM8K take 27 MB, with five alternatives a token
 _NOTEBOOK_EXAMPLES = 50
+_SCRIPTS = tuple(f"mask{part}.js" for part in ("", "_examples", "_charts", "_tables", "_copy", "_controls"))
 _CAVEAT = (
     "This is the mask at one moment: with an online mask a model never learns what is masked, and on the two small "
     "models measured so far plain fine-tuning scored higher, so read it as what a threshold hides, no more."
@@ -66,7 +67,7 @@ class MaskPage:
             "mask.html",
             data=page_data(report, self.shown),
             styles=("mask.css",),
-            scripts=("mask.js", "mask_examples.js", "mask_charts.js", "mask_tables.js", "mask_copy.js", "mask_controls.js"),
+            scripts=_SCRIPTS,
             values={
                 "title": f"What the mask hides in {Path(report.manifests[0].data['dataset_name']).name}",
                 "caveat": _CAVEAT,
@@ -75,7 +76,7 @@ class MaskPage:
                 "examples_note": f"All {total:,} examples." if len(self.shown) == total else spread.strip(),
                 "compared": len(report.score_sets) == 2,
                 "has_kinds": report.tokens.token_kinds is not None,
-                "objective": None if report.objective is None else repr(report.objective),
+                "objective": None if report.objective is None else report.rule,
                 "versions": _versions(report.manifests),
             },
         )

@@ -45,7 +45,7 @@ def page_data(report: MaskReport, shown: Sequence[tuple[int, tuple[ScoredExample
         "index": report.index,
         "upper": report.upper,
         "direction": report.direction,
-        "objective": None if report.objective is None else repr(report.objective),
+        "objective": None if report.objective is None else report.rule,
         "kinds": list(KINDS),
         "mean_nll": [manifest.mean_nll for manifest in report.manifests],
         "top1_share": list(report.top1_shares),
@@ -78,6 +78,7 @@ def _examples(report: MaskReport, shown: Sequence[tuple[int, tuple[ScoredExample
             ]
         )
     where = np.isin(report.tokens.examples, [index for index, _ in shown])
+    weights = report.token_weights
     sets: list[dict[str, Any]] = []
     for model in range(len(report.score_sets)):
         scored = [example[model] for _, example in shown]
@@ -95,7 +96,7 @@ def _examples(report: MaskReport, shown: Sequence[tuple[int, tuple[ScoredExample
                 if kept
                 else None,
                 "alternatives": likeliest[0].shape[1],
-                "weights": None if report.token_weights is None else packed([report.token_weights[model, where]], "<f4"),
+                "weights": None if weights is None else packed([weights[model, where]], "<f4"),
             }
         )
     return {

@@ -1,17 +1,19 @@
 """What `profit inspect` shows, whichever way it shows it: score sets, threshold, figures, and a summary in numbers."""
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from profit_sft.mask.figures import Direction, Group, MaskFigures, count_figures
 from profit_sft.mask.texts import TokenTexts
-from profit_sft.mask.tokens import LabelTokens, checked_thresholds, kept_mask, label_tokens, threshold_grid
+from profit_sft.mask.tokens import LabelTokens, checked_thresholds, label_tokens, threshold_grid
 from profit_sft.mask.weights import objective_weights
-from profit_sft.objectives import Objective, ProFit
+from profit_sft.objectives import Objective, ProFit, TokenStats
 from profit_sft.scores.store import ScoredExample, ScoreManifest, ScoreSet
 
 SUMMARY_THRESHOLDS = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9)
@@ -27,8 +29,8 @@ class MaskReport:
         score_sets: One or two.
         thresholds: The grid a page can be set to.
         index: Where it starts.
-        direction: `higher` keeps `p >= threshold`, `lower` keeps `p < threshold`, `middle` what lies between the
-            threshold and the one at `upper`.
+        direction: `higher` keeps `p >= threshold`, `lower` keeps `p <= threshold`, `middle` what lies from the
+            threshold to the one at `upper`.
         upper: Where the upper one starts; with `middle`.
         tokens: Every label token.
         texts: Of the tokenizer.
@@ -57,10 +59,10 @@ class MaskReport:
     def rule(self) -> str:
         """What is kept, or the objective, in words."""
         if self.objective is not None:
-            return repr(self.objective)
+            return _named(self.objective)
         if self.upper is not None:
-            return f"{self.threshold:g} ≤ p < {self.thresholds[self.upper]:g}"
-        return f"p {'≥' if self.direction == 'higher' else '<'} {self.threshold:g}"
+            return f"{self.threshold:g} ≤ p ≤ {self.thresholds[self.upper]:g}"
+        return f"p {'≥' if self.direction == 'higher' else '≤'} {self.threshold:g}"
 
     @property
     def top1_shares(self) -> tuple[float, ...]:
@@ -84,9 +86,8 @@ class MaskReport:
             if index in wanted:
                 yield index, example
 
-
     def weights_of(self, place: int, example: ScoredExample, model: int) -> NDArray[np.float32]:
-        """Return `(T,)`, the weights of an example's label tokens under a model: of the objective, or the mask's 0 or 1.
+        """Return `(T,)`, the weights of an example's label tokens under a model; a mask's are 0 or 1.
 
         Args:
             place: Of the example in the data.
@@ -96,11 +97,11 @@ class MaskReport:
         if self.token_weights is not None:
             weights: NDArray[np.float32] = self.token_weights[model, self.tokens.examples == place]
             return weights
-        likely = kept_mask(example.log_probs, self.threshold)
-        if self.upper is not None:
-            likely &= ~kept_mask(example.log_probs, self.thresholds[self.upper])
-        weights = (likely == (self.direction != "lower")).astype(np.float32)
-        return weights
+        upper = None if self.upper is None else self.thresholds[self.upper]
+        mask = ProFit(threshold=self.threshold, direction=self.direction, upper_threshold=upper)
+        labels, log_probs = torch.tensor(example.positions), torch.tensor(example.log_probs)
+        found: NDArray[np.float32] = mask.token_weights(TokenStats(labels=labels, log_probs=log_probs)).numpy()
+        return found
 
 
 def make_report(
@@ -155,9 +156,7 @@ def make_report(
     )
 
 
-def checked_view(
-    threshold: float = 0.1, direction: str = "higher", upper_threshold: float | None = None
-) -> Direction:
+def checked_view(threshold: float = 0.1, direction: str = "higher", upper_threshold: float | None = None) -> Direction:
     """Return the direction, or raise ValueError where it is none or a threshold is no probability, or is missing."""
     checked_thresholds([threshold] if upper_threshold is None else [threshold, upper_threshold])
     for known in _DIRECTIONS:
@@ -184,7 +183,7 @@ def summary(report: MaskReport) -> dict[str, Any]:
         "threshold": report.threshold,
         "direction": report.direction,
         "upper_threshold": None if report.upper is None else report.thresholds[report.upper],
-        "objective": None if report.objective is None else repr(report.objective),
+        "objective": None if report.objective is None else report.rule,
         "mean_nll": [manifest.mean_nll for manifest in report.manifests],
         "top1_share": list(report.top1_shares),
         "all": _figures_of(report, figures.total),
@@ -203,6 +202,15 @@ def summary(report: MaskReport) -> dict[str, Any]:
         "most_masked_tokens": most_masked["tokens"],
         "most_masked_words": most_masked["words"],
     }
+
+
+def _named(objective: Objective) -> str:
+    """Return the objective's name with the fields that are not at their defaults."""
+    if not dataclasses.is_dataclass(objective):
+        return repr(objective)
+    values = [(entry, getattr(objective, entry.name)) for entry in dataclasses.fields(objective) if entry.repr]
+    changed = ", ".join(f"{entry.name}={value!r}" for entry, value in values if value != entry.default)
+    return type(objective).__name__ + (f"({changed})" if changed else "")
 
 
 def kept_share(report: MaskReport, group: Group, model: int, index: int | None = None) -> float:

@@ -116,7 +116,7 @@ def _histogram(report: MaskReport) -> RenderableType:
     table.add_column("")
     indices = [int(np.searchsorted(report.thresholds, band)) for band in _BANDS]
     for start, end, low, high in zip(indices, [*indices[1:-1], None], _BANDS, _BANDS[1:], strict=False):
-        counts = [cell.likely(start) - (0 if end is None else cell.likely(end)) for cell in total.cells]
+        counts = [cell.at_least(start) - (0 if end is None else cell.at_least(end)) for cell in total.cells]
         shares = [count / total.count for count in counts]
         bar = "█" * round(_BAR_WIDTH * shares[-1])
         table.add_row(f"{low:g}", f"{high:g}", *map(_share, shares), bar)
@@ -168,9 +168,7 @@ def _example(report: MaskReport, place: int, example: tuple[ScoredExample, ...],
     return Panel(Stack(*parts), title=title, title_align="left")
 
 
-def _heat_map(
-    report: MaskReport, example: ScoredExample, weights: NDArray[np.float32], *, brackets: bool
-) -> Text:
+def _heat_map(report: MaskReport, example: ScoredExample, weights: NDArray[np.float32], *, brackets: bool) -> Text:
     """Return the example's text, the end of its prompt included, with what is masked marked."""
     texts = report.texts.in_context(example.input_ids)
     first = int(example.positions[0])

@@ -122,15 +122,18 @@ def kept_mask(log_probs: NDArray[np.floating], threshold: float) -> NDArray[np.b
 
 
 def cells(log_probs: NDArray[np.floating], thresholds: Sequence[float]) -> NDArray[np.uint16]:
-    """Return each token's *cell*, how many of the thresholds keep it: `p >= thresholds[i]` where `i < cell`.
+    """Return each token's *cell*: `p >= thresholds[i]` where `cell > 2 i`, `p > thresholds[i]` where `cell > 2 i + 1`.
 
-    Counts of cells add up to every kept share on a grid of thresholds exactly, of any number of tokens.
+    It is the number of thresholds at or below p plus that of those below p. Counts of cells add up to every kept share
+    on a grid of thresholds exactly, of any number of tokens, whichever side is kept.
 
     Args:
         log_probs: fp32 values, nats.
         thresholds: Ascending, the first of them 0.
     """
-    return np.searchsorted(floors(thresholds), log_probs, side="right").astype(np.uint16)
+    at = floors(thresholds)
+    below, at_or_below = np.searchsorted(at, log_probs, side="left"), np.searchsorted(at, log_probs, side="right")
+    return (below + at_or_below).astype(np.uint16)
 
 
 def floors(thresholds: Sequence[float]) -> list[float]:

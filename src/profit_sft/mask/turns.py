@@ -44,11 +44,11 @@ def stretches(pieces: Sequence[str], special: Sequence[bool], positions: Iterabl
         positions: Indices of the label tokens.
 
     Example:
-        >>> pieces = ["<|im_start|>", "user", "\\n", "Hi", "<|im_end|>", "\\n", "<|im_start|>", "assistant", "\\n", "Yo"]
-        >>> for stretch in stretches(pieces, [piece.startswith("<") for piece in pieces], [9]):
+        >>> pieces = ["<|user|>", "Hi", "<|end|>", "<|assistant|>", "Yo"]
+        >>> for stretch in stretches(pieces, [piece.startswith("<") for piece in pieces], [4]):
         ...     print(stretch)
-        Stretch(role='user', start=3, end=4, labeled=False)
-        Stretch(role='assistant', start=9, end=10, labeled=True)
+        Stretch(role='user', start=1, end=2, labeled=False)
+        Stretch(role='assistant', start=4, end=5, labeled=True)
     """
     labeled = [False] * len(pieces)
     for position in positions:

@@ -1,5 +1,6 @@
-// The mask page: its data, what is kept, and words for numbers. A token's cell is the number of thresholds that keep it,
-// so masked or not is a comparison of whole numbers, and every share is exact for all tokens of the data set.
+// The mask page: its data, what is kept, and words for numbers. A token's cell tells on which side of each threshold it
+// lies (p >= GRID[i] where cell > 2i, p > GRID[i] where cell > 2i + 1), so masked or not is a comparison of whole numbers,
+// and every share is exact for all tokens of the data set.
 const GRID = DATA.thresholds;
 const TOTALS = {
   tokens: DATA.examples.token_counts.reduce((sum, count) => sum + count, 0),
@@ -66,7 +67,8 @@ function cellsOf(logProbs) {
       if (FLOORS[middle] <= logProbs[label]) low = middle + 1;
       else high = middle;
     }
-    cells[label] = low;
+    // `low` thresholds lie at or below p; where one lies exactly at it, it is not below.
+    cells[label] = 2 * low - (low > 0 && FLOORS[low - 1] === logProbs[label] ? 1 : 0);
   }
   return cells;
 }
@@ -108,36 +110,39 @@ const visible = (text) =>
     /[\p{Cc}\p{Cf}\p{Zl}\p{Zp}]/gu, (found) => `⟨U+${found.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}⟩`);
 function keptWords() {
   if (state.mode === "weights") return "that weigh anything";
-  if (state.direction === "middle") return `at ${shownP(GRID[state.index])} ≤ p < ${shownP(GRID[state.upper])}`;
-  return `at p ${state.direction === "higher" ? "≥" : "<"} ${shownP(GRID[state.index])}`;
+  if (state.direction === "middle") return `at ${shownP(GRID[state.index])} ≤ p ≤ ${shownP(GRID[state.upper])}`;
+  return `at p ${state.direction === "higher" ? "≥" : "≤"} ${shownP(GRID[state.index])}`;
 }
 
 // ---- Counting ----
 
-/** Count what a list of cell, count, cell, count, ... has above a threshold. */
-function likely(pairs, index = state.index) {
+/** Count what a list of cell, count, cell, count, ... has beyond a cell. */
+function beyond(pairs, cell) {
   let sum = 0;
-  for (let at = pairs.length - 2; at >= 0 && pairs[at] > index; at -= 2) sum += pairs[at + 1];
+  for (let at = pairs.length - 2; at >= 0 && pairs[at] > cell; at -= 2) sum += pairs[at + 1];
   return sum;
 }
+const atLeast = (pairs, index = state.index) => beyond(pairs, 2 * index);
+const above = (pairs, index = state.index) => beyond(pairs, 2 * index + 1);
 const keptOf = (group, set) => {
   if (state.mode === "weights") return group.weighted[set];
-  const count = likely(group.cells[set]);
-  if (state.direction === "middle") return Math.max(0, count - likely(group.cells[set], state.upper));
-  return state.direction === "higher" ? count : group.count - count;
+  const cells = group.cells[set];
+  if (state.direction === "middle") return Math.max(0, atLeast(cells) - above(cells, state.upper));
+  return state.direction === "higher" ? atLeast(cells) : group.count - above(cells);
 };
 const keptShares = (group) => SETS.map((_, set) => keptOf(group, set) / group.count);
 /** Count the tokens of a group by what becomes of them before and after. */
 function moved(group) {
-  const [first, second, both] = [likely(group.cells[0]), likely(group.cells[1]), likely(group.both)];
+  const count = state.direction === "higher" ? atLeast : above;
+  const [first, second, both] = [count(group.cells[0]), count(group.cells[1]), count(group.both)];
   const found = { kk: both, km: first - both, mk: second - both, mm: group.count - first - second + both };
   return state.direction === "higher" ? found : { kk: found.mm, km: found.mk, mk: found.km, mm: found.kk };
 }
 function isKept(set, label) {
   if (state.mode === "weights") return SETS[set].weights[label] !== 0;
   const cell = SETS[set].cells[label];
-  if (state.direction === "middle") return cell > state.index && cell <= state.upper;
-  return (cell > state.index) === (state.direction === "higher");
+  if (state.direction === "lower") return cell <= 2 * state.index + 1;
+  return cell > 2 * state.index && (state.direction === "higher" || cell <= 2 * state.upper + 1);
 }
 const setShown = () => (state.view === "moved" ? 1 : Number(state.view));
 

@@ -177,20 +177,20 @@ function lines(area, all, namedAtEnd = true) {
 
 function curvePoints(area, y, group, set) {
   const x = across(area);
-  const counts = new Float64Array(GRID.length + 2);
+  const counts = new Float64Array(2 * GRID.length + 2);
   for (let at = 0; at < group.cells[set].length; at += 2) counts[group.cells[set][at]] += group.cells[set][at + 1];
-  let above = 0;
+  let beyondIt = 0; // what has p > GRID[index], and then also what has p = GRID[index]
   const points = [];
   for (let index = GRID.length - 1; index >= 0; index -= 1) {
-    above += counts[index + 1];
-    const kept = state.direction === "lower" ? group.count - above : above;
+    beyondIt += counts[2 * index + 2] + counts[2 * index + 3];
+    const kept = state.direction === "lower" ? group.count - beyondIt : beyondIt + counts[2 * index + 1];
     points.push([x(LOGITS[index]), y(kept / group.count)]);
   }
   return points.reverse();
 }
 
 function curve() {
-  const area = canvas(emptied("curve"), 240, "Kept share against the threshold", { x: "threshold (both ends stretched)", y: `share with p ${state.direction === "lower" ? "<" : "≥"} threshold` });
+  const area = canvas(emptied("curve"), 240, "Kept share against the threshold", { x: "threshold (both ends stretched)", y: `share with p ${state.direction === "lower" ? "≤" : "≥"} threshold` });
   const y = shareAxis(area, QUARTERS);
   probabilityAxis(area);
   const kinds = COMPARED ? [] : FIGURES.by_kind.filter((group) => group.kind !== "none");
@@ -201,7 +201,8 @@ function curve() {
   ];
   lines(area, all, false);
   nameApart(area, all);
-  const sharesAt = (index) => SETS.map((_, set) => likely(FIGURES.total.cells[set], index) / FIGURES.total.count).map((share) => (state.direction === "lower" ? 1 - share : share));
+  const keptAt = (cells, index) => (state.direction === "lower" ? FIGURES.total.count - above(cells, index) : atLeast(cells, index));
+  const sharesAt = (index) => SETS.map((_, set) => keptAt(FIGURES.total.cells[set], index) / FIGURES.total.count);
   thresholdLines(area, (index) => arrow(sharesAt(index).map(percent)));
   for (const index of thresholdsShown()) {
     for (const share of sharesAt(index)) area.drawing.append(svg("circle", { class: "dot", cx: across(area)(LOGITS[index]), cy: y(share), r: 4 }));

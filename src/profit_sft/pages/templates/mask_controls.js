@@ -25,6 +25,7 @@ function schedule() {
 
 function draw(section) {
   stale.delete(section);
+  if (section === "movement" && state.mode === "weights") return; // hidden
   for (const figure of DRAWN[section]) figure();
 }
 
