@@ -167,6 +167,7 @@ def _axolotl(folder: Path, model: Path, run: Run) -> Sequence[str]:
         "val_set_size": 0,
         "output_dir": str(folder / "run"),
         "dataset_prepared_path": str(folder / "prepared"),
+        "dataset_num_proc": 1,
         "micro_batch_size": run.batch[0],
         "gradient_accumulation_steps": run.batch[1],
         "max_steps": 2,

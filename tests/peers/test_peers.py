@@ -126,7 +126,7 @@ def test_another_objective_arrives(tmp_path, model):
     run = Run(ours=PEER.named("eaft"))
     status, output, logs = train(tmp_path, model, run)
     assert status == 0, output
-    assert "ProFit trains EAFT(alpha=1.0)" in output
+    assert "ProFit trains EAFT(" in output
     assert logs[0]["kept_share"] == 1.0
 
 
