@@ -58,9 +58,7 @@ def inspect_command(
         str | None, flag("threshold_direction", "Keep p higher (default), lower, or middle: up to --upper_threshold.")
     ] = None,
     upper_threshold: Annotated[float | None, flag("upper_threshold", "Upper bound of middle, a probability.")] = None,
-    objective: Annotated[
-        str | None, flag("objective", "Show the weights of dft, power, ... (default: profit).")
-    ] = None,
+    objective: Annotated[str | None, flag("objective", "Show the weights of dft, power, ... (default: profit).")] = None,
     objective_kwargs: Annotated[str | None, flag("objective_kwargs", "Its fields as JSON: '{\"k\": 0.5}'.")] = None,
     examples: Annotated[int | None, flag("examples", "Examples token by token (default: 500; 3 with --plain).")] = None,
     output_file: Annotated[

@@ -66,14 +66,7 @@ class MaskPage:
             "mask.html",
             data=page_data(report, self.shown),
             styles=("mask.css",),
-            scripts=(
-                "mask.js",
-                "mask_examples.js",
-                "mask_charts.js",
-                "mask_tables.js",
-                "mask_copy.js",
-                "mask_controls.js",
-            ),
+            scripts=("mask.js", "mask_examples.js", "mask_charts.js", "mask_tables.js", "mask_copy.js", "mask_controls.js"),
             values={
                 "title": f"What the mask hides in {Path(report.manifests[0].data['dataset_name']).name}",
                 "caveat": _CAVEAT,

@@ -95,9 +95,7 @@ def _examples(report: MaskReport, shown: Sequence[tuple[int, tuple[ScoredExample
                 if kept
                 else None,
                 "alternatives": likeliest[0].shape[1],
-                "weights": None
-                if report.token_weights is None
-                else packed([report.token_weights[model, where]], "<f4"),
+                "weights": None if report.token_weights is None else packed([report.token_weights[model, where]], "<f4"),
             }
         )
     return {

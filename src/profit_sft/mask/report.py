@@ -84,6 +84,7 @@ class MaskReport:
             if index in wanted:
                 yield index, example
 
+
     def weights_of(self, place: int, example: ScoredExample, model: int) -> NDArray[np.float32]:
         """Return `(T,)`, the weights of an example's label tokens under a model: of the objective, or the mask's 0 or 1.
 
@@ -154,7 +155,9 @@ def make_report(
     )
 
 
-def checked_view(threshold: float = 0.1, direction: str = "higher", upper_threshold: float | None = None) -> Direction:
+def checked_view(
+    threshold: float = 0.1, direction: str = "higher", upper_threshold: float | None = None
+) -> Direction:
     """Return the direction, or raise ValueError where it is none or a threshold is no probability, or is missing."""
     checked_thresholds([threshold] if upper_threshold is None else [threshold, upper_threshold])
     for known in _DIRECTIONS:

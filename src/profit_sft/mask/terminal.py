@@ -168,7 +168,9 @@ def _example(report: MaskReport, place: int, example: tuple[ScoredExample, ...],
     return Panel(Stack(*parts), title=title, title_align="left")
 
 
-def _heat_map(report: MaskReport, example: ScoredExample, weights: NDArray[np.float32], *, brackets: bool) -> Text:
+def _heat_map(
+    report: MaskReport, example: ScoredExample, weights: NDArray[np.float32], *, brackets: bool
+) -> Text:
     """Return the example's text, the end of its prompt included, with what is masked marked."""
     texts = report.texts.in_context(example.input_ids)
     first = int(example.positions[0])

@@ -19,7 +19,9 @@ _REMEDIES = {
 }
 
 
-def objective_weights(objective: Objective, score_sets: Sequence[ScoreSet], tokens: LabelTokens) -> NDArray[np.float32]:
+def objective_weights(
+    objective: Objective, score_sets: Sequence[ScoreSet], tokens: LabelTokens
+) -> NDArray[np.float32]:
     """Return `(M, N)`, the token weights under each model.
 
     The first of two score sets is the reference, for an objective that has one. An objective that ranks the tokens of a
