@@ -56,7 +56,7 @@ class DownloadError(ProFitError):
 EXTRAS = {
     "train": (
         *("accelerate", "datasets", "filelock", "gguf", "huggingface_hub", "jinja2", "markupsafe", "numpy", "peft"),
-        *("pyarrow", "pydantic", "rich", "scipy", "tokenizers", "trl", "typer", "yaml"),
+        *("psutil", "pyarrow", "pydantic", "rich", "scipy", "tokenizers", "trl", "typer", "yaml"),
     ),
     "eval": ("lm_eval", "math_verify", "sympy", "langdetect", "immutabledict", "nltk", "requests", "tqdm"),
     "ray": ("ray",),

@@ -76,9 +76,27 @@ def test_training_shows_its_steps_and_the_last_figures(console, monkeypatch):
     lines = lines_on(console)
     if console.is_terminal:
         assert "6/6" in lines[-1]
-        assert "loss 0.5000  kept share 25%" in lines[-1]
+        assert "loss 0.5  kept 25.0%" in lines[-1]
     else:
-        assert lines == [f"step {step}/6  loss 0.5000  kept share 25%" for step in (5, 6)]
+        assert lines == [f"step {step}/6  loss 0.5  kept 25.0%" for step in (5, 6)]
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 120, 200])
+def test_a_narrow_terminal_leaves_out_the_last_figures_and_never_step_time_or_loss(width, monkeypatch):
+    console = Console(file=io.StringIO(), force_terminal=True, width=width, color_system=None)
+    monkeypatch.setattr("profit_sft.cli.training_bar.console", lambda **options: console)
+    bar, state = TrainingBar(), SimpleNamespace(is_world_process_zero=True, global_step=0, max_steps=12000)
+    logs = {"loss": 1.23456, "kept_share": 0.643, "nll": 2.3451, "tokens_per_second": 123456.0, "probe_nll": 2.1}
+    bar.on_train_begin(None, state, None)
+    state.global_step = 11000
+    bar.on_log(None, state, None, logs=logs)
+    bar.on_train_end(None, state, None)
+    line = console.file.getvalue().replace("\r", "\n").splitlines()[-2]
+    assert "11000/12000" in line
+    assert re.search(r"[-\d]:[-\d]{2}:[-\d]{2} left", line)
+    assert "loss 1.235" in line
+    assert ("kept 64.3%" in line) == (width >= 80)
+    assert ("NLL, same rows 2.1" in line) == (width >= 200)
 
 
 def test_training_is_shown_by_one_rank(console, monkeypatch):

@@ -51,7 +51,7 @@ def arguments(tiny_folder, rows, tmp_path):
 
 
 def test_a_run_leaves_what_the_folder_promises(arguments, tmp_path, capsys):
-    assert run_app(arguments) == 0
+    assert run_app([*arguments, "--json"]) == 0
     out, err = capsys.readouterr()
     assert json.loads(out)["step"] == 3
     assert "Trained 3 steps" in err
@@ -69,10 +69,10 @@ def test_a_run_leaves_what_the_folder_promises(arguments, tmp_path, capsys):
 
 
 def test_resolved_configuration_repeats_the_run(arguments, tmp_path, capsys):
-    assert run_app(arguments) == 0
+    assert run_app([*arguments, "--json"]) == 0
     again = ["train", "--config", str(tmp_path / "run" / "config.yaml"), "--output_dir", str(tmp_path / "again")]
-    assert run_app(again) == 0
-    first, second = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    assert run_app([*again, "--json"]) == 0
+    first, second = (json.loads(line)["last_log"] for line in capsys.readouterr().out.splitlines())
     assert first["loss"] == second["loss"]
     assert first["nll"] == second["nll"]
 
@@ -82,16 +82,16 @@ def test_a_launchers_mixed_precision_is_said_and_written(arguments, tmp_path, ca
     monkeypatch.setattr(config, "_LAUNCHED_PRECISION", "bf16")  # which is read at import
     assert run_app([*arguments, "--bf16", "False"]) == 2
     assert "bf16 is False, but the launcher's mixed_precision is bf16" in capsys.readouterr().err
-    assert run_app(arguments) == 0
+    assert run_app([*arguments, "--json"]) == 0
     out, err = capsys.readouterr()
     assert "float32, computed in bf16" in err
     assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["bf16"] is True
     monkeypatch.delenv("ACCELERATE_MIXED_PRECISION")
     monkeypatch.setattr(config, "_LAUNCHED_PRECISION", "no")
-    assert run_app([*arguments, "--overwrite_output_dir", "True", "--bf16", "True"]) == 0
-    assert json.loads(capsys.readouterr().out)["loss"] == json.loads(out)["loss"]
-    assert run_app([*arguments, "--overwrite_output_dir", "True"]) == 0
-    assert json.loads(capsys.readouterr().out)["loss"] != json.loads(out)["loss"]
+    assert run_app([*arguments, "--overwrite_output_dir", "True", "--bf16", "True", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["last_log"]["loss"] == json.loads(out)["last_log"]["loss"]
+    assert run_app([*arguments, "--overwrite_output_dir", "True", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["last_log"]["loss"] != json.loads(out)["last_log"]["loss"]
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
@@ -259,7 +259,7 @@ def test_it_says_at_once_what_it_has(arguments, tiny_folder, rows, tmp_path, cap
         "steps": "3",
         "step": facts["step"],  # the first log's line: nothing else stands in between
     }
-    assert lines[-1].endswith(output_dir)
+    assert next(line for line in lines if line.startswith("Trained 3 steps")).endswith(output_dir)
 
 
 def test_it_says_so_before_it_reads_the_data(arguments, rows, capsys):

@@ -9,6 +9,7 @@ from transformers import Trainer, TrainerCallback
 from profit_sft import NLL, ProFit, ProFitCallback, apply_profit
 from profit_sft.errors import LossBypassedError, UnsupportedModelError
 from profit_sft.head import label_statistics
+from profit_sft.runs.record import read_run
 from tiny import tiny_model
 
 
@@ -126,3 +127,13 @@ def test_reporters_see_what_is_added(tmp_path, monkeypatch):
         (entry["kept_share"], entry["nll"]) for entry in logs(made)
     ]
     assert len(logs(made)) == 2
+
+
+def test_any_trainer_gets_the_page_of_its_run(tmp_path):
+    run = trainer(tmp_path, tiny_model(), ProFitCallback(ProFit(threshold=THRESHOLD)))
+    run.train()
+    record = read_run(run.args.output_dir)
+    assert record.has_ended
+    assert record.facts["objective"].startswith("ProFit(")
+    assert all("kept_share" in log for log in record.logs if "loss" in log)
+    assert (record.folder / "report.html").is_file()

@@ -17,9 +17,11 @@ from profit_sft.cli.llamafactory import llamafactory_command
 from profit_sft.cli.plugin import plugin_command
 from profit_sft.cli.quickstart import quickstart_command
 from profit_sft.cli.ranks import works_here
+from profit_sft.cli.report import report_command
 from profit_sft.cli.score import score_command
 from profit_sft.cli.study import study_command
 from profit_sft.cli.train import HELP, train_command
+from profit_sft.cli.watch import watch_command
 from profit_sft.errors import ConfigurationError, explained, missing_extra
 from profit_sft.terminal import console
 
@@ -120,6 +122,8 @@ _add(
     example="profit inspect --dataset_name train.jsonl --model_name_or_path runs/x/checkpoint-10 "
     "--compare_to runs/x/checkpoint-30",
 )
+_add("report", report_command, example="profit report runs/first runs/plain --output_file comparison.html")
+_add("watch", watch_command, example="profit watch runs/first")
 _add("quickstart", quickstart_command, example="profit quickstart --output_dir runs/quickstart")
 _add(
     "eval",

@@ -15,6 +15,7 @@ from profit_sft.terminal import HarmlessConsole, console
 
 if TYPE_CHECKING:
     from profit_sft.evaluation import EvalReport
+    from profit_sft.evaluation.results import TaskResult
     from profit_sft.evaluation.statistics import Estimate
 
 _FURTHER = {"prompt_loose": "loose", "instruction_strict": "instruction", "instruction_loose": "same, loose"}
@@ -65,6 +66,7 @@ def eval_command(
     from lm_eval.utils import simple_parse_args_string
 
     from profit_sft.evaluation import EvalSettings, evaluate
+    from profit_sft.train.model_card import add_benchmarks
 
     quiet_libraries()
     with wrong_values_are_usage_errors():
@@ -106,7 +108,16 @@ def eval_command(
         sys.stdout.write(json.dumps(found.as_dict()) + "\n")
     else:
         _print_table(found)
+    card = Path(found.model_name_or_path) / "README.md"
+    if add_benchmarks(card, {result.task: _for_the_card(result, found.settings) for result in found.tasks}):
+        messages.print(f"Added to the model card: {card}", markup=False)
     return 0
+
+
+def _for_the_card(result: "TaskResult", settings: Any) -> str:
+    mean, interval = _shares(result.accuracy)
+    count = f"{result.num_problems} problems x {result.samples_per_problem}"
+    return f"{mean} right (95% interval {interval}), {count}, {_decoding(settings)}"
 
 
 def _print_table(found: "EvalReport") -> None:

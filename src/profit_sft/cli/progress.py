@@ -12,7 +12,6 @@ from rich.progress import (
     Progress,
     TaskID,
     TextColumn,
-    TimeElapsedColumn,
     TimeRemainingColumn,
 )
 
@@ -20,6 +19,8 @@ from profit_sft.terminal import console, harmless
 
 _LOGGERS = ("transformers", "datasets", "huggingface_hub")
 _LINES = 10  # a task, where stderr is no terminal
+_WIDE = 110  # columns from which a bar has its own length
+_OTHERS = 40  # columns of a short bar, the count and the time left
 
 
 class ProgressDisplay:
@@ -64,6 +65,7 @@ class ProgressDisplay:
             bars = self._started()
             if task not in self._tasks:
                 self._tasks[task] = bars.add_task(harmless(task), total=total, figures="")
+            figures = _fitting(figures, self._console.width - len(task) - _OTHERS)
             bars.update(self._tasks[task], completed=done, figures=figures)
         elif line or (line is None and _LINES * before // total < _LINES * done // total):
             text = "  ".join(filter(None, (self._line.format(task=task, done=done, total=total), figures)))
@@ -71,9 +73,11 @@ class ProgressDisplay:
 
     def _started(self) -> Progress:
         if self._bars is None:
-            columns = (_text("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-            more = (TimeRemainingColumn(), _text("{task.fields[figures]}"))
-            self._bars = Progress(*columns, *more, console=self._console, transient=self._transient)
+            narrow = self._console.width < _WIDE
+            bar = BarColumn(bar_width=None if narrow else 40)  # None: what the others leave
+            columns = (_text("{task.description}"), bar, MofNCompleteColumn(), TimeRemainingColumn())
+            more = (_text("left"), _text("{task.fields[figures]}"))
+            self._bars = Progress(*columns, *more, console=self._console, transient=self._transient, expand=narrow)
             self._bars.start()
         return self._bars
 
@@ -95,6 +99,19 @@ class _Messages(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Print a record, with the traceback that came with it."""
         console(stderr=True).print(self.format(record))
+
+
+def _fitting(figures: str, width: int) -> str:
+    """Leave out the last figures, which two spaces set apart, as far as they have no room.
+
+    Example:
+        >>> _fitting("loss 1.2  kept 64%  nll 2.3", 20)
+        'loss 1.2  kept 64%'
+    """
+    parts = figures.split("  ")
+    while len(parts) > 1 and len("  ".join(parts)) > width:
+        parts.pop()
+    return "  ".join(parts)
 
 
 def quiet_libraries() -> None:

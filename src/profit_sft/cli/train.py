@@ -7,7 +7,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.table import Table
@@ -18,6 +18,7 @@ from profit_sft.cli.ranks import works_here
 from profit_sft.terminal import console
 
 if TYPE_CHECKING:
+    from profit_sft.runs.record import RunRecord
     from profit_sft.train.dry_run import DryRunReport
     from profit_sft.train.run import RunResult
 
@@ -107,6 +108,7 @@ def print_result(result: "RunResult", *, as_json: bool) -> int:
     """Say how the run ended and how to go on; return the exit status."""
     from profit_sft.cli.launch import is_launched_here
     from profit_sft.data import LISTED_ROWS
+    from profit_sft.runs.record import duration, read_run
 
     messages = console(stderr=True)
     if as_json:
@@ -123,19 +125,71 @@ def print_result(result: "RunResult", *, as_json: bool) -> int:
             + shlex.join(resumed),
         )
         return 130
-    minutes, seconds = divmod(round(result.train_runtime_seconds), 60)
+    took = duration(result.train_runtime_seconds)
     messages.print(
-        f"Trained {result.global_step} steps in {minutes} min {seconds} s. Model, metrics.jsonl and model card: "
-        f"{result.output_dir}",
+        f"Trained {result.global_step} steps in {took}. Model, model card, logs and report.html: {result.output_dir}"
     )
     if result.data["rows_skipped"]:
         messages.print(
             f"{result.data['rows_skipped']} bad rows were left out; {result.output_dir}/data.json lists the first "
             f"{LISTED_ROWS}.",
         )
-    if not as_json and result.last_log is not None:
-        sys.stdout.write(json.dumps(result.last_log) + "\n")
+    if not as_json:
+        record = read_run(result.output_dir)
+        print_before_after(record)
+        for what, command in next_commands(record):
+            messages.print(f"\n# {what}\n{command}")
     return 0
+
+
+def print_before_after(record: "RunRecord") -> None:
+    """Print the figures a run is judged by, first and last, and what it was warned of."""
+    from profit_sft.runs.figures import before_after
+
+    out = console()
+    table = Table(box=None, pad_edge=False)
+    for title, justify in (("", "left"), ("first log", "right"), ("last log", "right")):
+        table.add_column(title, justify=justify)  # type: ignore[arg-type]  # one of rich's literals
+    for kind, first, last in before_after(record.logs):
+        table.add_row(kind.short, kind.text(first), kind.text(last))
+    if table.row_count:
+        out.print(table)
+    for step, text in record.warnings:
+        out.print(f"Warned at step {step:,}: {text}")
+
+
+def next_commands(record: "RunRecord") -> list[tuple[str, str]]:
+    """Return three commands to go on with, each with what it shows: answers, the mask, and a run to compare with."""
+    import yaml
+
+    settings = yaml.safe_load((record.folder / "config.yaml").read_text(encoding="utf-8"))
+    folder = str(record.folder)
+    models = ("--model_name_or_path", str(settings["model_name_or_path"]), "--compare_to", folder)
+    mask = ("inspect", "--dataset_name", str(settings["dataset_name"]), *models, "--output_file", f"{folder}/mask.html")
+    commands = [
+        ("what it learned, by problems", ("eval", folder, "--tasks", "gsm8k", "--output_dir", f"{folder}/eval")),
+        ("what the mask hid before, and hides now", mask),
+    ]
+    other = _other_objective(settings)
+    if other is None:
+        commands.append(("the curves once more", ("report", folder)))
+    else:
+        name, flags = other
+        again = ("train", "--config", f"{folder}/config.yaml", *flags, "--output_dir", f"{folder}-compared")
+        commands.append((f"the same by {name}; then: profit report with both folders", again))
+    return [(what, shlex.join(["profit", *words])) for what, words in commands]
+
+
+def _other_objective(settings: Mapping[str, Any]) -> tuple[str, tuple[str, str]] | None:
+    """Return the objective to compare with and the flags that ask for it; None where settings of the first remain."""
+    if settings["objective"] == "nll":
+        return "ProFit", ("--objective", "profit")
+    names = ("threshold", "threshold_direction", "objective_kwargs")
+    given = [name for name in names if settings.get(name) is not None]
+    if not given:
+        return "plain SFT", ("--objective", "nll")
+    # A field of ProFit's would be refused under nll. At threshold 0 it keeps every token, which is plain SFT.
+    return ("plain SFT", ("--threshold", "0")) if given == ["threshold"] and settings["threshold"] else None
 
 
 def print_dry_run(report: "DryRunReport", *, as_json: bool) -> None:

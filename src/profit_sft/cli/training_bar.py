@@ -5,9 +5,11 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from profit_sft.cli.progress import ProgressDisplay
+from profit_sft.runs.figures import metric
 from profit_sft.terminal import console
 
-_SHOWN = (("loss", ".4f"), ("nll", ".3f"), ("kept_share", ".0%"), ("tokens_per_second", ".0f"), ("eval_loss", ".4f"))
+# By importance: a narrow terminal leaves out the last.
+_SHOWN = ("loss", "kept_share", "nll", "tokens_per_second", "probe_nll", "eval_loss")
 
 
 class TrainingBar(TrainerCallback):
@@ -41,7 +43,8 @@ class TrainingBar(TrainerCallback):
     ) -> None:
         """Show the figures."""
         logs = logs or {}
-        figures = [f"{name.replace('_', ' ')} {format(logs[name], form)}" for name, form in _SHOWN if name in logs]
+        kinds = [metric(name) for name in _SHOWN if name in logs]
+        figures = [f"{kind.short} {kind.text(logs[kind.name])}" for kind in kinds]
         if figures:
             self._figures = "  ".join(figures)
             self._show(state, line=True)

@@ -4,6 +4,7 @@ Needs torch and transformers alone.
 """
 
 import sys
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -11,7 +12,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import CallbackHandler
 
 from profit_sft.errors import LossBypassedError, UnsupportedModelError
-from profit_sft.head import apply_profit, causal_lm, head_counts
+from profit_sft.head import apply_profit, causal_lm, head_counts, selective_head
 from profit_sft.objectives import Objective
 
 
@@ -19,13 +20,15 @@ class ProFitCallback(TrainerCallback):
     """Install the selective loss when a Trainer is made, log what it keeps, and stop a run that does not use it.
 
     Training logs, and whatever reporter is on, get `kept_share`, the share of label tokens of non-zero weight over all
-    ranks since the last log, and with `statistics="all"` also `nll`, plain NLL of all label tokens in nats.
+    ranks since the last log, and with `statistics="all"` also `nll`, plain NLL of all label tokens in nats. The output
+    folder gets `metrics.jsonl`, a line a log and a warning, and `report.html`, the page of the run.
 
     Attributes:
         trainer_rescales: The trainer passes no `num_items_in_batch` and weighs each call by its labels itself.
 
     Args:
         objective: The token objective; None is `ProFit()`, threshold 0.1.
+        page: Write these files.
         **options: As `apply_profit` takes them. `normalize="kept"` is exact only where a step is a single batch on a
             single process.
 
@@ -42,9 +45,11 @@ class ProFitCallback(TrainerCallback):
 
     trainer_rescales: ClassVar[bool] = False
 
-    def __init__(self, objective: Objective | None = None, **options: Any) -> None:
+    def __init__(self, objective: Objective | None = None, *, page: bool = True, **options: Any) -> None:
         self.objective = objective
         self.options = options
+        self.page = page
+        self._followers: Sequence[TrainerCallback] = ()  # who write down the run
         self._model: Any = None
         self._before: tuple[int, int] | None = None  # counts at the start; None: the first step has been seen
 
@@ -78,6 +83,10 @@ class ProFitCallback(TrainerCallback):
         counts = head_counts(self._model)
         counts.take(args.device)
         self._before = counts.calls, counts.calls_without_num_items
+        if self.page:
+            self._followers = _followers(str(selective_head(self._model).objective))
+        for follower in self._followers:
+            follower.on_train_begin(args, state, control, **kwargs)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Stop the run if its first step went by without the head, or without the number of its labels."""
@@ -107,14 +116,39 @@ class ProFitCallback(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Add what was counted since the last training log."""
-        if logs is None or "loss" not in logs:
-            return
-        sums = head_counts(self._model).take(args.device)
+        """Add what was counted since the last training log, and write it down."""
+        if logs is not None and "loss" in logs:
+            logs.update(self._counted(args.device))
+            state.log_history[-1].update(logs)
+        for follower in self._followers:
+            follower.on_log(args, state, control, logs=logs, **kwargs)
+
+    def _counted(self, device: torch.device) -> dict[str, float]:
+        sums = head_counts(self._model).take(device)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(sums)
         labels, kept, nll = sums.tolist()
         added = {"kept_share": kept / labels, "nll": nll / labels} if labels else {}
-        added = {name: value for name, value in added.items() if value == value}  # NaN: not all of it was computed
-        logs.update(added)
-        state.log_history[-1].update(added)
+        return {name: value for name, value in added.items() if value == value}  # NaN: not all of it was computed
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Show the checkpoint on the page."""
+        for follower in self._followers:
+            follower.on_save(args, state, control, **kwargs)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Write the page with all there is."""
+        for follower in self._followers:
+            follower.on_train_end(args, state, control, **kwargs)
+
+
+def _followers(objective: str) -> Sequence[TrainerCallback]:
+    from profit_sft.train.callbacks import MetricsFile
+    from profit_sft.train.run_page import RunPage
+    from profit_sft.train.run_warnings import RunWarnings
+
+    page = RunPage()
+    page.facts["objective"] = objective
+    return MetricsFile(), RunWarnings(), page

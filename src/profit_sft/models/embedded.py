@@ -97,6 +97,11 @@ def embedded_model_folder(*, cache_dir: Path | None = None, progress: Callable[[
     return folder
 
 
+def is_embedded_folder(folder: Path) -> bool:
+    """Say whether a folder is the converted model's in some cache; one that a user named may hold another."""
+    return folder.name == _FOLDER_NAME and _is_complete(folder)
+
+
 def _override_folder(folder: Path) -> Path:
     if not (folder / "config.json").is_file():
         raise ConfigurationError(

@@ -4,7 +4,7 @@ import json
 import math
 import signal
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -14,32 +14,11 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from profit_sft.files import write_text
 from profit_sft.interrupts import FirstSignal, signals_handled
-
-METRICS_FILE = "metrics.jsonl"
-
-
-def read_metrics(folder: Path, say: Callable[[str], None] = lambda text: None) -> list[dict[str, Any]]:
-    """Return the logs in a run folder's `metrics.jsonl`, none where there is no file.
-
-    Args:
-        folder: The run folder.
-        say: Called with a text for a line that is left out, as a run leaves it torn that is killed while it writes it.
-    """
-    path = folder / METRICS_FILE
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
-    found = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            entry = json.loads(line)
-            entry["step"] + 0
-        except (ValueError, TypeError, KeyError):
-            say(f"'{path}', line {number} is torn or no log, and is left out.")
-            continue
-        found.append(entry)
-    return found
+from profit_sft.runs.record import METRICS_FILE as METRICS_FILE
+from profit_sft.runs.record import read_metrics as read_metrics
 
 
-def _line(entry: Mapping[str, Any]) -> str:
+def log_line(entry: Mapping[str, Any]) -> str:
     """Return the entry as a line of JSON, which has no NaN and no infinity: null."""
     finite = {
         name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in entry.items()
@@ -61,7 +40,7 @@ class MetricsFile(TrainerCallback):
             return
         folder = Path(str(args.output_dir))
         logs = read_metrics(folder, say=warnings.warn) if state.global_step else []
-        write_text(folder / METRICS_FILE, "".join(_line(log) for log in logs if log["step"] <= state.global_step))
+        write_text(folder / METRICS_FILE, "".join(log_line(log) for log in logs if log["step"] <= state.global_step))
 
     def on_log(
         self,
@@ -76,7 +55,7 @@ class MetricsFile(TrainerCallback):
             path = Path(str(args.output_dir)) / METRICS_FILE
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("a", encoding="utf-8") as lines:
-                lines.write(_line({"step": state.global_step, **logs}))
+                lines.write(log_line({"step": state.global_step, **logs}))
 
 
 class CollapseWarning(TrainerCallback):

@@ -16,6 +16,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from profit_sft.head import look_through_head, selective_head
 from profit_sft.loss import SelectiveLoss
 from profit_sft.objectives import Objective
+from profit_sft.train.probe_rows import SHOWN_ROWS, ProbeRow, probe_rows
 
 if TYPE_CHECKING:
     from trl import SFTTrainer
@@ -72,11 +73,16 @@ class CollapseProbe(TrainerCallback):
 
     Args:
         trainer: Whose model, rows and collator are used; its `args` say how many rows and how often.
+
+    Attributes:
+        seen: The first rows, token by token, as measured last. None: not yet.
     """
 
     def __init__(self, trainer: "SFTTrainer") -> None:
         self._trainer = trainer
         self._batches: list[dict[str, Any]] | None = None  # None until the first step
+        self._row_numbers: list[int] = []
+        self.seen: list[ProbeRow] | None = None
         self._start: ProbeValues | None = None
         self._last_step = 0
 
@@ -84,7 +90,7 @@ class CollapseProbe(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Forget an earlier training by the same trainer."""
-        self._batches, self._start = None, None
+        self._batches, self._start, self.seen = None, None, None
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -137,6 +143,7 @@ class CollapseProbe(TrainerCallback):
             return []
         # Not the first rows: data may be sorted.
         indices = random.Random(0).sample(range(rows), min(trainer.args.probe_rows, rows))
+        self._row_numbers = [index + 1 for index in indices]
         examples = [self._used_columns(dataset[index]) for index in indices]
         size = trainer.args.per_device_train_batch_size
         if len(trainer.data_collator(examples[:2])["labels"]) != 2:
@@ -157,6 +164,7 @@ class CollapseProbe(TrainerCallback):
         labels: list[int] = []
         nll: list[float] = []
         loss = 0.0
+        seen: list[ProbeRow] = []
         with _random_state_kept(trainer.accelerator.device), trainer.compute_loss_context_manager():
             for batch in self._batches:
                 found = measure(trainer.model_wrapped, trainer._prepare_inputs(dict(batch)))
@@ -164,6 +172,9 @@ class CollapseProbe(TrainerCallback):
                 labels += found.label_mask.sum(-1).tolist()
                 nll += (-log_probs.sum(-1)).tolist()
                 loss -= float((token_weights * log_probs).sum())
+                shown = self._row_numbers[len(seen) : min(SHOWN_ROWS, len(labels))]
+                seen += probe_rows(shown, batch["input_ids"], found)
+        self.seen = seen
         return ProbeValues(labels=labels, nll=nll, loss=loss / sum(labels))
 
 

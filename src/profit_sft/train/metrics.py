@@ -2,6 +2,7 @@
 
 import time
 
+import psutil
 import torch
 from torch import Tensor
 
@@ -114,3 +115,10 @@ class StepMetrics:
             ratio("aux_loss", total["aux_loss"], total["calls"])
         ratio("tokens_per_second", tokens, time.perf_counter() - self._start)
         return found, round(tokens)
+
+
+def memory_in_use_gib(device: torch.device) -> float:
+    """Return the most memory a CUDA device had allocated so far, elsewhere what this process holds now, in GiB."""
+    if device.type == "cuda":
+        return float(torch.cuda.max_memory_allocated(device)) / 2**30
+    return float(psutil.Process().memory_info().rss) / 2**30

@@ -1,12 +1,18 @@
-"""The model card of a run: objective, threshold, data, settings, and the last figures logged."""
+"""The model card of a run: what it is and is not, how to use it, its data, figures, warnings and sources."""
 
-from collections.abc import Mapping, Sequence
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jinja2
 import yaml
 
-from profit_sft.files import package_versions
+from profit_sft.files import package_versions, write_text
+from profit_sft.models.base_card import BaseCard
+from profit_sft.objectives import Objective
+from profit_sft.runs.figures import Logs, before_after, warnings_in
 
 if TYPE_CHECKING:
     from profit_sft.train.config import ProFitConfig
@@ -18,67 +24,214 @@ _TEMPLATE = jinja2.Template(
 
 # {{ title }}
 
-Fine-tuned with [ProFit](https://arxiv.org/abs/2601.09195) (`profit-sft` {{ version }}){% if base_model %} from \
-`{{ base_model }}`{% endif %}.
+{{ made_by }}{% if base.hub_name %}, from [{{ base.hub_name }}](https://huggingface.co/{{ base.hub_name }})\
+{% else %}, from a local checkpoint{% endif %}.
+{%- if warned %} **The run was warned of {{ warned | length }} time{{ "" if warned | length == 1 else "s" }}, \
+see [below](#warnings).**{% endif %}
+
+
+## Use
+
+```python
+{% if is_adapter -%}
+from peft import AutoPeftModelForCausalLM
+from transformers import AutoTokenizer, pipeline
+
+name = "{{ place }}"
+model = AutoPeftModelForCausalLM.from_pretrained(name)
+generate = pipeline("text-generation", model=model, tokenizer=AutoTokenizer.from_pretrained(name))
+{% else -%}
+from transformers import pipeline
+
+generate = pipeline("text-generation", model="{{ place }}")
+{% endif -%}
+answer = generate([{"role": "user", "content": "..."}], max_new_tokens=256, return_full_text=False)
+print(answer[0]["generated_text"])
+```
+
+## Training
 
 | | |
 |---|---|
 | objective | `{{ objective }}` |
 | normalizer | {{ normalize }} label tokens of the optimizer step |
-| data | {{ dataset_name or "not recorded" }} |
+| data | {{ data }} |
 | learning rate, schedule | {{ learning_rate }}, {{ schedule }} |
-| batch | {{ batch_size }} sequences a device x {{ accumulation }} micro-batches |
-| epochs | {{ epochs }} |
+| batch | {{ batch_size }} sequences a device x {{ accumulation }} micro-batches x {{ ranks }} devices |
+| steps, epochs | {{ steps }}, {{ epochs }} |
 | seed | {{ seed }} |
-{% if last %}
-Last training log, step {{ last.step }}:
+| versions | {{ versions }} |
 
-| metric | value |
-|---|---|
-{% for name, value in last.items() if name != "step" -%}
-| {{ name }} | {{ "%.4g"|format(value) if value is number else value }} |
+## Evaluation
+
+{% if figures -%}
+First and last log of the training. Only figures named "evaluation" are of data that was not trained on.
+
+| figure | first | last |
+|---|---|---|
+{% for kind, first, last in figures -%}
+| {{ kind.short }} (`{{ kind.name }}`) | {{ kind.text(first) }} | {{ kind.text(last) }} |
 {% endfor %}
-`loss` is the objective's; `nll` is plain NLL of the full reference, the figure to compare runs by.
-{% endif %}""",
+NLL is plain, in nats a label token, of the full reference, whatever is minimized; `loss` is the objective's.
+{% else -%}
+Nothing was logged.
+{% endif %}
+
+{{ benchmarks }}
+
+## Warnings
+
+{% for step, text in warned -%}
+- Step {{ step }}: {{ text }}
+{% else -%}
+The training gave none.{% if not probed %} It was not looked at for a collapse (no probe of training rows).{% endif %}
+
+{% endfor %}
+## License
+
+{% if base.license -%}
+The base model's card says `{{ base.license }}`, which binds this model too. The data may add terms of its own.
+{% else -%}
+That of the base model, which is not known here, and of the data. Look them up before you publish this.
+{% endif %}
+## Citation
+
+The objective, `{{ objective_name }}`: {{ source }}.{% if arxiv %} <https://arxiv.org/abs/{{ arxiv }}>{% endif %}
+
+
+Trained with `profit-sft` {{ version }} on TRL's SFTTrainer (<https://github.com/huggingface/trl>).
+""",
     keep_trailing_newline=True,
 )
+_BENCHMARKS = "<!-- Benchmarks: `profit eval` adds its results here. -->"
+_NO_BENCHMARK = "No benchmark is recorded: `profit eval` measures it on gsm8k, math500, ifeval and others."
+_PACKAGES = ("profit-sft", "torch", "transformers", "trl", "datasets", "peft")
 
 
 def render_model_card(
     args: "ProFitConfig",
     *,
-    base_model: str | None,
+    base: BaseCard,
     dataset_name: str | None,
-    log_history: Sequence[Mapping[str, Any]],
-    tags: Sequence[str],
+    log_history: Logs,
+    tags: list[str],
+    is_adapter: bool = False,
 ) -> str:
-    """Return the card as Markdown with the hub's front matter.
+    """Return the card as Markdown with the hub's front matter. No local path is in it.
 
     Args:
-        args: The run's settings.
-        base_model: Name or folder of the starting checkpoint.
+        args: The run's settings; in its output folder lies data.json, where there is one.
+        base: The model it started from.
         dataset_name: Name or file of the data.
-        log_history: `TrainerState.log_history`; its last training entry is shown.
+        log_history: `TrainerState.log_history`, or the lines of metrics.jsonl.
         tags: Tags for the hub.
+        is_adapter: Whether a PEFT adapter was trained.
     """
-    front_matter = {"library_name": "transformers", "tags": list(tags)}
-    if base_model and not base_model.startswith(("/", ".")):
-        front_matter["base_model"] = base_model
-    training = [entry for entry in log_history if "loss" in entry]
+    folder = Path(str(args.output_dir))
+    objective = args.make_objective()
+    name = type(objective).__name__
+    source = _source(objective)
+    arxiv = re.search(r"arXiv:(\d{4}\.\d{4,5})", source)
+    hub_data = dataset_name if dataset_name and _is_hub_name(dataset_name) else None
+    versions = {package: number for package, number in package_versions(_PACKAGES).items() if number}
+    front_matter = {
+        "library_name": "peft" if is_adapter else "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": list(dict.fromkeys([*tags, name.lower()])),
+        "base_model": base.hub_name,
+        "license": base.license,
+        "datasets": [hub_data] if hub_data else None,
+    }
     card: str = _TEMPLATE.render(
-        front_matter=yaml.safe_dump(front_matter, sort_keys=True),
-        title=str(args.output_dir).rstrip("/").rsplit("/", 1)[-1],
-        version=package_versions(["profit-sft"])["profit-sft"],
-        base_model=base_model,
-        objective=args.make_objective(),
+        front_matter=yaml.safe_dump({key: value for key, value in front_matter.items() if value}, sort_keys=True),
+        title=folder.resolve().name,
+        made_by=_made_by(name, arxiv[1] if arxiv else None),
+        base=base,
+        is_adapter=is_adapter,
+        place=args.hub_model_id or "PATH_OR_NAME_OF_THIS_MODEL",
+        objective=objective,
+        objective_name=name,
+        source=source,
+        arxiv=arxiv[1] if arxiv else None,
         normalize=args.normalize,
-        dataset_name=dataset_name,
+        data=_data(folder, dataset_name),
         learning_rate=args.learning_rate,
         schedule=getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type),
         batch_size=args.per_device_train_batch_size,
         accumulation=args.gradient_accumulation_steps,
-        epochs=args.num_train_epochs,
+        ranks=args.world_size,
+        steps=max((int(entry["step"]) for entry in log_history if "step" in entry), default=0),
+        epochs=f"{max((entry['epoch'] for entry in log_history if 'epoch' in entry), default=0):.3g}",
         seed=args.seed,
-        last=training[-1] if training else None,
+        figures=before_after(log_history),
+        benchmarks=f"{_BENCHMARKS}\n{_NO_BENCHMARK}",
+        warned=[(step, _one_line(text)) for step, text in warnings_in(log_history)],
+        probed=any("probe_nll" in entry for entry in log_history),
+        versions=", ".join(f"{package} {number}" for package, number in versions.items()),
+        version=versions.get("profit-sft"),
     )
     return card
+
+
+def add_benchmarks(card: Path, results: Mapping[str, str]) -> bool:
+    """Put results of benchmarks into a card that `render_model_card` made; an earlier one of the same name goes.
+
+    Args:
+        card: The card.
+        results: By task, in words.
+
+    Returns:
+        Whether there is such a card.
+    """
+    text = card.read_text(encoding="utf-8") if card.is_file() else ""
+    head, marker, rest = text.partition(_BENCHMARKS)
+    if not marker:
+        return False
+    lines, heading, tail = rest.partition("\n## ")
+    told = dict(line[2:].split(": ", 1) for line in lines.splitlines() if line.startswith("- ") and ": " in line)
+    told |= {name: _one_line(words) for name, words in results.items()}
+    listed = "".join(f"- {name}: {words}\n" for name, words in told.items())
+    write_text(card, f"{head}{marker}\n{listed}{heading}{tail}")
+    return True
+
+
+def _made_by(name: str, arxiv: str | None) -> str:
+    if name == "NLL":
+        return "Fine-tuned by plain supervised fine-tuning"
+    return f"Fine-tuned with [{name}](https://arxiv.org/abs/{arxiv})" if arxiv else f"Fine-tuned with `{name}`"
+
+
+def _source(objective: Objective) -> str:
+    """Return whom an objective is from, as its docstring tells."""
+    found = re.search(r"Source: (.+?)\s*(?:\n\s*\n|$)", type(objective).__doc__ or "", flags=re.DOTALL)
+    return _one_line(found[1]).rstrip(".") if found else "its source is not recorded"
+
+
+def _data(folder: Path, dataset_name: str | None) -> str:
+    """Return what is known of the data: a hub name or a file's name, without its folder, and counts."""
+    if dataset_name is None:
+        return "not recorded"
+    told = f"`{dataset_name if _is_hub_name(dataset_name) else Path(dataset_name).name}`".replace("|", "\\|")
+    report = _json(folder / "data.json")
+    try:
+        told += f", {report['rows_used']:,} rows, {report['label_tokens']:,} label tokens of {report['total_tokens']:,}"
+        told += f"; sha256 of its tokens {report['fingerprint'][:16]}"
+    except (KeyError, TypeError, ValueError):
+        pass  # a trainer that was given a data set
+    return _one_line(told)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _is_hub_name(name: str) -> bool:
+    return bool(re.fullmatch(r"[\w][\w.-]*/[\w][\w.-]*", name)) and not Path(name).exists() and not Path(name).suffix
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import platform
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +40,7 @@ from profit_sft.train.run_folder import (
     clear_earlier_run,
     holds_weights,
 )
-from profit_sft.train.start_report import CountsReport, device_name, settled_facts
+from profit_sft.train.start_report import CountsReport, Report, device_name, settled_facts
 from profit_sft.train.trainer import ProFitTrainer
 from profit_sft.train.trl_flags import refuse_flags, settle_done_flags
 
@@ -72,7 +72,7 @@ def run_training(
     model_config: ModelConfig,
     *,
     callbacks: list[TrainerCallback] | None = None,
-    report: Callable[[Mapping[str, str]], None] = lambda facts: None,
+    report: Report = lambda facts: None,
     progress: bool = True,
 ) -> RunResult:
     """Train as the settings say.
@@ -100,6 +100,8 @@ def run_training(
         check_launched_as_planned(engine, run.accelerate_config, run.num_processes)
     spread_batch(config, engine)
     output_dir = Path(str(config.output_dir))
+    facts: dict[str, str] = {}
+    report = _noted_in(facts, report)
     with ExitStack() as held:
         # A folder that is taken is told before the data is read, and by one rank, which has it until all are done.
         first_decides(lambda: held.enter_context(sole_use(output_dir, "run")))
@@ -122,6 +124,7 @@ def run_training(
         trainer.fixed = fixed
         stop = held.enter_context(SafeStop())
         trainer.add_callback(stop)
+        trainer.run_page.facts = facts
         trainer.add_callback(CountsReport(train_data.report, trainer.model.parameters(), trainer.trained_end, report))
         _clear_once(output_dir, config, earlier_run=checkpoint is None and run.overwrite_output_dir)
         if trainer.is_world_process_zero():
@@ -141,6 +144,16 @@ def run_training(
         last_log=logs[-1] if logs else None,
         data=dataclasses.asdict(train_data.report),
     )
+
+
+def _noted_in(facts: dict[str, str], report: Report) -> Report:
+    """Return a report that keeps what it is told in `facts`, too."""
+
+    def told(new: Mapping[str, str]) -> None:
+        facts.update(new)
+        report(new)
+
+    return told
 
 
 def check_before_launch(run: RunArguments, config: ProFitConfig, model_config: ModelConfig) -> None:

@@ -5,6 +5,7 @@ output_dir/
   environment.json   versions, device, ranks, command line
   data.json          what was read, used, skipped and truncated, with a fingerprint of the tokens
   metrics.jsonl      one line a log
+  report.html        the page of the run, and what it is made of beside the logs: run.json, rows.json
   checkpoint-N/      TRL's checkpoints, each with a manifest (`checkpoints.py`)
   README.md          model card
   .lock, .saving/    who is at work here; what is being written
@@ -17,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from profit_sft.errors import ConfigurationError, DataError
-from profit_sft.train.callbacks import METRICS_FILE
+from profit_sft.runs.record import ABOUT_FILE, METRICS_FILE, PAGE, ROWS_FILE
 from profit_sft.train.checkpoints import SAVING, check_whole, checkpoints, last_whole
 from profit_sft.train.engine import Engine
 
@@ -36,7 +37,7 @@ _BESIDE_THE_MODEL = (
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt"),
     *("chat_template.*", "additional_chat_templates", "processor_config.json", "preprocessor_config.json"),
 )
-_OF_THE_RUN = (SAVING, CONFIG_FILE, ENVIRONMENT_FILE, DATA_FILE, METRICS_FILE, MODEL_CARD)
+_OF_THE_RUN = (SAVING, CONFIG_FILE, ENVIRONMENT_FILE, DATA_FILE, METRICS_FILE, MODEL_CARD, ABOUT_FILE, ROWS_FILE, PAGE)
 
 
 def holds_weights(folder: Path) -> bool:

@@ -18,6 +18,7 @@ from trl import SFTTrainer
 from profit_sft.data.chat_dataset import assistant_turns, is_chat, warn_of_every_turn
 from profit_sft.files import write_text
 from profit_sft.head import apply_profit, selective_head
+from profit_sft.models.base_card import base_card
 from profit_sft.objectives import FROM_THE_BATCH
 from profit_sft.train.beside import CollatesBeside, columns_beside, cut_beside, packed
 from profit_sft.train.callbacks import CollapseWarning, MetricsFile
@@ -35,8 +36,10 @@ from profit_sft.train.collapse_probe import CollapseProbe
 from profit_sft.train.config import ProFitConfig
 from profit_sft.train.end_token import heed_trained_end
 from profit_sft.train.finite import FiniteCheck
-from profit_sft.train.metrics import StepMetrics
+from profit_sft.train.metrics import StepMetrics, memory_in_use_gib
 from profit_sft.train.model_card import render_model_card
+from profit_sft.train.run_page import RunPage
+from profit_sft.train.run_warnings import RunWarnings
 
 
 class ProFitTrainer(SFTTrainer):
@@ -44,11 +47,13 @@ class ProFitTrainer(SFTTrainer):
 
     Training logs, besides TRL's `entropy`, `mean_token_accuracy`, `num_tokens` and `aux_loss`: `kept_share`,
     `mean_p_kept`, `mean_p_masked` (probabilities), `nll` (plain NLL of the full reference in nats, whatever the
-    objective), `tokens_per_second`, and with a gradient budget `dropped_share`. They are measured over all ranks on the
-    optimizer step that is logged. At the start and at some logs the same training rows are measured again
+    objective), `tokens_per_second`, `memory_gib` (the first rank's), and with a gradient budget `dropped_share`. They
+    are measured over all ranks on the optimizer step that is logged.
+
+    At the start and at some logs the same training rows are measured again
     (`CollapseProbe`): `probe_nll`, `probe_loss` (the objective's), both nats a label token, and `probe_rise_se`, the
     standard error of the rise of `probe_nll` since the start. Evaluation is plain NLL. `metrics.jsonl` in the output
-    folder has one line a log.
+    folder has one line a log, a warning's included, and `report.html` shows the run (`RunPage`).
 
     Where the labels end an answer with a special token that neither tokenizer nor model stops at, it becomes the
     tokenizer's EOS, and so that of the model that is saved (`trained_end`).
@@ -71,7 +76,7 @@ class ProFitTrainer(SFTTrainer):
     Source: Liu et al. 2026, arXiv:2601.09195.
     """
 
-    _tag_names = ("profit", "sft")
+    _tag_names = ("profit-sft", "sft")
     _name = "ProFit"
 
     def __init__(self, model: Any, args: ProFitConfig | None = None, **kwargs: Any) -> None:
@@ -110,6 +115,9 @@ class ProFitTrainer(SFTTrainer):
         self.add_callback(self._probe)
         self.add_callback(CollapseWarning())
         self.add_callback(MetricsFile())
+        self.add_callback(RunWarnings(lambda: self.callback_handler.callbacks))
+        self.run_page = RunPage(lambda: self._probe.seen, lambda: self.callback_handler.callbacks)
+        self.add_callback(self.run_page)
         self._step_kept: Tensor | None = None  # of the optimizer step under way, this rank
         self._step_loss: Tensor | None = None  # as reported for its micro-batches so far
         self._step_metrics = StepMetrics()
@@ -262,7 +270,7 @@ class ProFitTrainer(SFTTrainer):
         if "loss" in logs:
             metrics, tokens = self._measured()
             self._num_tokens += tokens
-            logs.update(metrics, num_tokens=self._num_tokens)
+            logs.update(metrics, num_tokens=self._num_tokens, memory_gib=memory_in_use_gib(self.args.device))
             logs.update(self._probe.figures())  # before the clock of tokens_per_second starts anew
             self._step_metrics = StepMetrics()
         super().log(logs, start_time)
@@ -353,15 +361,16 @@ class ProFitTrainer(SFTTrainer):
     def create_model_card(
         self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
     ) -> None:
-        """Write README.md into the output folder: objective, threshold, data and settings."""
+        """Write README.md into the output folder: what it is, how to use it, data, figures, warnings, sources."""
         if not self.is_world_process_zero():
             return
         text = render_model_card(
             self.args,
-            base_model=getattr(self.model.config, "_name_or_path", "") or None,
+            base=base_card(getattr(self.model.config, "_name_or_path", "")),
             dataset_name=dataset_name or getattr(self.args, "dataset_name", None),
             log_history=self.state.log_history,
             tags=[*self._tag_names, *([tags] if isinstance(tags, str) else tags or [])],
+            is_adapter=hasattr(self.model, "peft_config"),
         )
         write_text(Path(self.args.output_dir) / "README.md", text)
 

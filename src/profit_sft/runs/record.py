@@ -1,0 +1,170 @@
+"""A run as its folder tells of it, while it goes on or when it is over."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from profit_sft.errors import ConfigurationError, DataError
+from profit_sft.runs.figures import Logs, warnings_in
+
+METRICS_FILE = "metrics.jsonl"
+ABOUT_FILE = "run.json"
+ROWS_FILE = "rows.json"
+PAGE = "report.html"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunRecord:
+    """What the files of a run say.
+
+    Attributes:
+        folder: Where they lie.
+        about: `run.json`: `facts` by name, `command`, `started` (seconds since 1970), `start_step`, `max_steps`. Empty
+            for a run of an earlier version.
+        logs: The lines of metrics.jsonl.
+        rows: `rows.json`: a few training rows and what the model thought of them at the start and last. None: not
+            looked at.
+        checkpoints: Steps of the checkpoints that are there.
+        updated: When the last line was logged, seconds since 1970.
+    """
+
+    folder: Path
+    about: Mapping[str, Any]
+    logs: Logs
+    rows: Mapping[str, Any] | None
+    checkpoints: tuple[int, ...]
+    updated: float
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.folder.resolve().name
+
+    @property
+    def facts(self) -> Mapping[str, str]:
+        """Model, objective, data and so on, in words."""
+        facts: Mapping[str, str] = self.about.get("facts", {})
+        return facts
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done at the last log."""
+        return max((int(log["step"]) for log in self.logs), default=0)
+
+    @property
+    def max_steps(self) -> int | None:
+        """Optimizer steps of the whole run; None: not known."""
+        return self.about.get("max_steps")
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the trainer has come to its end, that of a stop included."""
+        return self._end is not None
+
+    @property
+    def _end(self) -> Mapping[str, Any] | None:
+        """The log of the end. That of a stop is none once a resumed run has logged later steps."""
+        return next((log for log in reversed(self.logs) if "train_runtime" in log and log["step"] == self.step), None)
+
+    @property
+    def seconds_left(self) -> float | None:
+        """How long the rest takes at the pace of this session; None: nothing to go by, or nothing left."""
+        done = self.step - self.about.get("start_step", 0)
+        if self.has_ended or not done or self.max_steps is None or "started" not in self.about:
+            return None
+        pace: float = (self.updated - float(self.about["started"])) / done
+        return pace * (self.max_steps - self.step)
+
+    @property
+    def warnings(self) -> list[tuple[int, str]]:
+        """Step and text of each warning."""
+        return warnings_in(self.logs)
+
+    @property
+    def standing(self) -> str:
+        """How far it has come, in words."""
+        of = f" of {self.max_steps:,}" if self.max_steps else ""
+        if self._end is None:
+            left = f", {duration(self.seconds_left)} left" if self.seconds_left is not None else ""
+            return f"Step {self.step:,}{of}{left}"
+        seconds = float(self._end["train_runtime"])
+        word = "Stopped at" if self.max_steps and self.step < self.max_steps else "Done:"
+        return f"{word} step {self.step:,}{of}, {duration(seconds)}"
+
+
+def duration(seconds: float) -> str:
+    """Return a time in the words of a display.
+
+    Example:
+        >>> duration(42), duration(3 * 60 + 5), duration(2 * 3600 + 60)
+        ('42 s', '3 min 5 s', '2 h 1 min')
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def read_run(folder: str | Path) -> RunRecord:
+    """Read a run's folder. A line that is torn, or still being written, is left out.
+
+    Raises:
+        ConfigurationError: There is no run.
+        DataError: A file is damaged.
+    """
+    folder = Path(folder)
+    path = folder / METRICS_FILE
+    if not path.is_file():
+        raise ConfigurationError(
+            f"'{folder}' is no run: it has no {METRICS_FILE}. Name the --output_dir of a `profit train` that has begun."
+        )
+    return RunRecord(
+        folder=folder,
+        about=_json(folder / ABOUT_FILE) or {},
+        logs=read_metrics(folder),
+        rows=_json(folder / ROWS_FILE),
+        checkpoints=tuple(
+            sorted(int(found.name.rsplit("-", 1)[1]) for found in folder.glob("checkpoint-*") if _is_numbered(found))
+        ),
+        updated=path.stat().st_mtime,
+    )
+
+
+def _is_numbered(checkpoint: Path) -> bool:
+    return checkpoint.name.rsplit("-", 1)[1].isdigit()
+
+
+def read_metrics(folder: Path, say: Callable[[str], None] = lambda text: None) -> list[dict[str, Any]]:
+    """Return the logs in a run folder's `metrics.jsonl`, none where there is no file.
+
+    Args:
+        folder: The run folder.
+        say: Called with a text for a line that is left out, as a run leaves it torn that is killed while it writes it.
+    """
+    path = folder / METRICS_FILE
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+    found = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            entry = json.loads(line)
+            entry["step"] + 0
+        except (ValueError, TypeError, KeyError):
+            say(f"'{path}', line {number} is torn or no log, and is left out.")
+            continue
+        found.append(entry)
+    return found
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise DataError(f"{path}: this is no JSON object. Delete it; the page does without.")
+    return found
