@@ -125,18 +125,21 @@ def test_of_processes_that_ask_at_once_one_prepares_and_all_get_it(tokenizer, wr
     assert len(told.read_text().splitlines()) == 5
 
 
-@pytest.mark.parametrize("rows", [500, pytest.param(4500, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("rows", [200, pytest.param(2000, marks=pytest.mark.slow)])
 def test_ten_million_tokens_take_less_than_200_mib(tmp_path, rows):
     path = tmp_path / "large.jsonl"
     with path.open("w") as lines:
-        for number in range(rows):
-            lines.write(json.dumps({"prompt": f"{number}", "completion": "two plus " * 2222}) + "\n")
+        for _ in range(rows):
+            lines.write(json.dumps({"prompt": "w2", "completion": "w3 w4 " * 2500}) + "\n")
     code = f"""
 import resource, sys
 from profit_sft.data import DataSettings, prepare_dataset
-from tiny import chat_tokenizer
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from tiny import tiny_tokenizer
 def prepared(name):
-    return prepare_dataset(DataSettings(dataset_name=name, max_length=None), chat_tokenizer())
+    tokenizer = tiny_tokenizer()
+    tokenizer.backend_tokenizer.pre_tokenizer = WhitespaceSplit()
+    return prepare_dataset(DataSettings(dataset_name=name, max_length=None), tokenizer)
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 prepared({str(tmp_path / "small.jsonl")!r})
@@ -144,12 +147,12 @@ before = peak()
 data = prepared({str(path)!r})
 print(data.report.total_tokens, peak() - before)
 """
-    (tmp_path / "small.jsonl").write_text(json.dumps({"prompt": "a", "completion": "b"}) + "\n")
+    (tmp_path / "small.jsonl").write_text(json.dumps({"prompt": "w2", "completion": "w3"}) + "\n")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     tokens, peak_mib = map(int, done.stdout.split())
-    assert tokens > 2222 * rows
-    assert peak_mib < (200 if rows > 500 else 100), (tokens, peak_mib)
+    assert tokens >= 5000 * rows
+    assert peak_mib < (200 if rows > 1000 else 100), (tokens, peak_mib)
 
 
 def test_long_rows_are_left_out_and_counted_where_that_is_asked_for(tokenizer, write, prepare):

@@ -146,6 +146,23 @@ def test_flags_of_trl_that_ended_in_a_traceback_or_did_nothing(folder, train, ca
     assert streamed_losses(found) == pytest.approx(streamed_losses(logs), rel=1e-5) or case == "shuffle_dataset"
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            ["--use_peft", "--lora_target_modules", ".*lm_head"],
+            "(Applying a PEFT adapter to `lm_head` is not sup",
+        ),
+        (["--use_peft", "--lora_target_modules", "nothing"], "(Target modules nothing not found in the base model"),
+        (["--router_aux_loss_coef", "0.1"], "is not a Mixture-of-Experts model"),
+    ],
+)
+def test_what_the_trainer_refuses_is_one_line(folder, train, flags, message):
+    err = train("--dataset_name", str(folder / "one"), *flags, status=2)
+    assert "error: the trainer does not take these settings for this model" in err
+    assert message in err
+
+
 def test_rows_that_are_cut_or_left_out_are_said_with_their_share(folder, train):
     name = str(folder / "one")
     _, _, err = train("--dataset_name", name, "--max_length", "21")

@@ -29,7 +29,7 @@ from profit_sft.errors import DataError
 from profit_sft.files import sole_use
 from profit_sft.head import apply_profit
 from profit_sft.interrupts import FirstSignal, signals_handled
-from profit_sft.models.pretrained import DTYPES, load_model, load_tokenizer, model_fingerprint
+from profit_sft.models.pretrained import DTYPES, check_tokens_fit, load_model, load_tokenizer, model_fingerprint
 from profit_sft.objectives import NLL
 from profit_sft.ranks import first_decides
 from profit_sft.scores.engine import LabelExample, LabelScores, label_examples, score_in_batches
@@ -196,7 +196,9 @@ def _scored_alone(
     model = None
     if mine:
         _say_how_much(tell, writer.job, missing)
-        model = _model(settings, state.device)  # before the folder is begun with one that cannot be had
+        model = _model(
+            settings, tokenizer, prepared, state.device
+        )  # before the folder is begun with one that cannot be had
     state.wait_for_everyone()  # every rank must have seen the same shards before one writes
     if state.is_main_process:
         writer.start(tokenizer)
@@ -236,15 +238,19 @@ def _job(settings: ScoreSettings, prepared: PreparedData) -> ScoreJob:
     )
 
 
-def _model(settings: ScoreSettings, device: torch.device) -> nn.Module:
-    model: nn.Module = load_model(
+def _model(
+    settings: ScoreSettings, tokenizer: PreTrainedTokenizerBase, prepared: PreparedData, device: torch.device
+) -> nn.Module:
+    model = load_model(
         settings.model_name_or_path,
         dtype=settings.dtype,
         revision=settings.model_revision,
         trust_remote_code=settings.trust_remote_code,
         allow_missing_weights=settings.allow_missing_weights,
     )
-    return apply_profit(model.to(device), NLL())  # checks the head once, not for each shard
+    check_tokens_fit(model, tokenizer, prepared)
+    on_device: nn.Module = model.to(device)  # type: ignore[arg-type]  # a decorator of transformers hides its type
+    return apply_profit(on_device, NLL())  # checks the head once, not for each shard
 
 
 def _score_shards(

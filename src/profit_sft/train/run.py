@@ -4,7 +4,7 @@ import dataclasses
 import json
 import platform
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,17 +12,22 @@ from typing import Any
 
 import yaml
 from accelerate.utils import DistributedType
-from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback, set_seed
 from transformers.trainer_pt_utils import AcceleratorConfig
 from trl import ModelConfig, get_peft_config, get_quantization_config
 from trl.trainer.utils import create_model_from_path
 
-from profit_sft.data import PreparedData, largest_token
-from profit_sft.errors import ConfigurationError, ProFitError
+from profit_sft.data import PreparedData
+from profit_sft.errors import ConfigurationError, ProFitError, blamed_on
 from profit_sft.files import package_versions, sole_use, write_text
 from profit_sft.models import pretrained
-from profit_sft.models.pretrained import checked_weights, pretrained_path, require_model, told_as_models
+from profit_sft.models.pretrained import (
+    check_tokens_fit,
+    checked_weights,
+    pretrained_path,
+    require_model,
+    told_as_models,
+)
 from profit_sft.ranks import first_decides
 from profit_sft.train.arguments import RunArguments
 from profit_sft.train.callbacks import SafeStop
@@ -285,16 +290,19 @@ def build_trainer(
     if config.shuffle_dataset and not config.packing:  # before packing TRL does
         train_dataset = train_dataset.shuffle(seed=config.seed)
     path = pretrained_path(model_config.model_name_or_path)
-    trainer = ProFitTrainer(
-        _model(path, config, load_arguments, allow_missing_weights),
-        config,
-        train_dataset=train_dataset,
-        eval_dataset=None if eval_data is None else eval_data.dataset,
-        processing_class=tokenizer,
-        callbacks=callbacks,
-        peft_config=get_peft_config(model_config),
-    )
-    _check_tokens_fit(trainer.model, tokenizer, [train_data, *([] if eval_data is None else [eval_data])])
+    model = _model(path, config, load_arguments, allow_missing_weights)
+    for data in [train_data, *([] if eval_data is None else [eval_data])]:
+        check_tokens_fit(model, tokenizer, data)
+    with blamed_on("the trainer does not take these settings for this model", "Change them.", ConfigurationError):
+        trainer = ProFitTrainer(
+            model,
+            config,
+            train_dataset=train_dataset,
+            eval_dataset=None if eval_data is None else eval_data.dataset,
+            processing_class=tokenizer,
+            callbacks=callbacks,
+            peft_config=get_peft_config(model_config),
+        )
     plugin = getattr(trainer.accelerator.state, "deepspeed_plugin", None)
     if plugin is not None and plugin.zero_stage == 3:
         # Without it ZeRO-3 saves shards that transformers cannot load.
@@ -313,19 +321,6 @@ def _model(path: str, config: ProFitConfig, arguments: dict[str, Any], allow_mis
     with told_as_models(path):
         model, info = create_model_from_path(path, **arguments, output_loading_info=True)
     return checked_weights(path, model, info, allow_missing_weights=allow_missing_weights)
-
-
-def _check_tokens_fit(model: nn.Module, tokenizer: PreTrainedTokenizerBase, data: Sequence[PreparedData]) -> None:
-    """Refuse token ids that the embedding has not got: on a GPU they end in an assertion of the device."""
-    size = model.get_input_embeddings().num_embeddings  # type: ignore[operator]  # of PreTrainedModel
-    for prepared in data:
-        largest = largest_token(prepared)
-        if largest >= size:
-            raise ConfigurationError(
-                f"'{prepared.report.dataset_name}' has token {largest} ({tokenizer.convert_ids_to_tokens(largest)!r}), "
-                f"but the model's embedding has only {size} rows. The tokenizer is not this model's, or tokens were "
-                "added to it: resize the model's embedding to the tokenizer and save both."
-            )
 
 
 def write_run_files(settings: str, config: ProFitConfig, train_data: PreparedData) -> None:
