@@ -18,12 +18,18 @@ from profit_sft.runs.record import METRICS_FILE as METRICS_FILE
 from profit_sft.runs.record import read_metrics as read_metrics
 
 
+def as_json(value: Any) -> Any:
+    """Return a log, or a part of one, as JSON takes it: without NaN and infinity, which become None."""
+    if isinstance(value, Mapping):
+        return {name: as_json(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [as_json(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def log_line(entry: Mapping[str, Any]) -> str:
     """Return the entry as a line of JSON, which has no NaN and no infinity: null."""
-    finite = {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in entry.items()
-    }
-    return json.dumps(finite, allow_nan=False) + "\n"
+    return json.dumps(as_json(entry), allow_nan=False) + "\n"
 
 
 class MetricsFile(TrainerCallback):
