@@ -108,7 +108,7 @@ class CollapseWarning(TrainerCallback):
         """
         first: Mapping[str, Any] | None = None
         for entry in log_history:
-            if entry.get("probe_nll") is None:
+            if None in (entry.get("probe_nll"), entry.get("probe_loss"), entry.get("probe_rise_se", 0.0)):
                 continue
             if "probe_rise_se" not in entry:
                 first = entry
@@ -119,7 +119,9 @@ class CollapseWarning(TrainerCallback):
     def _compare(self, first: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
         rise = now["probe_nll"] - first["probe_nll"]
         chance = self.standard_errors * now["probe_rise_se"]
-        if now["probe_loss"] >= first["probe_loss"] or rise <= max(self.tolerance * first["probe_nll"], chance):
+        # Asked so that what is no number raises no alarm.
+        falls, rises = now["probe_loss"] < first["probe_loss"], rise > self.tolerance * first["probe_nll"]
+        if not (falls and rises and rise > chance):
             return None
         return (
             f"collapse: plain NLL of the reference rose from {first['probe_nll']:.3f} to {now['probe_nll']:.3f} nats a "
