@@ -105,7 +105,9 @@ def test_a_rank_that_dies_ends_the_run_with_an_error_and_no_old_model_is_left(tr
     for rank in ranks:
         with pytest.raises(ProcessLookupError):
             os.kill(rank, 0)
-    assert {path.name for path in run.iterdir()} == {"config.yaml", "environment.json", "data.json", "metrics.jsonl"}
+    assert {path.name for path in run.iterdir()} == {
+        *("config.yaml", "environment.json", "data.json", "metrics.jsonl", ".lock")
+    }
 
 
 def test_an_evaluation_is_done_by_one_process(train, tmp_path):

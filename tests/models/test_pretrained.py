@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import constants
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from profit_sft.cli.app import run_app
 from profit_sft.errors import ConfigurationError
@@ -133,6 +135,27 @@ def test_files_that_hold_other_weights_are_refused_unless_that_is_meant(folder, 
     with pytest.raises(ConfigurationError, match=f"hold other weights than its config.json asks for: {message}"):
         load_model(rewritten(folder, change))
     load_model(folder, allow_missing_weights=True)
+
+
+def test_an_adapter_and_the_model_it_is_for_are_whole_too(folder, tmp_path):
+    adapter = str(tmp_path / "adapter")
+    lora = LoraConfig(target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
+    trained = get_peft_model(AutoModelForCausalLM.from_pretrained(folder), lora)
+    trained.save_pretrained(adapter)
+    input_ids = torch.arange(3, 20)[None]
+    with torch.no_grad():
+        assert torch.equal(load_model(adapter)(input_ids).logits, trained.eval()(input_ids).logits)
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    whole = load_file(file)
+    save_file({name: value for name, value in whole.items() if "layers.0" not in name}, file, {"format": "pt"})
+    with pytest.raises(
+        ConfigurationError, match="the files of '.*adapter' hold other weights .* without model.layers.0"
+    ):
+        load_model(adapter)
+    save_file(whole, file, {"format": "pt"})
+    rewritten(folder, without)
+    with pytest.raises(ConfigurationError, match="the files of '.*model' hold other weights .* without model.layers.1"):
+        load_model(adapter)
 
 
 def test_weights_that_are_no_numbers_are_refused(folder):

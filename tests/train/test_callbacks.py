@@ -1,5 +1,7 @@
 """The rule of the collapse warning, on histories of logs. What it reads is measured in test_collapse_probe.py."""
 
+import math
+
 import numpy as np
 import pytest
 
@@ -31,6 +33,9 @@ def test_a_collapse_that_is_over_at_the_end_was_one_all_the_same():
         (log(2, 2.3, 1.0), "the loss does not fall: no objective that feeds on itself"),
         (log(2, 9.0, 1.5), "the loss rises: a run that diverges"),
         ({"step": 2, "loss": 0.5, "nll": 9.0}, "another batch, not the probe"),
+        (log(2, math.nan, math.nan, se=math.nan), "no numbers"),
+        (log(2, None, None, se=None), "no numbers, as metrics.jsonl has them"),
+        (log(2, 2.3, 0.5, se=math.nan), "a standard error that is no number"),
     ],
 )
 def test_no_alarm(entry, why):

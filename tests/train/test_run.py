@@ -120,11 +120,12 @@ class Spoiled(ProFitTrainer):
     """Trains a loss that is no number on some batches, or has no gradient that is one."""
 
     bad = math.nan
-    token = None
+    token = None  # of the batches; "any": all of them
 
     def compute_loss(self, model, inputs, *args, **kwargs):
         loss = super().compute_loss(model, inputs, *args, **kwargs)
-        if not self.model.training or not (inputs["input_ids"] == self.token).any():
+        is_meant = self.token == "any" or (inputs["input_ids"] == self.token).any()
+        if not self.model.training or not is_meant:
             return loss
         # A root of zero has a value, and a gradient that is infinite.
         return loss + (loss * 0).sqrt() if self.bad is None else loss * self.bad
@@ -152,6 +153,7 @@ def spoiled(folder, bad, **settings):
             },
         ),
         train_dataset=dataset,
+        eval_dataset=dataset if "eval_strategy" in settings else None,
         processing_class=tiny_tokenizer(),
     )
     # A token of the last step's rows alone.
@@ -202,3 +204,54 @@ def test_a_run_of_weights_that_are_no_numbers_ends_at_once(train_flags, tmp_path
     assert run_app(flags) == 2
     assert "model.norm.weight is not finite (NaN or infinity)" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_the_best_checkpoint_stays_where_the_state_says_it_is(tmp_path):
+    settings = {
+        "eval_strategy": "steps",
+        "eval_steps": 1,
+        "save_total_limit": 1,
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "loss",
+        "learning_rate": 5.0,  # each step is worse than the one before
+        "lr_scheduler_type": "constant",
+    }
+    trainer, _ = spoiled(tmp_path, 1.0, **settings)
+    trainer.train()
+    assert trainer.state.best_model_checkpoint == str(tmp_path / "checkpoint-1")
+    assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-1"]
+    saved = json.loads((tmp_path / "checkpoint-1" / "trainer_state.json").read_text())
+    assert saved["best_model_checkpoint"] == str(tmp_path / "checkpoint-1")
+
+
+def test_a_log_that_is_no_number_is_null_in_the_file(tmp_path):
+    trainer, _ = spoiled(tmp_path, 1.0)
+    trainer.log({"eval_loss": math.nan, "eval_parts": [1.0, math.inf]})
+    last = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1], parse_constant=pytest.fail)
+    assert (last["eval_loss"], last["eval_parts"]) == (None, [1.0, None])
+
+
+@pytest.mark.parametrize(
+    ("settings", "step"),
+    [
+        ({}, 3),
+        ({"max_skipped_steps": 1}, 1),
+        ({"max_skipped_steps": 4}, 4),
+        ({"max_skipped_steps": 5}, None),
+        ({"optim": "adamw_torch"}, 3),
+    ],
+)
+def test_so_many_steps_in_a_row_that_loss_scaling_skips_end_the_run(tmp_path, settings, step):
+    trainer, _ = spoiled(tmp_path, math.inf, **settings)
+    trainer.accelerator.scaler = torch.amp.GradScaler("cpu")  # as in fp16, which wants an accelerator
+    trainer.token = "any"
+    if step is None:
+        trainer.train()
+    else:
+        with pytest.raises(
+            ProFitError, match=f"step {step}: {step} steps in a row were skipped, since gradients overflow"
+        ):
+            trainer.train()
+        assert len(checkpoints(tmp_path)) == step - 1
+    for name, weights in tiny_model().state_dict().items():
+        assert torch.equal(trainer.model.state_dict()[name], weights)

@@ -186,13 +186,22 @@ def load_model(
         ConfigurationError: There is no such model, or its weights are not whole.
     """
     path = pretrained_path(name)
-    with told_as_models(path):
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code, output_loading_info=True
+    base = adapter_base(Path(path))
+    if base is not None:  # loaded at once, it would not tell what the base lacks
+        model = load_model(
+            base, dtype=dtype, trust_remote_code=trust_remote_code, allow_missing_weights=allow_missing_weights
         )
-    model = checked_weights(path, *loaded, allow_missing_weights=allow_missing_weights)
+        with told_as_models(path):
+            found = model.load_adapter(path)
+        info = {} if found is None else found.to_dict()  # transformers 4 does not tell
+    else:
+        with told_as_models(path):
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                path, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code, output_loading_info=True
+            )
+        model, info = loaded
     model.eval()
-    return model
+    return checked_weights(path, model, info, allow_missing_weights=allow_missing_weights)
 
 
 def checked_weights(

@@ -18,12 +18,18 @@ from profit_sft.runs.record import METRICS_FILE as METRICS_FILE
 from profit_sft.runs.record import read_metrics as read_metrics
 
 
+def as_json(value: Any) -> Any:
+    """Return a log, or a part of one, as JSON takes it: without NaN and infinity, which become None."""
+    if isinstance(value, Mapping):
+        return {name: as_json(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [as_json(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def log_line(entry: Mapping[str, Any]) -> str:
     """Return the entry as a line of JSON, which has no NaN and no infinity: null."""
-    finite = {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in entry.items()
-    }
-    return json.dumps(finite, allow_nan=False) + "\n"
+    return json.dumps(as_json(entry), allow_nan=False) + "\n"
 
 
 class MetricsFile(TrainerCallback):
@@ -102,7 +108,7 @@ class CollapseWarning(TrainerCallback):
         """
         first: Mapping[str, Any] | None = None
         for entry in log_history:
-            if entry.get("probe_nll") is None:
+            if None in (entry.get("probe_nll"), entry.get("probe_loss"), entry.get("probe_rise_se", 0.0)):
                 continue
             if "probe_rise_se" not in entry:
                 first = entry
@@ -113,7 +119,9 @@ class CollapseWarning(TrainerCallback):
     def _compare(self, first: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
         rise = now["probe_nll"] - first["probe_nll"]
         chance = self.standard_errors * now["probe_rise_se"]
-        if now["probe_loss"] >= first["probe_loss"] or rise <= max(self.tolerance * first["probe_nll"], chance):
+        # Asked so that what is no number raises no alarm.
+        falls, rises = now["probe_loss"] < first["probe_loss"], rise > self.tolerance * first["probe_nll"]
+        if not (falls and rises and rise > chance):
             return None
         return (
             f"collapse: plain NLL of the reference rose from {first['probe_nll']:.3f} to {now['probe_nll']:.3f} nats a "

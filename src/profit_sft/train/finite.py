@@ -52,24 +52,26 @@ class FiniteCheck:
         if not losses:
             return
         accelerator, step = self._trainer.accelerator, self._trainer.state.global_step
-        if accelerator.optimizer_step_was_skipped:
+        norm = grad_norm.item() if isinstance(grad_norm, Tensor) else 0.0 if grad_norm is None else grad_norm
+        fine = torch.isfinite(torch.stack(losses))
+        bad = torch.tensor([not bool(fine.all()), not math.isfinite(norm)], device=losses[0].device).float()
+        loss_is_bad, norm_is_bad = accelerator.reduce(bad, reduction="sum").tolist()
+        was_skipped = accelerator.optimizer_step_was_skipped
+        if not (loss_is_bad or norm_is_bad or was_skipped):
+            self._skipped = 0
+            return
+        # accelerate does not see that a fused optimizer has skipped a step, as the scaler makes it do.
+        if was_skipped or getattr(accelerator, "scaler", None) is not None:
             self._skipped += 1
             if self._skipped < self._max_skipped_steps:
                 return
             what = f"{self._skipped} steps in a row were skipped, since gradients overflowed under loss scaling"
             fix = "Train in bf16 or fp32, or raise --max_skipped_steps."
         else:
-            self._skipped = 0
-            norm = grad_norm.item() if isinstance(grad_norm, Tensor) else 0.0 if grad_norm is None else grad_norm
-            fine = torch.isfinite(torch.stack(losses))
-            bad = torch.tensor([not bool(fine.all()), not math.isfinite(norm)], device=losses[0].device).float()
-            loss_is_bad, norm_is_bad = accelerator.reduce(bad, reduction="sum").tolist()
-            if not loss_is_bad and not norm_is_bad:
-                return
             what = f"the {'loss' if loss_is_bad else 'gradient norm'} is not finite"
             fix = "Look at these rows, lower --learning_rate, or check the model."
-            if loss_is_bad:
-                input_ids = [ids for ids, is_fine in zip(input_ids, fine.tolist(), strict=True) if not is_fine]
+        if loss_is_bad:
+            input_ids = [ids for ids, is_fine in zip(input_ids, fine.tolist(), strict=True) if not is_fine]
         rows = gather_object(rows_of(input_ids, self._trainer.train_dataset))
         raise ProFitError(
             f"step {step}: {what}{_named(sorted(set(rows)))}. Nothing of this step is saved; the checkpoints before it "

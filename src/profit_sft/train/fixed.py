@@ -19,6 +19,10 @@ _OPTIMIZER = (
     *("learning_rate", "optim", "optim_args", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon"),
     *("max_grad_norm", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "warmup_ratio"),
 )
+_BATCH = (
+    *("packing", "packing_strategy", "padding_free", "max_length", "shuffle_dataset", "dataloader_drop_last"),
+    *("group_by_length", "train_sampling_strategy"),
+)
 
 Fixed = Mapping[str, Mapping[str, Any]]
 
@@ -31,15 +35,18 @@ def fixed_by_settings(config: ProFitConfig, model_config: ModelConfig, ranks: in
         model_config: The model's.
         ranks: Processes of the run.
     """
+    objective = config.make_objective()
+    # A plug-in's may have no text of its own but its address.
+    told = str(objective) if dataclasses.is_dataclass(objective) else f"{config.objective} {config.objective_kwargs}"
     rows = config.per_device_train_batch_size * config.gradient_accumulation_steps * ranks
     lora = [entry.name for entry in dataclasses.fields(model_config) if entry.name.startswith(("lora_", "use_"))]
     found = {
-        "objective": {"objective": str(config.make_objective()), **_values(config, "normalize", "gradient_budget")},
+        "objective": {"objective": told, **_values(config, "normalize", "gradient_budget", "neftune_noise_alpha")},
         "seed": _values(config, "seed", "data_seed"),
         "model": _values(model_config, *(lora if model_config.use_peft else ["use_peft"])),
         "precision": {**_values(config, "bf16", "fp16"), "dtype": model_config.dtype or "float32"},
         "optimizer": _values(config, *_OPTIMIZER),
-        "batch": {"rows_a_step": rows, **_values(config, "packing", "padding_free")},
+        "batch": {"rows_a_step": rows, **_values(config, *_BATCH)},
     }
     return dict(json.loads(json.dumps(found, default=str)))
 

@@ -30,7 +30,7 @@ from profit_sft.models.pretrained import (
 )
 from profit_sft.ranks import first_decides
 from profit_sft.train.arguments import RunArguments
-from profit_sft.train.callbacks import SafeStop
+from profit_sft.train.callbacks import SafeStop, as_json
 from profit_sft.train.checkpoints import checkpoints, clear_saving, read_manifest
 from profit_sft.train.config import ProFitConfig
 from profit_sft.train.data import check_data_is_named, load_data, score_command
@@ -146,7 +146,7 @@ def run_training(
         stopped_by=stop.signal_number,
         global_step=trainer.state.global_step,
         train_runtime_seconds=float(output.metrics.get("train_runtime", 0.0)),
-        last_log=logs[-1] if logs else None,
+        last_log=as_json(logs[-1]) if logs else None,
         data=dataclasses.asdict(train_data.report),
     )
 

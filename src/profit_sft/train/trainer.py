@@ -124,7 +124,7 @@ class ProFitTrainer(SFTTrainer):
         self.fixed: Mapping[str, Any] = {}  # what a resumed run must not change, for the manifests of checkpoints
         self._finite = FiniteCheck(self, args.max_skipped_steps)
         if not args.max_grad_norm and not self.is_deepspeed_enabled:
-            args.max_grad_norm = math.inf  # clips nothing, and tells the norm
+            args.max_grad_norm = math.inf  # clips nothing; without it transformers 4 does not tell the norm
         self._num_tokens = 0  # trained on, up to the last log
         self._first_step = 0  # the one this run is resumed at
         self._saves_aside = False
