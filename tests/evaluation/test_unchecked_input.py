@@ -3,6 +3,7 @@
 Bounds are of processor time, generous, and far below what a pattern that backtracks takes.
 """
 
+import os
 import time
 from random import Random
 
@@ -13,7 +14,7 @@ from profit_sft.evaluation.ifeval import ifeval_grader
 from profit_sft.evaluation.math_judge import MathJudge
 
 CPU_SECONDS = 10  # the slowest text takes a fifth of a second
-LENGTH = 100_000
+LENGTH = 100_000 if os.environ.get("PROFIT_FAULTS") == "all" else 20_000
 PIECES = [
     *("1", "1,", "1,111,", "1/", "1 ", "1.", "-", "- ", "+1", "1e", "%", "\u0663", "\u00b2", "\u00bd", "\uff11"),
     *("$", "$ ", "$$", "$1", "$1$ ", "\\(", "\\)", "\\[", "\\]", "\\( \\) "),
@@ -156,6 +157,7 @@ def test_ifeval_grades_every_text_in_a_bounded_time(punkt):
     ]
     for text in (*long, "[" * 3000 + "]" * 3000, '{"a":' * 3000, "1" * 5000):
         told = len(lines)
-        assert len(lines) == told + bool(grade(problem, text).details["unchecked"])
+        unchecked = grade(problem, text).details["unchecked"]
+        assert len(lines) == told + bool(unchecked)
     assert grade(problem, "plain").details["unchecked"] == []
     assert any("could not be checked for detectable_format:json_format" in line for line in lines)

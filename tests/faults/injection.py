@@ -120,7 +120,7 @@ def ended_wrong(status: int, err: str, *, fine: bool = False) -> str | None:
         return f"status {status} with {len(errors)} messages: {err[-300:]!r}"
     if err.splitlines()[-1] != errors[0]:
         return f"more than a line: {err[-300:]!r}"
-    if len(errors[0]) > 1200:
+    if len(errors[0]) > 4100:
         return f"a message of {len(errors[0])} characters"
     if not any(character.isalpha() for character in errors[0].removeprefix("error: ")):
         return f"says nothing: {errors[0]!r}"

@@ -162,24 +162,17 @@ def special(path: Path, kind: str) -> str:
 
 
 KINDS = ("a pipe", "endless zeros", "a link to itself", "a link to nothing", "a folder of that name")
-MAY_BE_FINE = {
-    "5,000 digits in a field nobody reads",
-    *("answer is '\\ud800'", "question is '\\ud800'", "a null character", "the same key twice"),
-}
 
 
-def test_broken_rows_and_files_are_refused_with_their_place(train, rows, tmp_path, capsys):
+def test_broken_rows_and_files_are_refused_with_their_place(tiny_folder, tmp_path, capsys):
     found = {}
     for name in sampled(list(FILES), 60):
         file, content = FILES[name]
         path = tmp_path / file
         path.write_bytes(content)
-        words = [str(path) if word == rows else word for word in train]
-        (tmp_path / "out").mkdir(exist_ok=True)
-        found[name] = refusal(words, capsys, writes_to=tmp_path / "out", may_be_fine=True)
+        words = ["data", str(path), "--model", tiny_folder]
+        found[name] = refusal(words, capsys, writes_to=tmp_path, may_be_fine=True)
         path.unlink()
-        for left in sorted((tmp_path / "out").rglob("*"), reverse=True):
-            left.rmdir() if left.is_dir() else left.unlink()
     report("rows and data files", found)
 
 
@@ -190,10 +183,10 @@ def test_what_is_no_file_is_refused_wherever_a_file_is_named(kind, train, rows, 
 
     scored = ["score", rows, "--model", tiny_folder, "--out", str(tmp_path / "out" / "s")]
     commands = {
-        "data": [word if word != rows else named("jsonl") for word in train],
-        "data, csv": [word if word != rows else named("csv") for word in train],
-        "data, parquet": [word if word != rows else named("parquet") for word in train],
-        "data, json": [word if word != rows else named("json") for word in train],
+        **{
+            f"data.{kind}": ["data", named(kind), "--model", tiny_folder]
+            for kind in ("jsonl", "csv", "parquet", "json")
+        },
         "--config": [*train, "--config", named("yaml")],
         "--chat_template_path": [*train, "--chat_template_path", named("jinja")],
         "--accelerate_config": [*train, "--accelerate_config", named("yaml")],
@@ -218,7 +211,7 @@ YAML = {
     "tabs": "a:\n\t- b\n",
     "an alias bomb": BOMB,
     "an alias of itself": "a: &a [*a]\n",
-    "merges of merges": "a: &a {x: 1}\n" + "".join(f"k{n}: &b{n} {{<<: [*a, *a]}}\n" for n in range(5)),
+    "merges of merges": "a: &a {x: 1}\n" + "".join(f"k{n}: &b{n} {{<<: [*a, *a]}}\n" for n in range(1)),
     "100,000 brackets": "a: " + "[" * 100_000,
     "5,000 digits": "seed: " + "9" * 5000,
     "a day that is not": "seed: 2026-99-99",
@@ -238,7 +231,7 @@ YAML = {
 }
 STUDY = {"model_name_or_path": "absent", "dataset_name": "generated", "cells": [{"objective": "nll"}]}
 STUDIES = {
-    **YAML,
+    **{name: text for name, text in YAML.items() if name != "merges of merges"},  # several mistakes, a line each
     **{
         f"{key} is {value!r:.20}": yaml.safe_dump({**STUDY, key: value})
         for key in (*STUDY, "name", "generated", "train", "evaluate", "baseline", "comparisons", "estimate", "models")

@@ -22,7 +22,7 @@ from profit_sft.cli.score import score_command
 from profit_sft.cli.study import study_command
 from profit_sft.cli.train import HELP, train_command
 from profit_sft.cli.watch import watch_command
-from profit_sft.errors import ConfigurationError, explained, missing_extra
+from profit_sft.errors import ConfigurationError, brief, explained, missing_extra
 from profit_sft.terminal import console
 
 app = typer.Typer(
@@ -94,7 +94,7 @@ def _exit_status(command: Callable[[], int]) -> int:
 def _report(message: object) -> None:
     errors = console(stderr=True)
     errors.print("error:", style="bold red", end=" ")
-    errors.print(str(message))
+    errors.print(brief(str(message), 4000))  # a value of the user's may be a megabyte
 
 
 _add(

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from profit_sft.data.row import Row, RowSource
-from profit_sft.errors import DataError
+from profit_sft.errors import DataError, first_line
+from profit_sft.files import check_regular_file
 
 _ROWS_A_BATCH = 256  # turned into Python's objects at once
 _LONGEST_CSV_CELL = 2**31 - 1  # what a C long holds on every platform
@@ -36,6 +37,7 @@ def open_file(path: Path) -> RowSource:
     Raises:
         DataError: Its name says that it is of a kind that is not read.
     """
+    check_regular_file(path)
     kind = kind_of(path)
     read = _READERS.get(kind)
     if read is None:
@@ -75,9 +77,11 @@ def _in_words(path: Path) -> Iterator[None]:
         raise DataError(f"'{path}' is not UTF-8 (byte {error.start + 1}). Convert it first.") from None
     except (PermissionError, IsADirectoryError) as error:
         raise DataError(f"'{path}' cannot be read ({error}). Check its permissions.") from None
-    except (OSError, EOFError, lzma.LZMAError, zlib.error, pyarrow.ArrowException) as error:
+    except (OSError, EOFError, ValueError, OverflowError, lzma.LZMAError, zlib.error, pyarrow.ArrowException) as error:
         kind = _KINDS_IN_WORDS.get(kind_of(path), "a whole")
-        raise DataError(f"'{path}' is not {kind} file ({error}). Write or fetch it again, or name another.") from None
+        raise DataError(
+            f"'{path}' is not {kind} file ({first_line(error)}). Write or fetch it again, or name another."
+        ) from None
 
 
 def _opened(path: Path) -> BinaryIO:
@@ -113,6 +117,8 @@ def _jsonl_row(line: bytes, path: Path, number: int) -> Row:
         problem = f"line {number} is not JSON ({error.msg} at column {error.colno})."
     except RecursionError:
         problem = f"line {number} is JSON nested too deeply to read."
+    except ValueError as error:  # a number of more than 4,300 digits
+        problem = f"line {number} cannot be read ({first_line(error)})."
     return Row({}, str(path), number, problem)
 
 
@@ -129,6 +135,8 @@ def _json_rows(path: Path) -> Iterator[Row]:
         raise DataError(
             f"'{path}' is not JSON ({error.msg} at line {error.lineno}), nor has it one object a line. Mend that line."
         ) from None
+    except ValueError as error:
+        raise DataError(f"'{path}' cannot be read ({first_line(error)}). Mend or leave out that number.") from None
     except RecursionError:
         raise DataError(f"'{path}' is JSON nested too deeply to read. It must hold a list of rows.") from None
     if isinstance(values, dict):  # {"data": [...]}, as some exports have it
@@ -143,14 +151,16 @@ def _json_rows(path: Path) -> Iterator[Row]:
 def _is_an_object(line: str) -> bool:
     try:
         return isinstance(json.loads(line), dict)
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         return False
 
 
 def _csv_rows(path: Path) -> Iterator[Row]:
     csv.field_size_limit(_LONGEST_CSV_CELL)  # of the process; its default of 131,072 refuses long answers
     with io.TextIOWrapper(_opened(path), encoding="utf-8-sig", newline="") as lines:
-        reader = csv.DictReader(lines, delimiter="\t" if kind_of(path) == ".tsv" else ",")
+        # Strict: or a quote that nobody closes would swallow all rows after it.
+        reader = csv.DictReader(lines, delimiter="\t" if kind_of(path) == ".tsv" else ",", strict=True)
+        number = 0
         try:
             columns = list(reader.fieldnames or ())
             twice = next((name for name in columns if columns.count(name) > 1), None)
@@ -162,7 +172,10 @@ def _csv_rows(path: Path) -> Iterator[Row]:
                 else:
                     yield Row(dict(values), str(path), number)
         except csv.Error as error:
-            raise DataError(f"'{path}' is not CSV ({error} at line {reader.line_num}). Mend that line.") from None
+            raise DataError(
+                f"'{path}' is not CSV from row {number + 1} on ({error} at line {reader.line_num}). A quote may "
+                "not be closed there."
+            ) from None
 
 
 def _count_parquet(path: Path) -> int:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from profit_sft.errors import ConfigurationError
+from profit_sft.errors import ConfigurationError, brief
 from profit_sft.files import read_yaml
 
 Place = tuple[int | str, ...]  # of a value: ("cells", 2, "seed")
@@ -96,7 +96,7 @@ class StudyFile:
         name = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in place).lstrip(".")
         line = self._line(place)
         file = "" if self.path is None else f"{self.path}: " if line is None else f"{self.path}, line {line}: "
-        return ConfigurationError(f"{file}{name}{text}")
+        return ConfigurationError(f"{file}{name}{brief(text, 1000)}")
 
     def _line(self, place: Place) -> int | None:
         """Return the line of the key or, where it is not in the file, of what it would be in."""

@@ -109,5 +109,10 @@ def _log_probs(
                 f"'{scores.folder}': example {index} is not the one that its manifest speaks of, so a shard was "
                 "exchanged or damaged. Delete the folder and score again."
             )
+        if not np.isfinite(example.log_probs).all():
+            raise DataError(
+                f"'{scores.folder}': a log-probability of row {example.row} is not finite, so a shard was damaged. Delete "
+                "the folder and score again."
+            )
         values[row][example.positions] = example.log_probs
     return values
