@@ -1,8 +1,8 @@
 """Make the pictures of the mask page: python docs/make_screenshots.py SCORES [SCORES2] [--output_dir FOLDER] [--all].
 
 The scores are of generated problems, such as those the quickstart leaves in `scores/before` and `scores/after`. Writes
-`mask.png` and `mask-figures.png`, which README and docs show; with `--all` also the top and the whole of the page at two
-widths in both themes, to look at after a change. Needs chromium and playwright.
+`mask.png` and `mask-figures.png`, which README and docs show; with `--all` also the top and the whole of the page at
+two widths in both themes, to look at after a change. Needs chromium and playwright.
 """
 
 import argparse
