@@ -1,7 +1,8 @@
-"""Make the picture of the README: python docs/make_screenshots.py SCORES [SCORES2] [--output_file FILE].
+"""Make the pictures of the mask page: python docs/make_screenshots.py SCORES [SCORES2] [--output_dir FOLDER] [--all].
 
-The scores are of generated problems, such as those the quickstart leaves in `scores/before` and `scores/after`. Needs
-chromium and playwright.
+The scores are of generated problems, such as those the quickstart leaves in `scores/before` and `scores/after`. Writes
+`mask.png` and `mask-figures.png`, which README and docs show; with `--all` also the top and the whole of the page at
+two widths in both themes, to look at after a change. Needs chromium and playwright.
 """
 
 import argparse
@@ -11,43 +12,50 @@ import tempfile
 from datetime import date
 from pathlib import Path
 
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import Page, sync_playwright
 
 from profit_sft.mask.page import write_mask_page
 from profit_sft.mask.report import make_report
 from profit_sft.scores.store import load_scores
 
-_WIDTH, _HEIGHT = 1200, 1090
+_WIDTHS, _HEIGHT = (1400, 390), 900
+_SHOWN = (1200, 760)  # pixels of the pictures in README and docs
 
 
 def main() -> None:
-    """Draw the page and take its picture."""
+    """Draw the page and take its pictures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("scores", type=Path, nargs="+", help="one folder `profit score` wrote, or two of the same data")
-    parser.add_argument("--output_file", type=Path, default=Path(__file__).parent / "images" / "mask.png")
-    parser.add_argument("--section", default="probabilities", help="id of the part to begin with")
-    parser.add_argument("--dark", action="store_true")
+    parser.add_argument("--output_dir", type=Path, default=Path(__file__).parent / "images")
+    parser.add_argument("--all", action="store_true", help="both widths, both themes, whole pages")
     args = parser.parse_args()
     chromium = shutil.which("chromium")
     if chromium is None:
         sys.exit("chromium is not installed: apt-get install chromium")
-    args.output_file.parent.mkdir(parents=True, exist_ok=True)
+    args.output_dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
-        page_file = Path(folder) / "mask.html"
-        write_mask_page(make_report([load_scores(scores) for scores in args.scores]), page_file, today=date.today())
+        file = Path(folder) / "mask.html"
+        write_mask_page(make_report([load_scores(scores) for scores in args.scores]), file, today=date.today())
         browser = playwright.chromium.launch(
             executable_path=chromium, args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
         )
-        page = browser.new_page(
-            viewport={"width": _WIDTH, "height": _HEIGHT},
-            color_scheme="dark" if args.dark else "light",
-            reduced_motion="reduce",
-        )
-        page.goto(page_file.as_uri())
-        page.check("#kinds")
-        page.locator(f"#{args.section}").evaluate("section => section.scrollIntoView()")
-        page.locator(".flow").first.locator(".t:not(.m)").nth(9).hover()
-        page.screenshot(path=str(args.output_file))
+
+        def opened(width: int, height: int, theme: str) -> Page:
+            page = browser.new_page(viewport={"width": width, "height": height}, reduced_motion="reduce")
+            page.goto(f"{file.as_uri()}#theme={theme}")
+            page.wait_for_timeout(500)  # the figures are drawn when the text stands
+            return page
+
+        page = opened(*_SHOWN, "light")
+        page.locator(".flow").nth(1).locator(".t").nth(8).hover()
+        page.screenshot(path=args.output_dir / "mask.png")
+        page.locator("#probabilities").evaluate("section => section.scrollIntoView()")
+        page.screenshot(path=args.output_dir / "mask-figures.png")
+        for width in _WIDTHS if args.all else ():
+            for theme in ("light", "dark"):
+                page = opened(width, _HEIGHT, theme)
+                page.screenshot(path=args.output_dir / f"mask-{width}-{theme}.png")
+                page.screenshot(path=args.output_dir / f"mask-{width}-{theme}-whole.png", full_page=True)
         browser.close()
 
 

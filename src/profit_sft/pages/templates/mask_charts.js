@@ -155,7 +155,7 @@ function nameApart(area, all) {
   const lowest = Math.max(...all.map(({ points }) => points[best][1]));
   for (const { name, look, points } of all) {
     const [x, y] = points[best];
-    area.drawing.append(svg("text", { class: `end ${look}`, x: y === lowest ? x - 6 : x + 6, y: y === lowest ? y + 14 : y - 6, "text-anchor": y === lowest ? "end" : "start" }, name));
+    area.drawing.append(svg("text", { class: `end ${look}`, x: y === lowest ? x - 6 : x + 6, y: y === lowest ? Math.min(y + 14, area.bottom - 6) : y - 6, "text-anchor": y === lowest ? "end" : "start" }, name));
   }
 }
 
