@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -15,9 +16,10 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from profit_sft.cli.app import run_app
-from profit_sft.cli.train import HELP
+from profit_sft.cli.train import HELP, next_commands
 from profit_sft.cli.train_flags import Parser, parse
 from profit_sft.objectives import make_objective
+from profit_sft.runs.record import read_run
 from profit_sft.train import config
 from profit_sft.train.engine import planned_engine
 from profit_sft.train.run import resolved_config
@@ -352,3 +354,30 @@ def test_the_main_job_runs_on_real_rows_and_plain_transformers_loads_it(smollm2_
     before = AutoModelForCausalLM.from_pretrained(smollm2_folder)
     assert trained.config.tie_word_embeddings
     assert (trained.lm_head.weight - before.lm_head.weight).abs().max() > 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "flags"),
+    [
+        ({"objective": "nll"}, "--objective profit"),
+        ({"objective": "profit"}, "--objective nll"),
+        ({"objective": "profit", "threshold": 0.1}, "--threshold 0"),  # nll would refuse the threshold of the file
+        ({"objective": "profit", "threshold": 0.0}, None),
+        ({"objective": "profit", "threshold": 0.1, "threshold_direction": "lower"}, None),
+        ({"objective": "eaft", "objective_kwargs": {"alpha": 2.0}}, None),
+    ],
+)
+def test_a_run_ends_with_three_commands_that_work_as_printed(tmp_path, tiny_folder, rows, settings, flags):
+    folder = tmp_path / "my run"
+    folder.mkdir()
+    more = {"model_name_or_path": tiny_folder, "dataset_name": rows, "use_cpu": True, "output_dir": str(folder)}
+    (folder / "config.yaml").write_text(yaml.safe_dump({**settings, **more}))
+    (folder / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0}\n')
+    commands = [shlex.split(command) for _, command in next_commands(read_run(folder))]
+    assert [command[:2] for command in commands[:2]] == [["profit", "eval"], ["profit", "inspect"]]
+    assert str(folder) in commands[0]
+    if flags is None:
+        assert commands[2] == ["profit", "report", str(folder)]
+    else:
+        assert flags in " ".join(commands[2])
+        assert parse(commands[2][2:])[1].output_dir == f"{folder}-compared"

@@ -184,3 +184,24 @@ def test_series_are_told_apart_under_color_blindness(theme, eyes):
     # The first two share most charts: these must be far apart by color alone. Others have their dash and marker too.
     assert math.dist(colors[0], colors[1]) > 40
     assert min(math.dist(a, b) for a, b in combinations(colors, 2)) > 11
+
+
+def test_a_figure_that_was_logged_once_has_no_before_and_after(opened, tmp_path):
+    (tmp_path / "metrics.jsonl").write_text(
+        '{"step": 0, "probe_nll": 2.5}\n{"step": 1, "loss": 3}\n{"step": 2, "loss": 1}\n'
+    )
+    page = opened(write_run_page([tmp_path]))
+    assert [text.split("\n") for text in page.locator(".tiles .card").all_inner_texts()] == [
+        ["NLL, same rows", "2.5"],
+        ["loss", "3 → 1"],
+    ]
+
+
+def test_the_step_that_is_read_stays_marked_when_the_charts_are_drawn_again(opened, tmp_path):
+    page = opened(write_run_page([made_run(tmp_path / "run")]))
+    page.locator("#curves .plot").first.focus()
+    page.keyboard.press("ArrowLeft")
+    page.set_viewport_size({"width": 700, "height": 900})
+    page.wait_for_timeout(300)
+    assert page.locator("#curves .cursor:not(.hidden)").count() == 9
+    assert page.locator("#curves .reading").first.inner_text() == "step 40: 0.05"

@@ -148,3 +148,5 @@ def test_a_page_that_cannot_be_written_is_warned_of_once_and_ends_nothing(tmp_pa
         run.train()
     assert run.state.global_step == 4
     assert sum("cannot be written" in str(entry.message) for entry in seen) == 1
+    # The warning came with the probe's first log, and a resumed run still finds the probe's rows there.
+    assert "probe_rows" in next(log for log in run.state.log_history if "probe_nll" in log)

@@ -132,9 +132,14 @@ def _marks(record: RunRecord) -> list[dict[str, Any]]:
 
 
 def _figures(record: RunRecord, names: Sequence[str]) -> list[dict[str, str]]:
+    """Return the first and the last value of each figure as text; of one that was logged once, no first."""
     found = {kind.name: (kind.text(first), kind.text(last)) for kind, first, last in before_after(record.logs, names)}
-    values = [(METRICS[name].short, *found.get(name, ("", _DASH))) for name in names]
-    return [{"name": name, "first": first, "last": last} for name, first, last in values]
+    once = {name for name in names if len(points(record.logs, name)) == 1}
+    values = [(name, *found.get(name, ("", _DASH))) for name in names]
+    return [
+        {"name": METRICS[name].short, "first": "" if name in once else first, "last": last}
+        for name, first, last in values
+    ]
 
 
 def _differences(records: Sequence[RunRecord]) -> list[tuple[str, list[str]]]:

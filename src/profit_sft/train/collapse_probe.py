@@ -112,7 +112,8 @@ class CollapseProbe(TrainerCallback):
         self._start, self._last_step = self._measured(), state.global_step
         self._trainer.log(self._start.figures(None))
         # Into the history alone, which every checkpoint has; no tracker could draw it.
-        history[-1][_ROWS] = dataclasses.asdict(self._start)
+        logged = next(entry for entry in reversed(history) if "probe_nll" in entry)  # a warning may stand behind it
+        logged[_ROWS] = dataclasses.asdict(self._start)
 
     def figures(self) -> dict[str, float]:
         """Return the probe's figures if it is time to measure it again, to be logged with the others."""

@@ -157,6 +157,7 @@ function read(step) {
 
 function drawAll() {
   for (const { place, chart } of places) draw(place, chart, allSteps[0], allSteps.at(-1));
+  read(state.at);
 }
 
 function drawRows() {
@@ -194,7 +195,6 @@ for (const choice of document.querySelectorAll("input[name=smoothing]")) {
   choice.addEventListener("change", () => {
     state.smoothing = Number(choice.value);
     drawAll();
-    read(state.at);
   });
 }
 
