@@ -111,8 +111,8 @@ def _log_probs(
             )
         if not np.isfinite(example.log_probs).all():
             raise DataError(
-                f"'{scores.folder}': a log-probability of row {example.row} is not finite, so a shard was damaged. Delete "
-                "the folder and score again."
+                f"'{scores.folder}': a log-probability of row {example.row} is not finite, so a shard was damaged. "
+                "Delete the folder and score again."
             )
         values[row][example.positions] = example.log_probs
     return values
