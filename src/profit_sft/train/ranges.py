@@ -23,7 +23,7 @@ _ANY: _Range = (0, 1e12)
 _COUNTS = (
     *("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "max_steps"),
     *("eval_accumulation_steps", "torch_empty_cache_steps", "dataloader_prefetch_factor", "ddp_bucket_cap_mb"),
-    *("ddp_timeout", "max_length", "pad_to_multiple_of", "loss_chunk_size", "probe_measurements", "save_total_limit"),
+    *("ddp_timeout", "max_length", "pad_to_multiple_of", "loss_chunk_size", "save_total_limit"),
     "max_skipped_steps",
     *("lora_r", "lora_alpha", "max_samples", "num_processes"),
 )

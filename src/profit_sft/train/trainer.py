@@ -5,7 +5,7 @@ The loss itself is in `profit_sft.loss`; nothing here computes one.
 
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -317,6 +317,11 @@ class ProFitTrainer(SFTTrainer):
         self._saves_aside = True
         try:
             yield folder / SAVING
+        except BaseException:  # such as a full disk, which half a checkpoint would keep full
+            if self.args.should_save:
+                with suppress(OSError):
+                    clear_saving(folder)
+            raise
         finally:
             self._saves_aside = False
         self.accelerator.wait_for_everyone()
