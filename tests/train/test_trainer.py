@@ -227,8 +227,8 @@ def test_wrong_settings_are_refused_before_a_model_is_loaded(tmp_path, settings,
 
 
 def test_a_field_the_objective_lacks_is_refused_with_those_it_has(tmp_path):
-    with pytest.raises(TypeError, match="objective 'dft' has no field 'threshold'"):
-        config(tmp_path, objective="dft")
+    with pytest.raises(TypeError, match="objective 'eaft' has no field 'threshold'"):
+        config(tmp_path, objective="eaft")
 
 
 def test_several_gpus_in_one_process_are_refused(tmp_path):

@@ -144,7 +144,10 @@ def load_tokenizer(
 def _chat_template(source: str) -> str:
     """Read a Jinja file, or take the template of another model's tokenizer."""
     if source.endswith((".jinja", ".j2")):
-        return read_text(source, ConfigurationError)
+        try:
+            return read_text(source, ConfigurationError)
+        except ConfigurationError as error:
+            raise ConfigurationError(f"chat_template_path: {error}") from None
     with blamed_on(
         f"chat_template_path: no tokenizer could be loaded from '{source}'",
         "Name a .jinja file, or a model that has a template.",
