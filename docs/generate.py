@@ -56,8 +56,8 @@ def train_flags() -> list[str]:
         *(entry for entry in dataclasses.fields(ProFitConfig) if entry.name not in inherited),
     ]
     lines = [
-        "Every flag of `trl sft` (SFTConfig, ModelConfig) is taken as well; `profit train --help-all` prints all of",
-        "them with their defaults. Two defaults differ: bf16 is off where there is no accelerator, and nothing is",
+        "Every flag of `trl sft` works as well, or is refused in a line that says what to use; `profit train",
+        "--help-all` prints all of them with their defaults. Two defaults differ: bf16 is off where there is no accelerator, and nothing is",
         "reported to a tracker (`--report_to none`).",
         "",
         "| flag | default | meaning |",
