@@ -56,9 +56,9 @@ def train_flags() -> list[str]:
         *(entry for entry in dataclasses.fields(ProFitConfig) if entry.name not in inherited),
     ]
     lines = [
-        "Every flag of `trl sft` works as well, or is refused in a line that says what to use; `profit train",
-        "--help-all` prints all of them with their defaults. Two defaults differ: bf16 is off where there is no accelerator, and nothing is",
-        "reported to a tracker (`--report_to none`).",
+        "Every flag of `trl sft` works as well, or is refused in a line that says what to use instead; `profit train",
+        "--help-all` prints all of them with their defaults. Two defaults differ: bf16 is off where there is no",
+        "accelerator, and nothing is reported to a tracker (`--report_to none`).",
         "",
         "| flag | default | meaning |",
         "|---|---|---|",

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -17,13 +18,13 @@ import pyarrow
 import pyarrow.compute
 from datasets import Dataset, Features
 from filelock import FileLock
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from profit_sft.data.blocks import SCHEMA, BlockPreparer, SkippedRow, Tally, prepare_rows, read_tally
 from profit_sft.data.row import RowSource
 from profit_sft.data.settings import DataSettings
 from profit_sft.data.sources import open_source
-from profit_sft.errors import DataError
+from profit_sft.errors import ConfigurationError, DataError
 from profit_sft.files import package_versions, write_text
 
 _BLOCK_ROWS = 128  # of 20,000 tokens each they are 20 MB
@@ -239,12 +240,25 @@ def _bars(*, shown: bool) -> Iterator[None]:
         (datasets.disable_progress_bars if before else datasets.enable_progress_bars)()
 
 
-def largest_token(data: PreparedData) -> int:
-    """Return the largest token id of the data, which the model's embedding must have; 0 where it is streamed."""
+def check_tokens_fit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: PreparedData) -> None:
+    """Refuse token ids that the model's embedding has not got: on a GPU they end in an assertion of the device.
+
+    Of streamed data nothing is known before it is read.
+
+    Raises:
+        ConfigurationError: Names the token, and what to do.
+    """
     if isinstance(data.dataset, datasets.IterableDataset):
-        return 0
+        return
+    embedding: Any = model.get_input_embeddings()
     column = data.dataset.data.table["input_ids"]
-    return max(int(pyarrow.compute.max(chunk.flatten()).as_py() or 0) for chunk in column.chunks)
+    largest = max(int(pyarrow.compute.max(chunk.flatten()).as_py() or 0) for chunk in column.chunks)
+    if largest >= embedding.num_embeddings:
+        raise ConfigurationError(
+            f"'{data.report.dataset_name}' has token {largest} ({tokenizer.convert_ids_to_tokens(largest)!r}), but the "
+            f"model's embedding has only {embedding.num_embeddings} rows. The tokenizer is not this model's, or tokens "
+            "were added to it: resize the model's embedding to the tokenizer and save both."
+        )
 
 
 def _require_fast(tokenizer: PreTrainedTokenizerBase) -> None:

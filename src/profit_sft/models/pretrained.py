@@ -5,7 +5,7 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from huggingface_hub import hf_hub_download
@@ -15,9 +15,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from profit_sft.errors import ConfigurationError, blamed_on, first_line
 from profit_sft.files import check_regular_file, read_json, read_text, sha256_of
 from profit_sft.models.embedded import embedded_model_folder
-
-if TYPE_CHECKING:
-    from profit_sft.data import PreparedData
 
 logger = logging.getLogger(__name__)
 
@@ -304,21 +301,3 @@ def _hub_commit(name: str, revision: str | None) -> str:
 
 def _why(path: str, error: Exception) -> str:
     return f"{'' if Path(path).is_dir() else 'no folder here has that name, and on the hub: '}{first_line(error)}"
-
-
-def check_tokens_fit(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: "PreparedData") -> None:
-    """Refuse token ids that the model's embedding has not got: on a GPU they end in an assertion of the device.
-
-    Raises:
-        ConfigurationError: Names the token, and what to do.
-    """
-    from profit_sft.data import largest_token  # here, since those who load a model need not have `datasets`
-
-    embedding: Any = model.get_input_embeddings()
-    largest = largest_token(data)
-    if largest >= embedding.num_embeddings:
-        raise ConfigurationError(
-            f"'{data.report.dataset_name}' has token {largest} ({tokenizer.convert_ids_to_tokens(largest)!r}), but the "
-            f"model's embedding has only {embedding.num_embeddings} rows. The tokenizer is not this model's, or tokens "
-            "were added to it: resize the model's embedding to the tokenizer and save both."
-        )
