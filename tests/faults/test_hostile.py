@@ -23,7 +23,6 @@ NAMES = (
     "$(touch owned)",
     "'",
     "--x",
-    "\udcff",
     "é\n",
 )
 
