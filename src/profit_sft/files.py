@@ -63,7 +63,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 def write_text(path: str | Path, text: str) -> None:
     """Write `text` to `path` atomically, as UTF-8."""
     with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        # A path may hold bytes that are no UTF-8, which Python keeps as halves of surrogate pairs.
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def check_regular_file(path: str | Path, kind: type[ProFitError] = DataError) -> None:
@@ -195,6 +196,8 @@ def check_output_folder(folder: str | Path, setting: str = "output_dir") -> None
         ConfigurationError: Something that is no folder is in the way, or a folder there may not be written to.
     """
     folder = Path(folder)
+    if not str(folder).isascii() and str(folder).encode("utf-8", "replace").decode() != str(folder):
+        raise ConfigurationError(f"{setting}: '{folder}' is no name in UTF-8, which not every library writes to.")
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
     if not there.is_dir():
         raise ConfigurationError(f"{setting}: '{folder}' cannot be a folder: '{there}' is none. Choose another.")

@@ -23,7 +23,6 @@ NAMES = (
     "$(touch owned)",
     "'",
     "--x",
-    "\udcff",
     "é\n",
 )
 
@@ -31,6 +30,7 @@ NAMES = (
 @pytest.mark.parametrize("name", NAMES, ids=ascii)
 def test_a_run_in_a_folder_of_any_name_ends_well_and_prints_it_harmlessly(name, train, rows, tmp_path, capsys):
     data = tmp_path / f"data {name}.jsonl"
+    data.parent.mkdir(exist_ok=True)
     shutil.copy(rows, data)
     folder = tmp_path / f"run {name}"
     words = [str(data) if word == rows else word.replace(f"{tmp_path}/out/run", str(folder)) for word in train]
@@ -40,6 +40,11 @@ def test_a_run_in_a_folder_of_any_name_ends_well_and_prints_it_harmlessly(name, 
     assert all(character in "\n\t" or character.isprintable() for character in shown)
     assert (folder / "model.safetensors").is_file()
     report("hostile names, train", {ascii(name): None})
+
+
+def test_a_folder_that_libraries_cannot_write_to_is_refused(train, tmp_path, capsys):
+    words = [word.replace("/out/run", "/run \udcff") for word in train]
+    report("hostile names, train", {"no UTF-8": refusal(words, capsys, writes_to=tmp_path)})
 
 
 @pytest.fixture
