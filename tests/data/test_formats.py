@@ -195,11 +195,15 @@ BAD_ROWS = {
         {"messages": [USER, {**ASSISTANT, "reasoning": {"effort": "high"}}]},
         r"has \{'effort': 'high'\} as 'reasoning', which must be text",
     ),
-    "weight between": (
-        {"messages": [USER, {**ASSISTANT, "weight": 0.5}]},
-        r"'messages\[1\]' has weight 0.5, .* Write 0 or 1, .* weights between them are for the objective 'given'",
+    "weight below 0": (
+        {"messages": [USER, {**ASSISTANT, "weight": -0.5}]},
+        r"'messages\[1\]' has weight -0.5, which must be a number from 0 on: 0 is not trained, 1 counts in full",
     ),
-    "weight of a row": ({"question": "x", "answer": "y", "weight": 2}, "the row has weight 2, .*Write 0 or 1"),
+    "weight of a row": (
+        {"question": "x", "answer": "y", "weight": "half"},
+        "the row has weight 'half', which must",
+    ),
+    "weight that is no number": ({"question": "x", "answer": "y", "weight": float("nan")}, "the row has weight nan"),
     "row of weight 0": ({"question": "x", "answer": "y", "weight": 0}, "'weight' is 0, .*nothing to train on. Drop"),
     "no turn trained": ({"messages": [USER, {**ASSISTANT, "train": False}]}, "has no turn to train on: each says it"),
     "images": (

@@ -24,6 +24,7 @@ from profit_sft.data.tokenize import (
     Tokenized,
     label_conversation,
     tokenize_texts,
+    weighed,
 )
 from profit_sft.errors import DataError
 
@@ -35,6 +36,7 @@ SCHEMA = pyarrow.schema(
         "labels": pyarrow.list_(pyarrow.int32()),
         "row": pyarrow.int64(),
         "token_kinds": pyarrow.list_(pyarrow.int8()),
+        "token_weights": pyarrow.list_(pyarrow.float32()),
     }
 )
 
@@ -63,6 +65,7 @@ class Tally:
     label_tokens: int = 0
     longest: int = 0
     has_kinds: bool = False
+    has_weights: bool = False
     notes: list[str] = field(default_factory=list)
 
     def add(self, other: "Tally") -> None:
@@ -72,6 +75,7 @@ class Tally:
         self.skipped = (self.skipped + other.skipped)[:LISTED_ROWS]
         self.longest = max(self.longest, other.longest)
         self.has_kinds = self.has_kinds or other.has_kinds
+        self.has_weights = self.has_weights or other.has_weights
         for name in _SUMMED:
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
@@ -153,7 +157,7 @@ class _Examples:
 
     def __init__(self) -> None:
         self._rows: list[int] = []
-        self._tokens: dict[str, list[NDArray[Any]]] = {"input_ids": [], "labels": [], "token_kinds": []}
+        self._tokens: dict[str, list[NDArray[Any]]] = {name: [] for name in SCHEMA.names if name != "row"}
 
     def add(self, row: Row, examples: Sequence[Tokenized], settings: DataSettings, tally: Tally) -> None:
         """Add a row's examples, cut to their length or left out."""
@@ -175,7 +179,12 @@ class _Examples:
                 if kinds is None
                 else np.array(kinds[:limit], np.int8)
             )
+            weights = example.token_weights
+            self._tokens["token_weights"].append(
+                np.ones(len(labels), np.float32) if weights is None else np.array(weights[:limit], np.float32)
+            )
             tally.has_kinds |= kinds is not None
+            tally.has_weights |= weights is not None
             tally.notes += [note for note in example.notes if note not in tally.notes]
             tally.total_tokens += len(labels)
             tally.label_tokens += int(np.count_nonzero(labels[1:] != IGNORE_INDEX))
@@ -244,17 +253,24 @@ def _tokenized(
     # A long row that is to be left out is no mistake, wherever its labels begin.
     limit = None if settings.drop_long_rows else settings.max_length
     for row, found in rows:
-        outcome: list[Tokenized] | DataError
-        if isinstance(found, DataError):
-            outcome = found
-        else:
-            whole = list(islice(examples, len(found)))
-            outcome = [example for example in whole if _has_labels(example, limit)] or _without_labels(
-                row, whole[0], limit
-            )
+        outcome = found if isinstance(found, DataError) else _usable(row, list(islice(examples, len(found))), limit)
         if isinstance(outcome, DataError) and not settings.skip_bad_rows:
             raise outcome
         yield row, outcome
+
+
+def _usable(row: Row, examples: list[Tokenized], limit: int | None) -> list[Tokenized] | DataError:
+    """Return those of a row's examples that have something to learn, weighed; or why there are none."""
+    if limit is not None and row.values.get("token_weights") and any(len(e.input_ids) > limit for e in examples):
+        return row.error(
+            f"'token_weights' are of a row that is cut to max_length={limit}, so some of them would be lost. Raise "
+            "--max_length or drop the row (--drop_long_rows)."
+        )
+    try:
+        weighted = weighed(examples, row)
+    except DataError as error:
+        return error
+    return [example for example in weighted if _has_labels(example, limit)] or _without_labels(row, examples[0], limit)
 
 
 def label_row(

@@ -97,6 +97,9 @@ def _tokenize(
 def _examples(values: dict[str, Any], index: int, tokenizer: PreTrainedTokenizerBase, name: str) -> list[Tokenized]:
     row = Row(values, f"{name} data set", index + 1)
     try:
-        return tokenize_conversation(to_conversation(row), tokenizer, row)
+        examples = tokenize_conversation(to_conversation(row), tokenizer, row)
+        if any(example.token_weights is not None for example in examples):
+            raise row.error("has weights other than 0 and 1, which are read by `profit train`.")
+        return examples
     except DataError as error:
         raise DataError(f"{error} {_OTHER_WAYS}") from None

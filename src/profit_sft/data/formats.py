@@ -14,8 +14,8 @@ from profit_sft.data.messages import (
     read_messages,
     read_object,
     read_tool,
+    read_weight,
     shown,
-    train_flag,
 )
 from profit_sft.data.row import Row
 
@@ -51,6 +51,7 @@ class Conversation:
     Attributes:
         messages: As chat templates take them, or empty for plain text.
         trained: Indices of the assistant turns that may carry labels; the rest is prompt.
+        weights: The weight of each of these turns, or of the completion alone.
         tools: Descriptions of the tools that a chat may call.
         template_options: What the chat template is told besides, such as `enable_thinking`.
         prompt: Plain-text prompt, or None for a chat. Empty where every token of the completion is trained.
@@ -60,6 +61,7 @@ class Conversation:
 
     messages: tuple[Message, ...] = ()
     trained: tuple[int, ...] = ()
+    weights: tuple[float, ...] = (1.0,)
     tools: tuple[dict[str, Any], ...] = ()
     template_options: dict[str, Any] = field(default_factory=dict)
     prompt: str | None = None
@@ -114,7 +116,9 @@ def to_conversation(
         found = detected
     columns = _Columns(row)
     _refuse_media(columns)
-    if not _weight(columns):
+    given = columns.get("weight")
+    row_weight = 1.0 if given is None else read_weight(row, "the row has weight", given)
+    if not row_weight:
         raise row.error("'weight' is 0, so there is nothing to train on. Drop the row (--skip-bad-rows).")
     turns = _READERS[found](columns, prompt_column, response_column)
     if isinstance(turns, Conversation):
@@ -122,9 +126,9 @@ def to_conversation(
             raise row.error(
                 "is plain text, which has no place for --system_prompt. Write it into the text, or leave the flag out."
             )
-        return replace(turns, notes=(*turns.notes, *columns.rest()))
+        return replace(turns, weights=(row_weight,), notes=(*turns.notes, *columns.rest()))
     messages = [message for message, _ in turns]
-    trained = [index for index, (message, counts) in enumerate(turns) if counts and message["role"] == "assistant"]
+    trained = [index for index, (message, weight) in enumerate(turns) if weight and message["role"] == "assistant"]
     if not trained:
         raise row.error("has no turn to train on: each says it is not to be trained. Drop the row (--skip-bad-rows).")
     system = _system(columns, messages, system_prompt)
@@ -139,6 +143,7 @@ def to_conversation(
     return Conversation(
         messages=(*system, *messages),
         trained=tuple(index + len(system) for index in trained),
+        weights=tuple(row_weight * turns[index][1] for index in trained),
         tools=tuple(tools),
         template_options=options,
         notes=columns.rest(),
@@ -150,7 +155,7 @@ class _Columns:
 
     def __init__(self, row: Row) -> None:
         self.row = row
-        self._read = {"answer_spans"}
+        self._read = {"answer_spans", "token_weights"}
         self._names = {name.lower(): name for name in row.values} | {name: name for name in row.values}
 
     def get(self, name: str) -> Any:
@@ -190,7 +195,7 @@ class _Columns:
         )
 
 
-_Turns = list[tuple[Message, bool]]  # each with whether it may be trained
+_Turns = list[tuple[Message, float]]  # each with its weight, 0 where it is not to be trained
 
 
 def _refuse_media(columns: _Columns) -> None:
@@ -201,11 +206,6 @@ def _refuse_media(columns: _Columns) -> None:
         )
 
 
-def _weight(columns: _Columns) -> bool:
-    value = columns.get("weight")
-    return value is None or train_flag(columns.row, "the row", "weight", value)
-
-
 def _unknown_format(row: Row) -> Exception:
     columns = ", ".join(map(repr, row.values)) or "none"
     return row.error(
@@ -214,8 +214,8 @@ def _unknown_format(row: Row) -> Exception:
     )
 
 
-def _turn(role: str, text: str) -> tuple[Message, bool]:
-    return {"role": role, "content": text}, True
+def _turn(role: str, text: str) -> tuple[Message, float]:
+    return {"role": role, "content": text}, 1.0
 
 
 def _system(columns: _Columns, messages: list[Message], system_prompt: str | None) -> list[Message]:
@@ -247,7 +247,7 @@ def _prompt_completion(columns: _Columns) -> _Turns | Conversation:
     if any(isinstance(columns.get(name), list) for name in ("prompt", "completion")):
         before, trained = _messages(columns, "prompt"), _messages(columns, "completion")
         _require_answer(columns, "completion", trained)
-        return [*((message, False) for message, _ in before), *trained]
+        return [*((message, 0.0) for message, _ in before), *trained]
     prompt, completion = columns.text("prompt"), columns.text("completion")
     return Conversation(prompt=prompt, completion=completion)
 
@@ -279,7 +279,7 @@ def _question_answer(columns: _Columns, prompt_column: str | None, response_colu
     question = prompt_column or columns.first(_QUESTIONS) or "question"
     answer = response_column or columns.first([name for name in _ANSWERS if name != question]) or "answer"
     if isinstance(columns.get(question), list):
-        before = [(message, False) for message, _ in _messages(columns, question)]
+        before = [(message, 0.0) for message, _ in _messages(columns, question)]
     else:
         before = [*_history(columns), _turn("user", columns.text(question))]
     return [*before, _turn("assistant", columns.text(answer))]

@@ -1,6 +1,7 @@
 """One message of a chat, in any spelling: as a chat template takes it, and whether it is to be trained."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,11 +21,12 @@ _ROLES = {
 _CALL_ROLES = ("function_call", "tool_call")
 _REASONING_KEYS = ("reasoning_content", "thinking", "reasoning", "thought", "thoughts")
 _TRAIN_KEYS = ("weight", "train", "loss", "trainable", "training")
+_TRUTHS = {"true": 1.0, "false": 0.0}
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _THOUGHT_PARTS = ("thinking", "reasoning")
 
 
-def read_messages(row: Row, field: str, given: Any) -> list[tuple[Message, bool]]:
+def read_messages(row: Row, field: str, given: Any) -> list[tuple[Message, float]]:
     """Read a chat: a list of messages, JSON text of one, or the lists of their keys, as `datasets` keeps some.
 
     Args:
@@ -33,7 +35,7 @@ def read_messages(row: Row, field: str, given: Any) -> list[tuple[Message, bool]
         given: What stands there.
 
     Returns:
-        Each message, and whether it may be trained: not where it says so (`weight: 0`, `train: false`).
+        Each message and its weight: 0 where it says that it is not to be trained (`weight: 0`, `train: false`).
 
     Raises:
         DataError: Names file, row, place and the fix.
@@ -58,7 +60,7 @@ def _says_nothing(turn: Any) -> bool:
     return role == "system" and turn.get("content", turn.get("value")) is None
 
 
-def _read_message(row: Row, place: str, turn: Any) -> tuple[Message, bool]:
+def _read_message(row: Row, place: str, turn: Any) -> tuple[Message, float]:
     """Read one message in OpenAI's or ShareGPT's spelling. Unknown keys stay: some chat templates have their own."""
     if not isinstance(turn, Mapping):
         raise row.error(f"{place} must be an object with role and content, got {shown(turn)}. Mend or drop the row.")
@@ -71,7 +73,7 @@ def _read_message(row: Row, place: str, turn: Any) -> tuple[Message, bool]:
             "Rename it or drop the row."
         )
     given = rest.pop("content", rest.pop("value", None))
-    trained = all([train_flag(row, place, key, rest.pop(key)) for key in _TRAIN_KEYS if key in rest])
+    weights = [read_weight(row, f"{place} has {key}", rest.pop(key)) for key in _TRAIN_KEYS if key in rest]
     message: Message = {"role": role}
     if role == "assistant":
         calls = rest.pop("function_call", None)
@@ -91,7 +93,7 @@ def _read_message(row: Row, place: str, turn: Any) -> tuple[Message, bool]:
                 f"{place} must have text as content, got {shown(given)}. Only text is trained on; mend or drop the row."
             )
         message["content"] = content
-    return message | rest, trained
+    return message | rest, math.prod(weights, start=1.0)
 
 
 def _result(given: Any) -> Any:
@@ -176,16 +178,28 @@ def _tool_call(row: Row, place: str, call: Any) -> dict[str, Any]:
     )
 
 
-def train_flag(row: Row, place: str, key: str, value: Any) -> bool:
-    """Return whether a turn or row with this weight is trained: 0 and 1 are labels or none."""
-    known = {"0": False, "1": True, "false": False, "true": True, "0.0": False, "1.0": True}
-    found = known.get(str(value).lower())
-    if found is None:
+def read_weight(row: Row, place: str, value: Any) -> float:
+    """Return a weight: a number from 0 on, or a truth value; numbers may be text.
+
+    Args:
+        row: The row, for errors.
+        place: What has it, such as `'messages[1]' has weight`.
+        value: What stands there.
+
+    Raises:
+        DataError: It is none; names file, row, place and the fix.
+    """
+    try:
+        found = _TRUTHS.get(str(value).lower())
+        weight = float(value) if found is None else found
+    except (TypeError, ValueError):
+        weight = math.nan
+    if not 0.0 <= weight < math.inf:
         raise row.error(
-            f"{place} has {key} {shown(value)}, and what is said is trained (1) or not (0). Write 0 or 1, or leave it "
-            "out; weights between them are for the objective 'given'."
+            f"{place} {shown(value)}, which must be a number from 0 on: 0 is not trained, 1 counts in full. Mend or "
+            "drop it."
         )
-    return found
+    return weight
 
 
 def without_nulls(value: Any) -> Any:

@@ -28,6 +28,7 @@ from profit_sft.errors import ConfigurationError, DataError
 from profit_sft.files import package_versions, write_text
 
 _BLOCK_ROWS = 128  # of 20,000 tokens each they are 20 MB
+_OPTIONAL = {"has_kinds": "token_kinds", "has_weights": "token_weights"}  # of a tally, and the columns they speak of
 _REPORT = "report.json"  # written last: a folder without one is unfinished
 
 
@@ -70,7 +71,10 @@ class DataReport:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PreparedData:
-    """A data set with `input_ids`, `labels`, `row` (1-based, in the source) and, if rows have spans, `token_kinds`."""
+    """A data set with `input_ids`, `labels`, `row` (1-based, in the source), and more if rows bring it.
+
+    That is `token_kinds` for spans of an answer, and `token_weights` for weights other than 0 and 1 of a turn or row.
+    """
 
     dataset: Dataset
     report: DataReport
@@ -139,8 +143,10 @@ def _streamed(
     rows: RowSource, settings: DataSettings, tokenizer: PreTrainedTokenizerBase
 ) -> Iterator[dict[str, list[int]]]:
     limit = settings.max_length
-    for _, examples in prepare_rows(rows, settings, tokenizer):
+    for row, examples in prepare_rows(rows, settings, tokenizer):
         for example in () if isinstance(examples, DataError) else examples:
+            if example.token_weights is not None:
+                raise row.error("has weights other than 0 and 1, which a stream does not carry. Leave --streaming out.")
             if limit is None or len(example.input_ids) <= limit or not settings.drop_long_rows:
                 yield {"input_ids": example.input_ids[:limit], "labels": example.labels[:limit]}
 
@@ -186,7 +192,7 @@ def _prepare(
     if tally.rows_used == 0:
         raise _nothing_used(settings, tally.rows_read, tally.skipped)
     report = _report(tally, settings, tokenizer, fingerprint=_fingerprint(made.data.table))
-    kept = {**dataclasses.asdict(report), "has_kinds": tally.has_kinds}
+    kept = {**dataclasses.asdict(report), **{name: getattr(tally, name) for name in _OPTIONAL}}
     write_text(folder / _REPORT, json.dumps(kept, indent=2) + "\n")
 
 
@@ -194,7 +200,8 @@ def _report(
     tally: Tally, settings: DataSettings, tokenizer: PreTrainedTokenizerBase, *, fingerprint: str
 ) -> DataReport:
     counts = {entry.name: getattr(tally, entry.name) for entry in dataclasses.fields(tally)}
-    del counts["has_kinds"]
+    for name in _OPTIONAL:
+        del counts[name]
     return DataReport(
         **{**counts, "skipped": tuple(tally.skipped), "notes": tuple(tally.notes)},
         dataset_name=settings.dataset_name,
@@ -210,10 +217,11 @@ def _nothing_used(settings: DataSettings, rows_read: int, skipped: list[SkippedR
 
 def _load(folder: Path) -> PreparedData:
     kept = json.loads((folder / _REPORT).read_text(encoding="utf-8"))
-    has_kinds, skipped, notes = (kept.pop(name) for name in ("has_kinds", "skipped", "notes"))
+    absent = [column for name, column in _OPTIONAL.items() if not kept.pop(name)]
+    skipped, notes = kept.pop("skipped"), kept.pop("notes")
     report = DataReport(**kept, skipped=tuple(SkippedRow(**row) for row in skipped), notes=tuple(notes))
     dataset = datasets.concatenate_datasets([Dataset.from_file(str(file)) for file in sorted(folder.glob("*.arrow"))])
-    return PreparedData(dataset=dataset if has_kinds else dataset.remove_columns("token_kinds"), report=report)
+    return PreparedData(dataset=dataset.remove_columns(absent), report=report)
 
 
 def _fingerprint(table: pyarrow.Table) -> str:

@@ -1,7 +1,7 @@
 """Turn a conversation into token ids and labels: only what the assistant says carries labels."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
@@ -12,6 +12,7 @@ from profit_sft.data.messages import shown
 from profit_sft.data.row import Row
 from profit_sft.data.settings import TEMPLATE_DATE
 from profit_sft.data.turns import render_conversation
+from profit_sft.data.weights import WeightedPart, check_parts, given_weights, shifted_parts, spread, weights_of_parts
 
 IGNORE_INDEX = -100
 TOKEN_KINDS = {"none": 0, "core": 1, "style": 2}  # what a token is, where rows carry `answer_spans`
@@ -27,12 +28,14 @@ class Tokenized:
         input_ids: Token ids.
         labels: The same ids where the assistant speaks, `IGNORE_INDEX` elsewhere.
         token_kinds: One of `TOKEN_KINDS` a token, or None where the row has no spans.
+        token_weights: The weight of each token, or None where the row brings none but 1.
         notes: What the report should say of it, once for all rows.
     """
 
     input_ids: list[int]
     labels: list[int]
     token_kinds: list[int] | None
+    token_weights: list[float] | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -52,13 +55,17 @@ class LabeledText:
     Attributes:
         text: All of it.
         trained: The characters that carry labels, in order.
+        weights: The weight of each of these stretches.
         spans: Of characters of the text, or empty.
+        parts: Characters of the text with a weight of their own.
         notes: As of `Tokenized`.
     """
 
     text: str
     trained: Sequence[tuple[int, int]]
+    weights: Sequence[float]
     spans: Sequence[AnswerSpan]
+    parts: Sequence[WeightedPart]
     notes: tuple[str, ...]
 
 
@@ -78,7 +85,7 @@ def tokenize_conversation(
     texts = label_conversation(
         conversation, tokenizer, row, train_on=train_on, empty_think=empty_think, template_date=template_date
     )
-    return tokenize_texts(texts, tokenizer)
+    return weighed(tokenize_texts(texts, tokenizer), row)
 
 
 def label_conversation(
@@ -102,7 +109,8 @@ def label_conversation(
     Args:
         conversation: The row in canonical form.
         tokenizer: A fast one, with a chat template unless the conversation is plain text.
-        row: For messages, and for its `answer_spans`: character spans `start`, `end`, `kind` of the last answer.
+        row: For messages, for its `answer_spans`: character spans `start`, `end`, `kind` of the last answer, and for
+            the stretches in its `token_weights`.
         train_on: Label all assistant turns that may be trained, or the last one only.
         empty_think: Label a thought without words that the template puts before an answer, or ignore it.
         template_date: The day that templates are told which write today's date.
@@ -117,10 +125,12 @@ def label_conversation(
     )
     examples: list[LabeledText | Tokenized] = []
     for example in rendered:
-        spans = _answer_spans(row, example.answer) if example is rendered[-1] else []
-        if spans:
-            spans = _shifted(spans, _place_of(example.answer, example.text, example.trained[-1], row))
-        examples.append(LabeledText(example.text, example.trained, spans, conversation.notes + example.notes))
+        spans, parts = _of_answer(row, example.answer) if example is rendered[-1] else ([], [])
+        if spans or parts:
+            place = _place_of(example.answer, example.text, example.trained[-1], row)
+            spans, parts = _shifted(spans, place), shifted_parts(parts, place)
+        notes = conversation.notes + example.notes
+        examples.append(LabeledText(example.text, example.trained, example.weights, spans, parts, notes))
     return examples
 
 
@@ -139,22 +149,50 @@ def tokenize_texts(examples: Sequence[LabeledText | Tokenized], tokenizer: PreTr
 
 def _labeled(example: LabeledText, input_ids: list[int], offsets: Sequence[tuple[int, int]]) -> Tokenized:
     """Label every token that reaches into a trained stretch of characters."""
-    labels, token = [IGNORE_INDEX] * len(input_ids), 0
-    for first, last in example.trained:
+    labels, weights, token = [IGNORE_INDEX] * len(input_ids), [1.0] * len(input_ids), 0
+    for (first, last), weight in zip(example.trained, example.weights, strict=True):
         # A token that reaches into the stretch is of it: where a prompt ends in a space, the first word may have it.
         # So is an empty one that ends in it, as tokenizers with `trim_offsets` (GPT-NeoX's, so OLMo's) report spaces.
         while token < len(offsets) and offsets[token][1] <= first:
             token += 1
         while token < len(offsets) and (offsets[token][0] < last or offsets[token] == (last, last)):
-            labels[token] = input_ids[token]
+            labels[token], weights[token] = input_ids[token], weight
             token += 1
+    token_weights = weights_of_parts(weights, offsets, example.parts)
     if not example.spans:
-        return Tokenized(input_ids, labels, None, example.notes)
+        return Tokenized(input_ids, labels, None, token_weights, example.notes)
     kinds = [
         TOKEN_KINDS["none"] if label == IGNORE_INDEX else _kind(example.spans, *place)
         for label, place in zip(labels, offsets, strict=True)
     ]
-    return Tokenized(input_ids, labels, kinds, example.notes)
+    return Tokenized(input_ids, labels, kinds, token_weights, example.notes)
+
+
+def weighed(examples: list[Tokenized], row: Row) -> list[Tokenized]:
+    """Multiply the weights of a row's tokens with the numbers in its column `token_weights`, if that has numbers.
+
+    Raises:
+        DataError: There are not as many as tokens or label tokens, or the row gives several examples.
+    """
+    numbers, _ = given_weights(row)
+    if not numbers:
+        return examples
+    if len(examples) > 1:
+        raise row.error(
+            f"'token_weights' has a number a token, but the row gives {len(examples)} examples, one a turn, as the "
+            "chat template rewrites earlier turns. Give stretches of the last answer, or a weight to each message."
+        )
+    (example,) = examples
+    own = spread(row, numbers, [label != IGNORE_INDEX for label in example.labels])
+    others = example.token_weights or [1.0] * len(own)
+    return [replace(example, token_weights=[a * b for a, b in zip(own, others, strict=True)])]
+
+
+def _of_answer(row: Row, answer: str) -> tuple[list[AnswerSpan], list[WeightedPart]]:
+    """Read what a row says of the characters of its last answer."""
+    parts = given_weights(row)[1]
+    check_parts(row, parts, answer)
+    return _answer_spans(row, answer), parts
 
 
 def _answer_spans(row: Row, answer: str) -> list[AnswerSpan]:
@@ -207,7 +245,8 @@ def _plain_text(conversation: Conversation, tokenizer: PreTrainedTokenizerBase, 
     prompt, completion = conversation.prompt, conversation.completion
     assert prompt is not None
     assert completion is not None
-    spans = _shifted(_answer_spans(row, completion), len(prompt))
+    spans, parts = _of_answer(row, completion)
+    spans, parts = _shifted(spans, len(prompt)), shifted_parts(parts, len(prompt))
     eos = eos_token(tokenizer) or ""
     text = prompt + completion if completion.endswith(eos) else prompt + completion + eos
     prompt_ids: list[int] = tokenizer(prompt)["input_ids"]
@@ -221,4 +260,5 @@ def _plain_text(conversation: Conversation, tokenizer: PreTrainedTokenizerBase, 
     kinds = [_kind(spans, start, end) for start, end in encoded["offset_mapping"][shared:]]
     kinds = [TOKEN_KINDS["none"]] * shared + kinds
     labels = [IGNORE_INDEX] * shared + input_ids[shared:]
-    return Tokenized(input_ids, labels, kinds if spans else None, conversation.notes)
+    weights = weights_of_parts([conversation.weights[0]] * len(labels), encoded["offset_mapping"], parts)
+    return Tokenized(input_ids, labels, kinds if spans else None, weights, conversation.notes)

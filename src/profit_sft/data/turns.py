@@ -42,12 +42,14 @@ class Rendered:
     Attributes:
         text: All of it.
         trained: The characters that carry labels, in order.
+        weights: The weight of each of these stretches.
         answer: The content of the last message that is trained.
         notes: What the report should say of it.
     """
 
     text: str
     trained: tuple[Span, ...]
+    weights: tuple[float, ...]
     answer: str
     notes: tuple[str, ...] = ()
 
@@ -82,9 +84,9 @@ def render_conversation(
             f"is a chat, but the tokenizer of '{tokenizer.name_or_path}' has no chat template. Name one with "
             "--chat_template_path, or give text in 'prompt' and 'completion'."
         )
-    messages, trained = list(conversation.messages), list(conversation.trained)
+    messages, trained, weights = list(conversation.messages), list(conversation.trained), list(conversation.weights)
     if train_on == "last":
-        trained = trained[-1:]
+        trained, weights = trained[-1:], weights[-1:]
         messages = messages[: trained[0] + 1]
     try:
         template = ChatTemplate(tokenizer, conversation.tools, conversation.template_options, template_date)
@@ -97,7 +99,7 @@ def render_conversation(
     problem: CannotLabel | None = None
     for spelled in spellings(known, template.source):
         try:
-            examples = _examples(_Chat(template, known, spelled, trained))
+            examples = _examples(_Chat(template, known, spelled, trained, dict(zip(trained, weights, strict=True))))
         except CannotLabel as error:
             # What a template leaves out says more than what it stumbles over in a spelling that it does not want.
             problem = error if problem is None or not error.refused else problem
@@ -108,12 +110,13 @@ def render_conversation(
 
 @dataclass(frozen=True, slots=True)
 class _Chat:
-    """What is rendered: messages as the data has them and as the template wants them, and which are trained."""
+    """What is rendered: messages as the data has them and as the template wants them, which are trained, how much."""
 
     template: ChatTemplate
     messages: list[Message]
     spelled: list[Message]
     trained: list[int]
+    weights: dict[int, float]
 
 
 def _examples(chat: _Chat) -> list[Rendered]:
@@ -293,7 +296,8 @@ def _complete(chat: _Chat, turns: Sequence[int], text: str, spans: Sequence[Span
                 f"learned without it. {_TEMPLATE_FIX} Or leave that message out."
             )
     answer = chat.messages[turns[-1]].get("content", "")
-    return Rendered(text, tuple(spans), answer, tuple(_notes(chat, text)))
+    weights = tuple(chat.weights[turn] for turn in turns)
+    return Rendered(text, tuple(spans), weights, answer, tuple(_notes(chat, text)))
 
 
 def _notes(chat: _Chat, text: str) -> Iterator[str]:

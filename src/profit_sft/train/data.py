@@ -1,6 +1,7 @@
 """Which data a run trains and is evaluated on, and preparing it."""
 
 import dataclasses
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -144,5 +145,23 @@ def load_data(
     if run.reference_scores is not None:
         command = score_command(run, config, model_config)
         train = add_reference_log_probs(train, settings, run.reference_scores, command=command)
+    _check_weights(config, train)
     to_evaluate = evaluation_settings(run, config)
     return train, None if to_evaluate is None else prepare_dataset(to_evaluate, tokenizer, progress)
+
+
+def _check_weights(config: ProFitConfig, data: PreparedData) -> None:
+    """Warn of weights that nothing reads; refuse an objective without the weights that it reads."""
+    objective = config.make_objective()
+    given, needed = "token_weights" in (data.dataset.column_names or ()), "token_weights" in objective.needs
+    if given and not needed:
+        warnings.warn(
+            f"'{data.report.dataset_name}' has weights (a column 'token_weights', or 'weight' in rows or messages), "
+            f"and {objective} does not read them: every label counts in full. To use them: --objective given.",
+            stacklevel=2,
+        )
+    if needed and not given:
+        raise ConfigurationError(
+            f"{objective} reads weights, and '{data.report.dataset_name}' has none but 0 and 1. Give a column "
+            "'token_weights', or 'weight' in rows or messages, or take another objective."
+        )
