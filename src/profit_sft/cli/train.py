@@ -7,7 +7,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 from rich.table import Table
@@ -170,26 +170,10 @@ def next_commands(record: "RunRecord") -> list[tuple[str, str]]:
         ("what it learned, by problems", ("eval", folder, "--tasks", "gsm8k", "--output_dir", f"{folder}/eval")),
         ("what the mask hid before, and hides now", mask),
     ]
-    other = _other_objective(settings)
-    if other is None:
-        commands.append(("the curves once more", ("report", folder)))
-    else:
-        name, flags = other
-        again = ("train", "--config", f"{folder}/config.yaml", *flags, "--output_dir", f"{folder}-compared")
-        commands.append((f"the same by {name}; then: profit report with both folders", again))
+    objective, name = ("profit", "ProFit") if settings["objective"] == "nll" else ("nll", "plain SFT")
+    again = ("--config", f"{folder}/config.yaml", "--objective", objective, "--output_dir", f"{folder}-compared")
+    commands.append((f"the same by {name}; then: profit report with both folders", ("train", *again)))
     return [(what, shlex.join(["profit", *words])) for what, words in commands]
-
-
-def _other_objective(settings: Mapping[str, Any]) -> tuple[str, tuple[str, str]] | None:
-    """Return the objective to compare with and the flags that ask for it; None where settings of the first remain."""
-    if settings["objective"] == "nll":
-        return "ProFit", ("--objective", "profit")
-    names = ("threshold", "threshold_direction", "objective_kwargs")
-    given = [name for name in names if settings.get(name) is not None]
-    if not given:
-        return "plain SFT", ("--objective", "nll")
-    # A field of ProFit's would be refused under nll. At threshold 0 it keeps every token, which is plain SFT.
-    return ("plain SFT", ("--threshold", "0")) if given == ["threshold"] and settings["threshold"] else None
 
 
 def print_dry_run(report: "DryRunReport", *, as_json: bool) -> None:

@@ -1,10 +1,11 @@
 """The command line of `profit train`: TRL's parser over the settings of run, trainer and model."""
 
 import argparse
+import dataclasses
 import difflib
 import itertools
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from trl import ModelConfig, TrlParser
 
@@ -14,9 +15,25 @@ from profit_sft.train.arguments import RunArguments
 from profit_sft.train.config import ProFitConfig
 from profit_sft.train.ranges import check_values
 
+_OF_THE_OBJECTIVE = ("threshold", "threshold_direction", "objective_kwargs")
+_DEFAULT_OBJECTIVE = next(entry.default for entry in dataclasses.fields(ProFitConfig) if entry.name == "objective")
+
 
 class Parser(TrlParser):
-    """TRL's parser with errors of one line instead of four hundred flags of usage."""
+    """TRL's parser with errors of one line instead of four hundred flags of usage.
+
+    Attributes:
+        objective: The objective that the command line names, or None.
+    """
+
+    objective: str | None = None
+
+    def set_defaults_with_config(self, **settings: Any) -> list[str]:
+        """Take a file's settings; where the command line names another objective, not those that the file's had."""
+        if self.objective not in (None, settings.get("objective", _DEFAULT_OBJECTIVE)):
+            settings = {name: value for name, value in settings.items() if name not in _OF_THE_OBJECTIVE}
+        found: list[str] = super().set_defaults_with_config(**settings)
+        return found
 
     def error(self, message: str) -> NoReturn:
         """Raise ConfigurationError, where argparse would leave the process."""
@@ -46,6 +63,7 @@ def parse(arguments: Sequence[str]) -> tuple[RunArguments, ProFitConfig, ModelCo
     for flag, path in itertools.pairwise(arguments):
         if flag == "--config":
             read_yaml(path)  # TRL's parser, which reads it again, would take anything
+    parser.objective = _named(arguments).objective
     try:
         run, config, model_config, unknown = parser.parse_args_and_config(
             args=list(arguments), return_remaining_strings=True, fail_with_unknown_args=False
@@ -78,12 +96,17 @@ def normalized(argument: str) -> str:
 
 def names_a_launch(arguments: Sequence[str]) -> bool:
     """Say whether flags or file name an accelerate_config, before they are parsed; mistakes are for the parser."""
-    given = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    given.add_argument("--config")
-    given.add_argument("--accelerate_config")
     try:
-        known, _ = given.parse_known_args([normalized(argument) for argument in arguments])
-        settings = read_yaml(known.config)[0] if known.config else {}
-    except (argparse.ArgumentError, SystemExit, ConfigurationError):
+        named = _named([normalized(argument) for argument in arguments])
+        settings = read_yaml(named.config)[0] if named.config else {}
+    except ConfigurationError:
         return False
-    return bool(known.accelerate_config or settings.get("accelerate_config"))
+    return bool(named.accelerate_config or settings.get("accelerate_config"))
+
+
+def _named(arguments: Sequence[str]) -> argparse.Namespace:
+    """Return what is looked at before the command line is parsed; mistakes are for the parser to tell."""
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name in ("--config", "--accelerate_config", "--objective"):
+        early.add_argument(name, nargs="?")
+    return early.parse_known_args(arguments)[0]
