@@ -165,7 +165,8 @@ def next_commands(record: "RunRecord") -> list[tuple[str, str]]:
     settings = yaml.safe_load((record.folder / "config.yaml").read_text(encoding="utf-8"))
     folder = str(record.folder)
     models = ("--model_name_or_path", str(settings["model_name_or_path"]), "--compare_to", folder)
-    mask = ("inspect", "--dataset_name", str(settings["dataset_name"]), *models, "--output_file", f"{folder}/mask.html")
+    data = str(settings.get("dataset_name", f"{folder}/config.yaml"))  # the file stands for the mixture it names
+    mask = ("inspect", "--dataset_name", data, *models, "--output_file", f"{folder}/mask.html")
     commands = [
         ("what it learned, by problems", ("eval", folder, "--tasks", "gsm8k", "--output_dir", f"{folder}/eval")),
         ("what the mask hid before, and hides now", mask),
