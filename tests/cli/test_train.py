@@ -345,9 +345,10 @@ def test_the_main_job_runs_on_real_rows_and_plain_transformers_loads_it(smollm2_
         *("--logging_steps", "1"),
         *("--save_only_model", "True"),
         *("--output_dir", str(tmp_path / "run")),
+        "--json",
     ]
     assert run_app(arguments) == 0
-    last = json.loads(capsys.readouterr().out)
+    last = json.loads(capsys.readouterr().out)["last_log"]
     assert 0.5 < last["kept_share"] < 0.95
     assert 0 < last["loss"] < last["nll"]
     trained = AutoModelForCausalLM.from_pretrained(tmp_path / "run")

@@ -64,15 +64,20 @@ def records(tmp_path_factory):
         launch, out = LAUNCHES[name], tmp_path_factory.mktemp(name)
         skip_without_its_engine(launch)
         arguments = [str(FOLDER / part) if part.endswith(".py") else part for part in launch.arguments]
-        done = subprocess.run(
-            [sys.executable, "-m", *arguments, name, str(out)],
-            env=environment(**launch.environment),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=TIMEOUT_S,
-            check=False,
-        )
+        # torch's own code crashes now and then at the end of a case (seen: SIGSEGV of one of two processes under FSDP2,
+        # on a machine with other load), without a frame of Python. One more try; a fault of ours would be there again.
+        for _ in range(2):
+            done = subprocess.run(
+                [sys.executable, "-m", *arguments, name, str(out)],
+                env=environment(**launch.environment),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                timeout=TIMEOUT_S,
+                check=False,
+            )
+            if "(SIGSEGV)" not in done.stdout:
+                break
         found = {int(path.stem): torch.load(path) for path in out.glob("*.pt")}
         return found, f"exit status {done.returncode}\n{done.stdout[-6000:]}"
 

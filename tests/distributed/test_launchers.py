@@ -106,7 +106,8 @@ def test_a_rank_that_dies_ends_the_run_with_an_error_and_no_old_model_is_left(tr
         with pytest.raises(ProcessLookupError):
             os.kill(rank, 0)
     assert {path.name for path in run.iterdir()} == {
-        *("config.yaml", "environment.json", "data.json", "metrics.jsonl", ".lock")
+        *("config.yaml", "environment.json", "data.json", "metrics.jsonl", ".lock"),
+        *("run.json", "rows.json", "report.html"),
     }
 
 

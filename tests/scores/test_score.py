@@ -203,7 +203,7 @@ def test_a_killed_job_goes_on_without_loss_or_duplication(tiny_folder, rows, tmp
     assert shard_bytes(tmp_path / "out") == shard_bytes(tmp_path / "whole")
     assert resumed.manifest == whole.manifest
     left = {path.name for path in (tmp_path / "out").iterdir()} - set(shard_bytes(tmp_path / "out"))
-    assert left == {"scores.json", "tokenizer"}
+    assert left == {"scores.json", "tokenizer", ".lock"}
 
 
 @pytest.mark.slow
