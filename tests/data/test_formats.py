@@ -187,6 +187,10 @@ BAD_ROWS = {
         {"messages": [USER, {**ASSISTANT, "tool_calls": "add"}]},
         r"'messages\[1\]' has 'tool_calls' that are no list, 'add'",
     ),
+    "two calls": (
+        {"messages": [USER, {**ASSISTANT, "tool_calls": [{"name": "add"}], "function_call": {"name": "sub"}}]},
+        r"'messages\[1\]' has a 'function_call' and other 'tool_calls', .* Keep one",
+    ),
     "two thoughts": (
         {"messages": [USER, {**ASSISTANT, "reasoning": "hm", "thinking": "aha"}]},
         r"'messages\[1\]' has two different thoughts, 'aha' and 'hm'. Keep one",

@@ -185,6 +185,13 @@ CALLING = CHATML.replace(
 )
 
 
+def test_a_key_of_a_call_that_the_template_does_not_read_is_named(rendered):
+    call = {**CALL, "tool_calls": [{"name": "add", "arguments": {"a": 1}, "mood": "good", "id": "1"}]}
+    template = CALLING.replace("ARGUMENTS", "{{ call.function.arguments }}")
+    ((_, _, notes),) = rendered(USER, call, template=template)
+    assert notes == ("key 'mood' of tool calls is not used",)
+
+
 @pytest.mark.parametrize("arguments", ["{{ call.function.arguments | tojson }}", "{{ '' + call.function.arguments }}"])
 def test_arguments_of_calls_are_an_object_or_text_as_the_template_wants(rendered, arguments):
     result = {"role": "tool", "content": "5"}

@@ -20,6 +20,8 @@ _ROLES = {
 }
 _CALL_ROLES = ("function_call", "tool_call")
 _REASONING_KEYS = ("reasoning_content", "thinking", "reasoning", "thought", "thoughts")
+_ARGUMENT_KEYS = ("arguments", "parameters", "args", "input")  # the last two LangChain's and Anthropic's
+_CALL_KEYS = ("id", "index", "type", "function", "name")
 _TRAIN_KEYS = ("weight", "train", "loss", "trainable", "training")
 _TRUTHS = {"true": 1.0, "false": 0.0}
 _TEXT_PARTS = ("text", "input_text", "output_text")
@@ -76,13 +78,15 @@ def _read_message(row: Row, place: str, turn: Any) -> tuple[Message, float]:
     weights = [read_weight(row, f"{place} has {key}", rest.pop(key)) for key in _TRAIN_KEYS if key in rest]
     message: Message = {"role": role}
     if role == "assistant":
-        calls = rest.pop("function_call", None)
-        calls = rest.pop("tool_calls", None) or ([] if calls is None else [calls])
-        if named.lower() in _CALL_ROLES and (read := _parsed(given)) is not given:
+        calls = rest.pop("tool_calls", None) or []
+        one_call = rest.pop("function_call", None)
+        if named.lower() in _CALL_ROLES and isinstance(read := _parsed(given), (Mapping, list)):
             given, calls = None, read if isinstance(read, list) else [read]
         content, thoughts = _content(row, place, given)
         thoughts += [_thought(row, place, key, rest.pop(key)) for key in _REASONING_KEYS if key in rest]
         tool_calls = _tool_calls(row, place, calls)
+        if is_given(_parsed(one_call)):
+            tool_calls = _with_one_call(row, place, tool_calls, *_tool_calls(row, place, [one_call]))
         message |= _answer(row, place, content, list(dict.fromkeys(filter(str.strip, thoughts))), tool_calls)
     else:
         if role == "tool":
@@ -161,17 +165,29 @@ def _tool_calls(row: Row, place: str, calls: Any) -> list[dict[str, Any]]:
     return [_tool_call(row, place, _parsed(call)) for call in calls if call is not None]
 
 
+def _with_one_call(
+    row: Row, place: str, calls: list[dict[str, Any]], call: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """Return the calls and OpenAI's older spelling of one, which says the same as they or stands alone."""
+    if calls and [other["function"] for other in calls] != [call["function"]]:
+        raise row.error(f"{place} has a 'function_call' and other 'tool_calls', {shown(calls)}. Keep one of the two.")
+    return calls or [call]
+
+
 def _tool_call(row: Row, place: str, call: Any) -> dict[str, Any]:
-    """Return a call as OpenAI nests it, its arguments as an object where they are one in JSON."""
+    """Return a call as OpenAI nests it, its arguments as an object where they are one in JSON; other keys stay."""
     if isinstance(call, Mapping):
         nested = _parsed(call.get("function"))
         function = nested if isinstance(nested, Mapping) else call
         name = function.get("name")
         if isinstance(name, str) and name:
-            arguments = _parsed(function.get("arguments", function.get("parameters")))
-            given = {} if arguments is None else arguments
+            key = next((key for key in _ARGUMENT_KEYS if function.get(key) is not None), None)
+            arguments = None if key is None else _parsed(function[key])
+            if arguments is None or (isinstance(arguments, str) and not arguments.strip()):
+                arguments = {}  # OpenAI writes empty text where nothing is given
+            rest = {k: v for k, v in {**function, **call}.items() if k not in (*_CALL_KEYS, key) and v is not None}
             outer = {key: call[key] for key in ("id", "index") if call.get(key) is not None}
-            return {"type": "function", **outer, "function": {"name": name, "arguments": given}}
+            return {"type": "function", **outer, **rest, "function": {"name": name, "arguments": arguments}}
     raise row.error(
         f"{place} has a tool call without the name of a function, {shown(call)}. Give name and arguments, or drop the "
         "row."

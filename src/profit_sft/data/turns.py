@@ -33,6 +33,7 @@ _EACH_TURN = (
 _TEMPLATE_FIX = "Name another template with --chat_template_path."
 # What read_message writes; any other key is the data's own.
 _KNOWN_KEYS = ("role", "content", "reasoning_content", "tool_calls")
+_KNOWN_CALL_KEYS = ("type", "id", "index", "function")
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,6 +313,10 @@ def _notes(chat: _Chat, text: str) -> Iterator[str]:
     for key in dict.fromkeys(own_keys):
         if not template.reads(key):
             yield f"key '{key}' of messages is not used"
+    calls = [call for message in chat.messages for call in message.get("tool_calls", ())]
+    for key in dict.fromkeys(key for call in calls for key in call if key not in _KNOWN_CALL_KEYS):
+        if not template.reads(key):
+            yield f"key '{key}' of tool calls is not used"
     for key, value in template.own_options.items():
         if is_given(value) and not template.reads(key):
             yield f"'{key}' of chat_template_kwargs is not used: {template.name} does not read it"
