@@ -33,6 +33,11 @@ SPELLINGS = {
     "reasoning": ({**SAID, "reasoning": "Two and three.", "reasoning_content": None}, THINKING),
     "thought": ({**SAID, "thought": "Two and three.", "thinking": ""}, THINKING),
     "one thought under two names": ({**THINKING, "reasoning": "Two and three."}, THINKING),
+    "a thought in the content too": (
+        {**THINKING, "content": "<think>\nTwo and three.\n</think>\n\nFive."},
+        THINKING,
+    ),
+    "a user with an assistant's keys, empty": ({**USER, "tool_calls": "[]", "thinking": "", "function_call": {}}, USER),
     "a part that thinks": (
         {
             "role": "assistant",

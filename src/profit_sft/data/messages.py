@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,6 +25,7 @@ _ARGUMENT_KEYS = ("arguments", "parameters", "args", "input")  # the last two La
 _CALL_KEYS = ("id", "index", "type", "function", "name")
 _TRAIN_KEYS = ("weight", "train", "loss", "trainable", "training")
 _TRUTHS = {"true": 1.0, "false": 0.0}
+THOUGHT_WITHIN = re.compile(r"\s*<think>\s*(.*?)\s*</think>\s*(.*)", re.DOTALL)  # content that begins with one
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _THOUGHT_PARTS = ("thinking", "reasoning")
 
@@ -84,10 +86,12 @@ def _read_message(row: Row, place: str, turn: Any) -> tuple[Message, float]:
             given, calls = None, read if isinstance(read, list) else [read]
         content, thoughts = _content(row, place, given)
         thoughts += [_thought(row, place, key, rest.pop(key)) for key in _REASONING_KEYS if key in rest]
+        if any(map(str.strip, thoughts)) and content and (within := THOUGHT_WITHIN.match(content)):
+            thoughts, content = [*thoughts, within[1]], within[2]
         tool_calls = _tool_calls(row, place, calls)
         if is_given(_parsed(one_call)):
             tool_calls = _with_one_call(row, place, tool_calls, *_tool_calls(row, place, [one_call]))
-        message |= _answer(row, place, content, list(dict.fromkeys(filter(str.strip, thoughts))), tool_calls)
+        message |= _answer(row, place, content, _different(thoughts), tool_calls)
     else:
         if role == "tool":
             given = _result(given)
@@ -96,8 +100,16 @@ def _read_message(row: Row, place: str, turn: Any) -> tuple[Message, float]:
             raise row.error(
                 f"{place} must have text as content, got {shown(given)}. Only text is trained on; mend or drop the row."
             )
+        _refuse_keys_of_answers(row, place, role, rest)
         message["content"] = content
     return message | rest, math.prod(weights, start=1.0)
+
+
+def _refuse_keys_of_answers(row: Row, place: str, role: str, rest: dict[str, Any]) -> None:
+    """Refuse thoughts and calls of others than the assistant, which templates write or stumble over; drop empty ones."""
+    for key in ("tool_calls", "function_call", *_REASONING_KEYS):
+        if is_given(_parsed(rest.pop(key, None))):
+            raise row.error(f"{place} has '{key}', but is of role {role}: only an assistant has it. Leave it out.")
 
 
 def _result(given: Any) -> Any:
@@ -106,6 +118,11 @@ def _result(given: Any) -> Any:
     if isinstance(given, Mapping) or (isinstance(given, (list, tuple)) and not is_parts):
         return json.dumps(without_nulls(given), ensure_ascii=False)
     return "" if given is None else given
+
+
+def _different(thoughts: Sequence[str]) -> list[str]:
+    """Return the thoughts that say something, of those alike but for white space around them the first."""
+    return list({thought.strip(): thought for thought in reversed(thoughts) if thought.strip()}.values())[::-1]
 
 
 def _answer(
@@ -258,10 +275,14 @@ def read_object(row: Row, field: str, value: Any) -> dict[str, Any]:
 
 
 def read_tool(row: Row, field: str, tool: Any) -> dict[str, Any]:
-    """Return the description of a tool as OpenAI nests it."""
+    """Return the description of a tool as OpenAI nests it; what of it is JSON text becomes an object."""
     tool = _parsed(tool)
     if isinstance(tool, Mapping) and tool:
-        return dict(tool) if "name" not in tool or "function" in tool else {"type": "function", "function": dict(tool)}
+        nested = dict(tool) if "name" not in tool or "function" in tool else {"type": "function", "function": tool}
+        function = _parsed(nested.get("function", {}))
+        if isinstance(function, Mapping):
+            parsed = {key: _parsed(value) if key == "parameters" else value for key, value in function.items()}
+            return {**nested, "function": parsed} if "function" in nested else nested
     raise row.error(f"'{field}' must hold descriptions of tools, got {shown(tool)}. Mend or drop the row.")
 
 

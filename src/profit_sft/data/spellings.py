@@ -8,11 +8,10 @@ from itertools import product
 from typing import Any
 
 from profit_sft.data.chat_template import mentions
-from profit_sft.data.messages import Message
+from profit_sft.data.messages import THOUGHT_WITHIN, Message
 
 _DEVELOPER = "['\"]developer['\"]"
 _PARTS = r"['\"]text['\"]|\.text\b"  # a template that reads the text of parts
-_THOUGHT_WITHIN = re.compile(r"\s*<think>\s*(.*?)\s*</think>\s*(.*)", re.DOTALL)
 _ESCAPES = re.compile(r"\\[nrtbf]|[\\\"'\s]")
 _THINK_TAGS = re.compile(r"</?think>")
 
@@ -52,7 +51,7 @@ def _with_thought_moved(message: Message) -> Message:
     if "reasoning_content" in message:
         rest = {key: value for key, value in message.items() if key != "reasoning_content"}
         return {**rest, "content": f"<think>\n{message['reasoning_content']}\n</think>\n\n{content}"}
-    found = _THOUGHT_WITHIN.match(content)
+    found = THOUGHT_WITHIN.match(content)
     return message if found is None else {**message, "content": found[2], "reasoning_content": found[1]}
 
 
