@@ -113,7 +113,9 @@ def test_what_is_not_used_is_named():
 def test_tools_are_read_in_every_spelling_and_without_the_nulls_of_parquet():
     tool = {"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {"a": {}}}}}
     bare = {"name": "add", "parameters": {"type": "object", "properties": {"a": {}, "b": None}}, "strict": None}
-    for tools in ([tool], json.dumps([tool]), [json.dumps(tool)], [bare]):
+    in_text = {**tool, "function": json.dumps({**bare, "parameters": json.dumps(tool["function"]["parameters"])})}
+    in_text["function"] = in_text["function"].replace(', "strict": null', "")
+    for tools in ([tool], json.dumps([tool]), [json.dumps(tool)], [bare], [in_text]):
         assert converted({"messages": [USER, ASSISTANT], "tools": tools}).tools == (tool,)
     assert converted({"messages": [USER, ASSISTANT], "functions": [bare]}).tools == (tool,)
     nothing = {"type": "function", "function": {"name": "add", "default": None}}
@@ -186,6 +188,26 @@ BAD_ROWS = {
     "calls no list": (
         {"messages": [USER, {**ASSISTANT, "tool_calls": "add"}]},
         r"'messages\[1\]' has 'tool_calls' that are no list, 'add'",
+    ),
+    "another thought in the content": (
+        {"messages": [USER, {"role": "assistant", "content": "<think>hm</think>Four.", "thinking": "aha"}]},
+        r"'messages\[1\]' has two different thoughts, 'aha' and 'hm'. Keep one",
+    ),
+    "a user's thought": (
+        {"messages": [{**USER, "reasoning_content": "hm"}, ASSISTANT]},
+        r"'messages\[0\]' has 'reasoning_content', but is of role user: only an assistant has it. Leave it out",
+    ),
+    "a tool's calls": (
+        {"messages": [USER, {"role": "tool", "content": "x", "tool_calls": [1]}, ASSISTANT]},
+        r"'messages\[1\]' has 'tool_calls', but is of role tool",
+    ),
+    "tool whose function is no object": (
+        {"messages": [USER, ASSISTANT], "tools": [{"type": "function", "function": "add"}]},
+        "'tools' must hold descriptions of tools",
+    ),
+    "two calls": (
+        {"messages": [USER, {**ASSISTANT, "tool_calls": [{"name": "add"}], "function_call": {"name": "sub"}}]},
+        r"'messages\[1\]' has a 'function_call' and other 'tool_calls', .* Keep one",
     ),
     "two thoughts": (
         {"messages": [USER, {**ASSISTANT, "reasoning": "hm", "thinking": "aha"}]},

@@ -33,6 +33,11 @@ SPELLINGS = {
     "reasoning": ({**SAID, "reasoning": "Two and three.", "reasoning_content": None}, THINKING),
     "thought": ({**SAID, "thought": "Two and three.", "thinking": ""}, THINKING),
     "one thought under two names": ({**THINKING, "reasoning": "Two and three."}, THINKING),
+    "a thought in the content too": (
+        {**THINKING, "content": "<think>\nTwo and three.\n</think>\n\nFive."},
+        THINKING,
+    ),
+    "a user with an assistant's keys, empty": ({**USER, "tool_calls": "[]", "thinking": "", "function_call": {}}, USER),
     "a part that thinks": (
         {
             "role": "assistant",
@@ -48,6 +53,22 @@ SPELLINGS = {
     ),
     "calls as JSON text": ({**CALLING, "tool_calls": json.dumps([CALL])}, CALLING),
     "flat call": ({**CALLING, "tool_calls": [CALL["function"]]}, CALLING),
+    "LangChain's args": ({**CALLING, "tool_calls": [{"name": "add", "args": {"a": 2, "b": 3}}]}, CALLING),
+    "Anthropic's input": (
+        {**CALLING, "tool_calls": [{"type": "tool_use", "name": "add", "input": {"a": 2, "b": 3}}]},
+        CALLING,
+    ),
+    "no arguments as empty text": (
+        {**CALLING, "tool_calls": [{"function": {"name": "add", "arguments": ""}}]},
+        {**CALLING, "tool_calls": [{"type": "function", "function": {"name": "add", "arguments": {}}}]},
+    ),
+    "other keys of a call": (
+        {**CALLING, "tool_calls": [{**CALL, "mood": "good"}]},
+        {**CALLING, "tool_calls": [{**CALL, "mood": "good"}]},
+    ),
+    "one function_call beside the same tool_calls": ({**CALLING, "function_call": CALL["function"]}, CALLING),
+    "no function_call beside tool_calls": ({**CALLING, "function_call": {}}, CALLING),
+    "sharegpt's function_call as an object": ({"from": "function_call", "value": CALL["function"]}, CALLING),
     "call with parquet's nulls": (
         {
             **CALLING,

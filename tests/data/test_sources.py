@@ -117,3 +117,20 @@ def test_a_text_column_of_another_name_is_read_as_text(sources):
     settings = DataSettings(dataset_name=str(sources / "a.jsonl"), dataset_text_field="prompt")
     assert [row.values["text"] for row in open_source(settings)] == [f"a{number}" for number in range(10)]
     assert open_source(settings).identity != open_source(DataSettings(dataset_name=settings.dataset_name)).identity
+
+
+@pytest.mark.parametrize(
+    ("row", "text", "problem"),
+    [
+        ({"body": "right", "text": "wrong"}, "right", None),
+        ({"text": "wrong", "body": "right"}, "right", None),
+        ({"text": "wrong"}, "wrong", "has no column 'body' (--dataset_text_field); its columns are 'text'."),
+        ({"prompt": "x", "completion": "y"}, None, None),
+    ],
+    ids=["before", "behind", "absent", "another format"],
+)
+def test_the_column_that_is_named_is_the_text(tmp_path, row, text, problem):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(row))
+    (found,) = open_source(DataSettings(dataset_name=str(path), dataset_text_field="body"))
+    assert (found.values.get("text"), found.problem) == (text, problem)

@@ -161,6 +161,19 @@ def test_keys_tools_and_options_reach_a_template_that_reads_them(rendered):
     assert notes == ()
 
 
+def test_tools_that_only_a_call_names_are_not_used(rendered):
+    row = {"tools": [{"name": "add"}]}
+    template = CALLING.replace("ARGUMENTS", "{{ call.function.arguments }}")
+    ((_, _, notes),) = rendered(USER, CALL, template=template, row=row)
+    assert notes == ("'tools' are not used: the chat template writes none",)
+
+
+def test_a_key_of_messages_is_not_used_where_only_calls_have_one_of_that_name(rendered):
+    template = CALLING.replace("ARGUMENTS", "{{ call.function.arguments }}")
+    ((_, _, notes),) = rendered({**USER, "name": "alice"}, CALL, template=template)
+    assert notes == ("key 'name' of messages is not used",)
+
+
 def test_a_developer_speaks_as_the_system_where_a_template_knows_none(rendered):
     developer, system = {"role": "developer", "content": "Add."}, {"role": "system", "content": "Count."}
     ((text, _, _),) = rendered(developer, USER, ASSISTANT)
@@ -183,6 +196,13 @@ CALLING = CHATML.replace(
     "{{ message.content }}",
     "{{ message.content }}{% for call in message.tool_calls or [] %}{{ call.function.name }}ARGUMENTS{% endfor %}",
 )
+
+
+def test_a_key_of_a_call_that_the_template_does_not_read_is_named(rendered):
+    call = {**CALL, "tool_calls": [{"name": "add", "arguments": {"a": 1}, "mood": "good", "id": "1"}]}
+    template = CALLING.replace("ARGUMENTS", "{{ call.function.arguments }}")
+    ((_, _, notes),) = rendered(USER, call, template=template)
+    assert notes == ("key 'mood' of tool calls is not used",)
 
 
 @pytest.mark.parametrize("arguments", ["{{ call.function.arguments | tojson }}", "{{ '' + call.function.arguments }}"])
@@ -247,6 +267,36 @@ REFUSED = {
         ({"role": "system", "content": "Count."}, USER, ASSISTANT),
         DROPPING.replace("DROPPED", "'system'"),
         "leaves out message 1, of role system, so what follows would be learned without it",
+    ),
+    "a thought that the answer repeats": (
+        (USER, {"role": "assistant", "content": "It is 2 + 2 = 4.", "reasoning": "2 + 2 = 4"}),
+        CHATML,
+        "leaves out the thought of turn 2",
+    ),
+    "a thought within that the answer repeats": (
+        (USER, {"role": "assistant", "content": "<think>four</think>It is four."}),
+        CHATML.replace("message.content", "message.content.split('</think>')[-1]"),
+        "leaves out the thought of turn 2",
+    ),
+    "a call that the thought names": (
+        (USER, {**CALL, "content": "I add a and b, zwei ü."}, USER),
+        CHATML,
+        "leaves out the call of 'add' of turn 2",
+    ),
+    "the second of two calls alike": (
+        (USER, {**CALL, "tool_calls": CALL["tool_calls"] * 2}),
+        CALLING.replace("ARGUMENTS", "{{ call.function.arguments | tojson }}").replace("message.tool_calls or []", "(message.tool_calls or [])[:1]"),
+        "leaves out the call of 'add' of turn 2",
+    ),
+    "a system message that the answer repeats": (
+        ({"role": "system", "content": "four"}, USER, ASSISTANT),
+        DROPPING.replace("DROPPED", "'system'"),
+        "leaves out message 1, of role system",
+    ),
+    "a system message that the question and an earlier turn repeat": (
+        ({"role": "system", "content": "four"}, {**USER, "content": "four?"}, {**ASSISTANT, "train": False}, USER, AGAIN),
+        DROPPING.replace("DROPPED", "'system'"),
+        "leaves out message 1, of role system",
     ),
     "no end": (
         (USER, ASSISTANT),

@@ -9,7 +9,7 @@ import pytest
 from profit_sft.cli.app import run_app
 from profit_sft.data import DataSettings, Row, prepare_dataset, stream_dataset, to_conversation, tokenize_conversation
 from profit_sft.errors import DataError
-from tiny import FORGETFUL, chat_tokenizer, save_tiny_chat_model
+from tiny import CHATML, FORGETFUL, chat_tokenizer, save_tiny_chat_model
 
 USER = {"role": "user", "content": "What is two plus two?"}
 ANSWER = {"role": "assistant", "content": "It is four."}
@@ -70,6 +70,32 @@ def chat(*messages, **columns):
 )
 def test_weights_of_rows_turns_and_characters(values, expected):
     assert weighted_text(values) == expected
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"reasoning_content": "four or so"},
+        {"tool_calls": [{"name": "four", "arguments": {}}]},
+        {"reasoning_content": "four or so", "tool_calls": [{"name": "four", "arguments": {}}]},
+    ],
+    ids=["thought", "call", "both"],
+)
+def test_stretches_of_an_answer_are_not_placed_in_its_thought_or_call(answer):
+    tokenizer = chat_tokenizer()
+    tokenizer.chat_template = CHATML.replace(
+        "{{ message.content }}",
+        "{% if message.reasoning_content %}thought {{ message.reasoning_content }}:{% endif %} {{ message.content }}"
+        "{% if message.tool_calls %} calls {{ message.tool_calls[0].function.name }}{% endif %}",
+    )
+    values = chat(
+        USER, {"role": "assistant", "content": "four", **answer}, token_weights=[{"start": 0, "end": 4, "weight": 0}]
+    )
+    (example,), _ = examples_of(values, tokenizer)
+    (place,) = [index for index, weight in enumerate(example.token_weights) if weight == 0]
+    said = tokenizer.decode(example.input_ids[:place])
+    assert said.endswith("thought four or so:" if "reasoning_content" in answer else "assistant\n")
+    assert tokenizer.decode(example.input_ids[place]) == " four"
 
 
 @pytest.mark.parametrize("values", [chat(USER, ANSWER), {"prompt": "2+2? ", "completion": "It is four."}], ids=str)

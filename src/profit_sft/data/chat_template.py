@@ -78,11 +78,18 @@ class ChatTemplate:
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> str:
         """Return a chat as text."""
-        return self._rendered(messages, add_generation_prompt=add_generation_prompt)[0]
+        return self._rendered(messages, tools=self._tools, add_generation_prompt=add_generation_prompt)[0]
+
+    def writes_the_same(self, text: str, messages: Sequence[Message], *, without_tools: bool = False) -> bool:
+        """Say whether a chat without something, such as the tools, is still this text."""
+        try:
+            return self._rendered(messages, tools=None if without_tools else self._tools)[0] == text
+        except CannotLabel:  # it needs what is left out
+            return False
 
     def render_marked(self, messages: Sequence[Message]) -> tuple[str, list[Span]]:
         """Return a chat as text, and what the template marks of it as the assistant's; marks that touch are one."""
-        text, marks = self._rendered(messages, return_assistant_tokens_mask=True)
+        text, marks = self._rendered(messages, tools=self._tools, return_assistant_tokens_mask=True)
         spans: list[Span] = []
         for start, end in marks:
             if spans and spans[-1][1] == start:
@@ -96,7 +103,7 @@ class ChatTemplate:
         try:
             # Its annotation says str.
             rendered: Any = render_jinja_template(
-                [list(messages)], tools=self._tools, chat_template=self._dated, **options, **variables
+                [list(messages)], chat_template=self._dated, **options, **variables
             )
         except Exception as error:  # templates raise whatever their author chose
             raise CannotLabel(f"the chat template refuses it: {error}. Mend or drop the row.", refused=True) from error
@@ -125,6 +132,12 @@ class ChatTemplate:
             (place + len(t) for t in self._end_tokens if (place := text.rfind(t, start, end)) >= 0), default=-1
         )
         return inside if inside >= 0 else None
+
+    def without_end(self, text: str, start: int, end: int) -> int:
+        """Return where the token begins that ends these characters, or their end where none does."""
+        stripped = start + len(text[start:end].rstrip())
+        token = next((token for token in self._end_tokens if text.endswith(token, start, stripped)), None)
+        return end if token is None else stripped - len(token)
 
 
 def shared_length(first: str, second: str) -> int:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,8 +21,11 @@ _ROLES = {
 }
 _CALL_ROLES = ("function_call", "tool_call")
 _REASONING_KEYS = ("reasoning_content", "thinking", "reasoning", "thought", "thoughts")
+_ARGUMENT_KEYS = ("arguments", "parameters", "args", "input")  # the last two LangChain's and Anthropic's
+_CALL_KEYS = ("id", "index", "type", "function", "name")
 _TRAIN_KEYS = ("weight", "train", "loss", "trainable", "training")
 _TRUTHS = {"true": 1.0, "false": 0.0}
+THOUGHT_WITHIN = re.compile(r"\s*<think>\s*(.*?)\s*</think>\s*(.*)", re.DOTALL)  # content that begins with one
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _THOUGHT_PARTS = ("thinking", "reasoning")
 
@@ -76,14 +80,18 @@ def _read_message(row: Row, place: str, turn: Any) -> tuple[Message, float]:
     weights = [read_weight(row, f"{place} has {key}", rest.pop(key)) for key in _TRAIN_KEYS if key in rest]
     message: Message = {"role": role}
     if role == "assistant":
-        calls = rest.pop("function_call", None)
-        calls = rest.pop("tool_calls", None) or ([] if calls is None else [calls])
-        if named.lower() in _CALL_ROLES and (read := _parsed(given)) is not given:
+        calls = rest.pop("tool_calls", None) or []
+        one_call = rest.pop("function_call", None)
+        if named.lower() in _CALL_ROLES and isinstance(read := _parsed(given), (Mapping, list)):
             given, calls = None, read if isinstance(read, list) else [read]
         content, thoughts = _content(row, place, given)
         thoughts += [_thought(row, place, key, rest.pop(key)) for key in _REASONING_KEYS if key in rest]
+        if any(map(str.strip, thoughts)) and content and (within := THOUGHT_WITHIN.match(content)):
+            thoughts, content = [*thoughts, within[1]], within[2]
         tool_calls = _tool_calls(row, place, calls)
-        message |= _answer(row, place, content, list(dict.fromkeys(filter(str.strip, thoughts))), tool_calls)
+        if is_given(_parsed(one_call)):
+            tool_calls = _with_one_call(row, place, tool_calls, *_tool_calls(row, place, [one_call]))
+        message |= _answer(row, place, content, _different(thoughts), tool_calls)
     else:
         if role == "tool":
             given = _result(given)
@@ -92,8 +100,16 @@ def _read_message(row: Row, place: str, turn: Any) -> tuple[Message, float]:
             raise row.error(
                 f"{place} must have text as content, got {shown(given)}. Only text is trained on; mend or drop the row."
             )
+        _refuse_keys_of_answers(row, place, role, rest)
         message["content"] = content
     return message | rest, math.prod(weights, start=1.0)
+
+
+def _refuse_keys_of_answers(row: Row, place: str, role: str, rest: dict[str, Any]) -> None:
+    """Refuse thoughts and calls of others than the assistant, which templates write or stumble over; drop empty ones."""
+    for key in ("tool_calls", "function_call", *_REASONING_KEYS):
+        if is_given(_parsed(rest.pop(key, None))):
+            raise row.error(f"{place} has '{key}', but is of role {role}: only an assistant has it. Leave it out.")
 
 
 def _result(given: Any) -> Any:
@@ -102,6 +118,11 @@ def _result(given: Any) -> Any:
     if isinstance(given, Mapping) or (isinstance(given, (list, tuple)) and not is_parts):
         return json.dumps(without_nulls(given), ensure_ascii=False)
     return "" if given is None else given
+
+
+def _different(thoughts: Sequence[str]) -> list[str]:
+    """Return the thoughts that say something, of those alike but for white space around them the first."""
+    return list({thought.strip(): thought for thought in reversed(thoughts) if thought.strip()}.values())[::-1]
 
 
 def _answer(
@@ -161,17 +182,29 @@ def _tool_calls(row: Row, place: str, calls: Any) -> list[dict[str, Any]]:
     return [_tool_call(row, place, _parsed(call)) for call in calls if call is not None]
 
 
+def _with_one_call(
+    row: Row, place: str, calls: list[dict[str, Any]], call: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """Return the calls and OpenAI's older spelling of one, which says the same as they or stands alone."""
+    if calls and [other["function"] for other in calls] != [call["function"]]:
+        raise row.error(f"{place} has a 'function_call' and other 'tool_calls', {shown(calls)}. Keep one of the two.")
+    return calls or [call]
+
+
 def _tool_call(row: Row, place: str, call: Any) -> dict[str, Any]:
-    """Return a call as OpenAI nests it, its arguments as an object where they are one in JSON."""
+    """Return a call as OpenAI nests it, its arguments as an object where they are one in JSON; other keys stay."""
     if isinstance(call, Mapping):
         nested = _parsed(call.get("function"))
         function = nested if isinstance(nested, Mapping) else call
         name = function.get("name")
         if isinstance(name, str) and name:
-            arguments = _parsed(function.get("arguments", function.get("parameters")))
-            given = {} if arguments is None else arguments
+            key = next((key for key in _ARGUMENT_KEYS if function.get(key) is not None), None)
+            arguments = None if key is None else _parsed(function[key])
+            if arguments is None or (isinstance(arguments, str) and not arguments.strip()):
+                arguments = {}  # OpenAI writes empty text where nothing is given
+            rest = {k: v for k, v in {**function, **call}.items() if k not in (*_CALL_KEYS, key) and v is not None}
             outer = {key: call[key] for key in ("id", "index") if call.get(key) is not None}
-            return {"type": "function", **outer, "function": {"name": name, "arguments": given}}
+            return {"type": "function", **outer, **rest, "function": {"name": name, "arguments": arguments}}
     raise row.error(
         f"{place} has a tool call without the name of a function, {shown(call)}. Give name and arguments, or drop the "
         "row."
@@ -242,10 +275,14 @@ def read_object(row: Row, field: str, value: Any) -> dict[str, Any]:
 
 
 def read_tool(row: Row, field: str, tool: Any) -> dict[str, Any]:
-    """Return the description of a tool as OpenAI nests it."""
+    """Return the description of a tool as OpenAI nests it; what of it is JSON text becomes an object."""
     tool = _parsed(tool)
     if isinstance(tool, Mapping) and tool:
-        return dict(tool) if "name" not in tool or "function" in tool else {"type": "function", "function": dict(tool)}
+        nested = dict(tool) if "name" not in tool or "function" in tool else {"type": "function", "function": tool}
+        function = _parsed(nested.get("function", {}))
+        if isinstance(function, Mapping):
+            parsed = {key: _parsed(value) if key == "parameters" else value for key, value in function.items()}
+            return {**nested, "function": parsed} if "function" in nested else nested
     raise row.error(f"'{field}' must hold descriptions of tools, got {shown(tool)}. Mend or drop the row.")
 
 

@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from profit_sft.data.formats import detect_format
 from profit_sft.data.row import Row, RowSource, chained, first, mapped, selected
 from profit_sft.data.rows import load_rows
 from profit_sft.data.settings import DataSettings, MixturePart
@@ -108,10 +110,14 @@ def _with_columns(columns: Sequence[str], row: Row) -> Row:
 
 
 def _with_text(column: str, row: Row) -> Row:
-    if column not in row.values:
+    rest = {name: value for name, value in row.values.items() if name not in ("text", column)}
+    if column in row.values:
+        return replace(row, values={**rest, "text": row.values[column]})
+    # In a mixture other rows may be chats, of which no text is read.
+    if row.problem is not None or detect_format(rest, prompt_column=None, response_column=None) is not None:
         return row
-    values = {"text" if name == column else name: value for name, value in row.values.items()}
-    return Row(values, row.file, row.number, row.problem)
+    columns = ", ".join(map(repr, row.values)) or "none"
+    return replace(row, problem=f"has no column '{column}' (--dataset_text_field); its columns are {columns}.")
 
 
 def _split(rows: RowSource, size: float, *, held_out: bool) -> RowSource:

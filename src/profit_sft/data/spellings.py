@@ -2,18 +2,19 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import product
 from typing import Any
 
 from profit_sft.data.chat_template import mentions
-from profit_sft.data.messages import Message
+from profit_sft.data.messages import THOUGHT_WITHIN, Message
 
 _DEVELOPER = "['\"]developer['\"]"
 _PARTS = r"['\"]text['\"]|\.text\b"  # a template that reads the text of parts
-_THOUGHT_WITHIN = re.compile(r"\s*<think>\s*(.*?)\s*</think>\s*(.*)", re.DOTALL)
 _ESCAPES = re.compile(r"\\[nrtbf]|[\\\"'\s]")
+_GAP = "\0"  # what stood around a text that is taken out is none together
 _THINK_TAGS = re.compile(r"</?think>")
 
 
@@ -52,7 +53,7 @@ def _with_thought_moved(message: Message) -> Message:
     if "reasoning_content" in message:
         rest = {key: value for key, value in message.items() if key != "reasoning_content"}
         return {**rest, "content": f"<think>\n{message['reasoning_content']}\n</think>\n\n{content}"}
-    found = _THOUGHT_WITHIN.match(content)
+    found = THOUGHT_WITHIN.match(content)
     return message if found is None else {**message, "content": found[2], "reasoning_content": found[1]}
 
 
@@ -80,25 +81,62 @@ def _json(value: Any) -> str:
 
 
 def left_out(message: Message, text: str) -> str | None:
-    """Say what of a message is not in a text, but for white space; None where all of it is."""
-    content = message.get("content")
-    if isinstance(content, str) and not _holds(text, content):
-        return "thought" if "</think>" in content and _holds(text, content.rpartition("</think>")[2]) else "text"
-    if not _holds(text, message.get("reasoning_content", "")):
-        return "thought"
-    for call in message.get("tool_calls", ()):
-        if not all(_holds(text, words) for words in _words_of(call["function"])):
-            return f"call of '{call['function']['name']}'"
-    return None
+    """Say what of an answer is not in a text, each part in a place of its own; None where all of it is.
+
+    A thought stands before what is said, wherever calls stand. Templates trim, and write thoughts, results and
+    arguments in ways of their own, so what is not there as it is given is looked for but for `_bare`.
+    """
+    *thoughts, said = _THINK_TAGS.split(message.get("content") or "")
+    parts = [part for part in (message.get("reasoning_content", ""), *thoughts, said) if part.strip()]
+    calls = message.get("tool_calls", ())
+    for write, whole in ((_as_given, text), (_written, _bare_text(text))):
+        rests = [rest for backward in (False, True) if (rest := _without(parts, write, whole, backward)) is not None]
+        wanted = Counter(words for call in calls for words in _words_of(call["function"]))
+        lost = [words for words, count in wanted.items() if not any(_has(rest, words, write, count) for rest in rests)]
+        if rests and not lost:
+            return None
+    if not rests:
+        return "text" if said.strip() and _without([said], write, whole, backward=False) is None else "thought"
+    losing = next((call for call in calls if not {*lost}.isdisjoint(_words_of(call["function"]))), calls[0])
+    return f"call of '{losing['function']['name']}'"
 
 
-def _holds(text: str, words: str) -> bool:
-    """Templates trim, put thoughts on lines of their own, and write results and arguments as JSON or as Python."""
-    if words.strip() in text:
-        return True
-    bare = _bare_text(text)
-    written = (words, json.dumps(words))  # the second has codes in place of what is no ASCII
-    return any(all(_bare(piece) in bare for piece in _THINK_TAGS.split(way)) for way in written)
+def first_left_out(messages: Sequence[Message], trained: Collection[int], prompt: str) -> int | None:
+    """Return the first message of others than the assistant that has no place of its own in a text, or None.
+
+    Args:
+        messages: A chat.
+        trained: The turns that the text is without.
+        prompt: The text of all other messages.
+    """
+    said = [
+        (_THINK_TAGS.split(message.get("content") or "")[-1], index)
+        for index, message in enumerate(messages)
+        if index not in trained
+    ]
+    said.sort(key=lambda one: -len(one[0]))  # what is within another text must not take its place
+    for write, rest in ((_as_given, prompt), (_written, _bare_text(prompt))):
+        lost = []
+        for words, index in said:
+            without = _without([words], write, rest, backward=False)
+            if without is not None:
+                rest = without
+            elif messages[index]["role"] != "assistant":
+                lost.append(index)
+        if not lost:
+            return None
+    return min(lost)
+
+
+_Ways = Callable[[str], tuple[str, ...]]
+
+
+def _as_given(words: str) -> tuple[str, ...]:
+    return (words.strip(),)
+
+
+def _written(words: str) -> tuple[str, ...]:
+    return _bare(words), _bare(json.dumps(words))  # the second has codes in place of what is no ASCII
 
 
 def _bare(text: str) -> str:
@@ -106,7 +144,25 @@ def _bare(text: str) -> str:
     return _ESCAPES.sub("", text)
 
 
-_bare_text = lru_cache(maxsize=4)(_bare)  # a long chat asks for its own text many times over
+_bare_text = lru_cache(maxsize=4)(_bare)  # spellings of a chat have its text in common
+
+
+def _without(parts: Sequence[str], write: _Ways, text: str, backward: bool) -> str | None:
+    """Return a text without these parts, which stand in it in this order, sought from its front or its back; or None."""
+    start, end = 0, len(text)
+    pieces = []
+    for part in reversed(parts) if backward else parts:
+        find = text.rfind if backward else text.find
+        place, length = next(((p, len(way)) for way in write(part) if (p := find(way, start, end)) >= 0), (-1, 0))
+        if place < 0:
+            return None
+        pieces.append(text[place + length : end] if backward else text[start:place])
+        start, end = (start, place) if backward else (place + length, end)
+    return _GAP.join([*pieces, text[start:end]])
+
+
+def _has(text: str, words: str, write: _Ways, count: int) -> bool:
+    return any(text.count(way) >= count for way in write(words))
 
 
 def _words_of(function: Mapping[str, Any]) -> Iterator[str]:

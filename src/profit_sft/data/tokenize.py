@@ -127,8 +127,13 @@ def label_conversation(
     for example in rendered:
         spans, parts = _of_answer(row, example.answer) if example is rendered[-1] else ([], [])
         if spans or parts:
-            place = _place_of(example.answer, example.text, example.trained[-1], row)
-            spans, parts = _shifted(spans, place), shifted_parts(parts, place)
+            if example.place is None:
+                column = "answer_spans" if spans else "token_weights"
+                raise row.error(
+                    f"'{column}' cannot be placed, since the chat template changes the answer's text. Drop that "
+                    "column, or name another template with --chat_template_path."
+                )
+            spans, parts = _shifted(spans, example.place), shifted_parts(parts, example.place)
         notes = conversation.notes + example.notes
         examples.append(LabeledText(example.text, example.trained, example.weights, spans, parts, notes))
     return examples
@@ -219,18 +224,6 @@ def _answer_spans(row: Row, answer: str) -> list[AnswerSpan]:
 
 def _shifted(spans: Sequence[AnswerSpan], by: int) -> list[AnswerSpan]:
     return [AnswerSpan(span.start + by, span.end + by, span.kind) for span in spans]
-
-
-def _place_of(answer: str, whole: str, trained: tuple[int, int], row: Row) -> int:
-    """Return where the answer begins in the rendered text; templates may trim it, or put an empty thought before it."""
-    for text, cut in ((answer, 0), (answer.strip(), len(answer) - len(answer.lstrip()))):
-        place = whole.find(text, *trained)
-        if place >= 0:
-            return place - cut
-    raise row.error(
-        "'answer_spans' cannot be placed, since the chat template changes the answer's text. Drop that column, or name "
-        "another template with --chat_template_path."
-    )
 
 
 def _kind(spans: Sequence[AnswerSpan], start: int, end: int) -> int:

@@ -18,7 +18,7 @@ from profit_sft.data.formats import Conversation
 from profit_sft.data.long_chats import KnownTurns
 from profit_sft.data.messages import Message, is_given, shown
 from profit_sft.data.row import Row
-from profit_sft.data.spellings import left_out, spellings, with_known_roles
+from profit_sft.data.spellings import first_left_out, left_out, spellings, with_known_roles
 
 _EMPTY_THOUGHT = re.compile(r"\s*(?:(?:<think>\s*)?</think>|<\|channel>thought\s*<channel\|>)\s*")
 _FEW_TURNS = 4  # as many cost less to render one by one than to find
@@ -32,7 +32,8 @@ _EACH_TURN = (
 )
 _TEMPLATE_FIX = "Name another template with --chat_template_path."
 # What read_message writes; any other key is the data's own.
-_KNOWN_KEYS = ("role", "content", "reasoning_content", "tool_calls")
+_KNOWN_KEYS = ("role", "content", "reasoning_content", "thinking", "reasoning", "tool_calls")
+_KNOWN_CALL_KEYS = ("type", "id", "index", "function")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,7 @@ class Rendered:
         trained: The characters that carry labels, in order.
         weights: The weight of each of these stretches.
         answer: The content of the last message that is trained.
+        place: Where that begins in the text; None where the template changes it.
         notes: What the report should say of it.
     """
 
@@ -51,6 +53,7 @@ class Rendered:
     trained: tuple[Span, ...]
     weights: tuple[float, ...]
     answer: str
+    place: int | None
     notes: tuple[str, ...] = ()
 
 
@@ -277,8 +280,7 @@ def _complete(chat: _Chat, turns: Sequence[int], text: str, spans: Sequence[Span
     """Return an example once all that its turns say is in what is learned, and all that is asked in its text."""
     template = chat.template
     for turn, (start, end) in zip(turns, spans, strict=True):
-        # From the line on which the turn begins, as the prompt may bring the first words: those of a thought.
-        lost = left_out(chat.messages[turn], text[text.rfind("\n", 0, start) + 1 : end])
+        lost = left_out(chat.messages[turn], text[_begin_of(chat, turn, text, start) : end])
         if lost is not None:
             raise CannotLabel(
                 f"{template.name} leaves out the {lost} of turn {turn + 1}, which would not be learned. "
@@ -289,34 +291,78 @@ def _complete(chat: _Chat, turns: Sequence[int], text: str, spans: Sequence[Span
             raise CannotLabel(
                 f"{template.name} writes an empty thought before that of turn {turn + 1}. {_TEMPLATE_FIX}"
             )
-    for number, message in enumerate(chat.messages, start=1):
-        if message["role"] != "assistant" and left_out(message, text) is not None:
-            raise CannotLabel(
-                f"{template.name} leaves out message {number}, of role {message['role']}, so what follows would be "
-                f"learned without it. {_TEMPLATE_FIX} Or leave that message out."
-            )
-    answer = chat.messages[turns[-1]].get("content", "")
+    ends = [0, *(place for span in spans for place in span), len(text)]
+    prompt = "\0".join(text[start:end] for start, end in zip(ends[::2], ends[1::2], strict=True))
+    lost_message = first_left_out(chat.messages, turns, prompt)
+    if lost_message is not None:
+        raise CannotLabel(
+            f"{template.name} leaves out message {lost_message + 1}, of role {chat.messages[lost_message]['role']}, so "
+            f"what follows would be learned without it. {_TEMPLATE_FIX} Or leave that message out."
+        )
     weights = tuple(chat.weights[turn] for turn in turns)
-    return Rendered(text, tuple(spans), weights, answer, tuple(_notes(chat, text)))
+    answer, place = chat.messages[turns[-1]].get("content", ""), _place_of_content(chat, turns[-1], text, spans[-1])
+    return Rendered(text, tuple(spans), weights, answer, place, tuple(_notes(chat, text)))
+
+
+def _begin_of(chat: _Chat, turn: int, text: str, start: int) -> int:
+    """Return where the line begins on which a turn is learned from, or what is said before ends on it.
+
+    The prompt may bring the first words of a turn: those of a thought.
+    """
+    begin = text.rfind("\n", 0, start) + 1
+    before = (chat.messages[turn - 1].get("content") or "").strip() if turn else ""
+    return max(begin, text.rfind(before, begin, start) + len(before)) if before else begin
+
+
+def _place_of_content(chat: _Chat, turn: int, text: str, span: Span) -> int | None:
+    """Return where the content of a turn begins in it: behind the thought, before calls; None where it is changed."""
+    message, start, end = chat.messages[turn], span[0], chat.template.without_end(text, *span)
+    thought, content = message.get("reasoning_content", "").strip(), message.get("content", "")
+    behind = text.find(thought, _begin_of(chat, turn, text, start), end) if thought else -1
+    if behind >= 0:
+        start = max(start, behind + len(thought))
+    find = text.find if "tool_calls" in message else text.rfind
+    for words, cut in ((content, 0), (content.strip(), len(content) - len(content.lstrip()))):
+        place = find(words, start, end)
+        if place >= 0:
+            return place - cut
+    return None
 
 
 def _notes(chat: _Chat, text: str) -> Iterator[str]:
     """Yield what a template does not use of what it is given, and the day it is told."""
     template = chat.template
-    names = [tool.get("function", tool).get("name", "") for tool in template.tools or ()]
-    if names and not any(name and name in text for name in names):
+    if template.tools and template.writes_the_same(text, chat.spelled, without_tools=True):
         yield f"'tools' are not used: {template.name} writes none"
-    own_keys = (
-        key for message in chat.messages for key in message if key not in _KNOWN_KEYS and is_given(message[key])
-    )
-    for key in dict.fromkeys(own_keys):
-        if not template.reads(key):
-            yield f"key '{key}' of messages is not used"
+    yield from _unread_keys(chat, text)
     for key, value in template.own_options.items():
         if is_given(value) and not template.reads(key):
             yield f"'{key}' of chat_template_kwargs is not used: {template.name} does not read it"
     if template.tells_date:
         yield f"{template.name} writes today's date: rows are of {template.date} on every day (--template_date)"
+
+
+def _unread_keys(chat: _Chat, text: str) -> Iterator[str]:
+    """Yield a line for each key of the data's own, of messages or calls, without which the text is the same."""
+    calls = [call for message in chat.spelled for call in message.get("tool_calls", ())]
+    for holders, known, where in ((chat.spelled, _KNOWN_KEYS, "messages"), (calls, _KNOWN_CALL_KEYS, "tool calls")):
+        own = (key for holder in holders for key, value in holder.items() if key not in known and is_given(value))
+        for key in dict.fromkeys(own):
+            if chat.template.reads(key) and not chat.template.writes_the_same(text, _without_key(chat, key, where)):
+                continue
+            yield f"key '{key}' of {where} is not used"
+
+
+def _without_key(chat: _Chat, key: str, where: str) -> list[Message]:
+    def rest(holder: Message) -> Message:
+        return {name: value for name, value in holder.items() if name != key}
+
+    if where == "messages":
+        return [rest(message) for message in chat.spelled]
+    return [
+        {**message, "tool_calls": [rest(call) for call in message["tool_calls"]]} if "tool_calls" in message else message
+        for message in chat.spelled
+    ]
 
 
 def _with_note(example: Rendered, note: str) -> Rendered:
