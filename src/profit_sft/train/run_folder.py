@@ -57,7 +57,8 @@ def choose_start(
 
     Args:
         folder: The run's output folder; it need not be there yet.
-        resume_from: A checkpoint's folder, or `latest`, `true` or True for the last one in the output folder.
+        resume_from: A checkpoint's folder, or `latest`, `true` or True for the last one in the output folder. One of
+            another run is gone on from in a folder that is free.
         overwrite: Whether a new run may replace an earlier one.
         engine: Of the run that would go on from the checkpoint; None: one process.
         contents: Whether to read all files of the checkpoint, or to look at their sizes alone.
@@ -67,16 +68,26 @@ def choose_start(
             is another engine's, or of another number of ranks where that matters.
         DataError: The checkpoint that was named is not whole.
     """
-    if resume_from is not None and str(resume_from).lower() != "false":
-        checkpoint = _checkpoint(folder, str(resume_from), contents)
-        _check_fits(checkpoint, engine or Engine())
-        return str(checkpoint)
-    if not overwrite and _is_taken(folder):
+    if resume_from is None or str(resume_from).lower() == "false":
+        if not overwrite and _is_taken(folder):
+            raise ConfigurationError(_taken(folder, "choose another folder, or pass --overwrite_output_dir."))
+        return None
+    if overwrite:
         raise ConfigurationError(
-            f"output_dir: '{folder}' holds an earlier run. Go on with it by --resume_from_checkpoint latest, "
-            "choose another folder, or pass --overwrite_output_dir."
+            f"overwrite_output_dir would delete the run that resume_from_checkpoint ({resume_from}) goes on with. "
+            "Leave one of them out."
         )
-    return None
+    checkpoint = _checkpoint(folder, str(resume_from), contents)
+    if checkpoint.absolute().parent.resolve() != folder.resolve() and _is_taken(folder):
+        raise ConfigurationError(_taken(folder, f"or choose another folder to go on from '{checkpoint}' in."))
+    _check_fits(checkpoint, engine or Engine())
+    return str(checkpoint)
+
+
+def _taken(folder: Path, otherwise: str) -> str:
+    return (
+        f"output_dir: '{folder}' holds an earlier run. Go on with it by --resume_from_checkpoint latest, {otherwise}"
+    )
 
 
 def _checkpoint(folder: Path, wanted: str, contents: bool) -> Path:
