@@ -139,6 +139,24 @@ def _check_fits(checkpoint: Path, engine: Engine) -> None:
         )
 
 
+def check_reaches(checkpoint: str | Path, step: int, max_steps: int) -> None:
+    """Refuse to go on from a later step than the run is to end at, which would save a model of more steps than it says.
+
+    Args:
+        checkpoint: Its folder, for the message.
+        step: Steps it has done.
+        max_steps: Of the run; 0 or less where that is not known.
+
+    Raises:
+        ConfigurationError: There are fewer.
+    """
+    if 0 < max_steps < step:
+        raise ConfigurationError(
+            f"resume_from_checkpoint: '{checkpoint}' has done {step} steps, and this run ends after {max_steps}. Raise "
+            "max_steps or num_train_epochs, or go on from an earlier checkpoint."
+        )
+
+
 def _is_taken(folder: Path) -> bool:
     return any(True for _ in _found(folder, _MODEL))
 

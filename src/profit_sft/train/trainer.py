@@ -27,6 +27,7 @@ from profit_sft.train.checkpoints import (
     SAVING,
     check_whole,
     clear_saving,
+    finish_publishing,
     last_whole,
     move_into_place,
     publish,
@@ -38,6 +39,7 @@ from profit_sft.train.end_token import heed_trained_end
 from profit_sft.train.finite import FiniteCheck
 from profit_sft.train.metrics import StepMetrics, memory_in_use_gib
 from profit_sft.train.model_card import render_model_card
+from profit_sft.train.run_folder import check_reaches
 from profit_sft.train.run_page import RunPage
 from profit_sft.train.run_warnings import RunWarnings
 
@@ -127,6 +129,7 @@ class ProFitTrainer(SFTTrainer):
             args.max_grad_norm = math.inf  # clips nothing; without it transformers 4 does not tell the norm
         self._num_tokens = 0  # trained on, up to the last log
         self._first_step = 0  # the one this run is resumed at
+        self._resumed_from = Path()
         self._saves_aside = False
 
     def _refuse_split_batches(self) -> None:
@@ -280,15 +283,18 @@ class ProFitTrainer(SFTTrainer):
 
         Raises:
             DataError: The checkpoint is not whole.
+            ConfigurationError: It has done more steps than this run is to do.
             ProFitError: The loss or the gradient norm of a step is not finite.
         """
         self._first_step = self._num_tokens = 0
         if resume_from_checkpoint is True:
+            finish_publishing(Path(str(self.args.output_dir)))
             resume_from_checkpoint = str(last_whole(Path(str(self.args.output_dir)), contents=False) or "") or True
         if isinstance(resume_from_checkpoint, str):
             checkpoint = Path(resume_from_checkpoint)
             if (checkpoint / MANIFEST).exists():  # else of another program
                 self._num_tokens = check_whole(checkpoint, contents=False).num_tokens
+            self._resumed_from = checkpoint
             self._first_step = TrainerState.load_from_json(str(checkpoint / "trainer_state.json")).global_step
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
@@ -296,6 +302,7 @@ class ProFitTrainer(SFTTrainer):
         """Return the lengths of the training: no epochs where the checkpoint is of the last step already."""
         values = super().set_initial_training_values(*args, **kwargs)
         max_steps = values[-1]
+        check_reaches(self._resumed_from, self._first_step, max_steps)
         return (0, *values[1:]) if 0 < max_steps <= self._first_step else values
 
     def _maybe_log_save_evaluate(
