@@ -47,7 +47,9 @@ def test_a_run_goes_on_in_its_own_folder_or_in_one_that_is_free(tmp_path):
         checkpoint(run, "optimizer.pt")
     (tmp_path / "link").symlink_to(other, target_is_directory=True)
     wanted = str(other / "checkpoint-3")
-    with pytest.raises(ConfigurationError, match=r"ours' holds an earlier run.* or choose another folder to go on from"):
+    with pytest.raises(
+        ConfigurationError, match=r"ours' holds an earlier run.* or choose another folder to go on from"
+    ):
         choose_start(ours, resume_from=wanted, overwrite=False)
     with pytest.raises(ConfigurationError, match="overwrite_output_dir would delete the run that resume_from_checkp"):
         choose_start(other, resume_from="latest", overwrite=True)

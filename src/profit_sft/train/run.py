@@ -365,7 +365,7 @@ _PACKAGES = ("profit-sft", "torch", "transformers", "trl", "datasets", "peft")
 
 _NOT_WRITTEN = {
     *("resume_from_checkpoint", "overwrite_output_dir", "allow_changes"),  # decided anew by each run
-    *("model_init_kwargs", "dataset_kwargs", "logging_dir"),  # set by this module on the way
+    "logging_dir",  # of the time at which it was made
     # transformers 5 copies gradient_checkpointing into these, which would then win over it.
     *("activation_checkpointing", "activation_checkpointing_kwargs"),
 }

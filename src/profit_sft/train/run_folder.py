@@ -85,9 +85,7 @@ def choose_start(
 
 
 def _taken(folder: Path, otherwise: str) -> str:
-    return (
-        f"output_dir: '{folder}' holds an earlier run. Go on with it by --resume_from_checkpoint latest, {otherwise}"
-    )
+    return f"output_dir: '{folder}' holds an earlier run. Go on with it by --resume_from_checkpoint latest, {otherwise}"
 
 
 def _checkpoint(folder: Path, wanted: str, contents: bool) -> Path:

@@ -65,7 +65,7 @@ class ProFitTrainer(SFTTrainer):
 
     Checkpoints appear whole or not at all, with a manifest (`profit_sft.train.checkpoints`); the oldest are deleted by
     step. A run that is resumed at its last step trains nothing more. A step whose loss or gradient norm is not finite
-    raises `ProFitError` before anything of it is saved.
+    raises `ProFitError` before anything of it is saved, and so do weights that are not.
 
     A training data set may carry the column `reference_log_probs`, a list a row as long as its `input_ids`: `log p` of
     each token under a frozen model in nats, anything where there is no label; and alike `token_weights`, the weights
@@ -284,7 +284,7 @@ class ProFitTrainer(SFTTrainer):
         Raises:
             DataError: The checkpoint is not whole.
             ConfigurationError: It has done more steps than this run is to do.
-            ProFitError: The loss or the gradient norm of a step is not finite.
+            ProFitError: The loss or the gradient norm of a step is not finite, or weights that would be saved are not.
         """
         self._first_step = self._num_tokens = 0
         if resume_from_checkpoint is True:
@@ -334,6 +334,7 @@ class ProFitTrainer(SFTTrainer):
         self.accelerator.wait_for_everyone()
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        self._finite.before_saving()
         folder = Path(self._get_output_dir(trial))
         num_tokens = self._num_tokens + self._measured()[1]
         name = f"checkpoint-{self.state.global_step}"
@@ -359,6 +360,7 @@ class ProFitTrainer(SFTTrainer):
         if self._saves_aside:
             super().save_model(output_dir, _internal_call)
             return
+        self._finite.before_saving()
         folder = Path(output_dir or str(self.args.output_dir))
         with self._saved_aside(folder) as aside:
             super().save_model(str(aside / "model"), _internal_call=True)
