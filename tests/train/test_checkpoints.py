@@ -2,10 +2,12 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 import pytest
 import torch
@@ -14,7 +16,15 @@ from safetensors.torch import load_file
 from profit_sft.cli.app import run_app
 from profit_sft.errors import DataError
 from profit_sft.train.callbacks import read_metrics
-from profit_sft.train.checkpoints import MANIFEST, check_whole, checkpoints, last_whole, publish, rotate
+from profit_sft.train.checkpoints import (
+    MANIFEST,
+    check_whole,
+    checkpoints,
+    clear_saving,
+    last_whole,
+    publish,
+    rotate,
+)
 from profit_sft.train.run_folder import choose_start
 
 FILES = (
@@ -107,12 +117,27 @@ def test_a_run_that_goes_on_before_the_damage_ends_as_if_nothing_had_been(stoppe
 def test_a_run_that_is_resumed_at_its_end_trains_nothing_more(stopped, train_flags, capsys):
     steps_before = (stopped / "checkpoint-4" / "trainer_state.json").read_bytes()
     command = [*train_flags, "--output_dir", str(stopped), "--resume_from_checkpoint", "latest", "--max_steps"]
-    for max_steps in ("4", "3"):
-        assert run_app([*command, max_steps]) == 0
-        assert "Trained 4 steps" in capsys.readouterr().err
-        assert_same_weights(stopped, stopped / "checkpoint-4")
+    assert run_app([*command, "4"]) == 0
+    assert "Trained 4 steps" in capsys.readouterr().err
+    assert_same_weights(stopped, stopped / "checkpoint-4")
     assert [path.name for path in checkpoints(stopped)] == ["checkpoint-4", "checkpoint-2"]
     assert (stopped / "checkpoint-4" / "trainer_state.json").read_bytes() == steps_before
+
+
+@pytest.mark.parametrize("shorter", [["--max_steps", "3"], ["--num_train_epochs", "0.25"]], ids=lambda flags: flags[0])
+def test_a_run_does_not_go_on_from_beyond_its_end(stopped, train_flags, capsys, shorter):
+    command = [*train_flags, "--output_dir", str(stopped), "--resume_from_checkpoint", "latest", *shorter]
+    assert run_app(command) == 2
+    assert "checkpoint-4' has done 4 steps, and this run ends after " in capsys.readouterr().err
+    assert not (stopped / "model.safetensors").exists()
+
+
+def test_a_checkpoint_under_another_steps_name_is_passed_over(stopped):
+    shutil.copytree(stopped / "checkpoint-2", stopped / "checkpoint-9")
+    with pytest.warns(UserWarning, match="checkpoint-9' is of step 2: it was copied or renamed"):
+        assert choose_start(stopped, resume_from="latest", overwrite=False) == str(stopped / "checkpoint-4")
+    named = (stopped / "checkpoint-9").rename(stopped / "the best one")
+    assert choose_start(stopped, resume_from=str(named), overwrite=False) == str(named)
 
 
 def made(folder, *steps):
@@ -147,6 +172,35 @@ def test_a_checkpoint_that_is_saved_again_replaces_the_first(tmp_path):
     made(tmp_path, 4, 4)
     assert check_whole(tmp_path / "checkpoint-4").step == 4
     assert list((tmp_path / ".saving").iterdir()) == []
+
+
+class Killed(BaseException):
+    """Nothing runs after it but what this test does."""
+
+
+@pytest.mark.parametrize("before", range(1, 6))
+def test_a_kill_inside_a_publishing_that_replaces_leaves_one_of_the_two(tmp_path, before):
+    """Killed before each change that the publishing makes to the names of files."""
+    made(tmp_path, 4)
+    (tmp_path / ".saving" / "checkpoint-4").mkdir(parents=True)
+    (tmp_path / ".saving" / "checkpoint-4" / "weights").write_text("4, again")
+    changes = 0
+
+    def kill(event, arguments):
+        nonlocal changes
+        if event in ("os.rename", "shutil.rmtree") and str(tmp_path) in str(arguments[0]) and changes >= 0:
+            changes += 1
+            if changes == before:
+                changes = -1
+                raise Killed
+
+    sys.addaudithook(kill)
+    with suppress(Killed):
+        publish(tmp_path / ".saving" / "checkpoint-4", tmp_path / "checkpoint-4", num_tokens=0, fixed={})
+    changes = -1  # a hook stays for good
+    clear_saving(tmp_path)
+    assert check_whole(tmp_path / "checkpoint-4").step == 4
+    assert not (tmp_path / ".saving").exists()
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ import time
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 
 from profit_sft.cli.app import run_app
@@ -55,6 +56,10 @@ def others(train_flags, tmp_path_factory):
         (["--bf16", "True"], "precision, bf16: False before, True now"),
         (["--learning_rate", "1e-4"], "optimizer, learning_rate: 0.001 before, 0.0001 now"),
         (["--lr_scheduler_type", "constant"], "optimizer, lr_scheduler_type: linear before, constant now"),
+        (["--optim_target_modules", "attn"], "optimizer, optim_target_modules: None before, attn now"),
+        (["--model_init_kwargs", '{"attn_implementation": "eager"}'], "model, model_init_kwargs: None before, {"),
+        (["--ignore_data_skip", "True"], "batch, ignore_data_skip: False before, True now"),
+        (["--accelerator_config", '{"even_batches": false}'], "batch, accelerator_config: {'split_batches': False"),
         (["--gradient_accumulation_steps", "2"], "batch, rows_a_step: 2 before, 4 now"),
     ],
 )
@@ -74,6 +79,16 @@ def test_a_change_that_is_meant_goes_through_and_no_other(stopped, train_flags, 
     assert resumed(train_flags, stopped, *change, "--allow_changes", "objective,sed") == 2
     assert "allow_changes: 'sed' is none of data, tokenizer, reference, objective" in capsys.readouterr().err
     assert resumed(train_flags, stopped, *change, "--allow_changes", "objective, seed") == 0
+
+
+def test_a_run_goes_on_by_its_own_settings_whatever_they_are(train_flags, tmp_path):
+    flags = [*train_flags, "--model_init_kwargs", '{"attn_implementation": "eager"}', "--max_steps", "2"]
+    assert run_app([*flags, "--output_dir", str(tmp_path)]) == 0
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text())["model_init_kwargs"] == {
+        "attn_implementation": "eager"
+    }
+    command = ["train", "--config", str(tmp_path / "config.yaml"), "--max_steps", "4"]
+    assert run_app([*command, "--resume_from_checkpoint", "latest"]) == 0
 
 
 def test_the_same_model_and_rows_elsewhere_are_the_same(stopped, train_flags, tmp_path):
@@ -193,6 +208,14 @@ def test_a_step_that_is_no_number_ends_the_run_before_it_is_saved(tmp_path, bad,
     assert all(torch.isfinite(value).all() for value in weights.values())
     for line in (tmp_path / "metrics.jsonl").read_text().splitlines():
         json.loads(line, parse_constant=pytest.fail)
+
+
+@pytest.mark.parametrize("saves", [["--save_strategy", "no"], ["--save_steps", "1"]], ids=lambda flags: flags[0])
+def test_weights_that_an_update_has_spoiled_are_not_saved(train_flags, tmp_path, capsys, saves):
+    flags = [*train_flags, "--output_dir", str(tmp_path), "--max_steps", "1", "--dtype", "float16", *saves]
+    assert run_app([*flags, "--learning_rate", "10000", "--weight_decay", "1000000"]) == 1
+    assert "step 1: the update has left weights that are not finite, the first in " in capsys.readouterr().err
+    assert not list(tmp_path.glob("*.safetensors")) + list(tmp_path.glob("checkpoint-*"))
 
 
 def test_a_run_of_weights_that_are_no_numbers_ends_at_once(train_flags, tmp_path, capsys):

@@ -41,6 +41,22 @@ def test_a_model_adapter_or_checkpoint_takes_the_folder(tmp_path, left):
     assert (tmp_path / left).exists()
 
 
+def test_a_run_goes_on_in_its_own_folder_or_in_one_that_is_free(tmp_path):
+    ours, other = tmp_path / "ours", tmp_path / "other"
+    for run in (ours, other):
+        checkpoint(run, "optimizer.pt")
+    (tmp_path / "link").symlink_to(other, target_is_directory=True)
+    wanted = str(other / "checkpoint-3")
+    with pytest.raises(
+        ConfigurationError, match=r"ours' holds an earlier run.* or choose another folder to go on from"
+    ):
+        choose_start(ours, resume_from=wanted, overwrite=False)
+    with pytest.raises(ConfigurationError, match="overwrite_output_dir would delete the run that resume_from_checkp"):
+        choose_start(other, resume_from="latest", overwrite=True)
+    for folder in (other, tmp_path / "link", tmp_path / "free"):
+        assert choose_start(folder, resume_from=wanted, overwrite=False) == wanted
+
+
 ONE, DDP = Engine(), Engine(name="DDP", ranks=2)
 FSDP2, ZERO2, ZERO3 = (Engine(name=name, ranks=2) for name in ("FSDP2", "ZeRO-2", "ZeRO-3"))
 

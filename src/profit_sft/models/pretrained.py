@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
+from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from profit_sft.errors import ConfigurationError, blamed_on, first_line
@@ -233,13 +234,23 @@ def checked_weights(
             f"{'; '.join(found)}. What is missing would be random. Copy the model again; if that is meant, pass "
             "--allow_missing_weights."
         )
-    for name, weights in model.named_parameters():
-        if weights.dtype in _CHECKED_DTYPES and not bool(torch.isfinite(weights).all()):
-            raise ConfigurationError(
-                f"model_name_or_path: of the weights of '{path}', {name} is not finite (NaN or infinity). The model is "
-                "damaged, or its training failed: take an earlier checkpoint."
-            )
+    name = first_not_finite(model)
+    if name is not None:
+        raise ConfigurationError(
+            f"model_name_or_path: of the weights of '{path}', {name} is not finite (NaN or infinity). The model is "
+            "damaged, or its training failed: take an earlier checkpoint."
+        )
     return model
+
+
+def first_not_finite(model: nn.Module) -> str | None:
+    """Return the name of the first weights that hold NaN or infinity, of sharded ones in this rank's share, or None."""
+    for name, weights in model.named_parameters():
+        share: Any = getattr(weights, "ds_tensor", weights)  # of ZeRO-3
+        share = share.to_local() if hasattr(share, "to_local") else share  # of FSDP2
+        if share.dtype in _CHECKED_DTYPES and not bool(torch.isfinite(share).all()):
+            return name
+    return None
 
 
 def _some(names: Iterable[Any]) -> str:

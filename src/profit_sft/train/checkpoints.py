@@ -1,7 +1,7 @@
 """Checkpoints: they appear whole or not at all, are known to be whole by their manifest, and are kept by step.
 
 run folder/
-  .saving/           what is being written or deleted; nobody looks there
+  .saving/           what is being written or deleted; a start takes from there what a kill left whole, and clears it
   checkpoint-N/
     manifest.json    written last: size and SHA-256 of every file, tokens trained on, what a resumed run must not change
 
@@ -15,6 +15,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,10 @@ def check_whole(checkpoint: Path, *, contents: bool = True) -> CheckpointManifes
         DataError: It is not whole; names the file.
     """
     manifest = read_manifest(checkpoint)
+    if _is_named(checkpoint) and step_number(checkpoint) != manifest.step:
+        raise DataError(
+            f"'{checkpoint}' is of step {manifest.step}: it was copied or renamed. Call it checkpoint-{manifest.step}."
+        )
     for name, (size, _) in manifest.files.items():
         path = checkpoint / name
         if not path.is_file():
@@ -128,8 +133,13 @@ def check_whole(checkpoint: Path, *, contents: bool = True) -> CheckpointManifes
 
 def checkpoints(folder: Path) -> list[Path]:
     """Return the folders of checkpoints, whole or not, that of the latest step first."""
-    found = [path for path in folder.glob("checkpoint-*") if path.is_dir() and path.name.split("-", 1)[1].isdecimal()]
+    found = [path for path in folder.glob("checkpoint-*") if path.is_dir() and _is_named(path)]
     return sorted(found, key=step_number, reverse=True)
+
+
+def _is_named(checkpoint: Path) -> bool:
+    before, _, number = checkpoint.name.partition("-")
+    return before == "checkpoint" and number.isdecimal()
 
 
 def step_number(checkpoint: Path) -> int:
@@ -183,8 +193,18 @@ def retire(checkpoint: Path) -> None:
     shutil.rmtree(aside)
 
 
+def finish_publishing(folder: Path) -> None:
+    """Put in its place what a kill left between `publish`'s last two steps: there it lay whole, and nowhere else."""
+    for staged in checkpoints(folder / SAVING):
+        with suppress(DataError):
+            check_whole(staged, contents=False)
+            if not os.path.lexists(folder / staged.name):
+                staged.rename(folder / staged.name)
+
+
 def clear_saving(folder: Path) -> None:
-    """Delete what a run that was killed was writing."""
+    """Delete what a run that was killed was writing, and had not finished."""
+    finish_publishing(folder)
     if (folder / SAVING).is_dir():
         shutil.rmtree(folder / SAVING)
 

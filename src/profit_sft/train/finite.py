@@ -1,4 +1,8 @@
-"""A step whose loss or gradient is not finite: found before anything of it is saved, with the rows it was on."""
+"""A step whose loss, gradient or weights are not finite: found before anything of it is saved.
+
+Loss and gradient are looked at after every step, and tell the rows; the weights, which a last update may spoil whatever
+its gradient was, before they are saved.
+"""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -11,6 +15,7 @@ from datasets import Dataset
 from torch import Tensor
 
 from profit_sft.errors import ProFitError
+from profit_sft.models.pretrained import first_not_finite
 
 _LISTED_ROWS = 20
 
@@ -77,6 +82,21 @@ class FiniteCheck:
             f"step {step}: {what}{_named(sorted(set(rows)))}. Nothing of this step is saved; the checkpoints before it "
             f"stay. {fix}"
         )
+
+    def before_saving(self) -> None:
+        """Look at the weights that are about to be saved, each rank at its own.
+
+        Raises:
+            ProFitError: Some are not finite, on every rank.
+        """
+        names = gather_object([first_not_finite(self._trainer.model)])
+        name = next((name for name in names if name is not None), None)
+        if name is not None:
+            raise ProFitError(
+                f"step {self._trainer.state.global_step}: the update has left weights that are not finite, the first in "
+                f"{name}. They are not saved; the checkpoints before stay. Lower --learning_rate or --weight_decay, or "
+                "train in bf16 or fp32."
+            )
 
 
 def rows_of(batches: Iterable[Tensor], dataset: object) -> list[int]:

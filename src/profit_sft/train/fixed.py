@@ -16,13 +16,14 @@ from profit_sft.train.config import ProFitConfig
 
 NAMES = ("data", "tokenizer", "reference", "objective", "seed", "model", "precision", "optimizer", "batch")
 _OPTIMIZER = (
-    *("learning_rate", "optim", "optim_args", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon"),
-    *("max_grad_norm", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "warmup_ratio"),
+    *("learning_rate", "optim", "optim_args", "optim_target_modules", "weight_decay", "adam_beta1", "adam_beta2"),
+    *("adam_epsilon", "max_grad_norm", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "warmup_ratio"),
 )
 _BATCH = (
     *("packing", "packing_strategy", "padding_free", "max_length", "shuffle_dataset", "dataloader_drop_last"),
-    *("group_by_length", "train_sampling_strategy"),
+    *("group_by_length", "train_sampling_strategy", "ignore_data_skip", "accelerator_config"),
 )
+_QUANTIZATION = ("load_in_8bit", "load_in_4bit", "bnb_4bit_quant_type", "use_bnb_nested_quant")
 
 Fixed = Mapping[str, Mapping[str, Any]]
 
@@ -43,12 +44,19 @@ def fixed_by_settings(config: ProFitConfig, model_config: ModelConfig, ranks: in
     found = {
         "objective": {"objective": told, **_values(config, "normalize", "gradient_budget", "neftune_noise_alpha")},
         "seed": _values(config, "seed", "data_seed"),
-        "model": _values(model_config, *(lora if model_config.use_peft else ["use_peft"])),
-        "precision": {**_values(config, "bf16", "fp16"), "dtype": model_config.dtype or "float32"},
+        "model": {
+            **_values(model_config, *(lora if model_config.use_peft else ["use_peft"])),
+            **_values(config, "model_init_kwargs", "router_aux_loss_coef"),
+        },
+        "precision": {
+            **_values(config, "bf16", "fp16", "tf32"),
+            **_values(model_config, *_QUANTIZATION),
+            "dtype": model_config.dtype or "float32",
+        },
         "optimizer": _values(config, *_OPTIMIZER),
         "batch": {"rows_a_step": rows, **_values(config, *_BATCH)},
     }
-    return dict(json.loads(json.dumps(found, default=str)))
+    return dict(json.loads(json.dumps(found, default=lambda value: getattr(value, "__dict__", None) or str(value))))
 
 
 def fixed_by_data(report: DataReport, model_config: ModelConfig, reference_scores: str | None) -> Fixed:

@@ -30,7 +30,7 @@ from profit_sft.models.pretrained import (
 from profit_sft.ranks import first_decides
 from profit_sft.train.arguments import RunArguments
 from profit_sft.train.callbacks import SafeStop, as_json
-from profit_sft.train.checkpoints import checkpoints, clear_saving, read_manifest
+from profit_sft.train.checkpoints import checkpoints, clear_saving, finish_publishing, read_manifest
 from profit_sft.train.config import ProFitConfig
 from profit_sft.train.data import check_data_is_named, load_data, score_command
 from profit_sft.train.engine import Engine, check_launched_as_planned, launched_engine, planned_engine
@@ -40,6 +40,7 @@ from profit_sft.train.run_folder import (
     CONFIG_FILE,
     DATA_FILE,
     ENVIRONMENT_FILE,
+    check_reaches,
     choose_start,
     clear_earlier_run,
     holds_weights,
@@ -169,25 +170,28 @@ def check_before_launch(run: RunArguments, config: ProFitConfig, model_config: M
     engine = planned_engine(run.accelerate_config, run.num_processes)
     spread_batch(config, engine)
     with sole_use(Path(str(config.output_dir)), "run"):
-        pass
-    # The contents are left to the ranks: reading them takes a while.
-    _start(run, config, model_config, engine, contents=False)
+        # The contents are left to the ranks: reading them takes a while.
+        _start(run, config, model_config, engine, contents=False)
 
 
 def _start(
     run: RunArguments, config: ProFitConfig, model_config: ModelConfig, engine: Engine, *, contents: bool = True
 ) -> str | None:
     """Return the checkpoint to go on from, as far as can be told before the data is read."""
+    output_dir = Path(str(config.output_dir))
+    finish_publishing(output_dir)
     checkpoint = choose_start(
-        Path(str(config.output_dir)),
+        output_dir,
         resume_from=config.resume_from_checkpoint,
         overwrite=run.overwrite_output_dir,
         engine=engine,
         contents=contents,
     )
     if checkpoint is not None:
+        manifest = read_manifest(Path(checkpoint))
+        check_reaches(checkpoint, manifest.step, config.max_steps)
         now = fixed_by_settings(config, model_config, engine.ranks)
-        check_unchanged(checkpoint, read_manifest(Path(checkpoint)).fixed, now, run.allowed_changes)
+        check_unchanged(checkpoint, manifest.fixed, now, run.allowed_changes)
     return checkpoint
 
 
@@ -361,7 +365,7 @@ _PACKAGES = ("profit-sft", "torch", "transformers", "trl", "datasets", "peft")
 
 _NOT_WRITTEN = {
     *("resume_from_checkpoint", "overwrite_output_dir", "allow_changes"),  # decided anew by each run
-    *("model_init_kwargs", "dataset_kwargs", "logging_dir"),  # set by this module on the way
+    "logging_dir",  # of the time at which it was made
     # transformers 5 copies gradient_checkpointing into these, which would then win over it.
     *("activation_checkpointing", "activation_checkpointing_kwargs"),
 }

@@ -57,7 +57,8 @@ def choose_start(
 
     Args:
         folder: The run's output folder; it need not be there yet.
-        resume_from: A checkpoint's folder, or `latest`, `true` or True for the last one in the output folder.
+        resume_from: A checkpoint's folder, or `latest`, `true` or True for the last one in the output folder. One of
+            another run is gone on from in a folder that is free.
         overwrite: Whether a new run may replace an earlier one.
         engine: Of the run that would go on from the checkpoint; None: one process.
         contents: Whether to read all files of the checkpoint, or to look at their sizes alone.
@@ -67,16 +68,24 @@ def choose_start(
             is another engine's, or of another number of ranks where that matters.
         DataError: The checkpoint that was named is not whole.
     """
-    if resume_from is not None and str(resume_from).lower() != "false":
-        checkpoint = _checkpoint(folder, str(resume_from), contents)
-        _check_fits(checkpoint, engine or Engine())
-        return str(checkpoint)
-    if not overwrite and _is_taken(folder):
+    if resume_from is None or str(resume_from).lower() == "false":
+        if not overwrite and _is_taken(folder):
+            raise ConfigurationError(_taken(folder, "choose another folder, or pass --overwrite_output_dir."))
+        return None
+    if overwrite:
         raise ConfigurationError(
-            f"output_dir: '{folder}' holds an earlier run. Go on with it by --resume_from_checkpoint latest, "
-            "choose another folder, or pass --overwrite_output_dir."
+            f"overwrite_output_dir would delete the run that resume_from_checkpoint ({resume_from}) goes on with. "
+            "Leave one of them out."
         )
-    return None
+    checkpoint = _checkpoint(folder, str(resume_from), contents)
+    if checkpoint.absolute().parent.resolve() != folder.resolve() and _is_taken(folder):
+        raise ConfigurationError(_taken(folder, f"or choose another folder to go on from '{checkpoint}' in."))
+    _check_fits(checkpoint, engine or Engine())
+    return str(checkpoint)
+
+
+def _taken(folder: Path, otherwise: str) -> str:
+    return f"output_dir: '{folder}' holds an earlier run. Go on with it by --resume_from_checkpoint latest, {otherwise}"
 
 
 def _checkpoint(folder: Path, wanted: str, contents: bool) -> Path:
@@ -125,6 +134,24 @@ def _check_fits(checkpoint: Path, engine: Engine) -> None:
         raise ConfigurationError(
             f"resume_from_checkpoint: '{checkpoint}' was saved by {saved_by} ranks under DeepSpeed, which goes on with "
             f"as many, not with {engine.ranks}. Launch {saved_by} processes, {start_anew}."
+        )
+
+
+def check_reaches(checkpoint: str | Path, step: int, max_steps: int) -> None:
+    """Refuse to go on from a later step than the run is to end at, which would save a model of more steps than it says.
+
+    Args:
+        checkpoint: Its folder, for the message.
+        step: Steps it has done.
+        max_steps: Of the run; 0 or less where that is not known.
+
+    Raises:
+        ConfigurationError: There are fewer.
+    """
+    if 0 < max_steps < step:
+        raise ConfigurationError(
+            f"resume_from_checkpoint: '{checkpoint}' has done {step} steps, and this run ends after {max_steps}. Raise "
+            "max_steps or num_train_epochs, or go on from an earlier checkpoint."
         )
 
 

@@ -27,6 +27,7 @@ from profit_sft.train.checkpoints import (
     SAVING,
     check_whole,
     clear_saving,
+    finish_publishing,
     last_whole,
     move_into_place,
     publish,
@@ -38,6 +39,7 @@ from profit_sft.train.end_token import heed_trained_end
 from profit_sft.train.finite import FiniteCheck
 from profit_sft.train.metrics import StepMetrics, memory_in_use_gib
 from profit_sft.train.model_card import render_model_card
+from profit_sft.train.run_folder import check_reaches
 from profit_sft.train.run_page import RunPage
 from profit_sft.train.run_warnings import RunWarnings
 
@@ -63,7 +65,7 @@ class ProFitTrainer(SFTTrainer):
 
     Checkpoints appear whole or not at all, with a manifest (`profit_sft.train.checkpoints`); the oldest are deleted by
     step. A run that is resumed at its last step trains nothing more. A step whose loss or gradient norm is not finite
-    raises `ProFitError` before anything of it is saved.
+    raises `ProFitError` before anything of it is saved, and so do weights that are not.
 
     A training data set may carry the column `reference_log_probs`, a list a row as long as its `input_ids`: `log p` of
     each token under a frozen model in nats, anything where there is no label; and alike `token_weights`, the weights
@@ -127,6 +129,7 @@ class ProFitTrainer(SFTTrainer):
             args.max_grad_norm = math.inf  # clips nothing; without it transformers 4 does not tell the norm
         self._num_tokens = 0  # trained on, up to the last log
         self._first_step = 0  # the one this run is resumed at
+        self._resumed_from = Path()
         self._saves_aside = False
 
     def _refuse_split_batches(self) -> None:
@@ -280,15 +283,18 @@ class ProFitTrainer(SFTTrainer):
 
         Raises:
             DataError: The checkpoint is not whole.
-            ProFitError: The loss or the gradient norm of a step is not finite.
+            ConfigurationError: It has done more steps than this run is to do.
+            ProFitError: The loss or the gradient norm of a step is not finite, or weights that would be saved are not.
         """
         self._first_step = self._num_tokens = 0
         if resume_from_checkpoint is True:
+            finish_publishing(Path(str(self.args.output_dir)))
             resume_from_checkpoint = str(last_whole(Path(str(self.args.output_dir)), contents=False) or "") or True
         if isinstance(resume_from_checkpoint, str):
             checkpoint = Path(resume_from_checkpoint)
             if (checkpoint / MANIFEST).exists():  # else of another program
                 self._num_tokens = check_whole(checkpoint, contents=False).num_tokens
+            self._resumed_from = checkpoint
             self._first_step = TrainerState.load_from_json(str(checkpoint / "trainer_state.json")).global_step
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
@@ -296,6 +302,7 @@ class ProFitTrainer(SFTTrainer):
         """Return the lengths of the training: no epochs where the checkpoint is of the last step already."""
         values = super().set_initial_training_values(*args, **kwargs)
         max_steps = values[-1]
+        check_reaches(self._resumed_from, self._first_step, max_steps)
         return (0, *values[1:]) if 0 < max_steps <= self._first_step else values
 
     def _maybe_log_save_evaluate(
@@ -327,6 +334,7 @@ class ProFitTrainer(SFTTrainer):
         self.accelerator.wait_for_everyone()
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        self._finite.before_saving()
         folder = Path(self._get_output_dir(trial))
         num_tokens = self._num_tokens + self._measured()[1]
         name = f"checkpoint-{self.state.global_step}"
@@ -352,6 +360,7 @@ class ProFitTrainer(SFTTrainer):
         if self._saves_aside:
             super().save_model(output_dir, _internal_call)
             return
+        self._finite.before_saving()
         folder = Path(output_dir or str(self.args.output_dir))
         with self._saved_aside(folder) as aside:
             super().save_model(str(aside / "model"), _internal_call=True)
