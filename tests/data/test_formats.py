@@ -175,6 +175,7 @@ def test_tools_are_read_in_every_spelling_and_without_the_nulls_of_parquet():
     for tools in ([tool], json.dumps([tool]), [json.dumps(tool)], [bare], [in_text]):
         assert converted({"messages": [USER, ASSISTANT], "tools": tools}).tools == (tool,)
     assert converted({"messages": [USER, ASSISTANT], "functions": [bare]}).tools == (tool,)
+    assert converted({"messages": [USER, ASSISTANT], "tools": [tool], "functions": [bare]}).tools == (tool,)
     nothing = {"type": "function", "function": {"name": "add", "default": None}}
     assert converted({"messages": [USER, ASSISTANT], "tools": json.dumps([nothing])}).tools == (nothing,)
     for tools in (None, "", "null", "[]", {}, []):

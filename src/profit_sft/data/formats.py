@@ -159,7 +159,7 @@ def to_conversation(
         messages=(*system, *messages),
         trained=tuple(index + len(system) for index in trained),
         weights=tuple(row_weight * turns[index][1] for index in trained),
-        tools=tuple(tools),
+        tools=tuple(tool for index, tool in enumerate(tools) if tool not in tools[:index]),
         template_options=options,
         notes=columns.rest(),
     )

@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from profit_sft.data.chat_template import eos_token
 from profit_sft.data.formats import Conversation
-from profit_sft.data.messages import shown
+from profit_sft.data.messages import read_list, shown
 from profit_sft.data.row import Row
 from profit_sft.data.settings import TEMPLATE_DATE
 from profit_sft.data.turns import render_conversation
@@ -206,7 +206,7 @@ def _of_answer(row: Row, answer: str) -> tuple[list[AnswerSpan], list[WeightedPa
 
 def _answer_spans(row: Row, answer: str) -> list[AnswerSpan]:
     """Read the row's `answer_spans`, if it has any."""
-    given = row.values.get("answer_spans") or []
+    given = read_list(row, "answer_spans", row.values.get("answer_spans"))
     try:
         spans = [AnswerSpan(span["start"], span["end"], span["kind"]) for span in given]
     except (TypeError, KeyError):
