@@ -47,6 +47,27 @@ CHATS = {
     "chat prompt and completion": ("prompt_completion", {"prompt": [SYSTEM, USER], "completion": [ASSISTANT]}),
     "chat prompt and an answer": ("question_answer", {"prompt": [SYSTEM, USER], "answer": "Four."}),
     "question and answer": ("question_answer", {"question": "2+2?", "answer": "Four.", "system": "Count."}),
+    "messages of a merged table": (
+        "question_answer",
+        {"question": "2+2?", "answer": "Four.", "system": "Count.", "messages": None},
+    ),
+    "a chat in JSON text": (
+        "prompt_completion",
+        {"prompt": json.dumps([SYSTEM, USER]), "completion": json.dumps([ASSISTANT])},
+    ),
+    "a chat in JSON text and an answer": ("question_answer", {"prompt": json.dumps([SYSTEM, USER]), "answer": "Four."}),
+    "parts in JSON text": (
+        "messages",
+        {"messages": [SYSTEM, {"role": "user", "content": '[{"type": "text", "text": "2+2?"}]'}, ASSISTANT]},
+    ),
+    "a worked response beside a bare answer": (
+        "question_answer",
+        {"question": "2+2?", "answer": "Four", "response": "Four.", "system": "Count."},
+    ),
+    "an empty solution beside an answer": (
+        "question_answer",
+        {"question": "2+2?", "solution": "", "answer": "Four.", "system": "Count."},
+    ),
     "query and response": ("question_answer", {"query": "2+2?", "response": "Four.", "system_prompt": "Count."}),
     "prompt and response": ("question_answer", {"prompt": "2+2?", "response": "Four.", "system": "Count."}),
     "input and output": ("question_answer", {"input": "2+2?", "output": "Four.", "system": "Count."}),
@@ -83,6 +104,42 @@ def test_alpaca_input_follows_the_instruction():
     found = converted({"instruction": "Add.", "input": "2 2", "output": "4"})
     assert found.messages[0]["content"] == "Add.\n\n2 2"
 
+    found = converted({"instruction": "double", "input": 5, "output": 10})
+    assert [message["content"] for message in found.messages] == ["double\n\n5", "10"]
+    assert converted({"instruction": "Add.", "input": float("nan"), "output": "4"}).messages[0]["content"] == "Add."
+
+
+def test_the_context_of_a_question_follows_it():
+    found = converted({"question": "How many?", "context": "Two and two.", "answer": "4"})
+    assert (found.messages[0]["content"], found.notes) == ("How many?\n\nTwo and two.", ())
+
+
+@pytest.mark.parametrize("nothing", [None, float("nan"), "", " "], ids=repr)
+def test_a_weight_may_be_absent(nothing):
+    assert converted({"question": "x", "answer": "y", "weight": nothing}).weights == (1.0,)
+    assert converted({"messages": [USER, {**ASSISTANT, "weight": nothing}]}).weights == (1.0,)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"question": "x", "answer": "y", "weight": 0},
+        {"question": "x", "answer": "y", "train": False},
+        {"prompt": "x", "completion": "y", "weight": "0"},
+        {"messages": [USER, {**ASSISTANT, "train": False}]},
+        {"messages": [USER, {**ASSISTANT, "mask": True}]},
+    ],
+    ids=str,
+)
+def test_what_has_the_weight_0_has_nothing_to_train(values):
+    assert converted(values).weights == ()
+
+
+def test_other_keys_of_parts_and_a_second_spelling_stay_to_be_named():
+    part = {"type": "text", "text": "2+2?", "cache_control": {"type": "ephemeral"}}
+    found = converted({"messages": [{"role": "user", "content": [part], "value": "other"}, ASSISTANT]})
+    assert found.messages[0] == {**USER, "value": "other", "content[].cache_control": {"type": "ephemeral"}}
+
 
 def test_history_comes_before_the_instruction_and_is_trained_too():
     again, six = {"role": "user", "content": "3+3?"}, {"role": "assistant", "content": "Six."}
@@ -118,6 +175,7 @@ def test_tools_are_read_in_every_spelling_and_without_the_nulls_of_parquet():
     for tools in ([tool], json.dumps([tool]), [json.dumps(tool)], [bare], [in_text]):
         assert converted({"messages": [USER, ASSISTANT], "tools": tools}).tools == (tool,)
     assert converted({"messages": [USER, ASSISTANT], "functions": [bare]}).tools == (tool,)
+    assert converted({"messages": [USER, ASSISTANT], "tools": [tool], "functions": [bare]}).tools == (tool,)
     nothing = {"type": "function", "function": {"name": "add", "default": None}}
     assert converted({"messages": [USER, ASSISTANT], "tools": json.dumps([nothing])}).tools == (nothing,)
     for tools in (None, "", "null", "[]", {}, []):
@@ -225,12 +283,9 @@ BAD_ROWS = {
         {"question": "x", "answer": "y", "weight": "half"},
         "the row has weight 'half', which must",
     ),
-    "weight that is no number": ({"question": "x", "answer": "y", "weight": float("nan")}, "the row has weight nan"),
-    "row of weight 0": ({"question": "x", "answer": "y", "weight": 0}, "'weight' is 0, .*nothing to train on. Drop"),
-    "no turn trained": ({"messages": [USER, {**ASSISTANT, "train": False}]}, "has no turn to train on: each says it"),
     "images": (
         {"messages": [USER, ASSISTANT], "images": ["a.png"]},
-        "has 'images', and only text is trained on: the model would not see them. Drop",
+        "the row has 'images', and only text is trained on: the model would not see them. Leave",
     ),
     "tools no list": ({"messages": [USER, ASSISTANT], "tools": "add"}, "'tools' must be a list or JSON text of one"),
     "tool no object": ({"messages": [USER, ASSISTANT], "tools": ["add"]}, "'tools' must hold descriptions of tools"),
@@ -250,7 +305,26 @@ BAD_ROWS = {
     ),
     "empty completion": ({"prompt": "x", "completion": ""}, "'completion' must be text that is not empty, got ''"),
     "null output": ({"instruction": "x", "output": None}, "'output' must be text that is not empty, got None"),
-    "alpaca input": ({"instruction": "x", "input": 3, "output": "y"}, "'input' must be text or absent, got 3. Mend"),
+    "alpaca input": (
+        {"instruction": "x", "input": [3], "output": "y"},
+        r"'input' must be text or absent, got \[3\]. Mend",
+    ),
+    "a system prompt of plain text": (
+        {"prompt": "x", "completion": "y", "system": "Count."},
+        "is plain text, which has no place for its system prompt, 'Count.'. Write it into 'prompt'",
+    ),
+    "images of a message": (
+        {"messages": [{**USER, "images": ["a.png"]}, ASSISTANT]},
+        r"'messages\[0\]' has 'images', and only text is trained on",
+    ),
+    "an image beside the text of a part": (
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "x", "image": "DATA"}]}, ASSISTANT]},
+        r"'messages\[0\]' in a part has 'image', and only text",
+    ),
+    "a weight of a part": (
+        {"messages": [USER, {"role": "assistant", "content": [{"type": "text", "text": "x", "weight": 0}]}]},
+        r"'messages\[1\]' has a part with 'weight', which is of whole messages. Give 'token_weights'",
+    ),
     "long value": ({"question": "x", "answer": ["y"] * 99}, r"'answer' must be text .* got \['y', .*\.\.\.\. Mend"),
     "empty text": ({"text": " "}, "'text' must be text that is not empty, got ' '"),
     "unknown columns": ({"foo": "x"}, r"its columns \('foo'\) fit no known format.*--prompt_column"),

@@ -358,3 +358,11 @@ def test_real_rows_with_the_real_tokenizer(smollm2_tokenizer, shared_data, prepa
             answer = json.loads(line)["answer"]
             assert trained_text(smollm2_tokenizer, example["labels"]) == answer + smollm2_tokenizer.eos_token
     assert found.report.rows_used == 50
+
+
+def test_rows_of_weight_0_are_counted_and_left_out(tokenizer, write, prepare):
+    row = {"question": "2+2?", "answer": "Four."}
+    report = prepare(tokenizer, write(row, {**row, "weight": 0}, {**row, "weight": None})).report
+    assert (report.rows_read, report.rows_used, report.rows_of_no_weight, report.rows_skipped) == (3, 2, 1, 0)
+    with pytest.raises(DataError, match="none of its 1 rows can be used. 1 have the weight 0"):
+        prepare(tokenizer, write({**row, "weight": 0}, name="none.jsonl"))

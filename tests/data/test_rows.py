@@ -315,3 +315,30 @@ def test_a_split_that_is_not_there_is_refused_with_those_that_are(tmp_path, spli
         write_as(name, tmp_path)
     with pytest.raises(DataError, match=rf"has no split '{re.escape(split)}'; it has train, test. Name one of them"):
         load_rows(str(tmp_path), split=split)
+
+
+CHAT = {"messages": [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "Four."}]}
+
+
+@pytest.mark.parametrize(
+    ("content", "rows"),
+    [(CHAT, [CHAT]), ({"conversations": [CHAT, CHAT]}, [CHAT, CHAT]), ({"data": [CHAT]}, [CHAT])],
+    ids=["a row", "rows called as chats are", "rows"],
+)
+def test_an_object_alone_is_a_row_or_holds_them(tmp_path, content, rows):
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps(content))
+    assert [row.values for row in load_rows(str(path))] == rows
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_two_columns_of_a_name_are_refused_in_tables_too(tmp_path, kind):
+    table = pyarrow.table([pyarrow.array(["x"]), pyarrow.array(["y"])], names=["text", "text"])
+    path = tmp_path / f"rows.{kind}"
+    if kind == "parquet":
+        pyarrow.parquet.write_table(table, path)
+    else:
+        with pyarrow.ipc.new_stream(str(path), table.schema) as stream:
+            stream.write_table(table)
+    with pytest.raises(DataError, match="has two columns named 'text', of which one would be lost. Rename one"):
+        list(load_rows(str(path)))

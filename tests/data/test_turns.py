@@ -285,7 +285,9 @@ REFUSED = {
     ),
     "the second of two calls alike": (
         (USER, {**CALL, "tool_calls": CALL["tool_calls"] * 2}),
-        CALLING.replace("ARGUMENTS", "{{ call.function.arguments | tojson }}").replace("message.tool_calls or []", "(message.tool_calls or [])[:1]"),
+        CALLING.replace("ARGUMENTS", "{{ call.function.arguments | tojson }}").replace(
+            "message.tool_calls or []", "(message.tool_calls or [])[:1]"
+        ),
         "leaves out the call of 'add' of turn 2",
     ),
     "a system message that the answer repeats": (
@@ -294,7 +296,13 @@ REFUSED = {
         "leaves out message 1, of role system",
     ),
     "a system message that the question and an earlier turn repeat": (
-        ({"role": "system", "content": "four"}, {**USER, "content": "four?"}, {**ASSISTANT, "train": False}, USER, AGAIN),
+        (
+            {"role": "system", "content": "four"},
+            {**USER, "content": "four?"},
+            {**ASSISTANT, "train": False},
+            USER,
+            AGAIN,
+        ),
         DROPPING.replace("DROPPED", "'system'"),
         "leaves out message 1, of role system",
     ),

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 EXAMPLES = 3
 _LISTED = 5  # skipped rows named in the terminal
 _ENDS = 4  # of the tokens that end turns, those shown
+_LEFT_OUT = {"rows_too_long": "longer than max_length", "rows_of_no_weight": "of weight 0"}
 
 
 @takes_data_options()
@@ -111,10 +112,6 @@ def data_facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
             "longest row, rows truncated",
             f"{report['longest']:,}, {report['rows_truncated']:,} ({report['rows_truncated'] / used:.1%})",
         ),
-        *(
-            [("rows longer than max_length, left out", f"{report['rows_too_long']:,}")]
-            if report["rows_too_long"]
-            else []
-        ),
+        *((f"rows {why}, left out", f"{report[name]:,}") for name, why in _LEFT_OUT.items() if report[name]),
         ("what is learned ends in", listed + (", ..." if len(ends) > _ENDS else "")),
     ]

@@ -61,6 +61,7 @@ class Tally:
     skipped: list[SkippedRow] = field(default_factory=list)
     rows_truncated: int = 0
     rows_too_long: int = 0
+    rows_of_no_weight: int = 0
     total_tokens: int = 0
     label_tokens: int = 0
     longest: int = 0
@@ -133,6 +134,7 @@ class BlockPreparer:
             if self._format is None:
                 self._format = _format_of(row, self._settings)
             tally.dataset_format = str(self._format)
+            tally.rows_of_no_weight += not found
             examples.add(row, found, self._settings, tally)
         with (self._folder / f"tally-{os.getpid()}.jsonl").open("a", encoding="utf-8") as lines:
             lines.write(json.dumps({"start": start, **dataclasses.asdict(tally)}) + "\n")
@@ -209,7 +211,7 @@ def prepare_rows(
     *,
     known_format: Format | None = None,
 ) -> Iterator[tuple[Row, list[Tokenized] | DataError]]:
-    """Yield each row with its examples, of which there is at least one, not cut; or with why it cannot be used.
+    """Yield each row with its examples, not cut, none where its weight is 0; or with why it cannot be used.
 
     Args:
         rows: The rows; some are read ahead, to be tokenized together.
@@ -270,6 +272,8 @@ def _usable(row: Row, examples: list[Tokenized], limit: int | None) -> list[Toke
         weighted = weighed(examples, row)
     except DataError as error:
         return error
+    if not weighted:
+        return []
     return [example for example in weighted if _has_labels(example, limit)] or _without_labels(row, examples[0], limit)
 
 

@@ -102,9 +102,7 @@ class ChatTemplate:
         variables = {**self._tokenizer.special_tokens_map, **self.own_options}
         try:
             # Its annotation says str.
-            rendered: Any = render_jinja_template(
-                [list(messages)], chat_template=self._dated, **options, **variables
-            )
+            rendered: Any = render_jinja_template([list(messages)], chat_template=self._dated, **options, **variables)
         except Exception as error:  # templates raise whatever their author chose
             raise CannotLabel(f"the chat template refuses it: {error}. Mend or drop the row.", refused=True) from error
         texts, marks = rendered

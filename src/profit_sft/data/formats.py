@@ -8,13 +8,16 @@ from typing import Any, Literal
 from profit_sft.data.messages import (
     Message,
     checked_text,
+    is_chat_in_text,
     is_given,
+    is_no_weight,
     is_text,
     read_list,
     read_messages,
     read_object,
     read_tool,
     read_weight,
+    refuse_media,
     shown,
 )
 from profit_sft.data.row import Row
@@ -39,7 +42,6 @@ _ALSO: dict[Format, tuple[tuple[str, ...], ...]] = {
     "alpaca": (("instruction", "response"),),
     "question_answer": tuple(product(_QUESTIONS, _ANSWERS)),
 }
-_MEDIA = ("images", "image", "videos", "video", "audios", "audio")
 # The renderer's own; what a template may be told besides is anybody's.
 _RENDERERS = ("messages", "conversations", "tools", "chat_template", "add_generation_prompt", "continue_final_message")
 
@@ -50,8 +52,8 @@ class Conversation:
 
     Attributes:
         messages: As chat templates take them, or empty for plain text.
-        trained: Indices of the assistant turns that may carry labels; the rest is prompt.
-        weights: The weight of each of these turns, or of the completion alone.
+        trained: Indices of the assistant turns that may carry labels; the rest is prompt. None: the row is left out.
+        weights: The weight of each of these turns, or of the completion alone; empty where the row is left out.
         tools: Descriptions of the tools that a chat may call.
         template_options: What the chat template is told besides, such as `enable_thinking`.
         prompt: Plain-text prompt, or None for a chat. Empty where every token of the completion is trained.
@@ -70,9 +72,20 @@ class Conversation:
 
 
 def detect_format(columns: Collection[str], *, prompt_column: str | None, response_column: str | None) -> Format | None:
-    """Return the format these columns have, or None. Named columns mean question and answer."""
+    """Return the format these columns have, or None. Named columns mean question and answer.
+
+    Of a row's values those that are null are passed over where the others have a format: of merged tables a row has the
+    columns of its own, and null in those of others.
+    """
     if prompt_column is not None or response_column is not None:
         return "question_answer"
+    given = columns
+    if isinstance(columns, Mapping):
+        given = [name for name, value in columns.items() if value is not None]
+    return _format_of(given) or _format_of(columns)
+
+
+def _format_of(columns: Collection[str]) -> Format | None:
     columns = {*columns, *map(str.lower, columns)}
     for name, fields in REQUIRED_FIELDS.items():
         if any(all(field in columns for field in needed) for needed in (fields, *_ALSO.get(name, ()))):
@@ -115,22 +128,24 @@ def to_conversation(
             raise _unknown_format(row)
         found = detected
     columns = _Columns(row)
-    _refuse_media(columns)
-    given = columns.get("weight")
-    row_weight = 1.0 if given is None else read_weight(row, "the row has weight", given)
-    if not row_weight:
-        raise row.error("'weight' is 0, so there is nothing to train on. Drop the row (--skip-bad-rows).")
+    refuse_media(row, "the row", row.values)
+    row_weight = _row_weight(columns)
     turns = _READERS[found](columns, prompt_column, response_column)
     if isinstance(turns, Conversation):
+        own_prompt = columns.text_if_any("system", "system_prompt")
+        if own_prompt is not None:
+            raise row.error(
+                f"is plain text, which has no place for its system prompt, {shown(own_prompt)}. Write it into "
+                "'prompt', or give messages."
+            )
         if system_prompt is not None:
             raise row.error(
                 "is plain text, which has no place for --system_prompt. Write it into the text, or leave the flag out."
             )
-        return replace(turns, weights=(row_weight,), notes=(*turns.notes, *columns.rest()))
+        return replace(turns, weights=(row_weight,) if row_weight else (), notes=(*turns.notes, *columns.rest()))
     messages = [message for message, _ in turns]
     trained = [index for index, (message, weight) in enumerate(turns) if weight and message["role"] == "assistant"]
-    if not trained:
-        raise row.error("has no turn to train on: each says it is not to be trained. Drop the row (--skip-bad-rows).")
+    trained = trained if row_weight else []
     system = _system(columns, messages, system_prompt)
     tools = [read_tool(row, name, tool) for name in ("tools", "functions") for tool in columns.list(name)]
     options = {
@@ -144,7 +159,7 @@ def to_conversation(
         messages=(*system, *messages),
         trained=tuple(index + len(system) for index in trained),
         weights=tuple(row_weight * turns[index][1] for index in trained),
-        tools=tuple(tools),
+        tools=tuple(tool for index, tool in enumerate(tools) if tool not in tools[:index]),
         template_options=options,
         notes=columns.rest(),
     )
@@ -165,6 +180,11 @@ class _Columns:
     def list(self, name: str) -> Any:
         return read_list(self.row, name, self.get(name))
 
+    def peek(self, name: str | None) -> str:
+        """Return the text of a column, or nothing; the column still counts as not read."""
+        value = self.row.values.get(self._names.get(name or "", ""))
+        return str(value).strip() if is_text(value) else ""
+
     def text(self, name: str) -> str:
         if name not in self._names:
             columns = ", ".join(map(repr, self.row.values)) or "none"
@@ -178,14 +198,17 @@ class _Columns:
         """Return the first of these columns that holds text, or None where all are absent or empty."""
         for name in names:
             value = self.get(name)
-            if value is not None and not isinstance(value, str):
+            if value is None or value != value or (isinstance(value, str) and not value.strip()):
+                continue
+            if not is_text(value):
                 raise self.row.error(f"'{name}' must be text or absent, got {shown(value)}. Mend or drop the row.")
-            if value and value.strip():
-                return self.text(name)
+            return self.text(name)
         return None
 
     def first(self, names: Collection[str]) -> str | None:
-        return next((name for name in names if name in self._names), None)
+        """Return the first of these columns that holds something, or that there is."""
+        there = [name for name in names if name in self._names]
+        return next((name for name in there if is_given(self.row.values[self._names[name]])), next(iter(there), None))
 
     def rest(self) -> tuple[str, ...]:
         """Return a line for each column that holds something and was not read."""
@@ -198,20 +221,21 @@ class _Columns:
 _Turns = list[tuple[Message, float]]  # each with its weight, 0 where it is not to be trained
 
 
-def _refuse_media(columns: _Columns) -> None:
-    name = next((name for name in _MEDIA if is_given(columns.get(name))), None)
-    if name is not None:
-        raise columns.row.error(
-            f"has '{name}', and only text is trained on: the model would not see them. Drop the column or the row."
-        )
-
-
 def _unknown_format(row: Row) -> Exception:
     columns = ", ".join(map(repr, row.values)) or "none"
     return row.error(
         f"its columns ({columns}) fit no known format: messages; conversations; prompt and completion; instruction and "
         "output; question and answer; text. Name the columns with --prompt_column and --response_column."
     )
+
+
+def _row_weight(columns: _Columns) -> float:
+    """Return the product of what a row says of its weight: `weight`, or `train`, a truth value."""
+    weight = 1.0
+    for name in ("weight", "train"):
+        given = columns.get(name)
+        weight *= 1.0 if is_no_weight(given) else read_weight(columns.row, f"the row has {name}", given)
+    return weight
 
 
 def _turn(role: str, text: str) -> tuple[Message, float]:
@@ -244,7 +268,8 @@ def _messages(columns: _Columns, name: str) -> _Turns:
 
 
 def _prompt_completion(columns: _Columns) -> _Turns | Conversation:
-    if any(isinstance(columns.get(name), list) for name in ("prompt", "completion")):
+    is_chat = any(isinstance(columns.get(name), list) for name in ("prompt", "completion"))
+    if is_chat or is_chat_in_text(columns.get("prompt")):
         before, trained = _messages(columns, "prompt"), _messages(columns, "completion")
         _require_answer(columns, "completion", trained)
         return [*((message, 0.0) for message, _ in before), *trained]
@@ -277,12 +302,21 @@ def _history(columns: _Columns) -> _Turns:
 
 def _question_answer(columns: _Columns, prompt_column: str | None, response_column: str | None) -> _Turns:
     question = prompt_column or columns.first(_QUESTIONS) or "question"
-    answer = response_column or columns.first([name for name in _ANSWERS if name != question]) or "answer"
-    if isinstance(columns.get(question), list):
+    answer = response_column or _answer_column(columns, [name for name in _ANSWERS if name != question])
+    if isinstance(columns.get(question), list) or is_chat_in_text(columns.get(question)):
         before = [(message, 0.0) for message, _ in _messages(columns, question)]
     else:
-        before = [*_history(columns), _turn("user", columns.text(question))]
+        parts = (columns.text(question), columns.text_if_any("context"))
+        before = [*_history(columns), _turn("user", "\n\n".join(part for part in parts if part is not None))]
     return [*before, _turn("assistant", columns.text(answer))]
+
+
+def _answer_column(columns: _Columns, names: Collection[str]) -> str:
+    """Return the first of these columns, or one whose text holds that of the first: a worked answer of a bare one."""
+    first = columns.first(names)
+    bare = columns.peek(first)
+    worked = (name for name in names if bare and bare in columns.peek(name) and len(columns.peek(name)) > len(bare))
+    return max(worked, key=lambda name: len(columns.peek(name)), default=first) or "answer"
 
 
 def _text(columns: _Columns) -> Conversation:

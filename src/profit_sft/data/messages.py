@@ -24,6 +24,8 @@ _REASONING_KEYS = ("reasoning_content", "thinking", "reasoning", "thought", "tho
 _ARGUMENT_KEYS = ("arguments", "parameters", "args", "input")  # the last two LangChain's and Anthropic's
 _CALL_KEYS = ("id", "index", "type", "function", "name")
 _TRAIN_KEYS = ("weight", "train", "loss", "trainable", "training")
+_MASK_KEYS = ("mask", "masked")  # true: not to be trained
+_MEDIA = ("images", "image", "videos", "video", "audios", "audio", "image_url", "input_audio")
 _TRUTHS = {"true": 1.0, "false": 0.0}
 THOUGHT_WITHIN = re.compile(r"\s*<think>\s*(.*?)\s*</think>\s*(.*)", re.DOTALL)  # content that begins with one
 _TEXT_PARTS = ("text", "input_text", "output_text")
@@ -69,16 +71,24 @@ def _read_message(row: Row, place: str, turn: Any) -> tuple[Message, float]:
     if not isinstance(turn, Mapping):
         raise row.error(f"{place} must be an object with role and content, got {shown(turn)}. Mend or drop the row.")
     rest = {key: value for key, value in turn.items() if value is not None}
-    named = rest.pop("role", rest.pop("from", None))
+    for key in (*_TRAIN_KEYS, *_MASK_KEYS):
+        if is_no_weight(rest.get(key)):
+            rest.pop(key, None)
+    named = rest.pop("role" if "role" in rest else "from", None)
     role = _ROLES.get(named.lower()) if isinstance(named, str) else None
     if role is None:
         raise row.error(
             f"{place} has role {shown(named)}; known are system, developer, user, assistant, tool, human and gpt. "
             "Rename it or drop the row."
         )
-    given = rest.pop("content", rest.pop("value", None))
+    refuse_media(row, place, rest)
+    given = rest.pop("content" if "content" in rest else "value", None)
     weights = [read_weight(row, f"{place} has {key}", rest.pop(key)) for key in _TRAIN_KEYS if key in rest]
+    weights += [
+        0.0 if read_weight(row, f"{place} has {key}", rest.pop(key)) else 1.0 for key in _MASK_KEYS if key in rest
+    ]
     message: Message = {"role": role}
+    rest |= _keys_of_parts(given) if role != "tool" else {}
     if role == "assistant":
         calls = rest.pop("tool_calls", None) or []
         one_call = rest.pop("function_call", None)
@@ -95,7 +105,8 @@ def _read_message(row: Row, place: str, turn: Any) -> tuple[Message, float]:
     else:
         if role == "tool":
             given = _result(given)
-        content, thoughts = _content(row, place, given)
+        # A tool's JSON text is what the model is shown.
+        content, thoughts = _content(row, place, given, read_text=role != "tool")
         if content is None or thoughts:
             raise row.error(
                 f"{place} must have text as content, got {shown(given)}. Only text is trained on; mend or drop the row."
@@ -106,10 +117,33 @@ def _read_message(row: Row, place: str, turn: Any) -> tuple[Message, float]:
 
 
 def _refuse_keys_of_answers(row: Row, place: str, role: str, rest: dict[str, Any]) -> None:
-    """Refuse thoughts and calls of others than the assistant, which templates write or stumble over; drop empty ones."""
+    """Refuse thoughts and calls of others than the assistant, which templates may write; drop empty ones."""
     for key in ("tool_calls", "function_call", *_REASONING_KEYS):
         if is_given(_parsed(rest.pop(key, None))):
             raise row.error(f"{place} has '{key}', but is of role {role}: only an assistant has it. Leave it out.")
+
+
+def refuse_media(row: Row, place: str, values: Mapping[str, Any]) -> None:
+    """Raise DataError where there are images, videos or audio."""
+    name = next((name for name in _MEDIA if is_given(values.get(name))), None)
+    if name is not None:
+        raise row.error(
+            f"{place} has '{name}', and only text is trained on: the model would not see them. Leave them or the row "
+            "out."
+        )
+
+
+def _keys_of_parts(given: Any) -> dict[str, Any]:
+    """Return what parts have beside text, such as `cache_control`: no chat template sees it, so it will be named."""
+    parts = _parts_in_text(given)
+    parts = [part for part in parts if isinstance(part, Mapping)] if isinstance(parts, (list, tuple)) else []
+    known = ("type", *_TEXT_PARTS, *_THOUGHT_PARTS)
+    return {
+        f"content[].{key}": value
+        for part in parts
+        for key, value in part.items()
+        if key not in known and value is not None
+    }
 
 
 def _result(given: Any) -> Any:
@@ -140,8 +174,18 @@ def _answer(
     return message
 
 
-def _content(row: Row, place: str, value: Any) -> tuple[str | None, list[str]]:
+def _parts_in_text(value: Any) -> Any:
+    """Return the list of parts that JSON text is, as csv keeps them, and anything else as it is."""
+    parts = _parsed(value)
+    is_parts = isinstance(parts, list) and all(
+        isinstance(part, Mapping) and part.get("type") in (*_TEXT_PARTS, *_THOUGHT_PARTS) for part in parts
+    )
+    return parts if is_parts and parts else value
+
+
+def _content(row: Row, place: str, value: Any, *, read_text: bool = True) -> tuple[str | None, list[str]]:
     """Return the text and the thoughts of a content: text, a number, a list of parts, or nothing."""
+    value = _parts_in_text(value) if read_text else value
     if isinstance(value, (list, tuple)) and value:
         text: list[str] = []
         thoughts: list[str] = []
@@ -162,6 +206,12 @@ def _part(row: Row, place: str, part: Any) -> tuple[str, str]:
     kind = part.get("type", "text") if isinstance(part, Mapping) else None
     if kind in (*_TEXT_PARTS, *_THOUGHT_PARTS):
         words = part.get("text") if part.get("text") is not None else part.get(kind)
+        refuse_media(row, f"{place} in a part", part)
+        weighed = next((key for key in _TRAIN_KEYS if part.get(key) is not None), None)
+        if weighed is not None:
+            raise row.error(
+                f"{place} has a part with '{weighed}', which is of whole messages. Give 'token_weights' for a stretch."
+            )
         if isinstance(words, str):
             return kind, checked_text(row, place, words)
     raise row.error(
@@ -182,9 +232,7 @@ def _tool_calls(row: Row, place: str, calls: Any) -> list[dict[str, Any]]:
     return [_tool_call(row, place, _parsed(call)) for call in calls if call is not None]
 
 
-def _with_one_call(
-    row: Row, place: str, calls: list[dict[str, Any]], call: dict[str, Any]
-) -> list[dict[str, Any]]:
+def _with_one_call(row: Row, place: str, calls: list[dict[str, Any]], call: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the calls and OpenAI's older spelling of one, which says the same as they or stands alone."""
     if calls and [other["function"] for other in calls] != [call["function"]]:
         raise row.error(f"{place} has a 'function_call' and other 'tool_calls', {shown(calls)}. Keep one of the two.")
@@ -209,6 +257,11 @@ def _tool_call(row: Row, place: str, call: Any) -> dict[str, Any]:
         f"{place} has a tool call without the name of a function, {shown(call)}. Give name and arguments, or drop the "
         "row."
     )
+
+
+def is_no_weight(value: Any) -> bool:
+    """Say whether nothing is given as a weight: null, NaN as pandas writes it, or an empty cell."""
+    return value is None or value != value or (isinstance(value, str) and not value.strip())
 
 
 def read_weight(row: Row, place: str, value: Any) -> float:
@@ -284,6 +337,16 @@ def read_tool(row: Row, field: str, tool: Any) -> dict[str, Any]:
             parsed = {key: _parsed(value) if key == "parameters" else value for key, value in function.items()}
             return {**nested, "function": parsed} if "function" in nested else nested
     raise row.error(f"'{field}' must hold descriptions of tools, got {shown(tool)}. Mend or drop the row.")
+
+
+def is_chat_in_text(value: Any) -> bool:
+    """Say whether a value is JSON text of a list of messages, as csv keeps them."""
+    turns = _parsed(value) if isinstance(value, str) else None
+    return (
+        isinstance(turns, list)
+        and bool(turns)
+        and all(isinstance(turn, Mapping) and not {"role", "from"}.isdisjoint(turn) for turn in turns)
+    )
 
 
 def is_given(value: Any) -> bool:

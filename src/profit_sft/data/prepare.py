@@ -45,6 +45,7 @@ class DataReport:
         skipped: The first of them.
         rows_truncated: Examples that lost their end to `max_length`.
         rows_too_long: Rows left out because they are longer, where `drop_long_rows` is set.
+        rows_of_no_weight: Rows left out because they, or all their turns, have the weight 0.
         total_tokens: Tokens of all rows used.
         label_tokens: Those that carry a label.
         longest: Tokens of the longest row, after truncation.
@@ -61,6 +62,7 @@ class DataReport:
     skipped: tuple[SkippedRow, ...]
     rows_truncated: int
     rows_too_long: int
+    rows_of_no_weight: int
     total_tokens: int
     label_tokens: int
     longest: int
@@ -190,7 +192,7 @@ def _prepare(
         )
     tally = read_tally(folder)
     if tally.rows_used == 0:
-        raise _nothing_used(settings, tally.rows_read, tally.skipped)
+        raise _nothing_used(settings, tally)
     report = _report(tally, settings, tokenizer, fingerprint=_fingerprint(made.data.table))
     kept = {**dataclasses.asdict(report), **{name: getattr(tally, name) for name in _OPTIONAL}}
     write_text(folder / _REPORT, json.dumps(kept, indent=2) + "\n")
@@ -210,9 +212,13 @@ def _report(
     )
 
 
-def _nothing_used(settings: DataSettings, rows_read: int, skipped: list[SkippedRow]) -> DataError:
-    why = f"The first: {skipped[0].reason}" if skipped else f"All are longer than max_length={settings.max_length}."
-    return DataError(f"'{settings.dataset_name}': none of its {rows_read} rows can be used. {why}")
+def _nothing_used(settings: DataSettings, tally: Tally) -> DataError:
+    why = f"All are longer than max_length={settings.max_length}."
+    if tally.skipped:
+        why = f"The first: {tally.skipped[0].reason}"
+    elif tally.rows_of_no_weight:
+        why = f"{tally.rows_of_no_weight} have the weight 0."
+    return DataError(f"'{settings.dataset_name}': none of its {tally.rows_read} rows can be used. {why}")
 
 
 def _load(folder: Path) -> PreparedData:

@@ -7,13 +7,15 @@ import io
 import json
 import lzma
 import zlib
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from profit_sft.data.formats import detect_format
 from profit_sft.data.row import Row, RowSource
 from profit_sft.errors import DataError, first_line
 from profit_sft.files import check_regular_file
@@ -139,6 +141,8 @@ def _json_rows(path: Path) -> Iterator[Row]:
         raise DataError(f"'{path}' cannot be read ({first_line(error)}). Mend or leave out that number.") from None
     except RecursionError:
         raise DataError(f"'{path}' is JSON nested too deeply to read. It must hold a list of rows.") from None
+    if _is_a_row(values):
+        values = [values]  # one object a line, of which there is one
     if isinstance(values, dict):  # {"data": [...]}, as some exports have it
         lists = [value for value in values.values() if isinstance(value, list)]
         values = lists[0] if len(lists) == 1 else None
@@ -148,11 +152,25 @@ def _json_rows(path: Path) -> Iterator[Row]:
         yield _checked(row, path, number)
 
 
+def _is_a_row(values: Any) -> bool:
+    """Tell a row, such as a chat, from an object with a list of rows in it, whatever that is called."""
+    if not isinstance(values, dict) or detect_format(values, prompt_column=None, response_column=None) is None:
+        return False
+    within = [item for value in values.values() if isinstance(value, list) for item in value]
+    return not any(_is_a_row(item) for item in within)
+
+
 def _is_an_object(line: str) -> bool:
     try:
         return isinstance(json.loads(line), dict)
     except (ValueError, RecursionError):
         return False
+
+
+def _refuse_twice(columns: Sequence[str], path: Path) -> None:
+    twice = next((name for name, count in Counter(columns).items() if count > 1), None)
+    if twice is not None:
+        raise DataError(f"'{path}' has two columns named '{twice}', of which one would be lost. Rename one.")
 
 
 def _csv_rows(path: Path) -> Iterator[Row]:
@@ -162,10 +180,7 @@ def _csv_rows(path: Path) -> Iterator[Row]:
         reader = csv.DictReader(lines, delimiter="\t" if kind_of(path) == ".tsv" else ",", strict=True)
         number = 0
         try:
-            columns = list(reader.fieldnames or ())
-            twice = next((name for name in columns if columns.count(name) > 1), None)
-            if twice is not None:
-                raise DataError(f"'{path}' has two columns named '{twice}', of which one would be lost. Rename one.")
+            _refuse_twice(reader.fieldnames or (), path)
             for number, values in enumerate(reader, start=1):
                 if None in values or None in values.values():
                     yield Row({}, str(path), number, "has another number of cells than the header.")
@@ -222,6 +237,7 @@ def _arrow_batches(file: Any) -> Iterator[Any]:
 def _batch_rows(batches: Iterator[Any], path: Path) -> Iterator[Row]:
     number = 0
     for batch in batches:
+        _refuse_twice(batch.schema.names, path)
         for start in range(0, batch.num_rows, _ROWS_A_BATCH):
             for values in batch.slice(start, _ROWS_A_BATCH).to_pylist():
                 number += 1

@@ -148,7 +148,7 @@ _bare_text = lru_cache(maxsize=4)(_bare)  # spellings of a chat have its text in
 
 
 def _without(parts: Sequence[str], write: _Ways, text: str, backward: bool) -> str | None:
-    """Return a text without these parts, which stand in it in this order, sought from its front or its back; or None."""
+    """Return a text without these parts, found in this order from its front or its back; None where one is not."""
     start, end = 0, len(text)
     pieces = []
     for part in reversed(parts) if backward else parts:

@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from profit_sft.data.chat_template import eos_token
 from profit_sft.data.formats import Conversation
-from profit_sft.data.messages import shown
+from profit_sft.data.messages import read_list, shown
 from profit_sft.data.row import Row
 from profit_sft.data.settings import TEMPLATE_DATE
 from profit_sft.data.turns import render_conversation
@@ -78,7 +78,7 @@ def tokenize_conversation(
     empty_think: EmptyThink = "train",
     template_date: str = TEMPLATE_DATE,
 ) -> list[Tokenized]:
-    """Render, tokenize and label one conversation: its examples, of which there is at least one.
+    """Render, tokenize and label one conversation: its examples, none where its weight is 0.
 
     Arguments and errors as `label_conversation`.
     """
@@ -97,7 +97,7 @@ def label_conversation(
     empty_think: EmptyThink = "train",
     template_date: str = TEMPLATE_DATE,
 ) -> list[LabeledText | Tokenized]:
-    """Render and label one conversation: its examples, of which there is at least one; plain text is tokenized already.
+    """Render and label one conversation: its examples, none where its weight is 0; plain text is tokenized already.
 
     A trained turn's labels are what it says and the token that ends the turn; what a template puts after that token is
     not trained. A row gives several examples where the chat template rewrites earlier turns, so that each trained turn
@@ -118,6 +118,8 @@ def label_conversation(
     Raises:
         DataError: The template is missing or cannot be used so; names file, row and the fix.
     """
+    if not conversation.weights:
+        return []
     if conversation.prompt is not None:
         return [_plain_text(conversation, tokenizer, row)]
     rendered = render_conversation(
@@ -182,6 +184,8 @@ def weighed(examples: list[Tokenized], row: Row) -> list[Tokenized]:
     numbers, _ = given_weights(row)
     if not numbers:
         return examples
+    if not examples:
+        return []
     if len(examples) > 1:
         raise row.error(
             f"'token_weights' has a number a token, but the row gives {len(examples)} examples, one a turn, as the "
@@ -202,7 +206,7 @@ def _of_answer(row: Row, answer: str) -> tuple[list[AnswerSpan], list[WeightedPa
 
 def _answer_spans(row: Row, answer: str) -> list[AnswerSpan]:
     """Read the row's `answer_spans`, if it has any."""
-    given = row.values.get("answer_spans") or []
+    given = read_list(row, "answer_spans", row.values.get("answer_spans"))
     try:
         spans = [AnswerSpan(span["start"], span["end"], span["kind"]) for span in given]
     except (TypeError, KeyError):

@@ -360,7 +360,9 @@ def _without_key(chat: _Chat, key: str, where: str) -> list[Message]:
     if where == "messages":
         return [rest(message) for message in chat.spelled]
     return [
-        {**message, "tool_calls": [rest(call) for call in message["tool_calls"]]} if "tool_calls" in message else message
+        {**message, "tool_calls": [rest(call) for call in message["tool_calls"]]}
+        if "tool_calls" in message
+        else message
         for message in chat.spelled
     ]
 

@@ -89,9 +89,10 @@ class CountsReport(TrainerCallback):
         if data.rows_truncated:
             share = data.rows_truncated / data.rows_used
             facts["cut"] = f"{data.rows_truncated:,} rows ({share:.1%}) lost their end to max_length"
-        if data.rows_too_long:
-            share = data.rows_too_long / data.rows_read
-            facts["left out"] = f"{data.rows_too_long:,} rows ({share:.1%}) are longer than max_length"
+        left_out = {"are longer than max_length": data.rows_too_long, "have the weight 0": data.rows_of_no_weight}
+        reasons = [f"{n:,} rows ({n / data.rows_read:.1%}) {why}" for why, n in left_out.items() if n]
+        if reasons:
+            facts["left out"] = ", ".join(reasons)
         if self._trained_end is not None:
             facts["end"] = f"{self._trained_end}, where the saved model stops"
         if data.notes:
