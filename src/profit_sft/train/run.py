@@ -47,6 +47,7 @@ from profit_sft.train.run_folder import (
 )
 from profit_sft.train.start_report import CountsReport, Report, device_name, settled_facts
 from profit_sft.train.trainer import ProFitTrainer
+from profit_sft.train.tried import try_settings
 from profit_sft.train.trl_flags import refuse_flags, settle_done_flags
 
 
@@ -166,6 +167,7 @@ def check_before_launch(run: RunArguments, config: ProFitConfig, model_config: M
     assert run.accelerate_config is not None
     require_model(vars(model_config))
     refuse_flags(run, config, model_config)
+    try_settings(config)
     check_data_is_named(run, config)
     engine = planned_engine(run.accelerate_config, run.num_processes)
     spread_batch(config, engine)
@@ -253,6 +255,7 @@ def settle(run: RunArguments, config: ProFitConfig, model_config: ModelConfig) -
     """Make the settings agree before anything is read: model, engine, objective, and where its reference comes from."""
     require_model(vars(model_config))
     refuse_flags(run, config, model_config)
+    try_settings(config)
     check_data_is_named(run, config)
     engine = launched_engine(config)
     command = score_command(run, config, model_config)
