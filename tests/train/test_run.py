@@ -282,6 +282,25 @@ def test_so_many_steps_in_a_row_that_loss_scaling_skips_end_the_run(tmp_path, se
         assert torch.equal(trainer.model.state_dict()[name], weights)
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"temperature": "x"}, "the generation_config.json of 'MODEL' could not be saved again ("),
+        ({"eos_token_id": 99999}, "the generation_config.json of 'MODEL' has eos_token_id 99999, and the model has "),
+        ({"eos_token_id": [1, "x"]}, "the generation_config.json of 'MODEL'"),
+    ],
+)
+def test_settings_of_generation_that_could_not_be_saved_again_are_refused_at_load(
+    train_flags, tmp_path, capsys, settings, message
+):
+    model = save_tiny_chat_model(tmp_path / "model")
+    (tmp_path / "model" / "generation_config.json").write_text(json.dumps(settings))
+    flags = [*train_flags, "--model_name_or_path", model, "--output_dir", str(tmp_path / "run"), "--max_steps", "1"]
+    assert run_app(flags) == 2
+    assert message.replace("MODEL", model) in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 # What transformers or torch would say only once training has begun.
 SETTINGS_TRIED = [
     ({"optim": "adafactor", "optim_args": "x"}, "optim 'adafactor', optim_args 'x' cannot be used ("),

@@ -22,6 +22,7 @@ from profit_sft.errors import ConfigurationError, ProFitError, blamed_on
 from profit_sft.files import package_versions, sole_use, write_text
 from profit_sft.models import pretrained
 from profit_sft.models.pretrained import (
+    check_generation,
     checked_weights,
     pretrained_path,
     require_model,
@@ -326,6 +327,7 @@ def _model(path: str, config: ProFitConfig, arguments: dict[str, Any], allow_mis
         arguments["device_map"] = None
     with told_as_models(path):
         model, info = create_model_from_path(path, **arguments, output_loading_info=True)
+    check_generation(path, model)
     return checked_weights(path, model, info, allow_missing_weights=allow_missing_weights)
 
 
