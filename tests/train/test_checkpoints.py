@@ -174,6 +174,31 @@ def test_a_checkpoint_that_is_saved_again_replaces_the_first(tmp_path):
     assert list((tmp_path / ".saving").iterdir()) == []
 
 
+@pytest.mark.parametrize("name", ["checkpoint-4/manifest.json", "metrics.jsonl", "run.json", "rows.json"])
+@pytest.mark.filterwarnings("always::UserWarning")  # the command prints them
+def test_a_pipe_in_a_runs_folder_is_not_waited_for(stopped, train_flags, capsys, name):
+    (stopped / name).unlink(missing_ok=True)
+    os.mkfifo(stopped / name)
+    command = [*train_flags, "--max_steps", "6", "--output_dir", str(stopped), "--resume_from_checkpoint", "latest"]
+    status = run_app(command)
+    err = capsys.readouterr().err
+    assert f"{name}' is a pipe or a device" in err or (status == 0 and "manifest" not in name)
+
+
+def test_links_to_checkpoints_are_gone_on_from_and_go_as_links(six_steps, train_flags, tmp_path):
+    run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    shutil.copytree(six_steps, elsewhere)
+    run.mkdir()
+    for step in (2, 4):
+        (run / f"checkpoint-{step}").symlink_to(f"../elsewhere/checkpoint-{step}", target_is_directory=True)
+    (run / ".saving").symlink_to(elsewhere, target_is_directory=True)
+    command = [*train_flags, "--max_steps", "6", "--output_dir", str(run), "--resume_from_checkpoint", "latest"]
+    assert run_app([*command, "--save_total_limit", "1"]) == 0
+    assert [path.name for path in checkpoints(run)] == ["checkpoint-6"]
+    assert [path.name for path in checkpoints(elsewhere)] == ["checkpoint-6", "checkpoint-4", "checkpoint-2"]
+    assert_same_weights(run, six_steps)
+
+
 class Killed(BaseException):
     """Nothing runs after it but what this test does."""
 

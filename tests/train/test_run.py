@@ -15,9 +15,11 @@ from safetensors.torch import load_file, save_file
 
 from profit_sft.cli.app import run_app
 from profit_sft.errors import ProFitError
+from profit_sft.train.arguments import RunArguments
 from profit_sft.train.checkpoints import checkpoints, last_whole
 from profit_sft.train.config import ProFitConfig
 from profit_sft.train.trainer import ProFitTrainer
+from profit_sft.train.tried import try_settings
 from tiny import save_tiny_chat_model, tiny_dataset, tiny_model, tiny_tokenizer
 
 
@@ -278,3 +280,71 @@ def test_so_many_steps_in_a_row_that_loss_scaling_skips_end_the_run(tmp_path, se
         assert len(checkpoints(tmp_path)) == step - 1
     for name, weights in tiny_model().state_dict().items():
         assert torch.equal(trainer.model.state_dict()[name], weights)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"temperature": "x"}, "the generation_config.json of 'MODEL' could not be saved again ("),
+        ({"eos_token_id": 99999}, "the generation_config.json of 'MODEL' has eos_token_id 99999, and the model has "),
+        ({"eos_token_id": [1, "x"]}, "the generation_config.json of 'MODEL'"),
+    ],
+)
+def test_settings_of_generation_that_could_not_be_saved_again_are_refused_at_load(
+    train_flags, tmp_path, capsys, settings, message
+):
+    model = save_tiny_chat_model(tmp_path / "model")
+    (tmp_path / "model" / "generation_config.json").write_text(json.dumps(settings))
+    flags = [*train_flags, "--model_name_or_path", model, "--output_dir", str(tmp_path / "run"), "--max_steps", "1"]
+    assert run_app(flags) == 2
+    assert message.replace("MODEL", model) in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+# What transformers or torch would say only once training has begun.
+SETTINGS_TRIED = [
+    ({"optim": "adafactor", "optim_args": "x"}, "optim 'adafactor', optim_args 'x' cannot be used ("),
+    ({"lr_scheduler_type": "cosine_with_min_lr"}, "lr_scheduler_type 'cosine_with_min_lr', lr_scheduler_kwargs "),
+    ({"lr_scheduler_kwargs": [1]}, "lr_scheduler_kwargs"),
+    ({"lr_scheduler_kwargs": "{a:1}"}, "lr_scheduler_kwargs is not JSON: '{a:1}' ("),
+    ({"lr_scheduler_kwargs": {"a": 1}}, "lr_scheduler_kwargs {'a': 1} cannot be used ("),
+    ({"torch_compile_mode": "bogus"}, "torch_compile_mode 'bogus' cannot be used ("),
+    ({"torch_compile_backend": "bogus"}, "torch_compile_backend 'bogus', torch_compile_mode None cannot be used ("),
+    ({"gradient_checkpointing_kwargs": {"a": 1}}, "gradient_checkpointing_kwargs {'a': 1} cannot be used ("),
+    ({"model_init_kwargs": "x"}, "model_init_kwargs is not JSON: 'x' ("),
+    ({"objective": "nll", "objective_kwargs": "3"}, "objective_kwargs must be a mapping such as"),
+    ({"eval_on_start": True}, "eval_on_start is True but eval_strategy is 'no'"),
+    ({"metric_for_best_model": "bogus"}, "metric_for_best_model is 'bogus', and an evaluation measures loss, "),
+    ({"allow_changes": 3}, "allow_changes must be a list of text, got 3"),
+    ({"allow_changes": ["sed"]}, "allow_changes: 'sed' is none of data, "),
+    ({"use_peft": True, "lora_target_modules": [1, 2]}, "lora_target_modules must be a list of text, got [1, 2]"),
+    ({"seed": None}, "seed must be a whole number, got None"),
+]
+
+
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_kwargs` is deprecated:FutureWarning")
+@pytest.mark.parametrize(("settings", "message"), SETTINGS_TRIED, ids=lambda value: str(value)[:50])
+def test_a_setting_that_training_would_trip_over_is_refused_before(train_flags, tmp_path, capsys, settings, message):
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(settings))
+    flags = [*train_flags, "--config", str(tmp_path / "c.yaml"), "--output_dir", str(tmp_path / "run")]
+    assert run_app([*flags, "--max_steps", "1"]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("spelled", [["objective", "seed"], "objective, seed", ["objective,seed"]], ids=str)
+def test_what_may_change_is_a_list_or_a_line(spelled):
+    assert RunArguments(allow_changes=spelled).allowed_changes == ("objective", "seed")
+
+
+# Every kind that needs nothing but transformers and torch.
+@pytest.mark.parametrize("optim", ["adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop"])
+@pytest.mark.parametrize("schedule", ["linear", "cosine_with_restarts", "polynomial", "warmup_stable_decay"])
+def test_settings_that_can_be_used_pass(tmp_path, optim, schedule):
+    kwargs = {"num_decay_steps": 1} if schedule == "warmup_stable_decay" else None
+    config = ProFitConfig(
+        str(tmp_path), use_cpu=True, optim=optim, lr_scheduler_type=schedule, lr_scheduler_kwargs=kwargs
+    )
+    try_settings(config)

@@ -68,8 +68,7 @@ def parse(arguments: Sequence[str]) -> tuple[RunArguments, ProFitConfig, ModelCo
         run, config, model_config, unknown = parser.parse_args_and_config(
             args=list(arguments), return_remaining_strings=True, fail_with_unknown_args=False
         )
-        for settings in (run, model_config):  # the trainer's have been looked at where they were made
-            check_values(settings)
+        check_values(model_config)  # the others have been looked at where they were made
     except (ValueError, TypeError) as error:
         raise ConfigurationError(str(error)) from None
     except IndexError:

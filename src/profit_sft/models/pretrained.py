@@ -13,7 +13,7 @@ from huggingface_hub.errors import EntryNotFoundError
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from profit_sft.errors import ConfigurationError, blamed_on, first_line
+from profit_sft.errors import ConfigurationError, blamed_on, brief, first_line
 from profit_sft.files import check_regular_file, read_json, read_text, sha256_of
 from profit_sft.models.embedded import embedded_model_folder
 
@@ -251,6 +251,32 @@ def first_not_finite(model: nn.Module) -> str | None:
         if share.dtype in _CHECKED_DTYPES and not bool(torch.isfinite(share).all()):
             return name
     return None
+
+
+def check_generation(path: str, model: PreTrainedModel) -> None:
+    """Refuse a model whose settings of generation could not be saved again, or end answers at no token it has.
+
+    Args:
+        path: Where it is from.
+        model: The model, which is going to be saved.
+
+    Raises:
+        ConfigurationError: They are such; says which.
+    """
+    settings = model.generation_config
+    if settings is None:
+        return
+    what, fix = f"model_name_or_path: the generation_config.json of '{path}'", "Correct or delete that file."
+    try:
+        settings.validate(strict=True)  # as a save does once the tokenizer's tokens have been put in
+    except (ValueError, TypeError, AttributeError) as error:
+        said = " ".join(str(error).splitlines()[:2])
+        raise ConfigurationError(f"{what} could not be saved again ({brief(said)}). {fix}") from None
+    size = model.config.get_text_config().vocab_size
+    ends = settings.eos_token_id if isinstance(settings.eos_token_id, list) else [settings.eos_token_id]
+    odd = next((end for end in ends if end is not None and not (isinstance(end, int) and 0 <= end < size)), None)
+    if odd is not None:
+        raise ConfigurationError(f"{what} has eos_token_id {odd!r}, and the model has {size:,} tokens. {fix}")
 
 
 def _some(names: Iterable[Any]) -> str:

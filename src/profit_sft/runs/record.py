@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from profit_sft.errors import ConfigurationError, DataError
+from profit_sft.files import check_regular_file
 from profit_sft.runs.figures import Logs, warnings_in
 
 METRICS_FILE = "metrics.jsonl"
@@ -145,6 +146,7 @@ def read_metrics(folder: Path, say: Callable[[str], None] = lambda text: None) -
         say: Called with a text for a line that is left out, as a run leaves it torn that is killed while it writes it.
     """
     path = folder / METRICS_FILE
+    check_regular_file(path)
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
     found = []
     for number, line in enumerate(lines, start=1):
@@ -159,6 +161,7 @@ def read_metrics(folder: Path, say: Callable[[str], None] = lambda text: None) -
 
 
 def _json(path: Path) -> dict[str, Any] | None:
+    check_regular_file(path)
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -5,6 +5,7 @@ from typing import Any
 
 from profit_sft.data.settings import DataOptions
 from profit_sft.train.fixed import NAMES
+from profit_sft.train.ranges import check_values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,11 +59,11 @@ class RunArguments(DataOptions, _Sources):
         },
     )
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Delete what an earlier run left there."})
-    allow_changes: str | None = field(
+    allow_changes: list[str] | None = field(
         default=None,
         metadata={
-            "help": f"What a resumed run may change of {', '.join(NAMES)}, with commas between; other changes of these "
-            "are refused."
+            "help": f"What a resumed run may change of {', '.join(NAMES)}, with commas or spaces between, in YAML also "
+            "a list; other changes of these are refused."
         },
     )
     allow_missing_weights: bool = field(
@@ -83,9 +84,12 @@ class RunArguments(DataOptions, _Sources):
     @property
     def allowed_changes(self) -> tuple[str, ...]:
         """Names in `allow_changes`."""
-        return tuple(name.strip() for name in (self.allow_changes or "").split(",") if name.strip())
+        named: list[str] | str = self.allow_changes or []  # in YAML or of Python it may be one word
+        words = [named] if isinstance(named, str) else named
+        return tuple(name.strip() for word in words for name in word.split(",") if name.strip())
 
     def __post_init__(self) -> None:
+        check_values(self)
         for name in self.allowed_changes:
             if name not in NAMES:
                 raise ValueError(f"allow_changes: {name!r} is none of {', '.join(NAMES)}.")

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from profit_sft.errors import DataError
-from profit_sft.files import sha256_of, write_text
+from profit_sft.files import check_regular_file, sha256_of, write_text
 
 SAVING, MANIFEST = ".saving", "manifest.json"
 FORMAT = 1
@@ -60,7 +60,7 @@ def publish(staged: Path, target: Path, *, num_tokens: int, fixed: Mapping[str, 
     )
     content = dataclasses.asdict(manifest)
     write_text(staged / MANIFEST, json.dumps({**content, "sha256": _digest(content)}, indent=1) + "\n")
-    if target.exists():
+    if os.path.lexists(target):
         retire(target)
     staged.rename(target)
 
@@ -84,6 +84,7 @@ def read_manifest(checkpoint: Path) -> CheckpointManifest:
         DataError: There is none, or it is damaged.
     """
     path = checkpoint / MANIFEST
+    check_regular_file(path)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         digest = content.pop("sha256")
@@ -185,7 +186,10 @@ def rotate(folder: Path, *, limit: int | None, step: int, keep: Iterable[str | N
 
 
 def retire(checkpoint: Path) -> None:
-    """Delete a checkpoint; at no moment is a part of it to be seen."""
+    """Delete a checkpoint; at no moment is a part of it to be seen. Of a link to one the link alone goes."""
+    if checkpoint.is_symlink():
+        checkpoint.unlink()
+        return
     aside = checkpoint.parent / SAVING / f"deleted-{checkpoint.name}"
     shutil.rmtree(aside, ignore_errors=True)
     aside.parent.mkdir(exist_ok=True)
@@ -195,7 +199,7 @@ def retire(checkpoint: Path) -> None:
 
 def finish_publishing(folder: Path) -> None:
     """Put in its place what a kill left between `publish`'s last two steps: there it lay whole, and nowhere else."""
-    for staged in checkpoints(folder / SAVING):
+    for staged in [] if (folder / SAVING).is_symlink() else checkpoints(folder / SAVING):
         with suppress(DataError):
             check_whole(staged, contents=False)
             if not os.path.lexists(folder / staged.name):
@@ -205,7 +209,9 @@ def finish_publishing(folder: Path) -> None:
 def clear_saving(folder: Path) -> None:
     """Delete what a run that was killed was writing, and had not finished."""
     finish_publishing(folder)
-    if (folder / SAVING).is_dir():
+    if (folder / SAVING).is_symlink() or (folder / SAVING).is_file():
+        (folder / SAVING).unlink()
+    elif (folder / SAVING).is_dir():
         shutil.rmtree(folder / SAVING)
 
 

@@ -1,5 +1,6 @@
 """Settings of the trainer: every field of TRL's, the objective, and what is refused before a model is loaded."""
 
+import dataclasses
 import json
 import os
 from dataclasses import dataclass, field
@@ -8,6 +9,7 @@ from typing import Any
 import torch
 from trl import SFTConfig
 
+from profit_sft.errors import brief
 from profit_sft.objectives import OBJECTIVES, Objective, make_objective
 from profit_sft.train.collapse_probe import LEAST_ROWS
 from profit_sft.train.ranges import check_values
@@ -116,11 +118,7 @@ class ProFitConfig(SFTConfig):
         self._settle_precision()
         if _launched_on_cpus() and not (self.deepspeed or self.fsdp):
             self.use_cpu = True  # or accelerate lets each process train by itself
-        if isinstance(self.objective_kwargs, str):
-            try:
-                self.objective_kwargs = json.loads(self.objective_kwargs)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"objective_kwargs is not JSON: {self.objective_kwargs!r} ({error}).") from None
+        self._read_mappings()
         self._asked_accumulation = self.gradient_accumulation_steps
         self.gradient_accumulation_steps = self._asked_accumulation or 1
         # Before transformers hands it on to DeepSpeed. How many ranks a launcher is yet to start is not known here.
@@ -179,6 +177,25 @@ class ProFitConfig(SFTConfig):
                 f"and gradient_accumulation_steps is {asked}. Leave that out."
             )
         self.gradient_accumulation_steps = steps
+
+    def _read_mappings(self) -> None:
+        """Read the settings that are mappings where they are JSON, and refuse what is none."""
+        for entry in dataclasses.fields(self):
+            value = getattr(self, entry.name)
+            if not entry.name.endswith("_kwargs") or value is None:
+                continue
+            if isinstance(value, str):
+                try:
+                    value = json.loads(value)
+                except (ValueError, RecursionError) as error:
+                    raise ValueError(
+                        f"{entry.name} is not JSON: {brief(repr(value), 80)} ({error}). Write '{{\"name\": 1}}'."
+                    ) from None
+                setattr(self, entry.name, value)
+            if not isinstance(value, dict):
+                raise TypeError(
+                    f"{entry.name} must be a mapping such as '{{\"name\": 1}}', got {brief(repr(value), 80)}."
+                )
 
     def _settle_precision(self) -> None:
         """Take the launcher's mixed precision where the flags name none, and refuse flags that say otherwise."""

@@ -39,6 +39,11 @@ def check_data_is_named(run: RunArguments, config: ProFitConfig) -> None:
             f"eval_strategy is '{_value(config.eval_strategy)}' but there is nothing to evaluate on. Name it with "
             "--eval_dataset_name, hold some rows out with --test_split_size, or set --eval_strategy no."
         )
+    if config.eval_on_start and not evaluating:
+        raise ConfigurationError(
+            "eval_on_start is True but eval_strategy is 'no', so there is nothing to evaluate on. Set --eval_strategy "
+            "epoch or steps, or leave it out."
+        )
     if run.eval_dataset_name is not None and not evaluating:
         raise ConfigurationError(
             f"eval_dataset_name is '{run.eval_dataset_name}' but eval_strategy is 'no', so it would not be looked at. "

@@ -93,9 +93,9 @@ class FiniteCheck:
         name = next((name for name in names if name is not None), None)
         if name is not None:
             raise ProFitError(
-                f"step {self._trainer.state.global_step}: the update has left weights that are not finite, the first in "
-                f"{name}. They are not saved; the checkpoints before stay. Lower --learning_rate or --weight_decay, or "
-                "train in bf16 or fp32."
+                f"step {self._trainer.state.global_step}: the update has left weights that are not finite, the first "
+                f"in {name}. They are not saved; the checkpoints before stay. Lower --learning_rate or --weight_decay, "
+                "or train in bf16 or fp32."
             )
 
 

@@ -222,6 +222,8 @@ def _data(folder: Path, dataset_name: str | None) -> str:
 
 
 def _json(path: Path) -> dict[str, Any]:
+    if not path.is_file():  # a pipe would be waited for
+        return {}
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -40,7 +40,8 @@ _RANGES: dict[str, _Range] = {
     "dataset_num_proc": (1, _WORKERS[1]),
 }
 _MEANING = {("max_steps", -1): "num_train_epochs decides", ("local_rank", -1): "no launcher"}
-_A_WORD_TOO = ("lora_target_modules",)  # ModelConfig makes a word of a list of one, such as all-linear
+# ModelConfig makes a word of a list of one, such as all-linear; names with commas between are one word.
+_A_WORD_TOO = ("lora_target_modules", "allow_changes")
 _UNLIMITED = ("threshold",)  # their owners say more of them than a range
 
 
@@ -57,8 +58,10 @@ def check_values(settings: Any) -> None:
     kinds = get_type_hints(type(settings))
     for entry in dataclasses.fields(settings):
         value = getattr(settings, entry.name, None)
-        if value is None or not entry.init or (entry.name in _A_WORD_TOO and isinstance(value, str)):
+        if not entry.init or (entry.name in _A_WORD_TOO and isinstance(value, str)):
             continue
+        if value is None and (entry.default is None or kinds[entry.name] not in (int, float, bool)):
+            continue  # which stands for a default, whatever the field is said to take
         if not _fits(value, kinds[entry.name]):
             raise TypeError(f"{entry.name} must be {_words(kinds[entry.name])}, got {_short(value)}.")
         if isinstance(value, str) and int in get_args(kinds[entry.name]) and value.lstrip("+-").isdecimal():
@@ -86,6 +89,8 @@ def _fits(value: Any, kind: Any) -> bool:
         return any(_fits(value, part) for part in get_args(kind))
     if origin is Literal:
         return value in get_args(kind)
+    if origin is list and isinstance(value, list):
+        return all(_fits(item, get_args(kind)[0]) for item in value)
     kind = origin or kind
     if kind is type(None):
         return value is None
@@ -107,6 +112,8 @@ def _words(kind: Any) -> str:
     for part in parts:
         known = ", ".join(map(str, get_args(part))) if get_origin(part) is Literal else None
         enumerated = isinstance(part, type) and issubclass(part, enum.Enum)
+        if get_origin(part) is list and get_args(part)[0] in named:
+            known = f"a list of {named[get_args(part)[0]]}"
         words.append(known or ("text" if enumerated else named.get(get_origin(part) or part, "")))
     return " or ".join(dict.fromkeys(filter(None, words))) or "of another kind"
 

@@ -22,6 +22,7 @@ from profit_sft.errors import ConfigurationError, ProFitError, blamed_on
 from profit_sft.files import package_versions, sole_use, write_text
 from profit_sft.models import pretrained
 from profit_sft.models.pretrained import (
+    check_generation,
     checked_weights,
     pretrained_path,
     require_model,
@@ -47,6 +48,7 @@ from profit_sft.train.run_folder import (
 )
 from profit_sft.train.start_report import CountsReport, Report, device_name, settled_facts
 from profit_sft.train.trainer import ProFitTrainer
+from profit_sft.train.tried import try_settings
 from profit_sft.train.trl_flags import refuse_flags, settle_done_flags
 
 
@@ -166,6 +168,7 @@ def check_before_launch(run: RunArguments, config: ProFitConfig, model_config: M
     assert run.accelerate_config is not None
     require_model(vars(model_config))
     refuse_flags(run, config, model_config)
+    try_settings(config)
     check_data_is_named(run, config)
     engine = planned_engine(run.accelerate_config, run.num_processes)
     spread_batch(config, engine)
@@ -253,6 +256,7 @@ def settle(run: RunArguments, config: ProFitConfig, model_config: ModelConfig) -
     """Make the settings agree before anything is read: model, engine, objective, and where its reference comes from."""
     require_model(vars(model_config))
     refuse_flags(run, config, model_config)
+    try_settings(config)
     check_data_is_named(run, config)
     engine = launched_engine(config)
     command = score_command(run, config, model_config)
@@ -323,6 +327,7 @@ def _model(path: str, config: ProFitConfig, arguments: dict[str, Any], allow_mis
         arguments["device_map"] = None
     with told_as_models(path):
         model, info = create_model_from_path(path, **arguments, output_loading_info=True)
+    check_generation(path, model)
     return checked_weights(path, model, info, allow_missing_weights=allow_missing_weights)
 
 

@@ -122,6 +122,8 @@ class RunPage(TrainerCallback):
 
 def _stored_rows(path: Path) -> dict[int, Any]:
     """Return the rows of `rows.json` by number; none where it cannot be read."""
+    if not path.is_file():  # a pipe would be waited for
+        return {}
     try:
         return {row["row"]: row for row in json.loads(path.read_text(encoding="utf-8"))["rows"]}
     except (OSError, ValueError, KeyError, TypeError):
