@@ -301,6 +301,15 @@ def test_settings_of_generation_that_could_not_be_saved_again_are_refused_at_loa
     assert not (tmp_path / "run").exists()
 
 
+def test_a_published_model_that_names_a_temperature_alone_is_trained_and_samples(train_flags, tmp_path, capsys):
+    model = save_tiny_chat_model(tmp_path / "model")
+    (tmp_path / "model" / "generation_config.json").write_text('{"temperature": 0.6, "top_p": 0.9}')
+    flags = [*train_flags, "--model_name_or_path", model, "--output_dir", str(tmp_path / "run"), "--max_steps", "1"]
+    assert run_app(flags) == 0
+    saved = json.loads((tmp_path / "run" / "generation_config.json").read_text())
+    assert (saved["temperature"], saved["top_p"], saved["do_sample"]) == (0.6, 0.9, True)
+
+
 # What transformers or torch would say only once training has begun.
 SETTINGS_TRIED = [
     ({"optim": "adafactor", "optim_args": "x"}, "optim 'adafactor', optim_args 'x' cannot be used ("),

@@ -256,6 +256,8 @@ def first_not_finite(model: nn.Module) -> str | None:
 def check_generation(path: str, model: PreTrainedModel) -> None:
     """Refuse a model whose settings of generation could not be saved again, or end answers at no token it has.
 
+    Settings that only lack `do_sample: true` get it.
+
     Args:
         path: Where it is from.
         model: The model, which is going to be saved.
@@ -268,7 +270,15 @@ def check_generation(path: str, model: PreTrainedModel) -> None:
         return
     what, fix = f"model_name_or_path: the generation_config.json of '{path}'", "Correct or delete that file."
     try:
-        settings.validate(strict=True)  # as a save does once the tokenizer's tokens have been put in
+        try:
+            settings.validate(strict=True)  # as a save does once the tokenizer's tokens have been put in
+        except ValueError:
+            if settings.do_sample:
+                raise
+            # Published models often have a temperature and do not say that they sample, which they mean.
+            settings.do_sample = True
+            settings.validate(strict=True)
+            logger.warning("%s names how to sample, but not do_sample: true; the saved model's does", what)
     except (ValueError, TypeError, AttributeError) as error:
         said = " ".join(str(error).splitlines()[:2])
         raise ConfigurationError(f"{what} could not be saved again ({brief(said)}). {fix}") from None
