@@ -285,7 +285,7 @@ def test_so_many_steps_in_a_row_that_loss_scaling_skips_end_the_run(tmp_path, se
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"temperature": "x"}, "the generation_config.json of 'MODEL' could not be saved again ("),
+        ({"temperature": "x"}, "the generation_config.json of 'MODEL' has temperature 'x', which is no number."),
         ({"eos_token_id": 99999}, "the generation_config.json of 'MODEL' has eos_token_id 99999, and the model has "),
         ({"eos_token_id": [1, "x"]}, "the generation_config.json of 'MODEL'"),
     ],

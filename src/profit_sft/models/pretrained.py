@@ -269,6 +269,10 @@ def check_generation(path: str, model: PreTrainedModel) -> None:
     if settings is None:
         return
     what, fix = f"model_name_or_path: the generation_config.json of '{path}'", "Correct or delete that file."
+    for name in ("temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty"):
+        value = getattr(settings, name, None)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
+            raise ConfigurationError(f"{what} has {name} {value!r}, which is no number. {fix}")
     try:
         try:
             settings.validate(strict=True)  # as a save does once the tokenizer's tokens have been put in
