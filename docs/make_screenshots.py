@@ -5,40 +5,26 @@ The scores are of generated problems, such as those the quickstart leaves in `sc
 two widths in both themes, to look at after a change. Needs chromium and playwright.
 """
 
-import argparse
-import shutil
-import sys
 import tempfile
 from datetime import date
 from pathlib import Path
 
-from playwright.sync_api import Page, sync_playwright
+from pictures import HEIGHT, WIDTHS, chromium, parsed
+from playwright.sync_api import Page
 
 from profit_sft.mask.page import write_mask_page
 from profit_sft.mask.report import make_report
 from profit_sft.scores.store import load_scores
 
-_WIDTHS, _HEIGHT = (1400, 390), 900
 _SHOWN = (1200, 760)  # pixels of the pictures in README and docs
 
 
 def main() -> None:
     """Draw the page and take its pictures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("scores", type=Path, nargs="+", help="one folder `profit score` wrote, or two of the same data")
-    parser.add_argument("--output_dir", type=Path, default=Path(__file__).parent / "images")
-    parser.add_argument("--all", action="store_true", help="both widths, both themes, whole pages")
-    args = parser.parse_args()
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        sys.exit("chromium is not installed: apt-get install chromium")
-    args.output_dir.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
+    args = parsed(__doc__, "scores", "one folder `profit score` wrote, or two of the same data")
+    with tempfile.TemporaryDirectory() as folder, chromium() as browser:
         file = Path(folder) / "mask.html"
         write_mask_page(make_report([load_scores(scores) for scores in args.scores]), file, today=date.today())
-        browser = playwright.chromium.launch(
-            executable_path=chromium, args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        )
 
         def opened(width: int, height: int, theme: str) -> Page:
             page = browser.new_page(viewport={"width": width, "height": height}, reduced_motion="reduce")
@@ -51,12 +37,11 @@ def main() -> None:
         page.screenshot(path=args.output_dir / "mask.png")
         page.locator("#probabilities").evaluate("section => section.scrollIntoView()")
         page.screenshot(path=args.output_dir / "mask-figures.png")
-        for width in _WIDTHS if args.all else ():
+        for width in WIDTHS if args.all else ():
             for theme in ("light", "dark"):
-                page = opened(width, _HEIGHT, theme)
+                page = opened(width, HEIGHT, theme)
                 page.screenshot(path=args.output_dir / f"mask-{width}-{theme}.png")
                 page.screenshot(path=args.output_dir / f"mask-{width}-{theme}-whole.png", full_page=True)
-        browser.close()
 
 
 if __name__ == "__main__":

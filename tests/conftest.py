@@ -46,6 +46,14 @@ def repo_root() -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A tiny chat model; no test changes it."""
+    from tiny import save_tiny_chat_model
+
+    return save_tiny_chat_model(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
 def shared_data(repo_root: Path) -> Path:
     folder = repo_root.parent / "shared" / "data"
     if not folder.is_dir():

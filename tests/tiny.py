@@ -1,5 +1,7 @@
 """Tiny random models, tokenizers and rows, for tests where a real model adds nothing."""
 
+import json
+
 import torch
 from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -74,3 +76,12 @@ def save_tiny_chat_model(folder) -> str:
     tiny_model(vocab_size=len(tokenizer)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
+
+
+def write_questions(path, count: int, *, ragged: bool = False) -> str:
+    """Write rows of a question and an answer; ragged ones have answers of one to four sentences."""
+    lines = [{"question": f"What is {n}+1?", "answer": f"It is {n + 1}."} for n in range(count)]
+    for n, line in enumerate(lines if ragged else ()):
+        line["answer"] = f"{line['answer']} " * (1 + n % 4)
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return str(path)

@@ -17,7 +17,7 @@ from launched import TIMEOUT_SECONDS, TORCHRUN, deepspeed_fault, environment
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from profit_sft.cli.app import run_app
-from tiny import save_tiny_chat_model
+from tiny import save_tiny_chat_model, write_questions
 
 pytestmark = pytest.mark.slow
 
@@ -56,11 +56,9 @@ def batch(processes: int) -> list[str]:
 def flags(tmp_path_factory):
     """Flags of a run that masks in every step, all but batch and output folder."""
     folder = tmp_path_factory.mktemp("inputs")
-    rows = folder / "rows.jsonl"
-    lines = [{"question": f"What is {n}+1?", "answer": f"It is {n + 1}. " * (1 + n % 4)} for n in range(48)]
-    rows.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    rows = write_questions(folder / "rows.jsonl", 48, ragged=True)
     return [
-        *("train", "--model_name_or_path", save_tiny_chat_model(folder / "model"), "--dataset_name", str(rows)),
+        *("train", "--model_name_or_path", save_tiny_chat_model(folder / "model"), "--dataset_name", rows),
         *("--threshold", "0.0033", "--learning_rate", "1e-3", "--lr_scheduler_type", "constant"),
         *("--logging_steps", "1", "--save_strategy", "steps", "--save_steps", str(SAVED)),
         *("--max_steps", str(STEPS), "--gradient_checkpointing", "False"),

@@ -5,18 +5,12 @@ import json
 import pytest
 
 from profit_sft.evaluation.math_judge import MathJudge
-from tiny import save_tiny_chat_model
 
 
 @pytest.fixture(scope="session")
 def judge():
     with MathJudge() as made:
         yield made
-
-
-@pytest.fixture(scope="session")
-def tiny_folder(tmp_path_factory):
-    return save_tiny_chat_model(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from profit_sft.data import DataSettings, prepare_dataset
-from profit_sft.mask.labels import labeled_texts, print_labeled_texts, turn_ends
+from profit_sft.mask.labels import marked_rows, print_marked_rows, turn_ends
 
 TURNS = [
     {"role": "user", "content": "What is 2+2?"},
@@ -29,7 +29,7 @@ def prepare(tmp_path, smollm2_tokenizer):
 
 def test_stretches_are_the_whole_text_and_the_answers_carry_the_labels(prepare, smollm2_tokenizer):
     data = prepare({"messages": TURNS})
-    (found,) = labeled_texts(data, smollm2_tokenizer, 5)
+    (found,) = marked_rows(data, smollm2_tokenizer, 5)
     assert "".join(text for text, _ in found.stretches) == smollm2_tokenizer.decode(data.dataset[0]["input_ids"])
     assert [text for text, labeled in found.stretches if labeled] == [
         f"{turn['content']}<|im_end|>" for turn in TURNS[1::2]
@@ -50,7 +50,7 @@ def test_a_row_that_is_cut_off_does_not_end_in_the_token_that_ends_turns(prepare
 
 def test_what_is_printed_marks_labels_without_color_and_steers_no_terminal(prepare, smollm2_tokenizer):
     out = Console(file=io.StringIO(), width=200)
-    print_labeled_texts(labeled_texts(prepare({"messages": TURNS}), smollm2_tokenizer, 1), out)
+    print_marked_rows(marked_rows(prepare({"messages": TURNS}), smollm2_tokenizer, 1), out)
     printed = out.file.getvalue()
     assert "⟦It is 4, naïve one 🧮.<|im_end|>⟧" in printed
     assert "⟦␛[2JIt is 6.<|im_end|>⟧" in printed

@@ -24,11 +24,6 @@ from tiny import save_tiny_chat_model
 
 
 @pytest.fixture(scope="module")
-def tiny_folder(tmp_path_factory):
-    return save_tiny_chat_model(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(scope="module")
 def rows(tmp_path_factory):
     """Sixty rows of unequal length, in a file."""
     path = tmp_path_factory.mktemp("rows") / "train.jsonl"

@@ -7,12 +7,6 @@ import yaml
 
 from profit_sft.study.plan import load_plan
 from profit_sft.study.runner import run_study
-from tiny import save_tiny_chat_model
-
-
-@pytest.fixture(scope="session")
-def tiny_folder(tmp_path_factory):
-    return save_tiny_chat_model(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="session")

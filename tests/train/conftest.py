@@ -1,23 +1,20 @@
 """Runs of a tiny model, as `profit train` leaves them."""
 
-import json
 import shutil
 
 import pytest
 
 from profit_sft.cli.app import run_app
-from tiny import save_tiny_chat_model
+from tiny import save_tiny_chat_model, write_questions
 
 
 @pytest.fixture(scope="session")
 def train_flags(tmp_path_factory):
     """A command with 16 rows, two a step, that saves every second step; the output folder and max_steps are missing."""
     folder = tmp_path_factory.mktemp("inputs")
-    rows = folder / "rows.jsonl"
-    lines = [{"question": f"What is {n}+1?", "answer": f"It is {n + 1}. " * (1 + n % 4)} for n in range(16)]
-    rows.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    rows = write_questions(folder / "rows.jsonl", 16, ragged=True)
     return [
-        *("train", "--model_name_or_path", save_tiny_chat_model(folder / "model"), "--dataset_name", str(rows)),
+        *("train", "--model_name_or_path", save_tiny_chat_model(folder / "model"), "--dataset_name", rows),
         *("--objective", "nll", "--learning_rate", "1e-3", "--per_device_train_batch_size", "2", "--use_cpu", "True"),
         *("--logging_steps", "3", "--save_strategy", "steps", "--save_steps", "2", "--gradient_checkpointing", "False"),
     ]

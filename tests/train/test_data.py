@@ -13,11 +13,6 @@ from tiny import chat_tokenizer, save_tiny_chat_model
 pytestmark = pytest.mark.filterwarnings("ignore:.*so it teaches nothing:UserWarning")
 
 
-@pytest.fixture(scope="module")
-def tiny_folder(tmp_path_factory):
-    return save_tiny_chat_model(tmp_path_factory.mktemp("tiny"))
-
-
 def rows(letter, count):
     return [{"question": f"{letter}{number}?", "answer": f"{letter} is {number}."} for number in range(count)]
 

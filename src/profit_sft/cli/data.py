@@ -15,7 +15,7 @@ from profit_sft.errors import ConfigurationError
 from profit_sft.terminal import HarmlessConsole, console
 
 if TYPE_CHECKING:
-    from profit_sft.mask.labels import LabeledText
+    from profit_sft.mask.labels import MarkedRow
 
 EXAMPLES = 3
 _LISTED = 5  # skipped rows named in the terminal
@@ -39,7 +39,7 @@ def data_command(
 ) -> int:
     """Show the first rows as `profit train` would train them, with the tokens that carry labels marked."""
     from profit_sft.data import DataSettings, prepare_dataset
-    from profit_sft.mask.labels import labeled_texts, turn_ends
+    from profit_sft.mask.labels import marked_rows, turn_ends
     from profit_sft.models.pretrained import load_tokenizer, require_model
 
     quiet_libraries()
@@ -52,7 +52,7 @@ def data_command(
         model_name_or_path, trust_remote_code=trust_remote_code, chat_template_path=chat_template_path
     )
     prepared = prepare_dataset(settings, tokenizer, progress=True)
-    shown, report = labeled_texts(prepared, tokenizer, examples), dataclasses.asdict(prepared.report)
+    shown, report = marked_rows(prepared, tokenizer, examples), dataclasses.asdict(prepared.report)
     report["turns_end_in"] = turn_ends(prepared, tokenizer)
     if as_json:
         found = {"report": report, "examples": [dataclasses.asdict(example) for example in shown]}
@@ -62,7 +62,7 @@ def data_command(
     return 0
 
 
-def print_data(report: Mapping[str, Any], shown: "list[LabeledText]", out: HarmlessConsole) -> None:
+def print_data(report: Mapping[str, Any], shown: "list[MarkedRow]", out: HarmlessConsole) -> None:
     """Print what became of the rows, and the first of them with their labels marked.
 
     Args:
@@ -70,7 +70,7 @@ def print_data(report: Mapping[str, Any], shown: "list[LabeledText]", out: Harml
         shown: The rows to show.
         out: Where to.
     """
-    from profit_sft.mask.labels import print_labeled_texts
+    from profit_sft.mask.labels import print_marked_rows
 
     table = Table(title="Data", show_header=False)
     for row in data_facts(report):
@@ -81,7 +81,7 @@ def print_data(report: Mapping[str, Any], shown: "list[LabeledText]", out: Harml
         out.print(f"left out: {skipped['reason']}")
     if report["rows_skipped"] > _LISTED:
         out.print(f"... and {report['rows_skipped'] - _LISTED:,} more")
-    print_labeled_texts(shown, out)
+    print_marked_rows(shown, out)
 
 
 def print_notes(report: Mapping[str, Any], out: HarmlessConsole) -> None:

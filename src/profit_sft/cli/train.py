@@ -182,7 +182,7 @@ def print_dry_run(report: "DryRunReport", *, as_json: bool) -> None:
     if as_json:
         sys.stdout.write(json.dumps(dataclasses.asdict(report)) + "\n")
         return
-    from profit_sft.mask.labels import print_labeled_texts
+    from profit_sft.mask.labels import print_marked_rows
 
     out = console(wrap=False)
     out.print("Resolved configuration", style="bold")
@@ -203,4 +203,4 @@ def print_dry_run(report: "DryRunReport", *, as_json: bool) -> None:
         table.add_row(*row)
     out.print(table)
     print_notes(report.data, out)
-    print_labeled_texts(report.examples, out)
+    print_marked_rows(report.examples, out)

@@ -2,8 +2,8 @@
 
 from collections import Counter
 from dataclasses import dataclass
-from itertools import pairwise
 
+import numpy as np
 from rich.console import Console
 from rich.panel import Panel
 from rich.text import Text
@@ -17,7 +17,7 @@ _UNLABELED_CHARACTERS = 600  # of a stretch without labels; its middle is left o
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class LabeledText:
+class MarkedRow:
     """One example as the model reads it.
 
     Attributes:
@@ -36,7 +36,7 @@ class LabeledText:
     label_tokens: int
 
 
-def labeled_texts(data: PreparedData, tokenizer: PreTrainedTokenizerBase, examples: int) -> list[LabeledText]:
+def marked_rows(data: PreparedData, tokenizer: PreTrainedTokenizerBase, examples: int) -> list[MarkedRow]:
     """Return the first examples with their label tokens marked.
 
     Args:
@@ -46,10 +46,10 @@ def labeled_texts(data: PreparedData, tokenizer: PreTrainedTokenizerBase, exampl
     """
     texts = TokenTexts(tokenizer)
     rows = data.dataset.select(range(min(examples, len(data.dataset))))
-    return [_labeled_text(row["row"], row["input_ids"], row["labels"], texts) for row in rows]
+    return [_marked_row(row["row"], row["input_ids"], row["labels"], texts) for row in rows]
 
 
-def _labeled_text(row: int, input_ids: list[int], labels: list[int], texts: TokenTexts) -> LabeledText:
+def _marked_row(row: int, input_ids: list[int], labels: list[int], texts: TokenTexts) -> MarkedRow:
     labeled = [False, *(label != IGNORE_INDEX for label in labels[1:])]
     stretches: list[tuple[str, bool]] = []
     ends = []
@@ -61,7 +61,7 @@ def _labeled_text(row: int, input_ids: list[int], labels: list[int], texts: Toke
             stretches.append((text, has_label))
         if has_label and labeled[index + 1 : index + 2] != [True]:
             ends.append(texts.text(input_ids[index]))
-    return LabeledText(
+    return MarkedRow(
         row=row, stretches=tuple(stretches), ends_in=tuple(ends), tokens=len(labels), label_tokens=sum(labeled)
     )
 
@@ -69,21 +69,21 @@ def _labeled_text(row: int, input_ids: list[int], labels: list[int], texts: Toke
 def turn_ends(data: PreparedData, tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
     """Return the last token of the stretches with labels over all rows, as text, with how many end so; most first."""
     counts: Counter[int] = Counter()
-    for row in data.dataset.select_columns(["labels"]):
-        labels = [*row["labels"][1:], IGNORE_INDEX]  # the first token is never predicted
-        counts.update(a for a, b in pairwise(labels) if b == IGNORE_INDEX != a)
+    for row in data.dataset.select_columns(["labels"]).with_format("numpy"):
+        labels = np.append(row["labels"][1:], IGNORE_INDEX)  # the first token is never predicted
+        counts.update(labels[:-1][(labels[:-1] != IGNORE_INDEX) & (labels[1:] == IGNORE_INDEX)].tolist())
     texts = TokenTexts(tokenizer)
     return {texts.text(token): count for token, count in counts.most_common()}
 
 
-def print_labeled_texts(found: list[LabeledText], out: Console) -> None:
+def print_marked_rows(found: list[MarkedRow], out: Console) -> None:
     """Print examples: what carries a label is black on green, or in ⟦ ⟧ where color is lost; the rest is dim."""
     for example in found:
         title = f"row {example.row}: {example.tokens:,} tokens, {example.label_tokens:,} of them labels"
         out.print(Panel(_marked(example, brackets=not out.is_terminal), title=Text(title), title_align="left"))
 
 
-def _marked(example: LabeledText, *, brackets: bool) -> Text:
+def _marked(example: MarkedRow, *, brackets: bool) -> Text:
     text = Text()
     for stretch, labeled in example.stretches:
         if labeled:

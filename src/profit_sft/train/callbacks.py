@@ -14,7 +14,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from profit_sft.files import write_text
 from profit_sft.interrupts import FirstSignal, signals_handled
-from profit_sft.runs.record import METRICS_FILE as METRICS_FILE
+from profit_sft.runs.record import METRICS_FILE
 from profit_sft.runs.record import read_metrics as read_metrics
 
 

@@ -12,7 +12,7 @@ from trl import ModelConfig
 from profit_sft.data import PreparedData
 from profit_sft.errors import ConfigurationError
 from profit_sft.head import selective_head
-from profit_sft.mask.labels import LabeledText, labeled_texts, turn_ends
+from profit_sft.mask.labels import MarkedRow, marked_rows, turn_ends
 from profit_sft.scores.engine import label_examples, score_labels
 from profit_sft.train.arguments import RunArguments
 from profit_sft.train.config import ProFitConfig
@@ -50,7 +50,7 @@ class DryRunReport:
 
     config: str
     data: dict[str, Any]
-    examples: list[LabeledText]
+    examples: list[MarkedRow]
     optimizer_steps: int
     parameters: int
     trainable_parameters: int
@@ -119,7 +119,7 @@ def _report(
     return DryRunReport(
         config=settings,
         data=dataclasses.asdict(train_data.report) | {"turns_end_in": turn_ends(train_data, tokenizer)},
-        examples=labeled_texts(train_data, tokenizer, _SHOWN_ROWS),
+        examples=marked_rows(train_data, tokenizer, _SHOWN_ROWS),
         optimizer_steps=steps,
         parameters=parameters,
         trainable_parameters=trainable_parameters,
