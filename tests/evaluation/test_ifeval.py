@@ -188,6 +188,8 @@ def test_a_sign_is_counted_where_the_original_draws_a_letter(grade):
     assert not any(grade(signs, "etaoin shrdlu " * 20 + "#").correct for _ in range(20))
     from lm_eval.tasks.ifeval import instructions, instructions_registry
 
+    import profit_sft.evaluation.ifeval_worker  # noqa: F401  # in this process it changes nothing of the library
+
     checkers = instructions_registry.INSTRUCTION_DICT
     assert checkers["keywords:letter_frequency"] is instructions.LetterFrequencyChecker
 

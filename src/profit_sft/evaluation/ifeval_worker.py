@@ -10,11 +10,12 @@ import langdetect
 from lm_eval.tasks.ifeval import instructions_registry, utils
 from lm_eval.tasks.ifeval.instructions import LetterFrequencyChecker, PlaceholderChecker
 
-langdetect.DetectorFactory.seed = 0  # it guesses at random otherwise, and two runs may grade differently
-
 
 def answer(request: dict[str, Any]) -> tuple[bool, bool] | None:
     """Say whether the text follows the instruction, strictly and loosely; None where the checker fails over it."""
+    # Here and not at import: a process that only imports this module keeps the library as it is.
+    instructions_registry.INSTRUCTION_DICT.update(OWN_CHECKERS)
+    langdetect.DetectorFactory.seed = 0  # it guesses at random otherwise, and two runs may grade differently
     try:
         found = utils.process_results(request["problem"], [request["text"]])
     except (RecursionError, ValueError):  # of the JSON checker: a thousand brackets, a number of 4,301 digits
@@ -54,5 +55,7 @@ def _count_brackets(line: str) -> int:
     return count
 
 
-instructions_registry.INSTRUCTION_DICT["keywords:letter_frequency"] = SignFrequencyChecker
-instructions_registry.INSTRUCTION_DICT["detectable_content:number_placeholders"] = LinearPlaceholderChecker
+OWN_CHECKERS = {
+    "keywords:letter_frequency": SignFrequencyChecker,
+    "detectable_content:number_placeholders": LinearPlaceholderChecker,
+}
