@@ -11,7 +11,7 @@ from profit_sft.data import DataSettings, prepare_dataset
 from profit_sft.data.generated import SYSTEM_PROMPT, generate_problems, write_jsonl
 from profit_sft.models.pretrained import load_tokenizer
 from profit_sft.objectives import EAFT, NLL, ProFit, TokenStats
-from profit_sft.quickstart import measure, write_page
+from profit_sft.quickstart import QuickstartReport, Standing, changed_answers, measure, write_page
 from profit_sft.scores.store import load_scores
 from tiny import save_tiny_chat_model
 
@@ -69,7 +69,10 @@ def test_figures_are_those_of_dense_logits(folder, problems, data, objective):
     assert found.kept_share_core == pytest.approx(kept[kinds == CORE].mean().item(), abs=1e-12)
     assert found.kept_share_style == pytest.approx(kept[kinds == STYLE].mean().item(), abs=1e-12)
     assert found.accuracy == 0.0
-    assert len(found.examples) == 3
+    assert found.right == (False,) * 4
+    assert found.accuracy_interval[0] == 0.0
+    assert found.accuracy_interval[1] == pytest.approx(0.602, abs=1e-3)  # 1 - 0.025 ** (1 / 4)
+    assert len(found.answers) == 4
     all_scores = np.concatenate([values.log_probs for values in scores])
     np.testing.assert_allclose(all_scores, log_probs.numpy(), rtol=0, atol=2e-5)
 
@@ -86,3 +89,23 @@ def test_the_page_shows_the_scores_that_the_figures_came_from(folder, problems, 
         assert stored.manifest.mean_nll == pytest.approx(standing.nll, rel=1e-12)
         np.testing.assert_array_equal(stored.column("rank"), np.concatenate([values.rank for values in wanted]))
     assert date.today().isoformat() in (tmp_path / "mask.html").read_text()
+
+
+def test_the_answers_shown_are_one_turned_right_and_one_turned_wrong():
+    def standing(right):
+        nothing = dict.fromkeys(("accuracy", "nll", "kept_share", "kept_share_core", "kept_share_style"), 0.0)
+        return Standing(accuracy_interval=(0.0, 1.0), answers=("",) * 4, right=right, **nothing)
+
+    def shown(before, plain, after):
+        paths = dict.fromkeys(("report_file", "page", "comparison", "run"))
+        standings = {"before": standing(before), "plain_sft": plain and standing(plain), "after": standing(after)}
+        return changed_answers(QuickstartReport(objective="", problems=(), **standings, **paths))
+
+    no, yes = False, True
+    assert shown((no, no, yes, no), None, (no, yes, no, no)) == [("turned right", 1), ("turned wrong", 2)]
+    assert shown((no, no, no, no), (yes, no, yes, no), (no, yes, yes, no)) == [
+        ("turned right", 1),
+        ("right by plain SFT alone", 0),
+    ]
+    assert shown((no, no, no, no), (no, no, no, no), (no, no, no, no)) == [("still wrong", 0)]
+    assert shown((yes, yes, yes, yes), None, (yes, yes, yes, yes)) == []

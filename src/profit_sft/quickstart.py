@@ -1,13 +1,14 @@
-"""The main job on parts that need no hub: SmolLM2-135M-Instruct on generated problems, before and after.
+"""The main job on parts that need no hub: SmolLM2-135M-Instruct on generated problems, beside plain SFT.
 
-Trains on problems whose every token is known to be core (equations, final number) or style (wording), and reports
-held-out accuracy, plain NLL, and which of the two kinds the objective keeps.
+Trains on problems whose every token is known to be core (equations, final number) or style (wording), once by plain SFT
+and once by the objective, and reports held-out accuracy, plain NLL, which of the two kinds the objective keeps, and
+answers that changed.
 """
 
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -28,24 +29,27 @@ from profit_sft.data.generated import (
 from profit_sft.evaluation.engine import Answer
 from profit_sft.evaluation.grading import grade_math
 from profit_sft.evaluation.math_judge import MathJudge
+from profit_sft.evaluation.statistics import share_interval
 from profit_sft.files import write_text
 from profit_sft.mask.page import write_mask_page
 from profit_sft.mask.report import make_report
 from profit_sft.models.embedded import embedded_model_folder
 from profit_sft.models.pretrained import EMBEDDED, end_tokens, load_model
 from profit_sft.objectives import Objective
+from profit_sft.runs.page import write_run_page
 from profit_sft.scores.engine import LabelExample, LabelScores, label_examples, score_labels
 from profit_sft.scores.score import ScoreSettings, write_scores
 from profit_sft.train.arguments import RunArguments
 from profit_sft.train.config import ProFitConfig
 from profit_sft.train.run import RunResult, run_training
 
-# About two minutes of training on two cores; what it reaches is measured in data/generated.py.
+# A minute and a half of training on two cores, for each of the two; what it reaches is measured in data/generated.py.
 TRAIN_ROWS = 240
 HELD_OUT_ROWS = 48
 LEARNING_RATE = 5e-5
 BATCH_SIZE = 8
 MAX_NEW_TOKENS = 40  # the longest reference solution has 33
+PLAIN_SFT = "nll"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,33 +58,50 @@ class Standing:
 
     Attributes:
         accuracy: Share of problems with the right final number, greedy decoding.
+        accuracy_interval: Its 95% interval, over problems.
         nll: Plain NLL of the reference solutions, nats a token.
-        kept_share: Share of label tokens of non-zero weight under the run's objective.
+        kept_share: Share of label tokens of non-zero weight under the quickstart's objective.
         kept_share_core: That of core tokens.
         kept_share_style: That of style tokens.
-        examples: The first few answers, as generated.
+        answers: To every problem, as generated.
+        right: Which of them are right.
     """
 
     accuracy: float
+    accuracy_interval: tuple[float, float]
     nll: float
     kept_share: float
     kept_share_core: float
     kept_share_style: float
-    examples: tuple[str, ...]
+    answers: tuple[str, ...]
+    right: tuple[bool, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QuickstartReport:
-    """What the quickstart measured and where it lies; `after` and `page` are None where the run was stopped."""
+    """What the quickstart measured and where it lies.
+
+    Attributes:
+        objective: Which one is compared with plain SFT, with its settings.
+        problems: The held-out ones, in the order of every `Standing`'s answers.
+        before: The untrained model.
+        plain_sft: After plain SFT; None where a signal stopped a run, or where plain SFT is the objective.
+        after: After the objective; None where a signal stopped a run.
+        run: Of the objective, or the one that was stopped.
+        report_file: All figures, as JSON.
+        page: The mask before and after; None where a run was stopped.
+        comparison: The curves of both runs; None where there are not two.
+    """
 
     objective: str
+    problems: tuple[GeneratedProblem, ...]
     before: Standing
+    plain_sft: Standing | None
     after: Standing | None
     run: RunResult
-    train_file: Path
-    test_file: Path
     report_file: Path
     page: Path | None
+    comparison: Path | None
 
 
 def run_quickstart(
@@ -94,75 +115,101 @@ def run_quickstart(
     train_rows: int = TRAIN_ROWS,
     held_out_rows: int = HELD_OUT_ROWS,
 ) -> QuickstartReport:
-    """Generate data, look at the mask, train, and look again.
+    """Generate data, look at the mask, train by plain SFT and by the objective, and look again.
 
     Args:
-        output_dir: The run folder; data goes to its subfolder `data`.
+        output_dir: Its subfolder `data` has the problems, `nll` and one named after the objective the runs.
         objective: Name of the objective.
         threshold: Its threshold, where it has one.
-        overwrite: Replace an earlier run.
-        callbacks: For the trainer, such as a progress display.
+        overwrite: Replace earlier runs.
+        callbacks: For the trainers, such as a progress display.
         report: Called with one line of text before each slow step.
         train_rows: Training problems.
         held_out_rows: Held-out problems.
 
     Raises:
-        ConfigurationError: The output folder is taken, or a setting is wrong.
+        ConfigurationError: A run's folder is taken, or a setting is wrong.
         DownloadError: The model cannot be fetched.
     """
+    configs = {PLAIN_SFT: _config(output_dir / PLAIN_SFT, PLAIN_SFT, None)}
+    configs[objective] = _config(output_dir / objective, objective, threshold)
+    made = configs[objective].make_objective()
     folder = embedded_model_folder(progress=report)
     train_file, test_file = output_dir / "data" / "train.jsonl", output_dir / "data" / "test.jsonl"
-    config = _config(output_dir, objective, threshold)
     held_out = generate_problems(held_out_rows, seed=1, split="test")
-    train = generate_problems(train_rows, seed=0, split="train")
-    write_jsonl(train, train_file, system_prompt=SYSTEM_PROMPT)
+    write_jsonl(generate_problems(train_rows, seed=0, split="train"), train_file, system_prompt=SYSTEM_PROMPT)
     write_jsonl(held_out, test_file, system_prompt=SYSTEM_PROMPT)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     data = prepare_dataset(DataSettings(dataset_name=str(test_file), max_length=None), tokenizer)
     report("measuring the untrained model on held-out problems")
-    before, scores_before = measure(str(folder), tokenizer, held_out, data, config.make_objective())
-    report(f"training on {train_rows} problems")
-    run = run_training(
-        RunArguments(dataset_name=str(train_file), overwrite_output_dir=overwrite),
-        config,
-        ModelConfig(model_name_or_path=str(folder)),
-        callbacks=list(callbacks),
-        progress=False,
-    )
-    after = page = None
-    if run.stopped_by is None:
+    before, scores_before = measure(str(folder), tokenizer, held_out, data, made)
+    standings: dict[str, Standing] = {}
+    page = comparison = None
+    for name, config in configs.items():
+        report(f"training on {train_rows} problems: {'plain SFT' if name == PLAIN_SFT else made}")
+        run = run_training(
+            RunArguments(dataset_name=str(train_file), overwrite_output_dir=overwrite),
+            config,
+            ModelConfig(model_name_or_path=str(folder)),
+            callbacks=list(callbacks),
+            progress=False,
+        )
+        if run.stopped_by is not None:
+            break
         report("measuring the trained model")
-        after, scores_after = measure(str(output_dir), tokenizer, held_out, data, config.make_objective())
+        standings[name], scores_after = measure(str(run.output_dir), tokenizer, held_out, data, made)
+    else:
         report("drawing the mask before and after")
         page = output_dir / "mask.html"
-        scores = {EMBEDDED: scores_before, str(output_dir): scores_after}
+        scores = {EMBEDDED: scores_before, str(run.output_dir): scores_after}
         write_page(page, scores, data, tokenizer, threshold=threshold)
+        if len(configs) == 2:
+            comparison = write_run_page([output_dir / name for name in configs], output_dir / "comparison.html")
     found = QuickstartReport(
-        objective=str(config.make_objective()),
+        objective=str(made),
+        problems=tuple(held_out),
         before=before,
-        after=after,
+        plain_sft=standings.get(PLAIN_SFT) if comparison else None,
+        after=standings.get(objective) if page else None,
         run=run,
-        train_file=train_file,
-        test_file=test_file,
         report_file=output_dir / "quickstart.json",
         page=page,
+        comparison=comparison,
     )
     write_text(found.report_file, json.dumps(as_dict(found), indent=2) + "\n")
     return found
 
 
+def changed_answers(report: QuickstartReport) -> list[tuple[str, int]]:
+    """Return problems that training turned right and wrong, the first of each kind, as `(kind, index)`.
+
+    Where it turned none wrong, one that plain SFT answers right and the objective does not, or one that is still wrong.
+    """
+    assert report.after is not None
+    before, after = report.before.right, report.after.right
+    plain = after if report.plain_sft is None else report.plain_sft.right
+    kinds = (
+        [("turned right", index) for index in range(len(after)) if after[index] and not before[index]],
+        [("turned wrong", index) for index in range(len(after)) if before[index] and not after[index]]
+        or [("right by plain SFT alone", index) for index in range(len(after)) if plain[index] and not after[index]]
+        or [("still wrong", index) for index in range(len(after)) if not after[index]],
+    )
+    return [kind[0] for kind in kinds if kind]
+
+
 def as_dict(report: QuickstartReport) -> dict[str, Any]:
     """Return the figures of a report as plain values for JSON."""
-    from dataclasses import asdict
-
+    standings = {"before": report.before, "plain_sft": report.plain_sft, "after": report.after}
     return {
         "objective": report.objective,
-        "before": asdict(report.before),
-        "after": None if report.after is None else asdict(report.after),
+        "questions": [problem.question for problem in report.problems],
+        "expected": [problem.final_answer for problem in report.problems],
+        **{name: None if standing is None else asdict(standing) for name, standing in standings.items()},
         "train_runtime_seconds": report.run.train_runtime_seconds,
         "steps": report.run.global_step,
         "output_dir": str(report.run.output_dir),
         "page": None if report.page is None else str(report.page),
+        "comparison": None if report.comparison is None else str(report.comparison),
     }
 
 
@@ -244,14 +291,16 @@ def measure(
     examples = label_examples(data.dataset[:])
     scores = score_labels(model, examples, objective=objective, likeliest=5)
     with MathJudge() as judge:  # starts no process unless an answer is a formula
-        right = [
-            grade_math(answer, str(problem.final_answer), judge, truncated=answer.truncated).correct
+        grades = [
+            grade_math(answer, str(problem.final_answer), judge, truncated=answer.truncated)
             for answer, problem in zip(answers, problems, strict=True)
         ]
-    judged = [grade for grade in right if grade is not None]
+    right = tuple(bool(grade.correct) for grade in grades)
     standing = Standing(
-        accuracy=sum(judged) / max(1, len(judged)),
-        examples=tuple(str(answer) for answer in answers[:3]),
+        accuracy=sum(right) / len(right),
+        accuracy_interval=share_interval(right),
+        answers=tuple(str(answer) for answer in answers),
+        right=right,
         **_mask_by_kind(examples, scores),
     )
     return standing, scores
