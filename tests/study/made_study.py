@@ -57,7 +57,9 @@ def made_study(folder, plan, rates, *, problems=120, collapsed=(), not_probed=()
             samples = files.evaluation / "samples"
             samples.mkdir(parents=True, exist_ok=True)
             lines = [
-                json.dumps({"task": task, "problem": problem, "sample": 0, "correct": bool(right)})
+                json.dumps(
+                    {"task": task, "problem": problem, "sample": 0, "correct": bool(right)} | said(problem, name)
+                )
                 for problem, right in enumerate(hardness + noise < rates[name])
             ]
             (samples / f"{task}.jsonl").write_text("\n".join(lines) + "\n")
@@ -79,6 +81,11 @@ def made_study(folder, plan, rates, *, problems=120, collapsed=(), not_probed=()
         }
         files.path.mkdir(parents=True, exist_ok=True)
         files.finished.write_text(json.dumps(summary))
+
+
+def said(problem, variant):
+    """What a record of `profit eval` has besides: texts, in which nothing is markup."""
+    return {"prompt": f"question {problem}?", "expected": str(problem), "answer": f"<b>{problem}</b> of {variant}"}
 
 
 def _log(step, name, collapsed, probed):

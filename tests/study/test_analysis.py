@@ -128,5 +128,5 @@ def test_models_are_compared_within_themselves(tmp_path):
 
 def test_curves_are_means_over_the_runs_that_have_the_step():
     logs = [[{"step": 1, "nll": 2.0}, {"step": 2, "nll": 1.0, "loss": 9.0}], [{"step": 1, "nll": 4.0}]]
-    assert mean_curve(logs, "nll") == [[1, 3.0], [2, 1.0]]
-    assert mean_curve(logs, "loss") == [[2, 9.0]]
+    assert mean_curve(logs, "nll") == [[1, 3.0, 2.0, 4.0], [2, 1.0, 1.0, 1.0]]
+    assert mean_curve(logs, "loss") == [[2, 9.0, 9.0, 9.0]]

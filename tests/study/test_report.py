@@ -22,14 +22,15 @@ def report(tmp_path):
 def test_markdown_has_verdict_tables_limits_and_settings(report):
     text = (report / "report.md").read_text()
     assert text.startswith(
-        "# made-up\n\nIs \\<b>profit\\</b> better & why?\n\n**Worse than nll, over seeds and problems: dft.**\n"
+        "# made-up\n\nIs \\<b>profit\\</b> better & why?\n\n"
+        "**Worse than nll, 39.7% (31.3 to 48.6), over seeds and problems: dft 17."
     )
     rows = {line.split(" | ")[0].lstrip("| "): line for line in text.splitlines() if line.startswith("| ")}
     assert rows["nll"].count("|") == rows["variant"].count("|")
     assert "2 of 3" in text
     assert "| profit-t0.5 | 1 of 1 |" in text
     assert "| 1 of 1 |\n" in text, "the collapse flag"
-    assert "- profit-t0.5-s0: collapse: plain NLL of the reference rose" in text
+    assert "\n| profit-t0.5-s0 | 10 | 2.500 to 3.000 | 0.500 (0.020) | 2.500 to " in text
     assert "Not looked at, for want of a probe in their logs: dft-s0, dft-s1.\n" in text
     assert "for want of a probe in their logs: dft-s0, dft-s1." in (report / "report.html").read_text()
     assert "no difference shown between profit-t0.5 and nll" in text
@@ -50,7 +51,7 @@ def test_json_holds_every_figure(report):
     assert 0 < found["comparisons"][1]["adjusted_p"] < 0.05
     assert found["comparisons"][1]["method_p"] <= found["comparisons"][1]["adjusted_method_p"] < 0.05
     assert found["comparisons"][1]["shown"] == "worse"
-    assert found["headline"][0] == "Worse than nll, over seeds and problems: dft."
+    assert found["headline"][0].startswith("Worse than nll, 39.7% (31.3 to 48.6), over seeds and problems: dft 17.")
     assert found["cost"]["cells"][1]["tokens_per_second"] == round(16000 / 120)
 
 
@@ -103,21 +104,57 @@ def page(browser, report):
 def test_the_page_draws_every_comparison_and_curve(page):
     assert page.locator("#forest circle").count() == 4
     assert page.locator("#forest .shown circle").count() == 2, "untrained and dft; one seed of profit is hollow"
+    names = page.locator("#forest .name").all_text_contents()
+    assert names == ["profit-t0.1", "profit-t0.5", "dft", "untrained"], "best first"
+    assert page.locator(".scores tbody th").all_text_contents()[0] == "profit-t0.1"
+    first = page.locator("#curves figure").first
     assert page.locator("#curves svg").count() == 4
-    assert page.locator("#curves figure").first.locator("polyline").count() == 4
+    assert first.locator("polyline").count() == 4
+    assert first.locator("text.end").all_text_contents() == ["profit-t0.5", "nll", "dft", "profit-t0.1"]
+    assert first.get_by_text("optimizer step", exact=True).count() == 1
     assert page.get_by_text("Is <b>profit</b> better & why?").is_visible()
     page.get_by_role("button", name="dft").click()
-    assert page.locator("#curves figure").first.locator("polyline").count() == 3
+    assert first.locator("polyline").count() == 3
     page.get_by_role("button", name="dft").click()
-    assert page.locator("#curves figure").first.locator("polyline").count() == 4
-    page.locator("#curves figure svg").first.hover()
-    assert "step" in page.locator("#curves .reading").first.inner_text()
+    assert first.locator("polyline").count() == 4
+    first.locator("svg").hover()
+    assert page.locator("#curves .reading").first.inner_text().startswith("step ")
 
 
 @pytest.mark.slow
 def test_the_page_fits_a_phone_and_both_themes(page):
     page.set_viewport_size({"width": 360, "height": 740})
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    columns = page.locator(".scores tbody tr").nth(1).locator("td:not(:empty)")
+    for box in (columns.nth(index).bounding_box() for index in range(columns.count())):
+        assert 0 <= box["x"] <= 360 - box["width"], "no column lies out of sight"
     background = page.evaluate("getComputedStyle(document.body).backgroundColor")
     page.locator("#theme").click()
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") != background
+
+
+@pytest.mark.slow
+def test_answers_are_found_by_who_is_right(page):
+    def shown(**filters):
+        for name, value in filters.items():
+            choice = page.locator(f"#filters [name={name}]")
+            choice.fill(value) if name == "text" else choice.select_option(value)
+        return page.locator("#count").inner_text()
+
+    assert shown() == "120 of 120 problems; 20 shown"
+    page.get_by_role("button", name="Show more").click()
+    assert page.locator("#problems .problem").count() == 40
+    found = shown(first="nll", first_is="wrong", second="profit-t0.1", second_is="right")
+    count = int(found.split()[0])
+    assert 30 < count < 80, "about 43% are right by one alone"
+    grades = page.locator("#problems .problem").first.locator("tr")
+    assert grades.filter(has_text="profit-t0.1").locator(".grade").inner_text() == "right"
+    assert grades.filter(has=page.get_by_text("nll", exact=True)).locator(".grade").inner_text() in (
+        "wrong",
+        "33% right",
+    )
+    assert (
+        shown(first_is="right or wrong", second_is="right or wrong", text="question 17?")
+        == "1 of 120 problems; 1 shown"
+    )
+    assert "<b>17</b> of nll" in page.locator("#problems .answer").all_inner_texts()

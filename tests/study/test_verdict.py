@@ -54,9 +54,10 @@ def test_only_what_is_shown_is_said(tmp_path):
     plan = made_plan(comparisons=[["profit-t0.1", "profit-t0.5"]])
     analysis = analyzed(tmp_path, plan)
     assert summary(plan, analysis) == [
-        "Worse than nll, over seeds and problems: dft.",
-        "Better than nll as trained here, which is not shown of the methods: profit-t0.1.",
-        "No difference from nll shown: profit-t0.5.",
+        "Worse than nll, 39.7% (31.3 to 48.6), over seeds and problems: dft 18.1%, 21.7 points less (14.8 to 28.6).",
+        "Better than nll, as trained here, which is not shown of the methods: profit-t0.1 80.8%, 42.5 points "
+        "more (32.6 to 51.3).",
+        "No difference from nll shown: profit-t0.5 38.3%, +0.0 points (-5.1 to +5.1).",
         "One seed cannot tell the methods apart; these trained models of profit-t0.1 are better than those of "
         "profit-t0.5.",
     ]
@@ -79,7 +80,8 @@ def test_nothing_shown_is_one_sentence(tmp_path):
     plan = made_plan()
     analysis = analyzed(tmp_path, plan, dict.fromkeys(RATES, 0.5))
     assert summary(plan, analysis) == [
-        "No difference shown between nll and any of 3 other variants.",
+        "No difference shown between nll, 39.7% (31.3 to 48.6), and any of 3 other variants; the best of these, dft "
+        "40.8%, +1.1 points (-1.8 to +4.1).",
         "nll is not shown to be better than the untrained model.",
     ]
 
@@ -93,7 +95,7 @@ def test_where_all_are_at_an_edge_that_is_said_in_place_of_no_difference(tmp_pat
     analysis = analyzed(tmp_path, plan, dict.fromkeys(RATES, rate))
     said = summary(plan, analysis)
     assert words in said[0]
-    assert not any(sentence.startswith("No difference shown between nll and any") for sentence in said)
+    assert not any(sentence.startswith("No difference shown between nll, ") for sentence in said)
 
 
 def test_one_task_at_the_floor_is_said_besides_the_rest(tmp_path):
@@ -103,7 +105,7 @@ def test_one_task_at_the_floor_is_said_besides_the_rest(tmp_path):
         path.write_text(path.read_text().replace("true", "false"))
     said = summary(plan, analyze(plan, read_results(plan, tmp_path)))
     assert said[0].startswith("Every variant is at the floor of aime24")
-    assert said[1] == "No difference shown between nll and any of 3 other variants."
+    assert said[1].startswith("No difference shown between nll, 19.9% (15.7 to 24.6), and any of 3 other variants")
 
 
 def test_plain_nll_and_collapses_are_part_of_the_outcome(tmp_path):
@@ -138,7 +140,10 @@ def test_several_models_are_named(tmp_path):
     models = [{"model_name_or_path": "embedded", "name": name} for name in ("a", "b")]
     plan = made_plan(model_name_or_path=None, models=models)
     analysis = analyzed(tmp_path, plan)
-    assert "profit-t0.1 (a), profit-t0.1 (b)" in " ".join(summary(plan, analysis))
+    said = " ".join(summary(plan, analysis))
+    assert "Worse than nll, a 39.7% (31.3 to 48.6), b 39.4% (31.0 to 48.4), over seeds and problems: dft (b)" in said
+    assert "profit-t0.1 (a) 80.8%, 42.5 points more" in said
+    assert "profit-t0.1 (b) " in said
     assert standings(plan, analysis)[0].startswith("profit-t0.1 (a) 8")
 
 

@@ -49,8 +49,8 @@ def render_run_page(records: Sequence[RunRecord]) -> str:
     return render_page(
         "run.html",
         data=page_data(records, names),
-        styles=("run.css",),
-        scripts=("run.js",),
+        styles=("charts.css", "run.css"),
+        scripts=("charts.js", "run.js"),
         values={
             "title": names[0] if single else f"{len(records)} runs side by side",
             "single": single,

@@ -59,7 +59,7 @@ class VariantRow:
         heldout_nll_style: That of style tokens.
         kept_share: Share of tokens of non-zero weight, mean over training and seeds; None for the untrained model.
         collapsed: Seeds whose run was warned of as a collapse, at its end or before.
-        curves: By name of `CURVES`, `[step, value]` pairs, mean over seeds.
+        curves: By name of `CURVES`, `[step, mean, lowest, highest]` over seeds.
     """
 
     model: str
@@ -211,13 +211,13 @@ def _score(results: Sequence[CellResult], outcome: str) -> Score:
 
 
 def mean_curve(logs: Sequence[Sequence[Mapping[str, Any]]], name: str) -> list[list[float]]:
-    """Return `[step, value]` pairs of one metric, averaged over those runs that have the step."""
+    """Return `[step, mean, lowest, highest]` of one metric over those runs that have the step."""
     values: dict[int, list[float]] = {}
     for entries in logs:
         for entry in entries:
-            if name in entry:
+            if entry.get(name) is not None:  # null is what a log says of a number that is not finite
                 values.setdefault(entry["step"], []).append(entry[name])
-    return [[step, _mean(values[step])] for step in sorted(values)]
+    return [[step, _mean(values[step]), min(values[step]), max(values[step])] for step in sorted(values)]
 
 
 def _comparisons(plan: StudyPlan, outcomes: Sequence[str], groups: Groups) -> tuple[ComparisonRow, ...]:

@@ -6,23 +6,34 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from profit_sft.files import write_text
 from profit_sft.pages.render import render_page, render_text
-from profit_sft.study.analysis import CURVES, Analysis, ComparisonRow, VariantRow, analyze
+from profit_sft.study.analysis import Analysis, ComparisonRow, VariantRow, analyze
 from profit_sft.study.budgets import BudgetFindings, BudgetPoint, findings_by_budget
 from profit_sft.study.plan import StudyPlan
-from profit_sft.study.results import CellResult, read_results
-from profit_sft.study.verdict import headline, limits, standings, summary
+from profit_sft.study.results import CellResult, read_answers, read_results
+from profit_sft.study.variants import UNTRAINED
+from profit_sft.study.verdict import by_merit, headline, limits, standings, summary
 
 _DASH = "\N{EN DASH}"
-_LOOKS = 8  # colors of study.css; a further round of variants has dashed lines
+_LOOKS = 6  # colors of charts.css; a further round of variants has other dashes and markers with them
+_MOST_PROBLEMS = 500  # whose answers the page has, of each task
+_MOST_CHARACTERS = 500  # of an answer; of a prompt, from its end
+_SHOWN = {
+    "better": "better",
+    "worse": "worse",
+    "better here": "better, these models",
+    "worse here": "worse, these models",
+    "no difference": "not shown",
+}
 _CURVE_TITLES = {
-    "nll": "Plain NLL of the training batches, nats a token",
-    "kept_share": "Kept share of label tokens",
-    "loss": "Loss that is minimized (not comparable between objectives)",
-    "mean_token_accuracy": "Token accuracy on the training batches",
+    "nll": ("Plain NLL of the training batches, nats a token", "number"),
+    "kept_share": ("Kept share of label tokens", "share"),
+    "loss": ("Loss that is minimized (not comparable between objectives)", "number"),
+    "mean_token_accuracy": ("Token accuracy on the training batches", "share"),
 }
 
 
@@ -50,11 +61,17 @@ def write_report(plan: StudyPlan, output_dir: Path, *, command: str) -> Analysis
     }
     write_text(output_dir / "results.json", json.dumps(content | {"cost": values["cost"]}, indent=1) + "\n")
     write_text(output_dir / "report.md", render_markdown(values))
-    write_text(output_dir / "report.html", render_html(plan, analysis, budgets, values))
+    write_text(output_dir / "report.html", render_html(plan, results, analysis, budgets, values))
     return analysis
 
 
-def render_html(plan: StudyPlan, analysis: Analysis, budgets: BudgetFindings, values: Mapping[str, Any]) -> str:
+def render_html(
+    plan: StudyPlan,
+    results: Sequence[CellResult],
+    analysis: Analysis,
+    budgets: BudgetFindings,
+    values: Mapping[str, Any],
+) -> str:
     """Return the page; `values` as `report_values` gives them, with `budgets`."""
     by_budget = _budget_curves(budgets)
     models = [
@@ -64,10 +81,13 @@ def render_html(plan: StudyPlan, analysis: Analysis, budgets: BudgetFindings, va
                 {
                     "name": row.variant,
                     "look": index % _LOOKS,
-                    "dashed": index >= _LOOKS,
+                    "mark": (index + index // _LOOKS) % _LOOKS,
                     "curves": {**row.curves, **by_budget.get((row.model, row.variant), {})},
                 }
-                for index, row in enumerate(row for row in analysis.rows if row.model == model.name)
+                for index, row in enumerate(
+                    sorted(analysis.rows, key=lambda row: (row.model != model.name, row.variant == UNTRAINED))
+                )
+                if row.model == model.name
             ],
             "comparisons": [
                 {
@@ -78,17 +98,62 @@ def render_html(plan: StudyPlan, analysis: Analysis, budgets: BudgetFindings, va
                     "shown": row.shown,
                     "verdict": row.verdict,
                 }
-                for row in analysis.main_comparisons
+                for row in sorted(
+                    analysis.main_comparisons,
+                    key=lambda row: (row.second != plan.baseline, -row.comparison.difference),
+                )
                 if row.model == model.name
             ],
+            "answers": answers_of([result for result in results if result.cell.model.name == model.name]),
         }
         for model in plan.models
     ]
-    curves: list[dict[str, Any]] = [{"name": name, "title": _CURVE_TITLES[name]} for name in CURVES]
+    curves: list[dict[str, Any]] = [
+        {"name": name, "title": title, "form": form} for name, (title, form) in _CURVE_TITLES.items()
+    ]
     for task, limits_of_task in _budgets_of(budgets).items():
-        curves.append({"name": _budget_name(task), "title": f"Share of {task} right", "budgets": limits_of_task})
-    data = {"models": models, "curves": curves}
-    return render_page("study.html", data=data, styles=("study.css",), scripts=("study.js",), values=values)
+        curves.append(
+            {"name": _budget_name(task), "title": f"Share of {task} right", "form": "share", "budgets": limits_of_task}
+        )
+    data = {"models": models, "curves": curves, "baseline": plan.baseline}
+    look = {"styles": ("charts.css", "study.css"), "scripts": ("charts.js", "study.js")}
+    return render_page("study.html", data=data, values=values, **look)
+
+
+def answers_of(results: Sequence[CellResult]) -> list[dict[str, Any]]:
+    """Return by task what the page shows of a model's answers: the problems, and how each variant answered them.
+
+    Of a variant that is the share right over seeds and samples, and as its text the first sample of its first seed.
+    """
+    by_variant: dict[str, list[CellResult]] = {}
+    for result in results:
+        by_variant.setdefault(result.cell.variant.name, []).append(result)
+    found = []
+    for task in results[0].samples if results else ():
+        texts = {name: read_answers(of[0].samples[task], _MOST_PROBLEMS) for name, of in by_variant.items()}
+        first = next(iter(texts.values()))
+        if not any(entry["answer"] for entry in first):
+            continue
+        shares = {name: np.mean([result.scores[task] for result in of], axis=0) for name, of in by_variant.items()}
+        problems = [
+            {
+                "prompt": _end_of(entry["prompt"]),
+                "expected": entry["expected"],
+                "answers": [
+                    [name, round(float(shares[name][index]), 4), texts[name][index]["answer"][:_MOST_CHARACTERS]]
+                    for name in by_variant
+                    if index < len(texts[name])
+                ],
+            }
+            for index, entry in enumerate(first)
+        ]
+        seeds = {name: [result.cell.seed for result in of] for name, of in by_variant.items()}
+        found.append({"task": task, "problems": problems, "of": len(next(iter(shares.values()))), "seeds": seeds})
+    return found
+
+
+def _end_of(prompt: str) -> str:
+    return prompt if len(prompt) <= _MOST_CHARACTERS else f"\N{HORIZONTAL ELLIPSIS}{prompt[-_MOST_CHARACTERS:]}"
 
 
 def render_markdown(values: Mapping[str, Any]) -> str:
@@ -109,11 +174,13 @@ def report_values(plan: StudyPlan, results: Sequence[CellResult], analysis: Anal
         "facts": _facts(plan, analysis),
         "outcomes": list(analysis.outcomes),
         "has_kinds": any(row.heldout_nll_core is not None for row in analysis.rows),
-        "rows": [_table_row(row) for row in analysis.rows],
-        "comparisons": [_comparison_row(row) for row in analysis.comparisons],
-        "collapses": [
-            {"cell": result.cell.slug, "text": text} for result in results if (text := result.collapse) is not None
+        "rows": [
+            _table_row(row, _against_baseline(plan, analysis, row))
+            for model in plan.models
+            for row in sorted((row for row in analysis.rows if row.model == model.name), key=by_merit)
         ],
+        "comparisons": [_comparison_row(row) for row in analysis.comparisons],
+        "collapses": [_collapse_row(result.cell.slug, *logs) for result in results if (logs := result.collapse)],
         "not_probed": [result.cell.slug for result in results if result.metrics and not result.was_probed],
         "cost": _cost(results),
         "settings": yaml.safe_dump(_settings(plan), sort_keys=False, width=100).strip(),
@@ -153,7 +220,7 @@ def _budget_name(task: str) -> str:
 def _budget_curves(budgets: BudgetFindings) -> dict[tuple[str, str], dict[str, list[list[float]]]]:
     found: dict[tuple[str, str], dict[str, list[list[float]]]] = {}
     for curve in budgets.curves:
-        points = [[float(point.budget), point.mean] for point in curve.points]
+        points = [[float(point.budget), point.mean, point.low, point.high] for point in curve.points]
         found.setdefault((curve.model, curve.variant), {})[_budget_name(curve.task)] = points
     return found
 
@@ -176,8 +243,19 @@ def _facts(plan: StudyPlan, analysis: Analysis) -> list[tuple[str, str]]:
     ]
 
 
-def _table_row(row: VariantRow) -> dict[str, Any]:
+def _against_baseline(plan: StudyPlan, analysis: Analysis, row: VariantRow) -> ComparisonRow | None:
+    pair = (row.model, row.variant, plan.baseline)
+    return next((one for one in analysis.main_comparisons if (one.model, one.first, one.second) == pair), None)
+
+
+def _table_row(row: VariantRow, against: ComparisonRow | None) -> dict[str, Any]:
+    difference = None if against is None else against.comparison
     return {
+        "difference": "" if difference is None else f"{100 * difference.difference:+.1f}",
+        "difference_interval": ""
+        if difference is None
+        else f"{100 * difference.low:+.1f} to {100 * difference.high:+.1f}",
+        "shown": "" if against is None else _SHOWN[against.shown],
         "model": row.model,
         "variant": row.variant,
         "seeds": _DASH if row.seeds == (None,) else f"{len(row.seeds)} of {row.planned}",
@@ -194,6 +272,16 @@ def _table_row(row: VariantRow) -> dict[str, Any]:
         "heldout_nll_style": _number(row.heldout_nll_style),
         "kept_share": _DASH if row.kept_share is None else f"{100 * row.kept_share:.0f}%",
         "collapsed": f"{row.collapsed} of {len(row.seeds)}" if row.collapsed else "",
+    }
+
+
+def _collapse_row(cell: str, first: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        "cell": cell,
+        "step": str(now["step"]),
+        "nll": f"{first['probe_nll']:.3f} to {now['probe_nll']:.3f}",
+        "rise": f"{now['probe_nll'] - first['probe_nll']:.3f} ({now['probe_rise_se']:.3f})",
+        "loss": f"{first['probe_loss']:.3f} to {now['probe_loss']:.3f}",
     }
 
 

@@ -26,6 +26,7 @@ class CellResult:
         summary: Its cell.json.
         metrics: Its training logs.
         scores: By task, the mean score of each problem over its samples, in the order of the task.
+        samples: By task, the file of its samples.
         by_budget: By task, scores by token budget; empty for cells that were measured before there were any.
     """
 
@@ -33,12 +34,13 @@ class CellResult:
     summary: Mapping[str, Any]
     metrics: Sequence[Mapping[str, Any]]
     scores: Mapping[str, Sequence[float]]
+    samples: Mapping[str, Path]
     by_budget: Mapping[str, Sequence[BudgetScores]]
 
     @property
-    def collapse(self) -> str | None:
-        """What `profit train` warned this run of, by the rule of today; None where there was nothing."""
-        return CollapseWarning().first_verdict(self.metrics)
+    def collapse(self) -> tuple[Mapping[str, Any], Mapping[str, Any]] | None:
+        """The logs in which `profit train` saw a collapse, by the rule of today; None where there was none."""
+        return CollapseWarning().first_collapse(self.metrics)
 
     @property
     def was_probed(self) -> bool:
@@ -74,11 +76,13 @@ def _read_cell(plan: StudyPlan, study: StudyFolder, cell: Cell) -> CellResult:
             f"{folder.path} and run the study again."
         )
     tasks = plan.evaluate.get("tasks", ())
+    samples = {task: folder.evaluation / "samples" / f"{task}.jsonl" for task in tasks}
     return CellResult(
         cell=cell,
         summary=summary,
         metrics=read_metrics(folder),
-        scores={task: read_scores(folder.evaluation / "samples" / f"{task}.jsonl") for task in tasks},
+        scores={task: read_scores(path) for task, path in samples.items()},
+        samples=samples,
         by_budget={task: rows for task in tasks if (rows := _read_budgets(folder, task))},
     )
 
@@ -115,3 +119,21 @@ def read_scores(path: Path) -> list[float]:
         raise DataError(
             f"{path} cannot be read ({error!r}). Delete its cell's folder and run the study again."
         ) from None
+
+
+def read_answers(path: Path, most: int) -> list[dict[str, str]]:
+    """Return prompt, expected answer and the first sample's text of each problem, as `profit eval` wrote them.
+
+    Args:
+        path: A file of samples.
+        most: So many problems from the first on.
+    """
+    found: dict[int, dict[str, str]] = {}
+    with path.open(encoding="utf-8") as lines:
+        for line in lines:
+            record = json.loads(line)
+            if record["problem"] < most and record["problem"] not in found:
+                found[record["problem"]] = {
+                    name: str(record.get(name) or "") for name in ("prompt", "expected", "answer")
+                }
+    return [entry for _, entry in sorted(found.items())]

@@ -106,23 +106,10 @@ class CollapseWarning(TrainerCallback):
             log_history: `TrainerState.log_history`, or the lines of metrics.jsonl. Without `probe_nll` in them there is
                 nothing to compare, and no verdict.
         """
-        first: Mapping[str, Any] | None = None
-        for entry in log_history:
-            if None in (entry.get("probe_nll"), entry.get("probe_loss"), entry.get("probe_rise_se", 0.0)):
-                continue
-            if "probe_rise_se" not in entry:
-                first = entry
-            elif first is not None and (message := self._compare(first, entry)) is not None:
-                return message
-        return None
-
-    def _compare(self, first: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-        rise = now["probe_nll"] - first["probe_nll"]
-        chance = self.standard_errors * now["probe_rise_se"]
-        # Asked so that what is no number raises no alarm.
-        falls, rises = now["probe_loss"] < first["probe_loss"], rise > self.tolerance * first["probe_nll"]
-        if not (falls and rises and rise > chance):
+        found = self.first_collapse(log_history)
+        if found is None:
             return None
+        first, now = found
         return (
             f"collapse: plain NLL of the reference rose from {first['probe_nll']:.3f} to {now['probe_nll']:.3f} nats a "
             f"token by step {now['step']} (on the same training rows; standard error of the rise "
@@ -131,6 +118,27 @@ class CollapseWarning(TrainerCallback):
             "likely. Compare with plain SFT (objective nll) before you trust this run; a lower threshold or a mask "
             "from a frozen reference weakens the effect."
         )
+
+    def first_collapse(
+        self, log_history: Sequence[Mapping[str, Any]]
+    ) -> tuple[Mapping[str, Any], Mapping[str, Any]] | None:
+        """Return the two logs that show the collapse, the first measurement and the one that gave the alarm."""
+        first: Mapping[str, Any] | None = None
+        for entry in log_history:
+            if None in (entry.get("probe_nll"), entry.get("probe_loss"), entry.get("probe_rise_se", 0.0)):
+                continue
+            if "probe_rise_se" not in entry:
+                first = entry
+            elif first is not None and self._collapsed(first, entry):
+                return first, entry
+        return None
+
+    def _collapsed(self, first: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+        rise = now["probe_nll"] - first["probe_nll"]
+        chance = self.standard_errors * now["probe_rise_se"]
+        # Asked so that what is no number raises no alarm.
+        falls, rises = now["probe_loss"] < first["probe_loss"], rise > self.tolerance * first["probe_nll"]
+        return bool(falls and rises and rise > chance)
 
 
 class SafeStop(TrainerCallback):

@@ -1,20 +1,11 @@
-// Draws the differences and the training curves of a study. The tables stand in the page already.
-const state = { model: DATA.models[0], hidden: new Set() };
-
-/** Return about `count` round numbers from `low` to `high`. */
-function ticks(low, high, count) {
-  const raw = (high - low) / count;
-  const power = 10 ** Math.floor(Math.log10(raw));
-  const step = power * [1, 2, 5, 10].find((factor) => factor * power >= raw);
-  const found = [];
-  for (let at = Math.ceil(low / step); at * step <= high + step * 1e-9; at += 1) found.push(Number((at * step).toPrecision(12)));
-  return found;
-}
-
-const signed = (points) => `${points > 0 ? "+" : points < 0 ? "−" : ""}${Math.abs(points).toFixed(1)}`;
+// Draws the differences, the training curves and the answers of a study. The tables stand in the page already.
+const state = { model: DATA.models[0], hidden: new Set(), shown: 0 };
+const PAGE = 20; // problems at a time
 
 /** The width to draw at, so that text keeps its size on a phone. */
 const widthOf = (node) => Math.max(280, node.clientWidth || 520);
+
+const signed = (points) => `${points > 0 ? "+" : points < 0 ? "−" : ""}${Math.abs(points).toFixed(1)}`;
 
 function drawForest() {
   const place = byId("forest");
@@ -22,22 +13,23 @@ function drawForest() {
   const rows = state.model.comparisons;
   const width = widthOf(place);
   const narrow = width < 560;
-  const row = narrow ? 44 : 30;
+  const row = narrow ? 46 : 30;
   const top = 8;
   const left = narrow ? 10 : Math.min(300, 20 + 7.2 * Math.max(0, ...rows.map(({ label }) => label.length)));
-  const right = width - (narrow ? 10 : 170);
+  const right = width - (narrow ? 10 : 180);
   const bottom = top + row * rows.length;
   const ends = rows.flatMap(({ low, high }) => [100 * low, 100 * high]);
   const low = Math.min(-1, ...ends) * 1.04;
   const high = Math.max(1, ...ends) * 1.04;
   const x = (points) => left + ((points - low) / (high - low)) * (right - left);
   const label = `Difference from the baseline in points: ${rows.map(({ verdict }) => verdict).join("; ")}`;
-  const chart = svg("svg", { class: "chart forest", viewBox: `0 0 ${width} ${bottom + 26}`, role: "img", "aria-label": label });
+  const chart = svg("svg", { class: "chart forest", viewBox: `0 0 ${width} ${bottom + 44}`, role: "img", "aria-label": label });
   for (const tick of ticks(low, high, narrow ? 4 : 8)) {
     chart.append(
       svg("line", { class: tick === 0 ? "zero" : "rule", x1: x(tick), x2: x(tick), y1: top, y2: bottom }),
       svg("text", { x: x(tick), y: bottom + 18, "text-anchor": "middle" }, tick > 0 ? `+${tick}` : String(tick).replace("-", "−")));
   }
+  chart.append(svg("text", { x: (left + right) / 2, y: bottom + 38, "text-anchor": "middle" }, `points of right answers, less ${DATA.baseline}`));
   rows.forEach((entry, index) => {
     const y = top + row * (index + 0.5) + (narrow ? 9 : 0);
     const [word, here] = entry.shown === "no difference" ? ["none", ""] : entry.shown.split(" ");
@@ -49,118 +41,125 @@ function drawForest() {
       svg("text", { class: "name", ...name }, entry.label),
       svg("line", { class: "whisker", x1: x(from), x2: x(to), y1: y, y2: y }),
       svg("circle", { class: "point", cx: x(at), cy: y, r: 5 }),
-      svg("text", { class: "figures", x: width, y: y + 4, "text-anchor": "end" }, `${signed(at)}  (${signed(from)} to ${signed(to)})`));
+      svg("text", { class: "figures", x: width, y: narrow ? y - 14 : y + 4, "text-anchor": "end" }, `${signed(at)}  (${signed(from)} to ${signed(to)})`));
     chart.append(group);
   });
   place.replaceChildren(chart);
 }
 
-const shownVariants = () => state.model.variants.filter(({ name, curves }) => !state.hidden.has(name) && Object.values(curves).some((points) => points.length));
-
-/** Draw one metric of all variants that are shown, by step or, on a logarithmic scale, by token budget. */
-function drawCurve(place, { name, title, budgets }) {
-  const variants = shownVariants().filter(({ curves }) => curves[name].length);
-  const width = widthOf(place);
-  const height = 230;
-  const [left, right, top, bottom] = [46, width - 10, 12, height - 26];
-  const points = variants.flatMap(({ curves }) => curves[name]);
-  const chart = svg("svg", { class: "chart", viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `${title}, by ${budgets ? "token budget" : "optimizer step"}` });
-  place.chart = null;
-  if (points.length) {
-    const steps = points.map(([step]) => step);
-    const values = points.map(([, value]) => value);
-    const [first, last] = [Math.min(...steps), Math.max(...steps)];
-    let [low, high] = [Math.min(...values), Math.max(...values)];
-    if (high - low < 1e-9) [low, high] = [low - 0.5, high + 0.5];
-    const scale = budgets ? Math.log2 : (step) => step;
-    const x = (step) => left + (last > first ? (scale(step) - scale(first)) / (scale(last) - scale(first)) : 0.5) * (right - left);
-    const y = (value) => bottom - ((value - low) / (high - low)) * (bottom - top);
-    for (const tick of ticks(low, high, 4)) {
-      chart.append(
-        svg("line", { class: "rule", x1: left, x2: right, y1: y(tick), y2: y(tick) }),
-        svg("text", { x: left - 6, y: y(tick) + 4, "text-anchor": "end" }, budgets || name === "kept_share" || name === "mean_token_accuracy" ? `${Math.round(100 * tick)}%` : String(tick)));
-    }
-    chart.append(svg("line", { class: "axis", x1: left, x2: right, y1: bottom, y2: bottom }));
-    for (const tick of budgets || ticks(first, last, 6).filter(Number.isInteger)) chart.append(svg("text", { x: x(tick), y: height - 8, "text-anchor": "middle" }, String(tick)));
-    for (const variant of variants) {
-      const line = variant.curves[name].map(([step, value]) => `${x(step).toFixed(1)},${y(value).toFixed(1)}`).join(" ");
-      chart.append(svg("polyline", { class: `curve look-${variant.look}${variant.dashed ? " dashed" : ""}`, "data-variant": variant.name, points: line }));
-    }
-    place.chart = { variants, x, y, width };
-  }
-  place.replaceChildren(chart);
-}
-
-/** Let the lines of one variant stand out in all charts; of none when null. */
-function emphasize(name) {
-  for (const line of document.querySelectorAll("#curves polyline, #budgets polyline")) {
-    line.classList.toggle("faded", name !== null && line.dataset.variant !== name);
-    line.classList.toggle("strong", line.dataset.variant === name);
-  }
-}
-
-/** Say which line is nearest to the pointer, and its figures there. */
-function readCurve(place, reading, { name, budgets }, event) {
-  if (!place.chart) return;
-  const box = place.getBoundingClientRect();
-  const scale = place.chart.width / box.width;
-  const [px, py] = [(event.clientX - box.left) * scale, (event.clientY - box.top) * scale];
-  let best = null;
-  for (const variant of place.chart.variants) {
-    for (const [step, value] of variant.curves[name]) {
-      const distance = Math.hypot(place.chart.x(step) - px, place.chart.y(value) - py);
-      if (best === null || distance < best.distance) best = { distance, variant, step, value };
-    }
-  }
-  emphasize(best.variant.name);
-  reading.textContent = `${best.variant.name}, ${budgets ? `${best.step} tokens` : `step ${best.step}`}: ${best.value.toPrecision(4)}`;
-}
-
-const places = DATA.curves.map((curve) => {
-  const place = el("div");
-  const reading = el("p", { class: "reading", "aria-hidden": "true" });
-  byId(curve.budgets ? "budgets" : "curves").append(el("figure", { class: "card" }, el("h3", {}, curve.title), place, reading));
-  place.addEventListener("pointermove", (event) => readCurve(place, reading, curve, event));
-  place.addEventListener("pointerleave", () => {
-    emphasize(null);
-    reading.textContent = "";
-  });
-  return { place, curve };
+const byStep = chartGroup({ axis: "optimizer step", unit: (step) => `step ${step}` });
+const byTokens = new Map();
+const charts = DATA.curves.map(({ name, title, form, budgets }) => {
+  const chart = { name, title, form, series: [] };
+  const limits = String(budgets);
+  if (budgets && !byTokens.has(limits)) byTokens.set(limits, chartGroup({ axis: "new tokens at most", unit: (limit) => `${limit} tokens`, ticksAt: budgets, logarithmic: true }));
+  (budgets ? byTokens.get(limits) : byStep).add(byId(budgets ? "budgets" : "curves"), chart);
+  return chart;
 });
 
+/** The variants of the chosen model that have a curve. */
+const drawn = () => state.model.variants.filter(({ curves }) => Object.values(curves).some((points) => points.length));
+
 function drawCurves() {
-  for (const { place, curve } of places) drawCurve(place, curve);
+  const variants = drawn().filter(({ name }) => !state.hidden.has(name));
+  for (const chart of charts) {
+    chart.series = variants.filter(({ curves }) => curves[chart.name]?.length).map(({ name, look, mark, curves }) => ({ name, look, mark, points: curves[chart.name] }));
+  }
+  for (const group of [byStep, ...byTokens.values()]) group.draw();
 }
 
 function drawLegend() {
-  const buttons = state.model.variants.filter(({ curves }) => Object.values(curves).some((points) => points.length)).map((variant) => {
-    const line = svg("svg", { width: 22, height: 8, "aria-hidden": "true" }, svg("path", { class: `key-line look-${variant.look}${variant.dashed ? " dashed" : ""}`, d: "M1 4H21" }));
-    const button = el("button", { type: "button", "aria-pressed": String(!state.hidden.has(variant.name)) }, line, variant.name);
+  const buttons = drawn().map(({ name, look, mark }) => {
+    const key = svg("svg", { class: "key", width: 30, height: 12, "aria-hidden": "true", "data-look": look, "data-mark": mark });
+    const button = el("button", { type: "button", "aria-pressed": String(!state.hidden.has(name)) }, key, name);
     button.addEventListener("click", () => {
-      if (!state.hidden.delete(variant.name)) state.hidden.add(variant.name);
-      button.setAttribute("aria-pressed", String(!state.hidden.has(variant.name)));
+      if (!state.hidden.delete(name)) state.hidden.add(name);
+      button.setAttribute("aria-pressed", String(!state.hidden.has(name)));
       drawCurves();
     });
-    button.addEventListener("pointerenter", () => emphasize(variant.name));
-    button.addEventListener("pointerleave", () => emphasize(null));
     return el("li", {}, button);
   });
   byId("variants").replaceChildren(...buttons);
+  drawKeys();
+}
+
+const filters = byId("filters").elements;
+const isRight = (share) => share > 0.5;
+
+/** Offer the tasks and variants of the chosen model. */
+function fillFilters() {
+  const tasks = state.model.answers;
+  for (const id of ["answers", "to-answers"]) byId(id).classList.toggle("hidden", tasks.length === 0);
+  if (tasks.length === 0) return;
+  filters.task.replaceChildren(...tasks.map(({ task }, index) => el("option", { value: index }, task)));
+  filters.task.parentNode.classList.toggle("hidden", tasks.length === 1);
+  const names = tasks[0].problems[0].answers.map(([name]) => name);
+  for (const side of ["first", "second"]) {
+    filters[side].replaceChildren(...names.map((name) => el("option", { value: name }, name)));
+    filters[`${side}_is`].replaceChildren(...["right or wrong", "right", "wrong"].map((text) => el("option", { value: text }, text)));
+  }
+  filters.first.value = names.includes(DATA.baseline) ? DATA.baseline : names[0];
+  filters.second.value = names.find((name) => name !== filters.first.value && name !== "untrained") ?? names[0];
+}
+
+function found() {
+  const wanted = filters.text.value.trim().toLowerCase();
+  const agrees = (answers, side) => {
+    const which = filters[`${side}_is`].value;
+    const answer = answers.find(([name]) => name === filters[side].value);
+    return which === "right or wrong" || (answer && isRight(answer[1]) === (which === "right"));
+  };
+  return state.model.answers[filters.task.value].problems.filter(({ prompt, expected, answers }) =>
+    agrees(answers, "first") && agrees(answers, "second") && (!wanted || [prompt, expected, ...answers.map(([, , text]) => text)].some((text) => text.toLowerCase().includes(wanted))));
+}
+
+function problemCard({ prompt, expected, answers }) {
+  const lines = answers.map(([name, share, text]) => {
+    const look = share === 1 ? "right" : share === 0 ? "wrong" : "partly";
+    const words = share === 1 ? "right" : share === 0 ? "wrong" : `${Math.round(100 * share)}% right`;
+    return el("tr", {}, el("th", { scope: "row" }, name), el("td", {}, el("span", { class: `grade ${look}` }, words)), el("td", { class: "answer" }, text));
+  });
+  return el("div", { class: "card problem" }, el("pre", {}, prompt), el("p", {}, "Expected: ", el("b", {}, expected)), el("table", {}, el("tbody", {}, ...lines)));
+}
+
+/** Show the first problems that the filters let through, or further ones. */
+function showProblems({ more = false } = {}) {
+  if (state.model.answers.length === 0) return;
+  const task = state.model.answers[filters.task.value];
+  const problems = found();
+  state.shown = Math.min(problems.length, (more ? state.shown : 0) + PAGE);
+  const from = more ? byId("problems").childElementCount : 0;
+  if (!more) byId("problems").replaceChildren();
+  byId("problems").append(...problems.slice(from, state.shown).map(problemCard));
+  const all = task.of > task.problems.length ? `the first ${task.problems.length} of ${task.of}` : `${task.of}`;
+  byId("count").textContent = `${problems.length} of ${all} problems; ${state.shown} shown`;
+  byId("next").classList.toggle("hidden", state.shown === problems.length);
 }
 
 function drawAll() {
   drawForest();
-  drawLegend();
   drawCurves();
 }
 
+function showModel() {
+  drawLegend();
+  drawAll();
+  fillFilters();
+  showProblems();
+}
+
+byId("filters").addEventListener("input", () => showProblems());
+byId("filters").addEventListener("submit", (event) => event.preventDefault());
+byId("next").addEventListener("click", () => showProblems({ more: true }));
+smoothByButtons(byStep);
 const choice = byId("model");
 if (choice) {
   for (const { name } of DATA.models) choice.append(el("option", { value: name }, name));
   choice.addEventListener("change", () => {
     state.model = DATA.models.find(({ name }) => name === choice.value);
     state.hidden.clear();
-    drawAll();
+    showModel();
   });
 }
+showModel();
 new ResizeObserver(drawAll).observe(byId("main"));
