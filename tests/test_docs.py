@@ -128,11 +128,12 @@ def test_what_the_page_says_to_do_after_training(repo_root, tmp_path, monkeypatc
     adapted.save_pretrained("runs/lora")
     AutoTokenizer.from_pretrained(base).save_pretrained("runs/lora")
     text = (repo_root / "docs" / "how-to" / "after-training.md").read_text(encoding="utf-8")
-    ask, merge = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    (ask,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
     space = {}
     exec(ask, space)
     assert capsys.readouterr().out == f"{space['answer'][0]['generated_text']}\n"
-    exec(merge, {})
+    (merge,) = re.findall(r"^    (profit merge .*)$", text, flags=re.MULTILINE)
+    assert run_app(shlex.split(merge)[1:]) == 0
     ids = torch.arange(12)[None]
     with torch.no_grad():
         merged = AutoModelForCausalLM.from_pretrained("runs/merged").eval()(ids).logits

@@ -34,7 +34,7 @@ from profit_sft.files import write_text
 from profit_sft.mask.page import write_mask_page
 from profit_sft.mask.report import make_report
 from profit_sft.models.embedded import embedded_model_folder
-from profit_sft.models.pretrained import EMBEDDED, end_tokens, load_model
+from profit_sft.models.pretrained import EMBEDDED, default_device, end_tokens, load_model
 from profit_sft.objectives import Objective
 from profit_sft.runs.page import write_run_page
 from profit_sft.scores.engine import LabelExample, LabelScores, label_examples, score_labels
@@ -286,7 +286,7 @@ def measure(
         How it stands, and what it thinks of every label token of `data`.
     """
     model = load_model(model_name)
-    model.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]  # transformers wraps it
+    model.to(default_device())  # type: ignore[arg-type]  # transformers wraps it
     answers = generate_answers(model, tokenizer, problems)
     examples = label_examples(data.dataset[:])
     scores = score_labels(model, examples, objective=objective, likeliest=5)

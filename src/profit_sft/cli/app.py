@@ -10,10 +10,12 @@ from typing import Annotated, Any
 import typer
 
 from profit_sft.cli.advise import advise_command
+from profit_sft.cli.chat import chat_command
 from profit_sft.cli.data import data_command
 from profit_sft.cli.eval import eval_command
 from profit_sft.cli.inspect import inspect_command
 from profit_sft.cli.llamafactory import llamafactory_command
+from profit_sft.cli.merge import merge_command
 from profit_sft.cli.plugin import plugin_command
 from profit_sft.cli.quickstart import quickstart_command
 from profit_sft.cli.ranks import works_here
@@ -124,6 +126,8 @@ _add(
 )
 _add("report", report_command, example="profit report runs/first runs/plain --output_file comparison.html")
 _add("watch", watch_command, example="profit watch runs/first")
+_add("chat", chat_command, example="profit chat runs/first")
+_add("merge", merge_command, example="profit merge runs/lora --out runs/merged")
 _add("quickstart", quickstart_command, example="profit quickstart --output_dir runs/quickstart")
 _add(
     "eval",

@@ -157,6 +157,11 @@ def _chat_template(source: str) -> str:
     return template
 
 
+def default_device() -> str:
+    """Return where one process computes: a CUDA device where there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def end_tokens(model: Any, eos_token_id: int | None) -> list[int]:
     """Return what ends an answer: the checkpoint's end tokens (chat models have several) and the tokenizer's."""
     configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)

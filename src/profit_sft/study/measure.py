@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 import typer
 from huggingface_hub import snapshot_download
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from profit_sft.data import TOKEN_KINDS, DataSettings, prepare_dataset
 from profit_sft.files import write_text
-from profit_sft.models.pretrained import load_model, load_tokenizer, pretrained_path
+from profit_sft.models.pretrained import default_device, load_model, load_tokenizer, pretrained_path
 from profit_sft.scores.engine import label_examples, score_labels
 from profit_sft.study.layout import CellFolder
 
@@ -66,7 +65,7 @@ def _heldout(request: Mapping[str, Any]) -> dict[str, Any]:
     name = request["model_name_or_path"]
     tokenizer = load_tokenizer(name, chat_template_path=request["chat_template_path"])
     model = load_model(name, dtype=request["dtype"])
-    model.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]  # transformers wraps it
+    model.to(default_device())  # type: ignore[arg-type]  # transformers wraps it
     return heldout_nll(model, tokenizer, DataSettings(**request["heldout"]))
 
 

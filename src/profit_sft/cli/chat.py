@@ -1,0 +1,112 @@
+"""`profit chat`: talk to a run, or any model, in the terminal."""
+
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from profit_sft.cli.options import AllowMissingWeights, ChatTemplatePath, flag
+from profit_sft.cli.progress import quiet_libraries
+from profit_sft.errors import ConfigurationError
+from profit_sft.terminal import console
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_HELP = "A question a line; /clear begins anew, /exit or Ctrl-D ends."
+
+
+def chat_command(
+    model_name_or_path: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A folder `profit train` wrote (LoRA, too), hub name, or embedded.")
+    ],
+    system_prompt: Annotated[str | None, flag("system_prompt", "What the conversation begins with.")] = None,
+    max_new_tokens: Annotated[int, flag("max_new_tokens", "Tokens of the longest answer.")] = 512,
+    temperature: Annotated[
+        float | None, flag("temperature", "Sample at it; 0: the likeliest token (default: the model's own settings).")
+    ] = None,
+    dtype: Annotated[str, flag("dtype", "float32, bfloat16, float16, or auto: the checkpoint's own.")] = "auto",
+    chat_template_path: ChatTemplatePath = None,
+    allow_missing_weights: AllowMissingWeights = False,
+) -> int:
+    """Ask a model in the terminal, turn by turn, as its chat template has it; answers are shown as they are written."""
+    if max_new_tokens < 1:
+        raise ConfigurationError(f"max_new_tokens must be 1 or more, got {max_new_tokens}.")
+    if temperature is not None and not 0 <= temperature < float("inf"):
+        raise ConfigurationError(f"temperature must be 0 or more, got {temperature}.")
+    from profit_sft.models.pretrained import default_device, load_model, load_tokenizer
+
+    quiet_libraries()
+    tokenizer = load_tokenizer(model_name_or_path, chat_template_path=chat_template_path)
+    if tokenizer.chat_template is None:
+        raise ConfigurationError(
+            f"model_name_or_path: the tokenizer of '{model_name_or_path}' has no chat template, so there is no "
+            "telling how it was taught to answer. Name one with --chat_template_path, a Jinja file or another model."
+        )
+    model = load_model(model_name_or_path, dtype=dtype, allow_missing_weights=allow_missing_weights)
+    model.to(default_device())  # type: ignore[arg-type]  # transformers wraps it
+    settings: dict[str, Any] = {"max_new_tokens": max_new_tokens}
+    if temperature is not None:
+        settings |= {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
+    _talk(model, tokenizer, [{"role": "system", "content": system_prompt}] if system_prompt else [], settings)
+    return 0
+
+
+def _talk(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    beginning: list[dict[str, str]],
+    settings: dict[str, Any],
+) -> None:
+    out, messages = console(), list(beginning)
+    typed = sys.stdin.isatty()
+    if typed:
+        out.print(_HELP, style="dim")
+    while True:
+        try:
+            question = input("> " if typed else "").strip()
+        except EOFError:
+            return
+        if question == "/exit":
+            return
+        if question == "/clear":
+            messages = list(beginning)
+        elif question:
+            messages.append({"role": "user", "content": question})
+            messages.append({"role": "assistant", "content": _answer(model, tokenizer, messages, settings)})
+
+
+def _answer(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    messages: list[dict[str, str]],
+    settings: dict[str, Any],
+) -> str:
+    """Write the answer to the terminal as it comes; return it."""
+    import torch
+    from transformers import TextStreamer
+
+    from profit_sft.models.pretrained import end_tokens
+
+    out = console()
+
+    class Shown(TextStreamer):
+        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+            out.print(text, end="\n" if stream_end else "")  # no sequence in it can steer the terminal
+
+    batch: Any = tokenizer.apply_chat_template(
+        messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"
+    )
+    ends = end_tokens(model, tokenizer.eos_token_id)
+    with torch.no_grad():
+        generated: Any = model.generate(  # type: ignore[operator]  # transformers types it as Tensor | Module
+            **batch.to(model.device),
+            **settings,
+            eos_token_id=ends,
+            pad_token_id=tokenizer.pad_token_id,
+            streamer=Shown(tokenizer, skip_prompt=True, skip_special_tokens=True),
+        )
+    new_tokens = generated[0, batch["input_ids"].shape[1] :]
+    if new_tokens[-1].item() not in ends:
+        out.print(f"(cut off at {len(new_tokens)} tokens: --max_new_tokens)", style="dim")
+    return str(tokenizer.decode(new_tokens, skip_special_tokens=True))

@@ -1,0 +1,54 @@
+"""`profit merge`: put a run's LoRA adapter into the model that it was trained on."""
+
+import shlex
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from profit_sft.cli.options import flag
+from profit_sft.cli.progress import quiet_libraries
+from profit_sft.errors import ConfigurationError
+from profit_sft.terminal import console
+
+
+def merge_command(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A folder with an adapter, as `profit train` leaves it.")],
+    output_dir: Annotated[Path, flag("output_dir", "The whole model; must not be there yet.", "--out")],
+    dtype: Annotated[str, flag("dtype", "float32, bfloat16, float16, or auto: the base model's own.")] = "auto",
+) -> int:
+    """Write a LoRA run as one whole model, which any engine loads without PEFT."""
+    from profit_sft.errors import missing_extra
+    from profit_sft.files import check_output_folder
+    from profit_sft.models.pretrained import adapter_base, end_tokens, load_model, load_tokenizer, told_as_models
+
+    base = adapter_base(run)
+    if base is None:
+        raise ConfigurationError(
+            f"'{run}' holds no adapter (adapter_config.json): a run without LoRA is a whole model already."
+        )
+    if output_dir.exists():
+        raise ConfigurationError(f"output_dir: '{output_dir}' is there already. Choose another folder.")
+    check_output_folder(output_dir)
+    try:
+        from peft import PeftModel
+    except ModuleNotFoundError as error:
+        raise missing_extra("peft", wanted_by="an adapter") or error from error
+    quiet_libraries()
+    tokenizer = load_tokenizer(str(run))
+    model = load_model(base, dtype=dtype)
+    with told_as_models(str(run)):
+        merged = PeftModel.from_pretrained(model, str(run)).merge_and_unload()
+    # The end token that was trained is the run's tokenizer's; an adapter says nothing of it.
+    merged.generation_config.eos_token_id = end_tokens(merged, tokenizer.eos_token_id)
+    output_dir.parent.mkdir(parents=True, exist_ok=True)
+    # Written beside and moved: a folder of this name is whole, or there is none.
+    with tempfile.TemporaryDirectory(prefix=f".{output_dir.name}.", dir=output_dir.parent) as beside:
+        whole = Path(beside) / "model"
+        merged.save_pretrained(whole)
+        tokenizer.save_pretrained(whole)
+        whole.replace(output_dir)
+    console().print(f"{output_dir}: {base} with the adapter of {run} in it. Try it:\n  ", end="")
+    console().print(shlex.join(["profit", "chat", str(output_dir)]))
+    return 0
