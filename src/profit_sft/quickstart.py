@@ -27,8 +27,7 @@ from profit_sft.data.generated import (
     write_jsonl,
 )
 from profit_sft.evaluation.engine import Answer
-from profit_sft.evaluation.grading import grade_math
-from profit_sft.evaluation.math_judge import MathJudge
+from profit_sft.evaluation.grading import MathJudge, grade_math
 from profit_sft.evaluation.statistics import share_interval
 from profit_sft.files import write_text
 from profit_sft.mask.page import write_mask_page
