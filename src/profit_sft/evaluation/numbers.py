@@ -74,13 +74,11 @@ class PlainNumber:
         value: The number in front of a percent sign or such a word, if there is one.
         is_percent: Whether a percent sign follows.
         scale: What a word behind it stands for: of "million" 1,000,000; else 1.
-        is_whole: Whether it has neither a fraction bar nor decimals.
         decimals: How many decimals were written; None where they say nothing, as in a fraction.
     """
 
     value: Fraction
     is_percent: bool = False
-    is_whole: bool = True
     scale: Fraction = Fraction(1)
     decimals: int | None = None
 
@@ -182,7 +180,6 @@ def _read(match: re.Match[str]) -> PlainNumber | None:
         -value if sign == "-" else value,
         is_percent=percent is not None,
         scale=_SCALES.get(scale, Fraction(1)),
-        is_whole=below is None and "." not in digits and not shift,
         decimals=decimals,
     )
 

@@ -10,8 +10,7 @@ from profit_sft.errors import ConfigurationError, blamed_on
 TASK_FOLDER = Path(__file__).with_name("tasks")
 TASKS = tuple(sorted(path.stem for path in TASK_FOLDER.glob("[!_]*.yaml")))
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-DEFAULT_SAMPLES = 8  # the paper's, as is the next line
-DEFAULT_MAX_NEW_TOKENS = 8192
+_DEFAULT_SAMPLES = 8  # the paper's
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -123,7 +122,7 @@ class EvalSettings:
         """Samples a problem, with the default resolved."""
         if self.samples is not None:
             return self.samples
-        return 1 if self.greedy else DEFAULT_SAMPLES
+        return 1 if self.greedy else _DEFAULT_SAMPLES
 
     @property
     def generation_arguments(self) -> dict[str, Any]:

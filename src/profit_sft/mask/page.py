@@ -97,18 +97,6 @@ class MaskPage:
         return f'<iframe srcdoc="{escape(page)}" title="The mask" style="width:100%;height:720px;border:0"></iframe>'
 
 
-def write_mask_page(report: MaskReport, path: str | Path, *, examples: int = MAX_EXAMPLES, today: date) -> None:
-    """Write `MaskPage(report, examples)` to an HTML file.
-
-    Args:
-        report: What to show.
-        path: The file.
-        examples: How many to show token by token, at most; the figures count all.
-        today: For the page's end.
-    """
-    MaskPage(report, examples).write(path, today)
-
-
 def _facts(report: MaskReport, today: date) -> list[tuple[str, str]]:
     first, compared = report.manifests[0], len(report.score_sets) == 2
     names = ("Model before", "Model after") if compared else ("Model",)
