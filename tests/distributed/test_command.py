@@ -222,8 +222,9 @@ def test_what_was_not_launched_as_the_file_says_is_refused(flags, on_cpus, tmp_p
     assert not folder.exists()
 
 
-def test_a_mistake_under_a_file_is_one_line_before_anything_is_launched(flags, on_cpus, tmp_path):
+def test_a_mistake_under_a_file_is_one_line_before_anything_is_launched(flags, on_cpus, tmp_path, capfd):
     without_data = [*flags[:3], "--accelerate_config", on_cpus, "--output_dir", str(tmp_path / "run")]
-    done = ended([*PROFIT, *without_data])
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
-    assert done.stderr.startswith("error: dataset_name is missing")
+    assert run_app(without_data) == 2
+    err = capfd.readouterr().err
+    assert err.startswith("error: dataset_name is missing")
+    assert err.count("\n") == 1
