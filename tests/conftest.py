@@ -68,7 +68,7 @@ def punkt() -> None:
     from filelock import FileLock
 
     from profit_sft.errors import DownloadError
-    from profit_sft.evaluation.punkt import ensure_punkt
+    from profit_sft.evaluation.tasks.ifeval import ensure_punkt
     from profit_sft.models.embedded import default_cache, pip_download
 
     kept, inside = default_cache() / "nltk_data", "llama_index/core/_static/nltk_cache/"

@@ -27,11 +27,10 @@ from profit_sft.data.generated import (
     write_jsonl,
 )
 from profit_sft.evaluation.engine import Answer
-from profit_sft.evaluation.grading import grade_math
-from profit_sft.evaluation.math_judge import MathJudge
+from profit_sft.evaluation.grading import MathJudge, grade_math
 from profit_sft.evaluation.statistics import share_interval
 from profit_sft.files import write_text
-from profit_sft.mask.page import write_mask_page
+from profit_sft.mask.page import MaskPage
 from profit_sft.mask.report import make_report
 from profit_sft.models.embedded import embedded_model_folder
 from profit_sft.models.pretrained import EMBEDDED, default_device, end_tokens, load_model
@@ -240,7 +239,7 @@ def write_page(
         job = ScoreSettings(model_name_or_path=model, data=settings, output_dir=place)
         score_sets.append(write_scores(job, data, tokenizer, found))
     report = make_report(score_sets, threshold=0.1 if threshold is None else threshold)
-    write_mask_page(report, page, today=date.today())
+    MaskPage(report).write(page, date.today())
 
 
 def _config(output_dir: Path, objective: str, threshold: float | None) -> ProFitConfig:

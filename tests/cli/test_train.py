@@ -321,6 +321,8 @@ def test_a_signal_saves_a_checkpoint_and_the_command_it_prints_goes_on(arguments
     assert len(checkpoints) == 1
     stopped_at = int(checkpoints[0].name.rsplit("-", 1)[1])
     assert 2 < stopped_at < 400
+    if launches and number == signal.SIGINT:
+        return  # from the same checkpoint; two launches take half a minute
     done = ["train", "--config", *resume, "--max_steps", str(stopped_at + 2)]
     if launches:
         subprocess.run([sys.executable, "-m", "profit_sft.cli", *done], env=environment, check=True)

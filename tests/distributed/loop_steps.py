@@ -1,6 +1,8 @@
 """Two steps of a plain loop around `apply_profit`, under torch's own wrappers. Run by test_engines.py.
 
-torchrun --nproc_per_node 2 loop_steps.py LAUNCH OUT_FOLDER
+torchrun --nproc_per_node 2 loop_steps.py OUT_FOLDER
+
+One launch for all tables: starting its processes takes longer than most of their cases.
 """
 
 import contextlib
@@ -142,11 +144,12 @@ def count_gathers(case, record, folder):
         step(case, model, problem)
 
 
-def main(launch, out):
+def main(out):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", timeout=timedelta(seconds=60))
-    cases, of_case = (GATHERS, count_gathers) if launch == "gathers" else (LOOPS[launch], run)
-    record_cases(cases, lambda case, record: of_case(case, record, Path(out) / f"model-{cases.index(case)}"), out)
+    for table, cases in {**LOOPS, "gathers": GATHERS}.items():
+        of_case = count_gathers if table == "gathers" else run
+        record_cases(cases, of_case, Path(out) / table)
     dist.destroy_process_group()
 
 

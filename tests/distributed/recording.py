@@ -4,7 +4,6 @@ import contextlib
 import os
 import traceback
 import warnings
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -19,18 +18,25 @@ def rank():
 
 
 def record_cases(cases, run, out):
-    """Write `INDEX.pt` a case from the first rank; go on after one that raises."""
+    """Write `INDEX.pt` a case from the first rank; go on after one that raises.
+
+    Args:
+        cases: Rows of a table.
+        run: Called with a case, its record, and a folder of its own that is not there yet.
+        out: Folder of the table.
+    """
+    out.mkdir(parents=True, exist_ok=True)
     for index, case in enumerate(cases):
         record = {"steps": []}
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # a micro-batch without kept tokens warns, and is meant to be there
-                run(case, record)
+                run(case, record, out / f"model-{index}")
         except Exception as error:
             record["raised"] = f"{type(error).__name__}: {error}"
             record["trace"] = traceback.format_exc()
         if rank() == 0:
-            partial = Path(out) / f"{index}.partial"
+            partial = out / f"{index}.partial"
             torch.save(record, partial)
             partial.rename(partial.with_suffix(".pt"))
         dist.barrier()

@@ -9,7 +9,7 @@ import json
 import re
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -36,40 +36,52 @@ class Launch:
     """How two processes of a script are started: arguments of `python -m`, and variables of the environment."""
 
     arguments: tuple[str, ...]
-    environment: dict[str, str] = field(default_factory=dict)
+    environment: tuple[tuple[str, str], ...] = ()
 
 
 LAUNCHES = {
     **dict.fromkeys(("gathers", *LOOPS), Launch((*TORCHRUN, "loop_steps.py"))),
-    "trainer-ddp": Launch((*TORCHRUN, "trainer_steps.py"), {"ACCELERATE_USE_CPU": "true"}),
-    "trainer-tp": Launch((*TORCHRUN, "cpu_engines.py", "trainer_steps.py"), {"ENGINE_PARALLELISM": "true"}),
-    "trainer-fsdp1": Launch((*ACCELERATE, *FSDP, *FSDP1, "cpu_engines.py", "trainer_steps.py")),
-    "trainer-fsdp2": Launch((*ACCELERATE, *FSDP, "--fsdp_version=2", "cpu_engines.py", "trainer_steps.py")),
+    "trainer-ddp": Launch((*TORCHRUN, "trainer_steps.py", "trainer-ddp"), (("ACCELERATE_USE_CPU", "true"),)),
+    "trainer-tp": Launch(
+        (*TORCHRUN, "cpu_engines.py", "trainer_steps.py", "trainer-tp"), (("ENGINE_PARALLELISM", "true"),)
+    ),
+    "trainer-fsdp1": Launch((*ACCELERATE, *FSDP, *FSDP1, "cpu_engines.py", "trainer_steps.py", "trainer-fsdp1")),
+    "trainer-fsdp2": Launch(
+        (*ACCELERATE, *FSDP, "--fsdp_version=2", "cpu_engines.py", "trainer_steps.py", "trainer-fsdp2")
+    ),
     "trainer-deepspeed": Launch(
-        (*ACCELERATE, *DEEPSPEED, "--zero_stage=2", "cpu_engines.py", "trainer_steps.py"), {"DS_ACCELERATOR": "cpu"}
+        (*ACCELERATE, *DEEPSPEED, "--zero_stage=2", "cpu_engines.py", "trainer_steps.py", "trainer-deepspeed"),
+        (("DS_ACCELERATOR", "cpu"),),
     ),
     "trainer-zero3": Launch(
-        (*ACCELERATE, *DEEPSPEED, "--zero_stage=3", "--zero3_init_flag=true", "cpu_engines.py", "trainer_steps.py"),
-        {"DS_ACCELERATOR": "cpu"},
+        (
+            *ACCELERATE,
+            *DEEPSPEED,
+            "--zero_stage=3",
+            "--zero3_init_flag=true",
+            "cpu_engines.py",
+            "trainer_steps.py",
+            "trainer-zero3",
+        ),
+        (("DS_ACCELERATOR", "cpu"),),
     ),
 }
 
 
 @pytest.fixture(scope="module")
 def records(tmp_path_factory):
-    """Return a function from the name of a launch to the records of its cases; each runs once."""
+    """Return a function from the name of a table to the records of its cases; each launch runs once."""
 
     @functools.cache
-    def of(name):
-        launch, out = LAUNCHES[name], tmp_path_factory.mktemp(name)
-        skip_without_its_engine(launch)
+    def ran(launch):
+        out = tmp_path_factory.mktemp("records")
         arguments = [str(FOLDER / part) if part.endswith(".py") else part for part in launch.arguments]
         # torch's own code crashes now and then at the end of a case (seen: SIGSEGV of one of two processes under FSDP2,
         # on a machine with other load), without a frame of Python. One more try; a fault of ours would be there again.
         for _ in range(2):
             done = subprocess.run(
-                [sys.executable, "-m", *arguments, name, str(out)],
-                env=environment(**launch.environment),
+                [sys.executable, "-m", *arguments, str(out)],
+                env=environment(**dict(launch.environment)),
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
@@ -78,8 +90,13 @@ def records(tmp_path_factory):
             )
             if "(SIGSEGV)" not in done.stdout:
                 break
-        found = {int(path.stem): torch.load(path) for path in out.glob("*.pt")}
-        return found, f"exit status {done.returncode}\n{done.stdout[-6000:]}"
+        return out, f"exit status {done.returncode}\n{done.stdout[-6000:]}"
+
+    @functools.cache
+    def of(table):
+        skip_without_its_engine(LAUNCHES[table])
+        out, output = ran(LAUNCHES[table])
+        return {int(path.stem): torch.load(path) for path in (out / table).glob("*.pt")}, output
 
     return of
 

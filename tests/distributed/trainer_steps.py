@@ -190,16 +190,16 @@ def main(launch, out):
     cases = TRAINERS[launch]
     before = dict(os.environ)
 
-    def run_in_environment(case, record):
+    def run_in_environment(case, record, folder):
         os.environ.update(case.environment)
         try:
-            run(case, record, launch, Path(out) / f"model-{cases.index(case)}")
+            run(case, record, launch, folder)
         finally:
             os.environ.clear()
             os.environ.update(before)
 
     TrainingArguments(tempfile.mkdtemp(), report_to=[]).device  # noqa: B018  # starts the processes' group
-    record_cases(cases, run_in_environment, out)
+    record_cases(cases, run_in_environment, Path(out) / launch)
     os._exit(0)  # DeepSpeed's threads may outlive the group
 
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from profit_sft.evaluation.math_judge import MathJudge
+from profit_sft.evaluation.grading import MathJudge
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from profit_sft.evaluation.engine import Answer
 from profit_sft.evaluation.grading import grade_math
 from profit_sft.evaluation.harness_tasks import fingerprint, load_task
 from profit_sft.evaluation.settings import TASK_FOLDER, TASKS
-from profit_sft.evaluation.tasks import gpqa
+from profit_sft.evaluation.tasks import own
 
 
 def settings(data_dir=None, **changes):
@@ -90,7 +90,7 @@ def gpqa_like(count):
         }
         for n in range(count)
     ]
-    return gpqa.problems(Dataset.from_list(rows))
+    return own.gpqa_problems(Dataset.from_list(rows))
 
 
 def test_choices_are_in_an_order_that_belongs_to_the_problem():
@@ -100,7 +100,7 @@ def test_choices_are_in_an_order_that_belongs_to_the_problem():
         assert problem["question"] == f"Which is {number}?"
         letter = problem["answer"]
         assert f"({letter}) it is {number}" in problem["choices"].splitlines()
-        assert gpqa.results(problem, [[f"The answer is ({letter})."]])["accuracy"][0]["correct"]
+        assert own.gpqa_results(problem, [[f"The answer is ({letter})."]])["accuracy"][0]["correct"]
     # Written down: another order would make the samples of earlier evaluations those of other prompts.
     assert "".join(problem["answer"] for problem in problems[:12]) == "BBDBBDDBCCCA"
     assert list(gpqa_like(1)) == problems[:1]

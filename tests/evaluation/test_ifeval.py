@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from profit_sft.evaluation.ifeval import ifeval_grader
+from profit_sft.evaluation.tasks.ifeval import ifeval_grader
 
 # One or two plain sentences each, written for this test.
 LANGUAGES = {

@@ -96,7 +96,7 @@ def test_a_list_of_anything_else(text):
 
 
 def test_percent_is_taken_for_the_number_and_for_the_hundredth():
-    twenty, fifth = PlainNumber(Fraction(20)), PlainNumber(Fraction(1, 5), is_whole=False)
+    twenty, fifth = PlainNumber(Fraction(20)), PlainNumber(Fraction(1, 5))
     for written in (r"20\%", "20%", "20 percent", "20 per cent"):
         percent = plain_number(written)
         assert percent is not None
@@ -105,12 +105,3 @@ def test_percent_is_taken_for_the_number_and_for_the_hundredth():
         assert fifth.equals(percent)
     assert not twenty.equals(fifth)
     assert not PlainNumber(Fraction(20), is_percent=True).equals(PlainNumber(Fraction(2)))
-
-
-def test_whole_numbers_are_told_from_decimals_and_fractions():
-    assert [plain_number(text).is_whole for text in ("1,000", "2.0", "4/2", r"\frac{1}{2}")] == [
-        True,
-        False,
-        False,
-        False,
-    ]

@@ -6,16 +6,17 @@ import pytest
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from profit_sft.errors import ConfigurationError
-from profit_sft.evaluation.presets import (
+from profit_sft.evaluation.settings import (
     DECODING,
+    TASK_FOLDER,
     Decoding,
+    EvalSettings,
     TaskPreset,
     model_type_of,
     paper_decoding,
     paper_task,
     resolved,
 )
-from profit_sft.evaluation.settings import TASK_FOLDER, EvalSettings
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import pytest
 
 from profit_sft.errors import DownloadError
-from profit_sft.evaluation.punkt import ensure_punkt
+from profit_sft.evaluation.tasks.ifeval import ensure_punkt
 
 
 def test_sentences_are_split_as_by_nltks_own_data(punkt):

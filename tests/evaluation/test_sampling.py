@@ -4,7 +4,8 @@ import pytest
 import torch
 from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from profit_sft.evaluation.sampling import SeededSampling, sample_seed
+from profit_sft.evaluation.hf_engine import SeededSampling
+from profit_sft.evaluation.kept_answers import sample_seed
 
 CPU = torch.device("cpu")
 

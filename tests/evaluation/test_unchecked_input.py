@@ -9,9 +9,8 @@ from random import Random
 
 import pytest
 
-from profit_sft.evaluation.grading import grade_choice, grade_math
-from profit_sft.evaluation.ifeval import ifeval_grader
-from profit_sft.evaluation.math_judge import MathJudge
+from profit_sft.evaluation.grading import MathJudge, grade_choice, grade_math
+from profit_sft.evaluation.tasks.ifeval import ifeval_grader
 
 CPU_SECONDS = 10  # the slowest text takes a fifth of a second
 LENGTH = 100_000 if os.environ.get("PROFIT_FAULTS") == "all" else 20_000

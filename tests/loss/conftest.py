@@ -4,7 +4,7 @@ import fake_accelerator
 import pytest
 import torch
 
-from profit_sft.loss import chunked, cpu
+from profit_sft.loss import chunked, devices
 
 
 def _poisoned(create):
@@ -38,10 +38,10 @@ def kept_buffers_hold_nan(monkeypatch):
     """The memory of logits that calls share is as good as fresh."""
 
     def give_back(memory):
-        memory[:, : -cpu._ROW_PADDING] = float("nan")
-        cpu.give_back_logits_memory(memory)
+        memory[:, : -devices._ROW_PADDING] = float("nan")
+        devices.give_back_logits_memory(memory)
 
     monkeypatch.setattr(chunked, "give_back_logits_memory", give_back)
-    cpu._kept.clear()
+    devices._kept.clear()
     yield
-    cpu._kept.clear()
+    devices._kept.clear()

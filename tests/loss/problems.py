@@ -1,6 +1,7 @@
 """Inputs with likely labels, the tolerance that rounding allows, and the places and objectives under test."""
 
 import dataclasses
+import functools
 import math
 import os
 from importlib.util import find_spec
@@ -102,14 +103,20 @@ PLACES = [
 ]
 
 
-def planted_problem(place=None, dtype=torch.float32, *, bias=False, sizes=None, seed=0, falling=0.0, **head):
+def planted_problem(place=None, dtype=torch.float32, *, sizes=None, **options):
     """Hidden states that lean toward their label's row; no p within rounding of a threshold under test.
 
     `randn` inputs would give every label p below 0.001, and a masked test is an empty one. `falling` is how far logits
     fall from the first column to the last; where they do not, no column is so small that a gradient budget drops it.
     """
+    made = _planted(sizes or (place or CPU).sizes, dtype, **options)
+    return tuple(None if tensor is None else tensor.clone() for tensor in made)
+
+
+@functools.lru_cache(maxsize=64)  # a quarter of the time of these tests, which plant the same again and again
+def _planted(sizes, dtype, *, bias=False, seed=0, falling=0.0, **head):
     generator = torch.Generator().manual_seed(seed)
-    tokens, width, vocab_size = sizes or (place or CPU).sizes
+    tokens, width, vocab_size = sizes
     spread = 0.15 * (D / width) ** 0.5
     lm_head_weight = (spread * torch.randn(vocab_size, width, generator=generator)).to(dtype)
     if falling:

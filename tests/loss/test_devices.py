@@ -151,7 +151,7 @@ def test_the_host_waits_as_often_as_the_documentation_says(place, accelerator, c
 
 _AFTER_A_FORK = """
 import os, sys, torch
-from profit_sft.loss.cpu import in_blocks
+from profit_sft.loss.devices import in_blocks
 
 torch.set_num_threads(3)
 def fill(part):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from made_scores import write_scores
-from profit_sft.mask.page import write_mask_page
+from profit_sft.mask.page import MaskPage
 from profit_sft.mask.report import make_report
 from profit_sft.scores.store import ScoredExample
 from tiny import chat_tokenizer
@@ -79,7 +79,7 @@ def write_page(tmp_path):
 
     def write(*score_sets, **view):
         path = tmp_path / "mask.html"
-        write_mask_page(make_report(score_sets, **view), path, today=date(2026, 5, 4))
+        MaskPage(make_report(score_sets, **view)).write(path, date(2026, 5, 4))
         return path
 
     return write

@@ -12,8 +12,7 @@ import pytest
 
 from color_vision import SIGHTS, difference
 from profit_sft import ASFT, Power, Rho
-from profit_sft.mask.page import MaskPage
-from profit_sft.mask.page_data import page_data
+from profit_sft.mask.page import MaskPage, page_data
 from profit_sft.mask.report import make_report
 from profit_sft.mask.tokens import threshold_grid
 from profit_sft.scores.store import ScoreSet

@@ -2,7 +2,7 @@
 
 import pytest
 
-from profit_sft.mask.turns import stretches
+from profit_sft.mask.texts import stretches
 
 
 def cut(text):

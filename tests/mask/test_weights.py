@@ -7,9 +7,8 @@ from problems import OBJECTIVES
 from made_scores import made_example, write_scores
 from profit_sft.data import DataSettings
 from profit_sft.errors import ConfigurationError
-from profit_sft.mask.report import make_report
+from profit_sft.mask.report import make_report, objective_weights
 from profit_sft.mask.tokens import label_tokens
-from profit_sft.mask.weights import objective_weights
 from profit_sft.models.pretrained import load_model
 from profit_sft.objectives import EAFT, ENTROPY_TOP_K, ProFit, Rho
 from profit_sft.scores.engine import LabelExample, score_labels

@@ -63,11 +63,6 @@ def budgets_up_to(limit: int) -> tuple[int, ...]:
     return (*budgets, limit)
 
 
-def cut_text(text: str, budget: int, tokenizer: "PreTrainedTokenizerBase") -> str:
-    """Return the text of the first `budget` tokens of a text, as an evaluation keeps it."""
-    return _decode(_tokens(text, tokenizer)[:budget], tokenizer)
-
-
 def accuracy_by_budget(
     records: Sequence[Record], tokenizer: "PreTrainedTokenizerBase", grade: Grade, *, max_new_tokens: int
 ) -> BudgetTable:

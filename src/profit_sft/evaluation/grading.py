@@ -4,28 +4,78 @@ r"""Whether an answer is right: the one grader of quickstart, evaluation and stu
 
     1. as text, with LaTeX's ways to write the same taken out
     2. as numbers or lists of numbers, exactly; units and currency do not count, 20% is 20 as well as 0.2
-    3. as formulas, by math-verify (see `math_judge.py`)
+    3. as formulas, by math-verify (see `MathJudge`)
 
 In a box the whole content is the answer. In a sentence it is the first formula or number ("18 dollars a day for 7
 days", "about $\sqrt{2}$ meters"), and what is more than a number is never read as one. Only the third step needs
 math-verify; where it is not installed or comes to no end the answer is not judged, which is neither right nor wrong.
 """
 
+import importlib.util
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import TracebackType
 from typing import Any
 
-from profit_sft.evaluation.answers import FoundAnswer, find_answer
-from profit_sft.evaluation.choices import stated_choice
-from profit_sft.evaluation.equations import is_computation, is_name, items, sides
+from profit_sft.evaluation.answers import FoundAnswer, find_answer, stated_choice
 from profit_sft.evaluation.formulas import answer_formula, as_latex
-from profit_sft.evaluation.math_judge import MathJudge
-from profit_sft.evaluation.numbers import PlainNumber, plain_number, plain_numbers, tidy
+from profit_sft.evaluation.limited import CPU_SECONDS, LimitedProcess
+from profit_sft.evaluation.numbers import (
+    PlainNumber,
+    is_computation,
+    is_name,
+    items,
+    plain_number,
+    plain_numbers,
+    sides,
+    tidy,
+)
 
 _ABOUT = re.compile(r"≈|\\approx(?![A-Za-z])")  # "x = 1/3 ≈ 0.33" gives both
 _MAX_VALUES = 4
 MAX_FORMULA = 1000  # characters; the longest reference answer of the benchmarks has 62
+
+
+class MathJudge(LimitedProcess):
+    r"""Compares formulas; works from any thread. The process starts with the first comparison.
+
+    Args:
+        cpu_seconds: Processor time one comparison may take; the slowest with a reference answer of MATH-500 takes a
+            tenth of a second.
+
+    Example:
+        >>> with MathJudge() as judge:
+        ...     judge.equal(r"$\frac{1}{2}$", ["$0.5$"]), judge.equal("$2$", ["$3$"])
+        (True, False)
+    """
+
+    def __init__(self, *, cpu_seconds: int = CPU_SECONDS) -> None:
+        super().__init__("math_worker.py", cpu_seconds=cpu_seconds)
+
+    def __enter__(self) -> "MathJudge":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def equal(self, expected: str, answers: Sequence[str]) -> bool | None:
+        r"""Say whether any of the answers equals the expected one.
+
+        Args:
+            expected: Text with one formula, in LaTeX between dollars or in `\boxed{}`, or plain.
+            answers: Texts likewise; ways to read one answer.
+
+        Returns:
+            None if that could not be found out within the worker's processor time and memory, or math-verify is not
+            installed.
+        """
+        if importlib.util.find_spec("math_verify") is None:
+            return None
+        found = self.ask({"expected": expected, "answers": list(answers)})
+        return None if found is None else bool(found)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

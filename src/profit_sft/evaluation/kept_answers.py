@@ -1,5 +1,6 @@
 """A model of lm-evaluation-harness that answers from the records what they hold, and has an engine answer the rest."""
 
+import hashlib
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -9,7 +10,6 @@ from lm_eval.api.model import LM
 
 from profit_sft.evaluation.engine import Answer, Engine, Request
 from profit_sft.evaluation.records import SampleFile
-from profit_sft.evaluation.sampling import sample_seed
 
 
 class KeptAnswers(LM):
@@ -101,3 +101,18 @@ class KeptAnswers(LM):
             }
             for request, answer in zip(batch, answers, strict=True)
         )
+
+
+def sample_seed(seed: int, task: str, problem: int, sample: int) -> int:
+    """Return the seed of one sample, an int in [0, 2^63).
+
+    Its random numbers stay the same whatever `limit`, `batch_size`, the other tasks and an interruption do.
+
+    Args:
+        seed: The evaluation's seed.
+        task: Name of the task.
+        problem: Number of the problem in the task's data.
+        sample: Number of the sample.
+    """
+    digest = hashlib.sha256(f"{seed}/{task}/{problem}/{sample}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1

@@ -9,7 +9,6 @@ import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any
 
 CPU_SECONDS = 10
@@ -39,14 +38,6 @@ class LimitedProcess:
         self._environment = environment or {}
         self._lock = threading.Lock()
         self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
-
-    def __enter__(self) -> "LimitedProcess":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     def ask(self, request: Any) -> Any | None:
         """Return what it answers; None where it broke a limit or died over the request.

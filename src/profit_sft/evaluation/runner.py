@@ -1,6 +1,7 @@
-"""Run an evaluation: have the harness answer and grade what is missing, keep it, and sum it up."""
+"""Run an evaluation: start an engine, have the harness answer and grade what is missing, keep it, and sum it up."""
 
 import dataclasses
+import inspect
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,19 +12,18 @@ from typing import TYPE_CHECKING, Any
 from profit_sft.errors import ConfigurationError, require_extra
 from profit_sft.evaluation.budgets import accuracy_by_budget, budget_file, budgets_up_to, write_scores
 from profit_sft.evaluation.code_check import confirm_run_unsafe_code
-from profit_sft.evaluation.engine import Answer, Engine
-from profit_sft.evaluation.engines import loads_model, start_engine
+from profit_sft.evaluation.engine import Answer, Engine, ServedEngine
 from profit_sft.evaluation.harness_tasks import fingerprint, grades_each_sample, load_task, seed_examples
-from profit_sft.evaluation.presets import resolved
 from profit_sft.evaluation.records import EvalFolder, SampleFile
 from profit_sft.evaluation.results import EvalReport, Record, TaskResult, summarize
-from profit_sft.evaluation.settings import EvalSettings
+from profit_sft.evaluation.settings import EvalSettings, resolved
 from profit_sft.files import check_output_folder, package_versions, sole_use
-from profit_sft.models.pretrained import load_tokenizer, model_fingerprint
+from profit_sft.models.pretrained import load_tokenizer, model_fingerprint, pretrained_path
 
 if TYPE_CHECKING:
     from lm_eval.api.task import ConfigurableTask
 
+_SEEDED_BY_REQUEST = ("vllm",)
 _PACKAGES = ("profit-sft", "lm-eval", "math-verify", "torch", "transformers")
 _SECRETS = ("auth_token", "header")  # of an engine's arguments, which are written down
 
@@ -235,6 +235,72 @@ def _grades(problems: Sequence[Record]) -> dict[tuple[int, int], Record]:
         for sample, grade in enumerate(found):
             grades[problem["doc_id"], sample] = {"expected": str(problem["target"]), **grade}
     return grades
+
+
+def engine_class(settings: EvalSettings) -> Any:
+    """Return the harness's class of an engine.
+
+    Raises:
+        ConfigurationError: There is none of that name, or a library it needs is not installed.
+    """
+    from lm_eval.api.registry import get_model
+
+    try:
+        return get_model(settings.engine)
+    except (ValueError, ImportError) as error:
+        raise ConfigurationError(f"engine: {error}") from None
+
+
+def loads_model(settings: EvalSettings) -> bool:
+    """Say whether the engine loads the model itself; otherwise its name is one that a server knows."""
+    return "pretrained" in inspect.signature(engine_class(settings).__init__).parameters
+
+
+def start_engine(settings: EvalSettings) -> Engine:
+    """Load the model, or get ready to ask its server.
+
+    Raises:
+        ConfigurationError: There is no such model, the engine does not take the arguments, or prompts cannot be put
+            the way that is asked for.
+    """
+    if settings.engine == "hf":
+        from profit_sft.evaluation.hf_engine import HFEngine  # takes seconds, and a server needs none of it
+
+        engine: Engine = HFEngine(settings)
+    else:
+        engine = _harness_engine(settings)
+    if settings.apply_chat_template and getattr(engine.tokenizer, "chat_template", "") is None:
+        raise ConfigurationError(
+            f"the tokenizer of '{settings.model_name_or_path}' has no chat template. Evaluate a model that has one, or "
+            "leave templates out with --no_chat_template (apply_chat_template=False)."
+        )
+    return engine
+
+
+def _harness_engine(settings: EvalSettings) -> Engine:
+    from lm_eval.models.api_models import TemplateAPI
+    from lm_eval.models.openai_completions import LocalChatCompletion
+
+    made_by = engine_class(settings)
+    served = issubclass(made_by, TemplateAPI)
+    if issubclass(made_by, LocalChatCompletion) and not settings.apply_chat_template:
+        raise ConfigurationError(
+            f"engine {settings.engine} sends messages, which the server puts into the model's chat template. Leave out "
+            "--no_chat_template, or take local-completions, which sends texts."
+        )
+    if loads_model(settings):
+        arguments: dict[str, Any] = {"pretrained": pretrained_path(settings.model_name_or_path)}
+        arguments |= {} if settings.dtype == "auto" else {"dtype": settings.dtype}
+    else:
+        arguments = {"model": settings.model_name_or_path}
+    try:
+        # Served, a batch is that many requests at the same time.
+        lm = made_by(**{**arguments, "batch_size": 1 if served else settings.batch_size, **settings.engine_args})
+    except (TypeError, ValueError, OSError, ImportError, AssertionError) as error:
+        raise ConfigurationError(f"engine {settings.engine} cannot be started: {error}") from None
+    if served:
+        return ServedEngine(lm)
+    return Engine(lm, seeded=settings.engine in _SEEDED_BY_REQUEST)
 
 
 @contextmanager

@@ -21,8 +21,14 @@ import torch
 from torch import Tensor
 
 from profit_sft.loss.call import AttachGradients, HeadOptions, Swept, TokenValues
-from profit_sft.loss.cpu import give_back_logits_memory, in_blocks, take_logits_memory
-from profit_sft.loss.devices import accumulation_dtype, default_chunk_size, multiplies_16_bit_into_fp32
+from profit_sft.loss.devices import (
+    accumulation_dtype,
+    default_chunk_size,
+    give_back_logits_memory,
+    in_blocks,
+    multiplies_16_bit_into_fp32,
+    take_logits_memory,
+)
 from profit_sft.loss.head_gradients import HeadGradients
 from profit_sft.objectives import ENTROPY_TOP_K, FROM_THE_HEAD, TokenStats
 

@@ -134,7 +134,7 @@ def planned_new_tokens(evaluate: Mapping[str, Any], given: Assumptions) -> int:
 
 
 def _new_tokens_of(task: str, evaluate: Mapping[str, Any], given: Assumptions) -> int:
-    from profit_sft.evaluation.presets import TaskPreset, paper_task  # brings the evaluation, and transformers with it
+    from profit_sft.evaluation.settings import TaskPreset, paper_task  # brings the evaluation, and transformers with it
 
     preset = paper_task(task) if evaluate.get("preset") == "paper" else TaskPreset(samples=8, max_new_tokens=8192)
     problems = min(TASK_PROBLEMS[task], evaluate.get("limit") or TASK_PROBLEMS[task])

@@ -9,7 +9,7 @@ four benchmarks, of which these follow the wording and the rules, harsh as they 
     gpqa_paper      the first "ANSWER: X"; choices rotated by the question's number
 
 How its table 3 was made is not told. Its figures say that ARC, MMLU-Pro and HumanEval have the questions and samples
-these tasks give them (see `presets.py`) and that letters were written, not ranked by likelihood: an untrained model
+these tasks give them (see `settings.py`) and that letters were written, not ranked by likelihood: an untrained model
 scores 1.69% on ARC, where guessing gives 25%. Their wording here is that of gpqa_paper.
 """
 
@@ -23,7 +23,7 @@ from profit_sft.evaluation.code_check import check_confirmed, passes
 from profit_sft.evaluation.grading import Grade, grade_math
 from profit_sft.evaluation.results import Record
 from profit_sft.evaluation.tasks import each_sample
-from profit_sft.evaluation.tasks.math import judge
+from profit_sft.evaluation.tasks.own import judge
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -7,7 +7,7 @@ import torch
 from problems import planted_problem
 
 from profit_sft import NLL, ProFit, selective_linear_cross_entropy
-from profit_sft.loss import cpu
+from profit_sft.loss import devices
 
 
 def loss_and_gradient(problem, threshold=None):
@@ -23,9 +23,9 @@ def test_a_call_is_the_same_after_any_other(threshold):
     problem = planted_problem()
     hidden, lm_head_weight, labels, *_ = problem
     alone = loss_and_gradient(problem, threshold)
-    (kept,) = cpu._kept
+    (kept,) = devices._kept
     assert torch.equal(loss_and_gradient(problem, threshold), alone)
-    assert cpu._kept[0] is kept
+    assert devices._kept[0] is kept
     others = {
         "NaN everywhere": (torch.full_like(hidden, float("nan")), lm_head_weight, labels),
         "another vocabulary": (hidden, lm_head_weight[:100], labels.clamp(max=99)),
@@ -53,7 +53,7 @@ def test_a_call_that_fails_keeps_nothing_and_the_next_is_right(monkeypatch):
             "profit_sft.loss.chunked.in_blocks", lambda *args, **kwargs: raise_(RuntimeError("interrupted"))
         )
         loss_and_gradient(problem)
-    assert not cpu._kept
+    assert not devices._kept
     assert torch.equal(loss_and_gradient(problem), alone)
 
 

@@ -16,7 +16,7 @@ import transformers
 
 from profit_sft.errors import ConfigurationError
 from profit_sft.evaluation import EvalSettings, evaluate
-from profit_sft.evaluation.engines import start_engine
+from profit_sft.evaluation.runner import start_engine
 
 NEEDED = ("fastapi", "uvicorn", "openai", "aiohttp", "tenacity")
 
