@@ -220,7 +220,8 @@ def test_killed_at_random_it_goes_on_and_ends_as_if_nobody_had(name, tiny_folder
         words = job.words(folder)
         for _ in range(6):  # kills of one piece of work, before it may come to its end
             number, twice, inside_a_save = random.choice(SIGNALS), random.random() < 0.25, name == "train" and kills % 2
-            at, wait = random.randint(job.progress(folder), job.total), random.random() * LONGEST_SAVE_SECONDS
+            at = random.randint(min(job.progress(folder), job.total), job.total)
+            wait = random.random() * LONGEST_SAVE_SECONDS
 
             def moment(folder=folder, at=at, wait=wait, inside_a_save=inside_a_save) -> bool:
                 if job.progress(folder) < at - (2 if inside_a_save else 0):
