@@ -1,9 +1,12 @@
 """Pretrained models and tokenizers: which one a name means, loading it, and telling whether it is still the same."""
 
 import hashlib
+import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +16,9 @@ from huggingface_hub.errors import EntryNotFoundError
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from profit_sft.errors import ConfigurationError, blamed_on, brief, first_line
-from profit_sft.files import check_regular_file, read_json, read_text, sha256_of
-from profit_sft.models.embedded import embedded_model_folder
+from profit_sft.errors import ConfigurationError, ProFitError, blamed_on, brief, first_line
+from profit_sft.files import check_regular_file, read_json, read_text, sha256_of, write_text
+from profit_sft.models.embedded import default_cache, embedded_model_folder
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +26,8 @@ EMBEDDED = "embedded"
 DTYPES = ("float32", "bfloat16", "float16", "auto")
 _ADAPTER = "adapter_config.json"
 _CHECKED_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_LARGE = 1 << 24  # bytes of a file that takes longer to read than to look up
+_TICK_NS = 2_000_000_000  # the coarsest clock of a file system in use, FAT's
 _AGAIN = "Download it again, or name another: config.json, weights and tokenizer must be of one causal language model."
 
 
@@ -302,7 +307,8 @@ def model_fingerprint(name: str | None, *, revision: str | None = None) -> str:
     """Return a SHA-256 that changes when the model's numbers may.
 
     Of a folder: names and whole contents of config.json, of every file with weights, and of an adapter's configuration
-    and base model. That reads all weights once, about a second a gigabyte. Of a hub model: its name and commit, under
+    and base model. Reading all weights takes about a second a gigabyte, so that of a large file is kept in the cache, and
+    the file read again where its size, inode or a time of change is another. Of a hub model: its name and commit, under
     which the hub keeps its files for good.
 
     Args:
@@ -323,7 +329,7 @@ def model_fingerprint(name: str | None, *, revision: str | None = None) -> str:
             "save_pretrained wrote."
         )
     digest = hashlib.sha256()
-    for file, contents in zip(files, sha256_of(files), strict=True):
+    for file, contents in zip(files, _known_sha256_of(files), strict=True):
         digest.update(f"{file.name} {contents}\n".encode())
     base = adapter_base(folder)
     if base is not None:
@@ -334,6 +340,27 @@ def model_fingerprint(name: str | None, *, revision: str | None = None) -> str:
 def _model_files(folder: Path) -> Iterator[Path]:
     for pattern in ("config.json", _ADAPTER, "*.safetensors", "*.bin"):
         yield from folder.glob(pattern)
+
+
+def _known_sha256_of(files: Sequence[Path]) -> list[str]:
+    """Return the SHA-256 of files of one folder, of large ones that are as they were from the cache."""
+    folder = os.fsencode(files[0].parent.resolve())
+    kept = default_cache() / "sha256" / f"{hashlib.sha256(folder).hexdigest()[:32]}.json"
+    known: dict[str, Any] = {}
+    with suppress(ProFitError):  # it is damaged, and written anew
+        known = read_json(kept, "") if kept.is_file() else {}
+    states = {file: file.stat() for file in files}
+    keys = {file: f"{file.name} {s.st_size} {s.st_ino} {s.st_mtime_ns} {s.st_ctime_ns}" for file, s in states.items()}
+    unread = [file for file in files if keys[file] not in known]
+    read = dict(zip(unread, sha256_of(unread), strict=True))
+    found = {file: read[file] if file in read else str(known[keys[file]]) for file in files}
+    # One that was written a moment ago may be written again within a tick of the clock that times of change are from.
+    settled = time.time_ns() - _TICK_NS
+    worth = [file for file, s in states.items() if s.st_size >= _LARGE and max(s.st_mtime_ns, s.st_ctime_ns) < settled]
+    if read.keys() & set(worth):
+        with suppress(OSError):  # a cache that cannot be written costs the next start its time
+            write_text(kept, json.dumps({keys[file]: found[file] for file in worth}))
+    return list(found.values())
 
 
 def _hub_commit(name: str, revision: str | None) -> str:
