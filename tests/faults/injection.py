@@ -134,9 +134,11 @@ def run_words(words: Sequence[str], log: str) -> None:
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(output, 1)
     os.dup2(output, 2)
+    Path(log).with_suffix(".begun").touch()
     try:
         status = run_app(words)
-    except KeyboardInterrupt:  # before a command has begun
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is over
+    except KeyboardInterrupt:  # before the command, or after it: as Python does
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGINT)
         raise

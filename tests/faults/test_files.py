@@ -200,6 +200,43 @@ def test_what_is_no_file_is_refused_wherever_a_file_is_named(kind, train, rows, 
     report(f"{kind} in place of a file", found)
 
 
+OURS = {
+    "study": ("cells/nll-s0/settings.json", "cells/nll-s0/cell.json", "driver.json", "cells/nll-s0/run/metrics.jsonl"),
+    "score": ("progress.json", "scores.json", "shard-00000.parquet"),
+    "eval": ("results.json", "settings.json", "samples/generated.jsonl"),
+    "train": ("metrics.jsonl", "checkpoint-2/manifest.json", "run.json"),
+}
+
+
+@pytest.mark.parametrize("kind", ["a pipe", "endless zeros"])
+def test_what_is_no_file_is_refused_in_a_folder_of_ours(kind, train, rows, tiny_folder, tmp_path, capsys):
+    study = tmp_path / "study.yaml"
+    study.write_text(yaml.safe_dump({**STUDY, "model_name_or_path": tiny_folder}))
+
+    def commands(folder: str) -> dict[str, list[list[str]]]:
+        written = [*train[: train.index("--output_dir")], "--output_dir", folder]
+        return {
+            "study": [["study", str(study), "--output_dir", folder, *flag] for flag in ((), ("--report_only",))],
+            "score": [
+                ["score", rows, "--model", tiny_folder, "--out", folder],
+                [*train, "--reference_scores", folder],
+                ["inspect", "--dataset_name", rows, "--model_name_or_path", tiny_folder, "--scores_dir", folder],
+            ],
+            "eval": [["eval", tiny_folder, "--tasks", "generated", "--output_dir", folder]],
+            "train": [[*written, "--resume_from_checkpoint", "latest"], ["report", folder]],
+        }
+
+    found = {}
+    for of, names in OURS.items():
+        for number, name in enumerate(names):
+            folder = tmp_path / "out" / f"{of} {number}"
+            (folder / name).parent.mkdir(parents=True)
+            special(folder / name, kind)
+            for words in commands(str(folder))[of]:
+                found[f"{words[0]}: {name} {words[-1]}"] = refusal(words, capsys, writes_to=tmp_path / "out")
+    report(f"{kind} in a folder of ours", found)
+
+
 BOMB = "a: &a [x,x,x,x,x,x,x,x,x,x]\n" + "".join(
     f"{new}: &{new} [{','.join([f'*{old}'] * 10)}]\n" for old, new in zip("abcdefgh", "bcdefghi", strict=True)
 )

@@ -161,8 +161,12 @@ FORKS.set_forkserver_preload(
 
 
 def start(words: list[str], log: Path) -> multiprocessing.process.BaseProcess:
+    begun = log.with_suffix(".begun")
+    begun.unlink(missing_ok=True)
     process = FORKS.Process(target=run_words, args=(words, str(log)))
     process.start()
+    while process.is_alive() and not begun.exists():
+        time.sleep(0.004)
     return process
 
 

@@ -172,6 +172,9 @@ def run_app(arguments: Sequence[str]) -> int:
         return stop.code if isinstance(stop.code, int) else 0
     except Exception as error:
         # Of click, or of the copy of it that typer brings: which one depends on its version.
+        if type(error).__name__ == "Abort":  # Ctrl-C before a command has begun, or as it ends
+            _report("interrupted")
+            return 130
         if not hasattr(error, "format_message"):
             raise
         return _usage(error)

@@ -4,9 +4,12 @@ import hashlib
 import json
 import logging
 import os
+import signal
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,7 @@ EMBEDDED = "embedded"
 DTYPES = ("float32", "bfloat16", "float16", "auto")
 _ADAPTER = "adapter_config.json"
 _CHECKED_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_TRIAL_SECONDS, _TRIAL_BYTES, _TRIAL_CHARACTERS = 2, 1 << 30, 10**6  # of a chat template's first rendering
 _LARGE = 1 << 24  # bytes of a file that takes longer to read than to look up
 _TICK_NS = 2_000_000_000  # the coarsest clock of a file system in use, FAT's
 _AGAIN = "Download it again, or name another: config.json, weights and tokenizer must be of one causal language model."
@@ -115,7 +119,7 @@ def load_tokenizer(
         eos_token: In place of the tokenizer's own EOS.
 
     Raises:
-        ConfigurationError: There is no such tokenizer, template or token.
+        ConfigurationError: There is no such tokenizer, template or token, or the template comes to no end.
     """
     path = pretrained_path(name)
     try:
@@ -139,9 +143,69 @@ def load_tokenizer(
             f"model_name_or_path: the tokenizer of '{path}' names no token for a text's end (eos_token) and none to "
             "pad with (pad_token). Name them in its tokenizer_config.json."
         )
+    source = f"model_name_or_path: the chat template of '{path}'"
     if chat_template_path is not None:
         tokenizer.chat_template = _chat_template(chat_template_path)
+        source = f"chat_template_path: the template of '{chat_template_path}'"
+    if tokenizer.chat_template and not _ends(partial(_render_trial, tokenizer)):
+        raise ConfigurationError(
+            f"{source} comes to no end: over a chat of four short messages it took more than {_TRIAL_SECONDS} s, a "
+            "gigabyte or a million characters. Name another with --chat_template_path."
+        )
     return tokenizer
+
+
+def _render_trial(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Render a short chat, with every template there is; say whether what is written is of a chat's length."""
+    chat = [{"role": role, "content": "Hello"} for role in ("user", "assistant")] * 2
+    named = tokenizer.chat_template
+    for template in named.values() if isinstance(named, dict) else [named]:
+        try:
+            text = tokenizer.apply_chat_template(chat, chat_template=template, tokenize=False)
+        except MemoryError:
+            return False
+        except Exception:  # it takes no such chat, or none; rows that it refuses are told each
+            continue
+        if len(str(text)) > _TRIAL_CHARACTERS:
+            return False
+    return True
+
+
+def _ends(trial: Callable[[], bool]) -> bool:
+    """Say whether a function returns True within limits of processor time and memory, in a process of its own.
+
+    Its own since nothing else stops what C code does, such as `'x' * 10**11`. Where a system knows no fork (Windows)
+    nothing is tried.
+    """
+    if not hasattr(os, "fork"):
+        return True
+    with warnings.catch_warnings():  # of Python 3.12, that other threads may hold locks: the child takes none of theirs
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if child == 0:
+        ends = False
+        with suppress(BaseException):
+            _limit_trial()
+            ends = trial()
+        os._exit(0 if ends else 1)
+    try:
+        return os.waitpid(child, 0)[1] == 0
+    except BaseException:  # Ctrl-C
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        raise
+
+
+def _limit_trial() -> None:
+    import resource  # not of every system
+
+    # macOS says nothing of the size, and limits none.
+    pages = Path("/proc/self/statm")
+    size = int(pages.read_text().split()[0]) * resource.getpagesize() if pages.exists() else 0
+    limits = [(resource.RLIMIT_CPU, _TRIAL_SECONDS), (resource.RLIMIT_CORE, 0)]
+    for kind, limit in [*limits, *([(resource.RLIMIT_AS, size + _TRIAL_BYTES)] if size else [])]:
+        hard = resource.getrlimit(kind)[1]
+        resource.setrlimit(kind, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
 
 
 def _chat_template(source: str) -> str:
