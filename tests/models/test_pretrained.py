@@ -103,7 +103,7 @@ def test_what_is_no_model_is_named(tmp_path):
 
 ENDLESS = {
     "loops in loops": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
-    "text that doubles": "{% set s = namespace(x='xxxxxxxx') %}{% for a in range(60) %}{% set s.x = s.x ~ s.x %}{% endfor %}",
+    "text that doubles": "{% set s = namespace(x='xx') %}{% for a in range(60) %}{% set s.x = s.x ~ s.x %}{% endfor %}",
     "one large text": "{{ 'x' * 99999999999 }}",
     "a wide number": "{{ '%99999999999d' % 1 }}",
     "much text": "{% for a in range(99999) %}{{ messages[0].content * 9 }}{% endfor %}",
@@ -113,15 +113,19 @@ ENDLESS = {
 @pytest.mark.parametrize("kind", ENDLESS)
 @pytest.mark.skipif(os.name != "posix", reason="needs fork")
 def test_a_template_without_end_is_refused_by_name(kind, folder, tmp_path):
-    with pytest.raises(ConfigurationError, match="chat template of '.*' comes to no end"):
-        (tmp_path / "model" / "chat_template.jinja").write_text(ENDLESS[kind])
-        load_tokenizer(folder)
     file = tmp_path / "t.jinja"
     file.write_text(ENDLESS[kind])
-    (tmp_path / "model" / "chat_template.jinja").write_text("{{ raise_exception('no chats') }}")
-    assert load_tokenizer(folder).chat_template.startswith("{{ raise")  # the rows will tell
     with pytest.raises(ConfigurationError, match=r"chat_template_path: the template of '.*t\.jinja' comes to no end"):
         load_tokenizer(folder, chat_template_path=str(file))
+
+
+def test_a_model_with_an_endless_template_is_refused_and_one_that_refuses_chats_is_not(folder, tmp_path):
+    template = tmp_path / "model" / "chat_template.jinja"
+    template.write_text(ENDLESS["much text"])
+    with pytest.raises(ConfigurationError, match="chat template of '.*' comes to no end"):
+        load_tokenizer(folder)
+    template.write_text("{{ raise_exception('no chats') }}")
+    assert load_tokenizer(folder).chat_template.startswith("{{ raise")  # of each row it will be told
 
 
 @pytest.mark.parametrize("name", ["/absent", "./absent", "../absent", "~/absent", "runs/study/absent"])

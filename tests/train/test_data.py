@@ -130,7 +130,6 @@ FLAGS = {
     "padding_free": ["--padding_free", "True"],
     "dataset_num_proc": ["--dataset_num_proc", "2"],
     "shuffle_dataset": ["--shuffle_dataset", "True"],
-    "text field": ["--dataset_text_field", "body"],
 }
 
 

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import difflib
 import itertools
+import re
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -69,6 +70,9 @@ def parse(arguments: Sequence[str]) -> tuple[RunArguments, ProFitConfig, ModelCo
             args=list(arguments), return_remaining_strings=True, fail_with_unknown_args=False
         )
         check_values(model_config)  # the others have been looked at where they were made
+        # TRL makes a pattern of a list of one, and PEFT holds it against whole names, which `q_proj` is none of.
+        if re.fullmatch(r"[\w.]+", str(model_config.lora_target_modules or "")):
+            model_config.lora_target_modules = [str(model_config.lora_target_modules)]
     except (ValueError, TypeError) as error:
         raise ConfigurationError(str(error)) from None
     except IndexError:

@@ -17,7 +17,7 @@ import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from profit_sft.errors import ConfigurationError, ProFitError, blamed_on, brief, first_line
 from profit_sft.files import check_regular_file, read_json, read_text, sha256_of, write_text
@@ -122,6 +122,11 @@ def load_tokenizer(
         ConfigurationError: There is no such tokenizer, template or token, or the template comes to no end.
     """
     path = pretrained_path(name)
+    if revision not in (None, "main") and Path(path).is_dir():
+        raise ConfigurationError(
+            f"model_revision: '{path}' is a folder, and has no revision '{revision}'. Leave it out, or name a model of "
+            "the hub."
+        )
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             path, revision=revision, trust_remote_code=trust_remote_code
@@ -274,6 +279,29 @@ def load_model(
     return checked_weights(path, model, info, allow_missing_weights=allow_missing_weights)
 
 
+def outline(name: str | None, *, revision: str | None = None, attention: str | None = None) -> PreTrainedModel:
+    """Return a model without its weights, on the meta device, as its configuration describes it.
+
+    Args:
+        name: As for `load_tokenizer`; of an adapter it is its base.
+        revision: Branch, tag or commit of a hub model.
+        attention: How it is to compute its attention. None: as transformers chooses.
+
+    Raises:
+        ConfigurationError: There is no such model, or it has no such attention.
+    """
+    path = pretrained_path(name)
+    path = adapter_base(Path(path)) or path
+    with told_as_models(path), torch.device("meta"):
+        config = AutoConfig.from_pretrained(path, revision=revision)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    if attention is not None:
+        what = f"attn_implementation: '{attention}' cannot be used with '{path}'"
+        with blamed_on(what, "Leave it out, or name eager or sdpa.", ConfigurationError), torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+    return model
+
+
 def checked_weights(
     path: str, model: PreTrainedModel, info: Mapping[str, Any], *, allow_missing_weights: bool
 ) -> PreTrainedModel:
@@ -371,9 +399,9 @@ def model_fingerprint(name: str | None, *, revision: str | None = None) -> str:
     """Return a SHA-256 that changes when the model's numbers may.
 
     Of a folder: names and whole contents of config.json, of every file with weights, and of an adapter's configuration
-    and base model. Reading all weights takes about a second a gigabyte, so that of a large file is kept in the cache, and
-    the file read again where its size, inode or a time of change is another. Of a hub model: its name and commit, under
-    which the hub keeps its files for good.
+    and base model. Reading all weights takes about a second a gigabyte, so a large file's hash is kept in the cache,
+    until its size, inode or a time of change is another. Of a hub model: its name and commit, under which the hub keeps
+    its files for good.
 
     Args:
         name: As for `load_tokenizer`.

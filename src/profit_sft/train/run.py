@@ -168,7 +168,7 @@ def check_before_launch(run: RunArguments, config: ProFitConfig, model_config: M
     assert run.accelerate_config is not None
     require_model(vars(model_config))
     refuse_flags(run, config, model_config)
-    try_settings(config)
+    try_settings(config, model_config)
     check_data_is_named(run, config)
     engine = planned_engine(run.accelerate_config, run.num_processes)
     spread_batch(config, engine)
@@ -195,6 +195,12 @@ def _start(
         check_reaches(checkpoint, manifest.step, config.max_steps)
         now = fixed_by_settings(config, model_config, engine.ranks)
         check_unchanged(checkpoint, manifest.fixed, now, run.allowed_changes)
+        # A change whenever it is said, also by a run that was resumed so before.
+        if config.ignore_data_skip and "batch" not in run.allowed_changes:
+            raise ConfigurationError(
+                f"ignore_data_skip: the run would train on the rows before step {manifest.step} again, and leave out "
+                "as many. Leave it out, or say that you mean it: --allow_changes batch"
+            )
     return checkpoint
 
 
@@ -256,7 +262,7 @@ def settle(run: RunArguments, config: ProFitConfig, model_config: ModelConfig) -
     """Make the settings agree before anything is read: model, engine, objective, and where its reference comes from."""
     require_model(vars(model_config))
     refuse_flags(run, config, model_config)
-    try_settings(config)
+    try_settings(config, model_config)
     check_data_is_named(run, config)
     engine = launched_engine(config)
     command = score_command(run, config, model_config)
@@ -371,6 +377,7 @@ _PACKAGES = ("profit-sft", "torch", "transformers", "trl", "datasets", "peft")
 _NOT_WRITTEN = {
     *("resume_from_checkpoint", "overwrite_output_dir", "allow_changes"),  # decided anew by each run
     "logging_dir",  # of the time at which it was made
+    "hub_token",  # a secret
     # transformers 5 copies gradient_checkpointing into these, which would then win over it.
     *("activation_checkpointing", "activation_checkpointing_kwargs"),
 }
