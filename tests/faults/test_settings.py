@@ -91,6 +91,10 @@ MORE_NAMES = {
     "a model's argument": ("--model_init_kwargs", '{"bogus": 1}'),
     "an objective's field": ("--objective_kwargs", '{"bogus": 1}'),
     "a schedule's argument": ("--lr_scheduler_kwargs", '{"bogus": 1}'),
+    "an argument that a schedule leaves out": (
+        *("--lr_scheduler_type", "constant_with_warmup", "--lr_scheduler_kwargs", '{"bogus": 1}'),
+    ),
+    "the best model of no evaluation": ("--load_best_model_at_end", "True"),
     "an argument of the accelerator": ("--accelerator_config", '{"bogus": 1}'),
     "an argument of checkpointing": ("--gradient_checkpointing_kwargs", '{"bogus": 1}'),
     "rows to train on again, and nothing to resume": ("--ignore_data_skip", "True"),

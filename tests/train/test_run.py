@@ -327,7 +327,10 @@ SETTINGS_TRIED = [
     ({"lr_scheduler_type": "cosine_with_min_lr"}, "lr_scheduler_type 'cosine_with_min_lr', lr_scheduler_kwargs "),
     ({"lr_scheduler_kwargs": [1]}, "lr_scheduler_kwargs"),
     ({"lr_scheduler_kwargs": "{a:1}"}, "lr_scheduler_kwargs is not JSON: '{a:1}' ("),
-    ({"lr_scheduler_kwargs": {"a": 1}}, "lr_scheduler_kwargs {'a': 1} cannot be used ("),
+    (
+        {"lr_scheduler_kwargs": {"a": 1}},
+        "lr_scheduler_kwargs: 'a' is no argument of lr_scheduler_type 'linear'. It has none.",
+    ),
     ({"torch_compile_mode": "bogus"}, "torch_compile_mode 'bogus' cannot be used ("),
     ({"torch_compile_backend": "bogus"}, "torch_compile_backend 'bogus', torch_compile_mode None cannot be used ("),
     ({"gradient_checkpointing_kwargs": {"a": 1}}, "gradient_checkpointing_kwargs {'a': 1} cannot be used ("),

@@ -28,7 +28,7 @@ WORKS = {
         group_by_length half_precision_backend
         include_num_input_tokens_seen
         include_tokens_per_second jit_mode_eval learning_rate
-        load_best_model_at_end local_rank log_level log_level_replica log_on_each_node logging_dir logging_first_step
+        local_rank log_level log_level_replica log_on_each_node logging_dir logging_first_step
         logging_nan_inf_filter logging_steps logging_strategy lr_scheduler_kwargs lr_scheduler_type max_grad_norm
         max_steps metric_for_best_model mp_parameters neftune_noise_alpha no_cuda num_train_epochs optim optim_args
         output_dir overwrite_output_dir parallelism_config past_index per_device_eval_batch_size

@@ -177,15 +177,21 @@ def run_app(arguments: Sequence[str]) -> int:
             return 130
         if not hasattr(error, "format_message"):
             raise
-        return _usage(error)
+        return _usage(error, list(arguments))
     return status if isinstance(status, int) else 0
 
 
-def _usage(error: Any) -> int:
+def _usage(error: Any, arguments: list[str]) -> int:
     """Tell of a command line that typer cannot read."""
     context = error.ctx
     if not error.format_message() or type(error).__name__ == "NoArgsIsHelpError":
         error.show()
-    else:
-        _report(f"{error.format_message().rstrip('.')}. See {context.command_path if context else 'profit'} --help.")
+        return 2
+    said = error.format_message().rstrip(".")
+    option = next((name for name in getattr(getattr(error, "param", None), "opts", ()) if name in arguments[:-1]), None)
+    if option is not None:  # of a wrong value, which not every message names
+        value = arguments[arguments.index(option) + 1]
+        said += f", got {value!r}" if value not in said else ""
+    end = "" if said.endswith("?") else "."
+    _report(f"{said}{end} See {context.command_path if context else 'profit'} --help.")
     return 2

@@ -3,7 +3,7 @@
 import inspect
 from typing import Any
 
-from profit_sft.errors import ConfigurationError
+from profit_sft.errors import ConfigurationError, brief
 from profit_sft.evaluation.engine import Engine, ServedEngine
 from profit_sft.evaluation.settings import EvalSettings
 from profit_sft.models.pretrained import pretrained_path
@@ -22,7 +22,10 @@ def engine_class(settings: EvalSettings) -> Any:
     try:
         return get_model(settings.engine)
     except (ValueError, ImportError) as error:
-        raise ConfigurationError(f"engine: {error}") from None
+        raise ConfigurationError(
+            f"engine: '{settings.engine}' cannot be used ({brief(str(error), 1000).rstrip('.')}). Install what it "
+            "needs, or leave it out for hf."
+        ) from None
 
 
 def loads_model(settings: EvalSettings) -> bool:

@@ -92,12 +92,19 @@ def adapter_base(folder: Path) -> str | None:
 
 
 @contextmanager
-def told_as_models(path: str) -> Iterator[None]:
-    """Tell what goes wrong when transformers loads a model from here."""
+def told_as_models(path: str, arguments: Sequence[str] = ()) -> Iterator[None]:
+    """Tell what goes wrong when transformers loads a model from here.
+
+    Args:
+        path: What is loaded.
+        arguments: Names of what transformers is told besides, which may be at fault.
+    """
     what = f"model_name_or_path: no causal language model could be loaded from '{path}'"
     if not Path(path).is_dir():
         what += ": no folder here has that name, and on the hub"
-    with blamed_on(what, _AGAIN, ConfigurationError):
+    names = ", ".join(arguments)
+    fix = f"Change or leave out {names} (of model_init_kwargs or load_in_*bit), or name another model."
+    with blamed_on(what + (f" with {names}" if names else ""), fix if names else _AGAIN, ConfigurationError):
         yield
 
 
@@ -388,6 +395,26 @@ def check_generation(path: str, model: PreTrainedModel) -> None:
     odd = next((end for end in ends if end is not None and not (isinstance(end, int) and 0 <= end < size)), None)
     if odd is not None:
         raise ConfigurationError(f"{what} has eos_token_id {odd!r}, and the model has {size:,} tokens. {fix}")
+
+
+def check_kind(path: str, model: PreTrainedModel, *, revision: str | None, trust_remote_code: bool) -> None:
+    """Refuse a model that was loaded as another kind than its config.json says, such as a BERT's as a Llama.
+
+    Args:
+        path: Where it is from.
+        model: The model.
+        revision: As it was loaded.
+        trust_remote_code: As it was loaded.
+
+    Raises:
+        ConfigurationError: It was.
+    """
+    said = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
+    if not isinstance(model.config, (type(said), type(said.get_text_config()))):
+        raise ConfigurationError(
+            f"model_name_or_path: the config.json of '{path}' says model_type '{said.model_type}', and its "
+            f"architectures are of '{model.config.model_type}'. {_AGAIN}"
+        )
 
 
 def _some(names: Iterable[Any]) -> str:

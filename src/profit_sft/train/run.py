@@ -23,6 +23,7 @@ from profit_sft.files import package_versions, sole_use, write_text
 from profit_sft.models import pretrained
 from profit_sft.models.pretrained import (
     check_generation,
+    check_kind,
     checked_weights,
     pretrained_path,
     require_model,
@@ -306,7 +307,11 @@ def build_trainer(
     model = _model(path, config, load_arguments, allow_missing_weights)
     for data in [train_data, *([] if eval_data is None else [eval_data])]:
         check_tokens_fit(model, tokenizer, data)
-    with blamed_on("the trainer does not take these settings for this model", "Change them.", ConfigurationError):
+    settings = {**vars(config), **vars(model_config)}
+    may_be_at_fault = ("report_to", "push_to_hub", "hub_model_id", "lora_target_modules", "lora_modules_to_save")
+    asked = [f"{name} {settings[name]!r}" for name in may_be_at_fault if settings[name]]
+    what = "the trainer does not take these settings for this model"
+    with blamed_on(": ".join([what, ", ".join(asked)] if asked else [what]), "Change them.", ConfigurationError):
         trainer = ProFitTrainer(
             model,
             config,
@@ -331,8 +336,10 @@ def _model(path: str, config: ProFitConfig, arguments: dict[str, Any], allow_mis
     assert config.distributed_state is not None
     if config.distributed_state.distributed_type != DistributedType.NO:
         arguments["device_map"] = None
-    with told_as_models(path):
+    own = ("revision", "attn_implementation", "dtype", "trust_remote_code", "device_map")
+    with told_as_models(path, [name for name, value in arguments.items() if name not in own and value is not None]):
         model, info = create_model_from_path(path, **arguments, output_loading_info=True)
+    check_kind(path, model, revision=arguments["revision"], trust_remote_code=config.trust_remote_code)
     check_generation(path, model)
     return checked_weights(path, model, info, allow_missing_weights=allow_missing_weights)
 

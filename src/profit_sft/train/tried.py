@@ -4,6 +4,7 @@ What they say of it is told in one line, and nothing has been read or written.
 """
 
 import copy
+import inspect
 import re
 from contextlib import AbstractContextManager
 from typing import Any
@@ -12,6 +13,8 @@ import torch
 from torch.utils.checkpoint import checkpoint
 from transformers import Trainer, get_scheduler
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
+from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
+from transformers.trainer_utils import SchedulerType
 from trl import ModelConfig, get_quantization_config
 
 from profit_sft.errors import ConfigurationError, blamed_on, brief
@@ -60,6 +63,7 @@ def _try_optimizer(config: ProFitConfig) -> None:
             return  # a factory, which wants the model
         optimizer = kind(layer.parameters(), **kwargs)
     _check_optimizer_arguments(config, layer)
+    _check_schedule_arguments(config)
     steps = max(config.max_steps, 1)
     with _blamed_on(config, "lr_scheduler_type", "lr_scheduler_kwargs"):
         get_scheduler(
@@ -68,6 +72,19 @@ def _try_optimizer(config: ProFitConfig) -> None:
             num_warmup_steps=config.get_warmup_steps(steps),
             num_training_steps=steps,
             scheduler_specific_kwargs=config.lr_scheduler_kwargs,
+        )
+
+
+def _check_schedule_arguments(config: ProFitConfig) -> None:
+    """Refuse an argument that this schedule does not take, which transformers leaves out of some without a word."""
+    kind = SchedulerType(config.lr_scheduler_type)
+    own = ("optimizer", "num_warmup_steps", "num_training_steps", "last_epoch")
+    known = [name for name in inspect.signature(TYPE_TO_SCHEDULER_FUNCTION[kind]).parameters if name not in own]
+    odd = next((name for name in config.lr_scheduler_kwargs or () if name not in known), None)
+    if odd is not None:
+        raise ConfigurationError(
+            f"lr_scheduler_kwargs: '{odd}' is no argument of lr_scheduler_type '{kind.value}'. It has "
+            f"{', '.join(known) or 'none'}."
         )
 
 

@@ -74,9 +74,14 @@ NEEDS = {
     **dict.fromkeys(("trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"), "report_to trackio"),
     "optim_target_modules": "optim galore_adamw",
     "ignore_data_skip": "resume_from_checkpoint",
+    "load_best_model_at_end": "eval_strategy epoch",
 }
 # Other values of the switch that is a setting's.
-_AS_WELL = {"optim galore_adamw": ("galore", "apollo"), "report_to trackio": ("trackio", "all")}
+_AS_WELL = {
+    "optim galore_adamw": ("galore", "apollo"),
+    "report_to trackio": ("trackio", "all"),
+    "eval_strategy epoch": ("epoch", "steps"),
+}
 
 
 def refuse_flags(run: RunArguments, config: ProFitConfig, model_config: ModelConfig) -> None:
