@@ -329,7 +329,7 @@ SETTINGS_TRIED = [
     ({"lr_scheduler_kwargs": "{a:1}"}, "lr_scheduler_kwargs is not JSON: '{a:1}' ("),
     (
         {"lr_scheduler_kwargs": {"a": 1}},
-        "lr_scheduler_kwargs: 'a' is no argument of lr_scheduler_type 'linear'. It has none.",
+        "'a' is no argument of lr_scheduler_type 'linear'. It has none.",
     ),
     ({"torch_compile_mode": "bogus"}, "torch_compile_mode 'bogus' cannot be used ("),
     ({"torch_compile_backend": "bogus"}, "torch_compile_backend 'bogus', torch_compile_mode None cannot be used ("),

@@ -3,6 +3,7 @@
 import functools
 import io
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
@@ -188,8 +189,8 @@ def _usage(error: Any, arguments: list[str]) -> int:
         error.show()
         return 2
     said = error.format_message().rstrip(".")
-    option = next((name for name in getattr(getattr(error, "param", None), "opts", ()) if name in arguments[:-1]), None)
-    if option is not None:  # of a wrong value, which not every message names
+    option = next((name for name in re.findall(r"--[\w-]+", said) if name in arguments[:-1]), None)
+    if option is not None and said.startswith("Invalid value"):  # which not every message of this kind names
         value = arguments[arguments.index(option) + 1]
         said += f", got {value!r}" if value not in said else ""
     end = "" if said.endswith("?") else "."

@@ -79,7 +79,8 @@ def _check_schedule_arguments(config: ProFitConfig) -> None:
     """Refuse an argument that this schedule does not take, which transformers leaves out of some without a word."""
     kind = SchedulerType(config.lr_scheduler_type)
     own = ("optimizer", "num_warmup_steps", "num_training_steps", "last_epoch")
-    known = [name for name in inspect.signature(TYPE_TO_SCHEDULER_FUNCTION[kind]).parameters if name not in own]
+    taken: Any = TYPE_TO_SCHEDULER_FUNCTION[kind]  # which transformers calls no callable
+    known = [name for name in inspect.signature(taken).parameters if name not in own]
     odd = next((name for name in config.lr_scheduler_kwargs or () if name not in known), None)
     if odd is not None:
         raise ConfigurationError(
