@@ -67,11 +67,26 @@ def write_text(path: str | Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
-def check_regular_file(path: str | Path, kind: type[ProFitError] = DataError) -> None:
+def check_regular_file(
+    path: str | Path,
+    kind: type[ProFitError] = DataError,
+    fix: str = "Write what it gives to a file and name that.",
+) -> None:
     """Refuse what is there and is neither a file nor a folder, directly or by links; reading it may never end."""
     path = Path(path)
     if path.exists() and not path.is_file() and not path.is_dir():
-        raise kind(f"'{path}' is a pipe or a device, not a file. Write what it gives to a file and name that.")
+        raise kind(f"'{path}' is a pipe or a device, not a file. {fix}")
+
+
+def check_regular_files(folder: str | Path) -> None:
+    """Refuse a folder of ours where something lies that `check_regular_file` refuses, as deep as our files lie.
+
+    Raises:
+        ConfigurationError: Names it.
+    """
+    for pattern in ("[!.]*", "[!.]*/*", "cells/*/*", "cells/*/*/*", "cells/*/*/*/*"):
+        for path in Path(folder).glob(pattern):
+            check_regular_file(path, ConfigurationError, "Take it out of the folder, or name another folder.")
 
 
 def read_text(path: str | Path, kind: type[ProFitError] = DataError) -> str:
@@ -186,14 +201,15 @@ def _check_keys(keys: "list[yaml.Node]", path: str | Path) -> None:
 
 
 def check_output_folder(folder: str | Path, setting: str = "output_dir") -> None:
-    """Refuse a folder that cannot be made or written to. Makes nothing.
+    """Refuse a folder that cannot be made or written to, or with a pipe where files are. Makes nothing.
 
     Args:
         folder: The folder; it and its parents need not be there yet.
         setting: What the message calls it.
 
     Raises:
-        ConfigurationError: Something that is no folder is in the way, or a folder there may not be written to.
+        ConfigurationError: Something that is no folder is in the way, a folder there may not be written to, or see
+            `check_regular_files`.
     """
     folder = Path(folder)
     if not str(folder).isascii() and str(folder).encode("utf-8", "replace").decode() != str(folder):
@@ -203,6 +219,7 @@ def check_output_folder(folder: str | Path, setting: str = "output_dir") -> None
         raise ConfigurationError(f"{setting}: '{folder}' cannot be a folder: '{there}' is none. Choose another.")
     if not os.access(there, os.W_OK | os.X_OK):
         raise ConfigurationError(f"{setting}: '{there}' may not be written to. Choose another folder than '{folder}'.")
+    check_regular_files(folder)
 
 
 @contextmanager
@@ -216,7 +233,7 @@ def sole_use(folder: str | Path, what: str) -> Iterator[None]:
         what: What is at work in it, for the message: `run`.
 
     Raises:
-        ConfigurationError: Another process holds it, or it cannot be made or written to.
+        ConfigurationError: Another process holds it, or see `check_output_folder`.
     """
     from filelock import FileLock, Timeout  # here, for the core does without
 

@@ -273,7 +273,10 @@ def test_it_says_so_before_it_reads_the_data(arguments, rows, capsys):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"skip-bad-rows: true", "unknown setting --skip-bad-rows. In YAML write skip_bad_rows."),
+        (b"skip-bad-rows: true", "line 1: unknown setting --skip-bad-rows. In YAML write skip_bad_rows."),
+        (b"seed: 1\nweight_decay: -3", "c.yaml', line 2: weight_decay must be at least 0"),
+        (b"seed: 1\nfp16: perhaps", "c.yaml', line 2: argument --fp16: Truthy value expected"),
+        (b"torch_dtype: float16", "line 1: unknown setting --torch_dtype. Write --dtype."),
         (b"objective: caf\xe9", "c.yaml' is not UTF-8 (byte 15). Convert it first."),
     ],
 )

@@ -125,7 +125,7 @@ def test_a_text_column_of_another_name_is_read_as_text(sources):
         ({"body": "right", "text": "wrong"}, "right", None),
         ({"text": "wrong", "body": "right"}, "right", None),
         ({"text": "wrong"}, "wrong", "has no column 'body' (--dataset_text_field); its columns are 'text'."),
-        ({"prompt": "x", "completion": "y"}, None, None),
+        ({"prompt": "x"}, None, "has no column 'body' (--dataset_text_field); its columns are 'prompt'."),
     ],
     ids=["before", "behind", "absent", "another format"],
 )

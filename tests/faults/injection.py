@@ -2,6 +2,8 @@
 
 import os
 import signal
+import sys
+import traceback
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -65,56 +67,51 @@ def files_in(folder: Path) -> dict[str, tuple[int, int]]:
     return {str(path): (path.lstat().st_size, path.lstat().st_mtime_ns) for path in found}
 
 
-def refusal(arguments: Sequence[str], capsys, *, writes_to: Path, may_be_fine: bool = False) -> str | None:
+def refusal(arguments: Sequence[str], capsys, *, writes_to: Path, is_harmless: bool = False) -> str | None:
     """Run a command that is to refuse something before it writes; return what it does wrong, None if nothing.
 
     Args:
         arguments: After `profit`.
         capsys: Of pytest.
         writes_to: The folder that must be as it was.
-        may_be_fine: Whether it may also do its work: what was injected may be harmless.
+        is_harmless: What was injected does no harm, and is not to be refused.
     """
     before = files_in(writes_to)
-    statuses: list[int] = []
-    defect = said_wrong(arguments, capsys, fine=may_be_fine, statuses=statuses)
+    status, defect = ended(arguments, capsys)
+    if status == 0:
+        return None if is_harmless else "accepted without a word"
+    if defect is None and is_harmless:
+        return "refused, and does no harm"
     written = files_in(writes_to)
-    if defect is not None or statuses == [0] or written == before:
-        return defect
-    return f"wrote {sorted(set(written) ^ set(before))[:3] or 'over a file'}"
+    return defect if written == before else f"wrote {sorted(set(written) ^ set(before))[:3] or 'over a file'}"
 
 
-def said_wrong(
-    arguments: Sequence[str], capsys, *, fine: bool = False, statuses: list[int] | None = None
-) -> str | None:
-    """Run a command in this process; return what is wrong about how it ends, None if nothing.
+def ended(arguments: Sequence[str], capsys) -> tuple[int | None, str | None]:
+    """Run a command in this process; return its status, and what is wrong about how it ends, None if nothing.
 
-    It must end within ten seconds, with status 1 or 2 and one line that begins with `error:`, the last on stderr.
+    It must end within ten seconds, with status 0, or 1 or 2 and one line that begins with `error:`, the last on stderr.
 
     Args:
         arguments: After `profit`.
         capsys: Of pytest.
-        fine: Whether it may also succeed.
-        statuses: Gets its status.
     """
     capsys.readouterr()
     try:
         with no_hang():
             status = run_app(list(arguments))
     except Hung:
-        return f"hung for {HANG_SECONDS} s"
+        return None, f"hung for {HANG_SECONDS} s"
     except Exception as error:
-        return f"traceback: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-    if statuses is not None:
-        statuses.append(status)
-    return ended_wrong(status, capsys.readouterr().err, fine=fine)
+        return None, f"traceback: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    return status, ended_wrong(status, capsys.readouterr().err)
 
 
-def ended_wrong(status: int, err: str, *, fine: bool = False) -> str | None:
+def ended_wrong(status: int, err: str) -> str | None:
     """Return what is wrong about a status and what stands on stderr, None if nothing."""
     if "Traceback" in err:
         return f"traceback on stderr: {err.strip().splitlines()[-1]}"
     if status == 0:
-        return None if fine else "accepted without a word"
+        return None
     errors = [line for line in err.splitlines() if line.startswith("error: ")]
     if status not in (1, 2) or len(errors) != 1:
         return f"status {status} with {len(errors)} messages: {err[-300:]!r}"
@@ -125,6 +122,27 @@ def ended_wrong(status: int, err: str, *, fine: bool = False) -> str | None:
     if not any(character.isalpha() for character in errors[0].removeprefix("error: ")):
         return f"says nothing: {errors[0]!r}"
     return None
+
+
+def run_words(words: Sequence[str], log: str) -> None:
+    """Be the process of `profit` with these words: what it prints goes to a file, and the status is the command's."""
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    Path(log).with_suffix(".begun").touch()
+    try:
+        status = run_app(words)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is over
+    except KeyboardInterrupt:  # before the command, or after it: as Python does
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+        raise
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)  # what multiprocessing does at a process's end is none of a command's
 
 
 def report(kind: str, found: dict[str, str | None]) -> None:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from injection import report, said_wrong, sampled
+from injection import ended, report, sampled
 from safetensors import SafetensorError, safe_open
 
 from profit_sft.files import atomic_path
@@ -66,7 +66,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(command, train,
             [word.replace("/out/run", f"/out/run{size}") for word in train], rows, tiny_folder, out
         )
         with full_after(size):
-            defect = said_wrong(words, capsys, fine=True)
+            _, defect = ended(words, capsys)
         torn = torn_files(out)
         found[f"{command}, {size} bytes"] = defect or (f"half written: {torn[:3]}" if torn else None)
         out.rename(tmp_path / f"out of {size}")

@@ -147,6 +147,17 @@ FILES = {
 }
 
 
+# A number is written as text; each row has a format of its own; the rest no row is read from.
+HARMLESS = {
+    "rows.jsonl: a null character",
+    "rows.jsonl: columns that change",
+    *(f"rows.jsonl: {field} is {number}" for field in ("question", "answer") for number in (3, 1.5)),
+    *(f"rows.jsonl: {field} is {number}" for field in ("instruction", "completion") for number in (3, 1.5)),
+    "rows.csv: null characters",
+    "rows.csv: a column without a name",
+}
+
+
 def special(path: Path, kind: str) -> str:
     """Make what no file is, and return its path."""
     makers = {
@@ -171,7 +182,7 @@ def test_broken_rows_and_files_are_refused_with_their_place(tiny_folder, tmp_pat
         path = tmp_path / file
         path.write_bytes(content)
         words = ["data", str(path), "--model", tiny_folder]
-        found[name] = refusal(words, capsys, writes_to=tmp_path, may_be_fine=True)
+        found[name] = refusal(words, capsys, writes_to=tmp_path, is_harmless=name in HARMLESS)
         path.unlink()
     report("rows and data files", found)
 
@@ -198,6 +209,43 @@ def test_what_is_no_file_is_refused_wherever_a_file_is_named(kind, train, rows, 
     for name, words in commands.items():
         found[name] = refusal(words, capsys, writes_to=tmp_path / "out")
     report(f"{kind} in place of a file", found)
+
+
+OURS = {
+    "study": ("cells/nll-s0/settings.json", "cells/nll-s0/cell.json", "driver.json", "cells/nll-s0/run/metrics.jsonl"),
+    "score": ("progress.json", "scores.json", "shard-00000.parquet"),
+    "eval": ("results.json", "settings.json", "samples/generated.jsonl"),
+    "train": ("metrics.jsonl", "checkpoint-2/manifest.json", "run.json"),
+}
+
+
+@pytest.mark.parametrize("kind", ["a pipe", "endless zeros"])
+def test_what_is_no_file_is_refused_in_a_folder_of_ours(kind, train, rows, tiny_folder, tmp_path, capsys):
+    study = tmp_path / "study.yaml"
+    study.write_text(yaml.safe_dump({**STUDY, "model_name_or_path": tiny_folder}))
+
+    def commands(folder: str) -> dict[str, list[list[str]]]:
+        written = [*train[: train.index("--output_dir")], "--output_dir", folder]
+        return {
+            "study": [["study", str(study), "--output_dir", folder, *flag] for flag in ((), ("--report_only",))],
+            "score": [
+                ["score", rows, "--model", tiny_folder, "--out", folder],
+                [*train, "--reference_scores", folder],
+                ["inspect", "--dataset_name", rows, "--model_name_or_path", tiny_folder, "--scores_dir", folder],
+            ],
+            "eval": [["eval", tiny_folder, "--tasks", "generated", "--output_dir", folder]],
+            "train": [[*written, "--resume_from_checkpoint", "latest"], ["report", folder]],
+        }
+
+    found = {}
+    for of, names in OURS.items():
+        for number, name in enumerate(names):
+            folder = tmp_path / "out" / f"{of} {number}"
+            (folder / name).parent.mkdir(parents=True)
+            special(folder / name, kind)
+            for words in commands(str(folder))[of]:
+                found[f"{words[0]}: {name} {words[-1]}"] = refusal(words, capsys, writes_to=tmp_path / "out")
+    report(f"{kind} in a folder of ours", found)
 
 
 BOMB = "a: &a [x,x,x,x,x,x,x,x,x,x]\n" + "".join(
@@ -263,8 +311,7 @@ def test_a_file_of_settings_that_is_none_is_refused(command, train, tmp_path, ca
         words = [*train, "--config", str(file)] if command == "train" else ["study", str(file), "--dry-run"]
         if command == "study":
             words += ["--output_dir", str(tmp_path / "out" / "study")]
-        # A dry run of a study whose data is made needs no model.
-        found[name] = refusal(words, capsys, writes_to=tmp_path / "out", may_be_fine=True)
+        found[name] = refusal(words, capsys, writes_to=tmp_path / "out")
     report(f"files of settings, {command}", found)
 
 

@@ -1,15 +1,18 @@
 """Processes that are killed at random moments, and go on: what they leave in the end is what nobody disturbed.
 
-Half of the kills of a training run are inside a save: as soon as another checkpoint, or what becomes one, is there.
+Half of the kills of a training run are inside a save. A kill counts where the process was still at work. The processes
+are forked from one that has imported everything, which takes longer than most of what is killed; a study starts its
+own, as always.
 """
 
 import json
+import multiprocessing
 import os
+import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -17,7 +20,7 @@ from typing import Any
 
 import pytest
 import yaml
-from injection import TALLY
+from injection import TALLY, run_words
 
 from profit_sft.scores.store import load_scores
 from profit_sft.study.layout import StudyFolder
@@ -26,6 +29,7 @@ pytestmark = pytest.mark.slow
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 WHOLE_CAMPAIGN = os.environ.get("PROFIT_FAULTS") == "all"
 DEADLINE_SECONDS = 600  # of one process, on a busy machine
+LONGEST_SAVE_SECONDS = 0.04  # of the tiny model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +39,7 @@ class Job:
     Attributes:
         words: After `profit`, of a folder; `again` after what happened to an earlier attempt.
         again: Those that go on.
-        progress: How far it has come, from 0 to `total`.
+        progress: How far it has come, from 0 to `total`. Asked often.
         total: Where it ends.
         result: What must be the same in the end.
         kills: How often in a whole campaign, and in a sample.
@@ -54,11 +58,15 @@ def lines_of(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in found if line.endswith("}")]
 
 
+def count_lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
 def train_job(model: str, rows: str) -> Job:
     def words(folder: Path) -> list[str]:
         return [
             *("train", "--model_name_or_path", model, "--dataset_name", rows, "--output_dir", str(folder)),
-            *("--max_steps", "40", "--save_strategy", "steps", "--save_steps", "2", "--save_total_limit", "2"),
+            *("--max_steps", "30", "--save_strategy", "steps", "--save_steps", "2", "--save_total_limit", "2"),
             *("--logging_steps", "1", "--per_device_train_batch_size", "2", "--use_cpu", "True", "--probe_rows", "0"),
             *("--threshold", "0.0034", "--learning_rate", "1e-3"),
         ]
@@ -69,14 +77,16 @@ def train_job(model: str, rows: str) -> Job:
         return [*words(folder), "--overwrite_output_dir", "True"]
 
     def result(folder: Path) -> Any:
+        if not (folder / "model.safetensors").exists():
+            return None
         steps = [line["step"] for line in lines_of(folder / "metrics.jsonl") if "loss" in line]
         return steps, (folder / "model.safetensors").read_bytes()
 
     return Job(
         words=words,
         again=again,
-        progress=lambda folder: len(lines_of(folder / "metrics.jsonl")),
-        total=40,
+        progress=lambda folder: count_lines(folder / "metrics.jsonl"),
+        total=30,
         result=result,
         kills=(100, 2),
     )
@@ -108,7 +118,7 @@ def eval_job(model: str, rows: str) -> Job:
     return Job(
         words=words,
         again=words,
-        progress=lambda folder: len(lines_of(folder / "samples" / "generated.jsonl")),
+        progress=lambda folder: count_lines(folder / "samples" / "generated.jsonl"),
         total=32,
         result=result,
         kills=(20, 1),
@@ -135,7 +145,7 @@ def study_job(model: str, rows: str) -> Job:
     return Job(
         words=words,
         again=words,
-        progress=lambda folder: len(lines_of(StudyFolder(folder).cell("nll-s0").run / "metrics.jsonl")),
+        progress=lambda folder: count_lines(StudyFolder(folder).cell("nll-s0").run / "metrics.jsonl"),
         total=20,
         result=result,
         kills=(20, 1),
@@ -145,77 +155,108 @@ def study_job(model: str, rows: str) -> Job:
 JOBS = {"train": train_job, "score": score_job, "eval": eval_job, "study": study_job}
 
 
-def start(words: list[str]) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-m", "profit_sft.cli", *words]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(
+    ["profit_sft.cli.app", "profit_sft.train.run", "profit_sft.scores.score", "profit_sft.evaluation.runner"]
+)
 
 
-def kill_at(process: "subprocess.Popen[str]", moment: Callable[[], bool], number: int, *, twice: bool) -> str | None:
-    """Send a signal as soon as it is the moment, or again; return what is wrong about the end."""
+def start(words: list[str], log: Path) -> multiprocessing.process.BaseProcess:
+    begun = log.with_suffix(".begun")
+    begun.unlink(missing_ok=True)
+    process = FORKS.Process(target=run_words, args=(words, str(log)))
+    process.start()
+    while process.is_alive() and not begun.exists():
+        time.sleep(0.004)
+    return process
+
+
+def kill_at(
+    process: multiprocessing.process.BaseProcess, moment: Callable[[], bool], number: int, *, twice: bool
+) -> tuple[bool, int | None]:
+    """Send a signal as soon as it is the moment; return whether there was somebody to get it, and how it ended."""
     deadline = time.monotonic() + DEADLINE_SECONDS
-    while process.poll() is None and not moment():
-        if time.monotonic() > deadline:
-            process.kill()
-            return "hung"
-        time.sleep(0.002)
-    process.send_signal(number)
-    if twice:
-        time.sleep(0.05)
-        process.send_signal(number)
-    try:
-        _, err = process.communicate(timeout=DEADLINE_SECONDS)
-    except subprocess.TimeoutExpired:
+    while process.is_alive() and not moment() and time.monotonic() < deadline:
+        time.sleep(0.004)
+    was_at_work = process.is_alive()
+    for again in range(1 + twice):
+        if again:
+            time.sleep(0.05)
+        with suppress(ProcessLookupError):
+            os.kill(process.pid, number)
+    process.join(DEADLINE_SECONDS)
+    if process.is_alive():
         process.kill()
+        return was_at_work, None
+    return was_at_work, process.exitcode
+
+
+def killed_wrong(status: int | None, number: int, err: str, *, twice: bool) -> str | None:
+    """Return what is wrong about the end of a process that got a signal, None if nothing."""
+    if status is None:
         return f"hung after signal {number}"
-    if process.returncode == 0 or number == signal.SIGKILL or (twice and process.returncode < 0):
+    if status == 0 or number == signal.SIGKILL or (twice and status < 0):
         return None
     # A handler is there from the start of the work on; before it Python ends by the signal.
-    if process.returncode not in (130, -number):
-        return f"status {process.returncode} after signal {number}: {err[-300:]}"
+    if status not in (130, -number):
+        return f"status {status} after signal {number}: {err[-300:]}"
     return f"traceback: {err[-300:]}" if "Traceback" in err and "KeyboardInterrupt" not in err else None
 
 
-def checkpoints(folder: Path) -> set[Path]:
-    return {path for path in folder.rglob("*") if "checkpoint" in path.name or path.name.startswith(".")}
+def is_saving(folder: Path) -> bool:
+    saving = folder / ".saving"
+    return saving.is_dir() and any(saving.iterdir())
 
 
 @pytest.mark.parametrize("name", JOBS)
 def test_killed_at_random_it_goes_on_and_ends_as_if_nobody_had(name, tiny_folder, rows, tmp_path):
-    job = JOBS[name](tiny_folder, rows)
+    job, random, log = JOBS[name](tiny_folder, rows), Random(name), tmp_path / "stderr"
     undisturbed = tmp_path / "undisturbed"
-    done = subprocess.run(
-        [sys.executable, "-m", "profit_sft.cli", *job.words(undisturbed)], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    wanted, random, kills, attempt = job.result(undisturbed), Random(0), 0, 0
+    done = start(job.words(undisturbed), log)
+    done.join(DEADLINE_SECONDS)
+    assert done.exitcode == 0, log.read_text()[-2000:]
+    wanted, kills, attempt = job.result(undisturbed), 0, 0
+    shutil.rmtree(undisturbed)
+    wanted_kills = job.kills[0 if WHOLE_CAMPAIGN else 1]
     defects = []
-    while kills < job.kills[0 if WHOLE_CAMPAIGN else 1]:
+    while kills < wanted_kills:
         attempt += 1
         folder = tmp_path / f"killed {attempt}"
         words = job.words(folder)
         for _ in range(6):  # kills of one piece of work, before it may come to its end
-            process, number, before = start(words), random.choice(SIGNALS), checkpoints(folder)
-            at = random.randint(job.progress(folder), job.total)
-            inside_a_save = name == "train" and kills % 2 == 0
-            moment = (
-                (lambda folder=folder, before=before: bool(checkpoints(folder) - before))
-                if inside_a_save
-                else (lambda folder=folder, at=at: job.progress(folder) >= at)
-            )
-            defect = kill_at(process, moment, number, twice=random.random() < 0.25)
-            kills += 1
-            TALLY.note(f"kills of {name}", f"{number.name} at {at}", defect)
-            defects += [defect] if defect else []
+            number, twice, inside_a_save = random.choice(SIGNALS), random.random() < 0.25, name == "train" and kills % 2
+            begin = min(job.progress(folder), job.total)
+            at = random.randint(begin, (begin + job.total) // 2)  # or nearly all kills would be near the end
+            wait = random.random() * LONGEST_SAVE_SECONDS
+
+            def moment(folder=folder, at=at, wait=wait, inside_a_save=inside_a_save) -> bool:
+                if job.progress(folder) < at - (2 if inside_a_save else 0):
+                    return False
+                if inside_a_save and not is_saving(folder):
+                    return False
+                time.sleep(wait)  # anywhere in the save, or in the step
+                return not inside_a_save or is_saving(folder)
+
+            was_at_work, status = kill_at(start(words, log), moment, number, twice=twice)
             words = job.again(folder)
-            if kills >= job.kills[0 if WHOLE_CAMPAIGN else 1]:
+            if not was_at_work:
                 break
-        process = start(words)
-        _, err = process.communicate(timeout=DEADLINE_SECONDS)
-        taken = "holds an earlier run" in err and job.progress(folder) >= job.total  # it had come to its end
-        if process.returncode != 0 and not taken:
-            defect = f"did not go on: {err[-500:]}"
+            kills += 1
+            defect = killed_wrong(status, number, log.read_text(), twice=twice)
+            where = " inside a save" if inside_a_save else ""
+            TALLY.note(f"kills of {name}{where}", f"{number.name} at {at}", defect)
+            defects += [defect] if defect else []
+            if kills >= wanted_kills:
+                break
+        if name != "train" or job.result(folder) is None:  # a finished run refuses to be begun again
+            end = start(words, log)
+            end.join(DEADLINE_SECONDS)
+            defect = None if end.exitcode == 0 else f"did not go on: {log.read_text()[-500:]}"
         else:
-            defect = None if job.result(folder) == wanted else "ended in another result"
+            defect = None
+        defect = defect or (None if job.result(folder) == wanted else "ended in another result")
         TALLY.note(f"{name} after kills", str(attempt), defect)
-        defects += [defect] if defect else []
+        defects += [f"attempt {attempt}: {defect}"] if defect else []
+        if defect is None:
+            shutil.rmtree(folder)
     assert not defects, defects

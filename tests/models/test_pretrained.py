@@ -1,4 +1,5 @@
 import json
+import os
 import re
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from profit_sft.cli.app import run_app
 from profit_sft.errors import ConfigurationError
+from profit_sft.models import pretrained
 from profit_sft.models.pretrained import load_model, load_tokenizer, model_fingerprint
 from tiny import CHATML, save_tiny_chat_model, tiny_model
 
@@ -34,6 +36,28 @@ def test_fingerprint_follows_weights_and_configuration(folder, tmp_path):
     content[-1] ^= 1
     weights.write_bytes(content)
     assert model_fingerprint(folder) not in (first, second)
+
+
+def test_a_large_file_is_hashed_again_only_where_it_may_have_changed(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("PROFIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(pretrained, "_LARGE", 1)
+    read = []
+    sha256_of = pretrained.sha256_of
+    monkeypatch.setattr(pretrained, "sha256_of", lambda files: sha256_of(read.append(files[:]) or files))
+    weights = tmp_path / "model" / "model.safetensors"
+    first = model_fingerprint(folder)  # written a moment ago: not to be relied on
+    monkeypatch.setattr(pretrained, "_TICK_NS", -(10**12))
+    assert [model_fingerprint(folder), model_fingerprint(folder)] == [first, first]
+    assert [len(files) for files in read] == [2, 2, 0]
+    content, state = weights.read_bytes(), weights.stat()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    os.utime(weights, ns=(state.st_atime_ns, state.st_mtime_ns))  # as a copy that keeps times may leave it
+    assert model_fingerprint(folder) != first
+    (kept,) = (tmp_path / "cache" / "sha256").iterdir()
+    for damage in ("", "[]", '{"model.safetensors": 3}', "\\0"):
+        kept.write_text(damage)
+        weights.write_bytes(content)
+        assert model_fingerprint(folder) == first
 
 
 def test_fingerprint_of_an_adapter_follows_its_base(folder, tmp_path):
@@ -75,6 +99,33 @@ def test_what_is_no_model_is_named(tmp_path):
         load_tokenizer(str(tmp_path))
     with pytest.raises(ConfigurationError, match=r"'absent' \(no folder here has that name, and on the hub: "):
         load_tokenizer("absent")
+
+
+ENDLESS = {
+    "loops in loops": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+    "text that doubles": "{% set s = namespace(x='xx') %}{% for a in range(60) %}{% set s.x = s.x ~ s.x %}{% endfor %}",
+    "one large text": "{{ 'x' * 99999999999 }}",
+    "a wide number": "{{ '%99999999999d' % 1 }}",
+    "much text": "{% for a in range(99999) %}{{ messages[0].content * 9 }}{% endfor %}",
+}
+
+
+@pytest.mark.parametrize("kind", ENDLESS)
+@pytest.mark.skipif(os.name != "posix", reason="needs fork")
+def test_a_template_without_end_is_refused_by_name(kind, folder, tmp_path):
+    file = tmp_path / "t.jinja"
+    file.write_text(ENDLESS[kind])
+    with pytest.raises(ConfigurationError, match=r"chat_template_path: the template of '.*t\.jinja' comes to no end"):
+        load_tokenizer(folder, chat_template_path=str(file))
+
+
+def test_a_model_with_an_endless_template_is_refused_and_one_that_refuses_chats_is_not(folder, tmp_path):
+    template = tmp_path / "model" / "chat_template.jinja"
+    template.write_text(ENDLESS["much text"])
+    with pytest.raises(ConfigurationError, match="chat template of '.*' comes to no end"):
+        load_tokenizer(folder)
+    template.write_text("{{ raise_exception('no chats') }}")
+    assert load_tokenizer(folder).chat_template.startswith("{{ raise")  # of each row it will be told
 
 
 @pytest.mark.parametrize("name", ["/absent", "./absent", "../absent", "~/absent", "runs/study/absent"])

@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
+from trl import ModelConfig
 
 from profit_sft.cli.app import run_app
 from profit_sft.errors import ProFitError
@@ -58,9 +59,8 @@ def others(train_flags, tmp_path_factory):
         (["--bf16", "True"], "precision, bf16: False before, True now"),
         (["--learning_rate", "1e-4"], "optimizer, learning_rate: 0.001 before, 0.0001 now"),
         (["--lr_scheduler_type", "constant"], "optimizer, lr_scheduler_type: linear before, constant now"),
-        (["--optim_target_modules", "attn"], "optimizer, optim_target_modules: None before, attn now"),
+        (["--weight_decay", "0.1"], "optimizer, weight_decay: 0.0 before, 0.1 now"),
         (["--model_init_kwargs", '{"attn_implementation": "eager"}'], "model, model_init_kwargs: None before, {"),
-        (["--ignore_data_skip", "True"], "batch, ignore_data_skip: False before, True now"),
         (["--accelerator_config", '{"even_batches": false}'], "batch, accelerator_config: {'split_batches': False"),
         (["--gradient_accumulation_steps", "2"], "batch, rows_a_step: 2 before, 4 now"),
     ],
@@ -72,6 +72,17 @@ def test_a_run_that_is_not_the_one_that_was_begun_is_refused(stopped, train_flag
     assert named in last
     assert last.endswith(f"--allow_changes {named.split(':')[0].split(',')[0].removeprefix('another ')}")
     assert {path: path.stat().st_mtime_ns for path in stopped.rglob("*") if path.name != ".lock"} == before
+
+
+def test_rows_are_only_trained_on_again_where_that_is_meant(stopped, train_flags, capsys):
+    change = ["--ignore_data_skip", "True"]
+    assert resumed(train_flags, stopped, *change) == 2
+    assert capsys.readouterr().err.splitlines()[-1].endswith("--allow_changes batch")
+    for _ in range(2):  # a run that was resumed so does not take it for granted the next time
+        assert resumed(train_flags, stopped, *change, "--allow_changes", "batch") == 0
+        capsys.readouterr()
+        assert resumed(train_flags, stopped, *change) == 2
+        assert capsys.readouterr().err.splitlines()[-1].endswith("--allow_changes batch")
 
 
 def test_a_change_that_is_meant_goes_through_and_no_other(stopped, train_flags, capsys):
@@ -316,7 +327,10 @@ SETTINGS_TRIED = [
     ({"lr_scheduler_type": "cosine_with_min_lr"}, "lr_scheduler_type 'cosine_with_min_lr', lr_scheduler_kwargs "),
     ({"lr_scheduler_kwargs": [1]}, "lr_scheduler_kwargs"),
     ({"lr_scheduler_kwargs": "{a:1}"}, "lr_scheduler_kwargs is not JSON: '{a:1}' ("),
-    ({"lr_scheduler_kwargs": {"a": 1}}, "lr_scheduler_kwargs {'a': 1} cannot be used ("),
+    (
+        {"lr_scheduler_kwargs": {"a": 1}},
+        "'a' is no argument of lr_scheduler_type 'linear'. It has none.",
+    ),
     ({"torch_compile_mode": "bogus"}, "torch_compile_mode 'bogus' cannot be used ("),
     ({"torch_compile_backend": "bogus"}, "torch_compile_backend 'bogus', torch_compile_mode None cannot be used ("),
     ({"gradient_checkpointing_kwargs": {"a": 1}}, "gradient_checkpointing_kwargs {'a': 1} cannot be used ("),
@@ -356,4 +370,4 @@ def test_settings_that_can_be_used_pass(tmp_path, optim, schedule):
     config = ProFitConfig(
         str(tmp_path), use_cpu=True, optim=optim, lr_scheduler_type=schedule, lr_scheduler_kwargs=kwargs
     )
-    try_settings(config)
+    try_settings(config, ModelConfig())

@@ -17,7 +17,7 @@ from profit_sft.train.trl_flags import NEEDS, REFUSED, refuse_flags
 WORKS = {
     "Trainer": """
         accelerator_config activation_checkpointing activation_checkpointing_kwargs adam_beta1 adam_beta2 adam_epsilon
-        auto_find_batch_size average_tokens_across_devices batch_eval_metrics bf16 bf16_full_eval data_seed
+        auto_find_batch_size average_tokens_across_devices bf16 bf16_full_eval data_seed
         dataloader_drop_last dataloader_in_order dataloader_multiprocessing_context dataloader_num_workers
         dataloader_persistent_workers dataloader_pin_memory dataloader_prefetch_factor ddp_backend ddp_broadcast_buffers
         ddp_bucket_cap_mb ddp_find_unused_parameters ddp_static_graph ddp_timeout ddp_timeout_delta debug deepspeed
@@ -25,19 +25,19 @@ WORKS = {
         eval_on_start eval_steps eval_strategy eval_use_gather_object fp16 fp16_backend fp16_full_eval fp16_opt_level
         fsdp fsdp_config fsdp_min_num_params fsdp_transformer_layer_cls_to_wrap full_determinism
         gradient_accumulation_steps gradient_checkpointing gradient_checkpointing_kwargs greater_is_better
-        group_by_length half_precision_backend hub_always_push hub_model_id hub_private_repo hub_revision hub_strategy
-        hub_token ignore_data_skip include_for_metrics include_inputs_for_metrics include_num_input_tokens_seen
-        include_tokens_per_second jit_mode_eval learning_rate length_column_name
-        load_best_model_at_end local_rank log_level log_level_replica log_on_each_node logging_dir logging_first_step
+        group_by_length half_precision_backend
+        include_num_input_tokens_seen
+        include_tokens_per_second jit_mode_eval learning_rate
+        local_rank log_level log_level_replica log_on_each_node logging_dir logging_first_step
         logging_nan_inf_filter logging_steps logging_strategy lr_scheduler_kwargs lr_scheduler_type max_grad_norm
         max_steps metric_for_best_model mp_parameters neftune_noise_alpha no_cuda num_train_epochs optim optim_args
-        optim_target_modules output_dir overwrite_output_dir parallelism_config past_index per_device_eval_batch_size
+        output_dir overwrite_output_dir parallelism_config past_index per_device_eval_batch_size
         per_device_train_batch_size per_gpu_eval_batch_size per_gpu_train_batch_size prediction_loss_only project
         push_to_hub push_to_hub_model_id push_to_hub_organization push_to_hub_token ray_scope remove_unused_columns
         report_to restore_callback_states_from_checkpoint resume_from_checkpoint run_name save_on_each_node
         save_only_model save_safetensors save_steps save_strategy save_total_limit seed skip_memory_metrics tf32
         torch_compile torch_compile_backend torch_compile_mode torch_empty_cache_steps torchdynamo
-        tp_size tpu_metrics_debug tpu_num_cores trackio_bucket_id trackio_space_id trackio_static_space_id
+        tp_size tpu_metrics_debug tpu_num_cores
         train_sampling_strategy use_cache use_cpu use_ipex use_legacy_prediction_loop use_mps_device warmup_ratio
         warmup_steps weight_decay
     """,
@@ -85,7 +85,7 @@ REFUSALS = [
     (["--use_liger_kernel", "True"], "use_liger_kernel is True: the selective loss takes the place of Liger's"),
     (
         ["--use_peft", "--lora_target_modules", "lm_head"],
-        "'lm_head': .*--lora_modules_to_save lm_",
+        r"\['lm_head'\]: .*--lora_modules_to_save lm_",
     ),
     (["--use_peft", "--lora_target_modules", "q_proj", "lm_head"], "an adapter of the head would not be trained"),
     (["--lora_task_type", "SEQ_CLS"], "lora_task_type is 'SEQ_CLS': a causal language model is trained"),
@@ -94,6 +94,10 @@ REFUSALS = [
     (["--do_predict", "True"], "there is nothing to predict on"),
     (["--lora_r", "8"], "lora_r is 8, which does nothing without use_peft. Add --use_peft, or leave it out"),
     (["--load_in_4bit"], "load_in_4bit is True, which does nothing without use_peft"),
+    (["--hub_token", "hf_x"], "hub_token is a secret, which does nothing without push_to_hub. Add --push_to_hub"),
+    (["--trackio_space_id", "a/b"], "which does nothing without report_to trackio. Add --report_to trackio, or"),
+    (["--optim_target_modules", "attn"], "which does nothing without optim galore_adamw. Add --optim galore_adamw"),
+    (["--include_for_metrics", "inputs"], "computes no metrics beside the loss's. Leave it out"),
     (["--bnb_4bit_quant_type", "fp4"], "bnb_4bit_quant_type is 'fp4', which does nothing without load_in_4bit"),
 ]
 

@@ -3,6 +3,7 @@
 import functools
 import io
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
@@ -176,17 +177,26 @@ def run_app(arguments: Sequence[str]) -> int:
         return stop.code if isinstance(stop.code, int) else 0
     except Exception as error:
         # Of click, or of the copy of it that typer brings: which one depends on its version.
+        if type(error).__name__ == "Abort":  # Ctrl-C before a command has begun, or as it ends
+            _report("interrupted")
+            return 130
         if not hasattr(error, "format_message"):
             raise
-        return _usage(error)
+        return _usage(error, list(arguments))
     return status if isinstance(status, int) else 0
 
 
-def _usage(error: Any) -> int:
+def _usage(error: Any, arguments: list[str]) -> int:
     """Tell of a command line that typer cannot read."""
     context = error.ctx
     if not error.format_message() or type(error).__name__ == "NoArgsIsHelpError":
         error.show()
-    else:
-        _report(f"{error.format_message().rstrip('.')}. See {context.command_path if context else 'profit'} --help.")
+        return 2
+    said = error.format_message().rstrip(".")
+    option = next((name for name in re.findall(r"--[\w-]+", said) if name in arguments[:-1]), None)
+    if option is not None and said.startswith("Invalid value"):  # which not every message of this kind names
+        value = arguments[arguments.index(option) + 1]
+        said += f", got {value!r}" if value not in said else ""
+    end = "" if said.endswith("?") else "."
+    _report(f"{said}{end} See {context.command_path if context else 'profit'} --help.")
     return 2

@@ -51,9 +51,9 @@ def study_command(
     in_place = given({"model_name_or_path": model_name_or_path, "dataset_name": dataset_name})
     plan = load_plan(study_file, **in_place)
     folder = output_dir or Path("runs") / "studies" / study_file.stem
+    check_output_folder(folder)
     if only_dry:
         check_flags(plan)
-        check_output_folder(folder)
         print_dry_run(dry_run(plan, folder, cells=cells), as_json=as_json)
         return 0
     status = 0 if report_only else _run(plan, folder, cells=cells, on_ray=executor == "ray", jobs=jobs)

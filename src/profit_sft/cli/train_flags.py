@@ -3,8 +3,8 @@
 import argparse
 import dataclasses
 import difflib
-import itertools
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from trl import ModelConfig, TrlParser
@@ -17,6 +17,20 @@ from profit_sft.train.ranges import check_values
 
 _OF_THE_OBJECTIVE = ("threshold", "threshold_direction", "objective_kwargs")
 _DEFAULT_OBJECTIVE = next(entry.default for entry in dataclasses.fields(ProFitConfig) if entry.name == "objective")
+
+
+# What flags of `trl sft` and the libraries under it were called before.
+_FORMER = {
+    "group_by_length": "train_sampling_strategy group_by_length",
+    "torch_dtype": "dtype",
+    "max_seq_length": "max_length",
+    "evaluation_strategy": "eval_strategy",
+    "no_cuda": "use_cpu",
+    "per_gpu_train_batch_size": "per_device_train_batch_size",
+    "dataset_split": "dataset_train_split",
+    "model": "model_name_or_path",
+    "data": "dataset_name",
+}
 
 
 class Parser(TrlParser):
@@ -37,7 +51,9 @@ class Parser(TrlParser):
 
     def error(self, message: str) -> NoReturn:
         """Raise ConfigurationError, where argparse would leave the process."""
-        raise ConfigurationError(f"{brief(message)}. See profit train --help.")
+        message = re.sub(r"(argument --\w+)/--[\w-]+", r"\1", message)  # its other spelling
+        message = message.replace("invalid Any value", "takes a list in a file of --config, each with a path, not")
+        raise ConfigurationError(f"{brief(message).rstrip('.')}. See profit train --help-all.")
 
 
 def parse(arguments: Sequence[str]) -> tuple[RunArguments, ProFitConfig, ModelConfig, bool, bool]:
@@ -60,29 +76,49 @@ def parse(arguments: Sequence[str]) -> tuple[RunArguments, ProFitConfig, ModelCo
     if switches["--help_all"]:
         parser.print_help()
         raise SystemExit(0)
-    for flag, path in itertools.pairwise(arguments):
-        if flag == "--config":
-            read_yaml(path)  # TRL's parser, which reads it again, would take anything
+    file = _named(arguments).config
+    lines: dict[str, int] = {}
+    if file is not None:
+        _, root = read_yaml(file)  # TRL's parser, which reads it again, would take anything
+        lines = {key.value: key.start_mark.line + 1 for key, _ in root.value if f"--{key.value}" not in arguments}
     parser.objective = _named(arguments).objective
     try:
         run, config, model_config, unknown = parser.parse_args_and_config(
             args=list(arguments), return_remaining_strings=True, fail_with_unknown_args=False
         )
         check_values(model_config)  # the others have been looked at where they were made
-    except (ValueError, TypeError) as error:
-        raise ConfigurationError(str(error)) from None
+        # TRL makes a pattern of a list of one, and PEFT holds it against whole names, which `q_proj` is none of.
+        if re.fullmatch(r"[\w.]+", str(model_config.lora_target_modules or "")):
+            model_config.lora_target_modules = [str(model_config.lora_target_modules)]
+    except (ValueError, TypeError, ConfigurationError) as error:
+        raise ConfigurationError(_place(str(error), file, lines) + str(error)) from None
     except IndexError:
         raise ConfigurationError("--config needs a file. Example: --config recipes/qwen3-0.6b-profit.yaml") from None
     if unknown:
         if not unknown[0].startswith("--"):
             raise ConfigurationError(f"{unknown[0]!r} belongs to no flag. Data is named by --dataset_name.")
+        name = unknown[0].removeprefix("--")
         known = [option for action in parser._actions for option in action.option_strings]
-        near = difflib.get_close_matches(unknown[0], known, n=1)
+        near = difflib.get_close_matches(unknown[0], known, n=1, cutoff=0.75)
         hint = f" Did you mean {near[0]}?" if near else " See profit train --help-all."
+        if name in _FORMER:
+            hint = f" Write --{_FORMER[name]}."
         if near == unknown[:1]:  # only in a file: on the command line hyphens have become underscores
             hint = f" In YAML write {near[0][2:].replace('-', '_')}."
-        raise ConfigurationError(f"unknown setting {unknown[0]}.{hint}")
+        raise ConfigurationError(f"{_place(name, file, lines)}unknown setting {unknown[0]}.{hint}")
     return run, config, model_config, switches["--dry_run"], switches["--json"]
+
+
+def _place(message: str, file: str | None, lines: Mapping[str, int]) -> str:
+    """Return where in the file the setting stands that a message names first, or nothing where it is in none.
+
+    Args:
+        message: About a setting.
+        file: Of `--config`.
+        lines: Of its settings, those left out that the command line gives.
+    """
+    named = next((word for word in re.findall(r"[\w-]+", message) if word.removeprefix("--") in lines), None)
+    return "" if named is None else f"'{file}', line {lines[named.removeprefix('--')]}: "
 
 
 def normalized(argument: str) -> str:

@@ -45,7 +45,8 @@ def load_rows(
         streaming: Read nothing before it is asked for: files are not counted, hub data sets are not downloaded.
 
     Raises:
-        DataError: The source does not exist, is empty, or is of an unknown kind; the message says what to do.
+        DataError: The source does not exist, is empty, of an unknown kind, or a file of which a configuration or
+            another split than `train` is asked; the message says what to do.
     """
     path = Path(source).expanduser()
     if data_files is not None and f".{source}" in (*SUFFIXES, ".text"):
@@ -53,6 +54,12 @@ def load_rows(
     elif path.is_dir():
         rows = _folder(path / (data_dir or ""), name, split, data_files)
     elif path.exists():
+        if name is not None or split != "train":
+            what = f"the configuration '{name}'" if name is not None else f"the split '{split}'"
+            raise DataError(
+                f"'{source}' is a file, in which nothing is named {what}. Leave that out (max_samples takes the first "
+                "rows), or name a folder or a hub data set."
+            )
         rows = open_file(path)
     elif means_a_file(source):
         raise DataError(

@@ -31,6 +31,12 @@ def open_source(settings: DataSettings, *, streaming: bool = False) -> RowSource
     """
     parts = settings.datasets or _parts_of_file(settings.dataset_name)
     if parts:
+        if settings.dataset_config is not None or settings.dataset_split != "train":
+            name = settings.dataset_config or settings.dataset_split
+            raise DataError(
+                f"'{settings.dataset_name}' is a mixture, of which '{name}' names nothing as a whole. Write name and "
+                "split into its parts."
+            )
         rows = _mixture(settings.dataset_name, parts, streaming=streaming)
     else:
         rows = load_rows(
@@ -41,7 +47,8 @@ def open_source(settings: DataSettings, *, streaming: bool = False) -> RowSource
     if settings.test_split_size is not None:
         rows = _split(rows, settings.test_split_size, held_out=settings.held_out)
     if settings.dataset_text_field != "text":
-        rows = mapped(rows, partial(_with_text, settings.dataset_text_field), f"text in {settings.dataset_text_field}")
+        field = settings.dataset_text_field
+        rows = mapped(rows, partial(_with_text, field, is_one_of_several=bool(parts)), f"text in {field}")
     return rows
 
 
@@ -109,12 +116,13 @@ def _with_columns(columns: Sequence[str], row: Row) -> Row:
     return Row({name: row.values[name] for name in columns if name in row.values}, row.file, row.number, row.problem)
 
 
-def _with_text(column: str, row: Row) -> Row:
+def _with_text(column: str, row: Row, *, is_one_of_several: bool) -> Row:
     rest = {name: value for name, value in row.values.items() if name not in ("text", column)}
     if column in row.values:
         return replace(row, values={**rest, "text": row.values[column]})
     # In a mixture other rows may be chats, of which no text is read.
-    if row.problem is not None or detect_format(rest, prompt_column=None, response_column=None) is not None:
+    is_chat = detect_format(rest, prompt_column=None, response_column=None) is not None
+    if row.problem is not None or (is_one_of_several and is_chat):
         return row
     columns = ", ".join(map(repr, row.values)) or "none"
     return replace(row, problem=f"has no column '{column}' (--dataset_text_field); its columns are {columns}.")

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from functools import partial, partialmethod
 from typing import TYPE_CHECKING, Any
 
-from profit_sft.errors import ConfigurationError, require_extra
+from profit_sft.errors import ConfigurationError, brief, require_extra
 from profit_sft.evaluation.budgets import accuracy_by_budget, budget_file, budgets_up_to, write_scores
 from profit_sft.evaluation.code_check import confirm_run_unsafe_code
 from profit_sft.evaluation.engine import Answer, Engine, ServedEngine
@@ -248,7 +248,10 @@ def engine_class(settings: EvalSettings) -> Any:
     try:
         return get_model(settings.engine)
     except (ValueError, ImportError) as error:
-        raise ConfigurationError(f"engine: {error}") from None
+        raise ConfigurationError(
+            f"engine: '{settings.engine}' cannot be used ({brief(str(error), 1000).rstrip('.')}). Install what it "
+            "needs, or leave it out for hf."
+        ) from None
 
 
 def loads_model(settings: EvalSettings) -> bool:

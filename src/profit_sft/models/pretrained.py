@@ -1,9 +1,15 @@
 """Pretrained models and tokenizers: which one a name means, loading it, and telling whether it is still the same."""
 
 import hashlib
+import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+import os
+import signal
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +17,11 @@ import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from profit_sft.errors import ConfigurationError, blamed_on, brief, first_line
-from profit_sft.files import check_regular_file, read_json, read_text, sha256_of
-from profit_sft.models.embedded import embedded_model_folder
+from profit_sft.errors import ConfigurationError, ProFitError, blamed_on, brief, first_line
+from profit_sft.files import check_regular_file, read_json, read_text, sha256_of, write_text
+from profit_sft.models.embedded import default_cache, embedded_model_folder
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +29,9 @@ EMBEDDED = "embedded"
 DTYPES = ("float32", "bfloat16", "float16", "auto")
 _ADAPTER = "adapter_config.json"
 _CHECKED_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_TRIAL_SECONDS, _TRIAL_BYTES, _TRIAL_CHARACTERS = 2, 1 << 30, 10**6  # of a chat template's first rendering
+_LARGE = 1 << 24  # bytes of a file that takes longer to read than to look up
+_TICK_NS = 2_000_000_000  # the coarsest clock of a file system in use, FAT's
 _AGAIN = "Download it again, or name another: config.json, weights and tokenizer must be of one causal language model."
 
 
@@ -83,12 +92,19 @@ def adapter_base(folder: Path) -> str | None:
 
 
 @contextmanager
-def told_as_models(path: str) -> Iterator[None]:
-    """Tell what goes wrong when transformers loads a model from here."""
+def told_as_models(path: str, arguments: Sequence[str] = ()) -> Iterator[None]:
+    """Tell what goes wrong when transformers loads a model from here.
+
+    Args:
+        path: What is loaded.
+        arguments: Names of what transformers is told besides, which may be at fault.
+    """
     what = f"model_name_or_path: no causal language model could be loaded from '{path}'"
     if not Path(path).is_dir():
         what += ": no folder here has that name, and on the hub"
-    with blamed_on(what, _AGAIN, ConfigurationError):
+    names = ", ".join(arguments)
+    fix = f"Change or leave out {names} (of model_init_kwargs or load_in_*bit), or name another model."
+    with blamed_on(what + (f" with {names}" if names else ""), fix if names else _AGAIN, ConfigurationError):
         yield
 
 
@@ -110,9 +126,14 @@ def load_tokenizer(
         eos_token: In place of the tokenizer's own EOS.
 
     Raises:
-        ConfigurationError: There is no such tokenizer, template or token.
+        ConfigurationError: There is no such tokenizer, template or token, or the template comes to no end.
     """
     path = pretrained_path(name)
+    if revision not in (None, "main") and Path(path).is_dir():
+        raise ConfigurationError(
+            f"model_revision: '{path}' is a folder, and has no revision '{revision}'. Leave it out, or name a model of "
+            "the hub."
+        )
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             path, revision=revision, trust_remote_code=trust_remote_code
@@ -134,9 +155,69 @@ def load_tokenizer(
             f"model_name_or_path: the tokenizer of '{path}' names no token for a text's end (eos_token) and none to "
             "pad with (pad_token). Name them in its tokenizer_config.json."
         )
+    source = f"model_name_or_path: the chat template of '{path}'"
     if chat_template_path is not None:
         tokenizer.chat_template = _chat_template(chat_template_path)
+        source = f"chat_template_path: the template of '{chat_template_path}'"
+    if tokenizer.chat_template and not _ends(partial(_render_trial, tokenizer)):
+        raise ConfigurationError(
+            f"{source} comes to no end: over a chat of four short messages it took more than {_TRIAL_SECONDS} s, a "
+            "gigabyte or a million characters. Name another with --chat_template_path."
+        )
     return tokenizer
+
+
+def _render_trial(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Render a short chat, with every template there is; say whether what is written is of a chat's length."""
+    chat = [{"role": role, "content": "Hello"} for role in ("user", "assistant")] * 2
+    named = tokenizer.chat_template
+    for template in named.values() if isinstance(named, dict) else [named]:
+        try:
+            text = tokenizer.apply_chat_template(chat, chat_template=template, tokenize=False)
+        except MemoryError:
+            return False
+        except Exception:  # it takes no such chat, or none; rows that it refuses are told each
+            continue
+        if len(str(text)) > _TRIAL_CHARACTERS:
+            return False
+    return True
+
+
+def _ends(trial: Callable[[], bool]) -> bool:
+    """Say whether a function returns True within limits of processor time and memory, in a process of its own.
+
+    Its own since nothing else stops what C code does, such as `'x' * 10**11`. Where a system knows no fork (Windows)
+    nothing is tried.
+    """
+    if not hasattr(os, "fork"):
+        return True
+    with warnings.catch_warnings():  # of Python 3.12, that other threads may hold locks: the child takes none of theirs
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if child == 0:
+        ends = False
+        with suppress(BaseException):
+            _limit_trial()
+            ends = trial()
+        os._exit(0 if ends else 1)
+    try:
+        return os.waitpid(child, 0)[1] == 0
+    except BaseException:  # Ctrl-C
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        raise
+
+
+def _limit_trial() -> None:
+    import resource  # not of every system
+
+    # macOS says nothing of the size, and limits none.
+    pages = Path("/proc/self/statm")
+    size = int(pages.read_text().split()[0]) * resource.getpagesize() if pages.exists() else 0
+    limits = [(resource.RLIMIT_CPU, _TRIAL_SECONDS), (resource.RLIMIT_CORE, 0)]
+    for kind, limit in [*limits, *([(resource.RLIMIT_AS, size + _TRIAL_BYTES)] if size else [])]:
+        hard = resource.getrlimit(kind)[1]
+        resource.setrlimit(kind, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
 
 
 def _chat_template(source: str) -> str:
@@ -208,6 +289,29 @@ def load_model(
         model, info = loaded
     model.eval()
     return checked_weights(path, model, info, allow_missing_weights=allow_missing_weights)
+
+
+def outline(name: str | None, *, revision: str | None = None, attention: str | None = None) -> PreTrainedModel:
+    """Return a model without its weights, on the meta device, as its configuration describes it.
+
+    Args:
+        name: As for `load_tokenizer`; of an adapter it is its base.
+        revision: Branch, tag or commit of a hub model.
+        attention: How it is to compute its attention. None: as transformers chooses.
+
+    Raises:
+        ConfigurationError: There is no such model, or it has no such attention.
+    """
+    path = pretrained_path(name)
+    path = adapter_base(Path(path)) or path
+    with told_as_models(path), torch.device("meta"):
+        config = AutoConfig.from_pretrained(path, revision=revision)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    if attention is not None:
+        what = f"attn_implementation: '{attention}' cannot be used with '{path}'"
+        with blamed_on(what, "Leave it out, or name eager or sdpa.", ConfigurationError), torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+    return model
 
 
 def checked_weights(
@@ -298,6 +402,26 @@ def check_generation(path: str, model: PreTrainedModel) -> None:
         raise ConfigurationError(f"{what} has eos_token_id {odd!r}, and the model has {size:,} tokens. {fix}")
 
 
+def check_kind(path: str, model: PreTrainedModel, *, revision: str | None, trust_remote_code: bool) -> None:
+    """Refuse a model that was loaded as another kind than its config.json says, such as a BERT's as a Llama.
+
+    Args:
+        path: Where it is from.
+        model: The model.
+        revision: As it was loaded.
+        trust_remote_code: As it was loaded.
+
+    Raises:
+        ConfigurationError: It was.
+    """
+    said = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
+    if not isinstance(model.config, (type(said), type(said.get_text_config()))):
+        raise ConfigurationError(
+            f"model_name_or_path: the config.json of '{path}' says model_type '{said.model_type}', and its "
+            f"architectures are of '{model.config.model_type}'. {_AGAIN}"
+        )
+
+
 def _some(names: Iterable[Any]) -> str:
     words = sorted(str(name[0] if isinstance(name, tuple) else name) for name in names)
     return ", ".join(words[:2]) + (f" and {len(words) - 2} more" if len(words) > 2 else "")
@@ -307,8 +431,9 @@ def model_fingerprint(name: str | None, *, revision: str | None = None) -> str:
     """Return a SHA-256 that changes when the model's numbers may.
 
     Of a folder: names and whole contents of config.json, of every file with weights, and of an adapter's configuration
-    and base model. That reads all weights once, about a second a gigabyte. Of a hub model: its name and commit, under
-    which the hub keeps its files for good.
+    and base model. Reading all weights takes about a second a gigabyte, so a large file's hash is kept in the cache,
+    until its size, inode or a time of change is another. Of a hub model: its name and commit, under which the hub keeps
+    its files for good.
 
     Args:
         name: As for `load_tokenizer`.
@@ -328,7 +453,7 @@ def model_fingerprint(name: str | None, *, revision: str | None = None) -> str:
             "save_pretrained wrote."
         )
     digest = hashlib.sha256()
-    for file, contents in zip(files, sha256_of(files), strict=True):
+    for file, contents in zip(files, _known_sha256_of(files), strict=True):
         digest.update(f"{file.name} {contents}\n".encode())
     base = adapter_base(folder)
     if base is not None:
@@ -339,6 +464,27 @@ def model_fingerprint(name: str | None, *, revision: str | None = None) -> str:
 def _model_files(folder: Path) -> Iterator[Path]:
     for pattern in ("config.json", _ADAPTER, "*.safetensors", "*.bin"):
         yield from folder.glob(pattern)
+
+
+def _known_sha256_of(files: Sequence[Path]) -> list[str]:
+    """Return the SHA-256 of files of one folder, of large ones that are as they were from the cache."""
+    folder = os.fsencode(files[0].parent.resolve())
+    kept = default_cache() / "sha256" / f"{hashlib.sha256(folder).hexdigest()[:32]}.json"
+    known: dict[str, Any] = {}
+    with suppress(ProFitError):  # it is damaged, and written anew
+        known = read_json(kept, "") if kept.is_file() else {}
+    states = {file: file.stat() for file in files}
+    keys = {file: f"{file.name} {s.st_size} {s.st_ino} {s.st_mtime_ns} {s.st_ctime_ns}" for file, s in states.items()}
+    unread = [file for file in files if keys[file] not in known]
+    read = dict(zip(unread, sha256_of(unread), strict=True))
+    found = {file: read[file] if file in read else str(known[keys[file]]) for file in files}
+    # One that was written a moment ago may be written again within a tick of the clock that times of change are from.
+    settled = time.time_ns() - _TICK_NS
+    worth = [file for file, s in states.items() if s.st_size >= _LARGE and max(s.st_mtime_ns, s.st_ctime_ns) < settled]
+    if read.keys() & set(worth):
+        with suppress(OSError):  # a cache that cannot be written costs the next start its time
+            write_text(kept, json.dumps({keys[file]: found[file] for file in worth}))
+    return list(found.values())
 
 
 def _hub_commit(name: str, revision: str | None) -> str:

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from profit_sft.errors import ConfigurationError, DataError
-from profit_sft.files import atomic_path, package_versions, write_text
+from profit_sft.files import atomic_path, check_regular_files, package_versions, write_text
 
 FORMAT = 2
 _READ_FORMATS = (1, 2)
@@ -394,6 +394,7 @@ def load_scores(folder: str | Path) -> ScoreSet:
         DataError: There is no store, it is unfinished, or of another format; names the fix.
     """
     folder = Path(folder)
+    check_regular_files(folder)
     manifest = _read_job(folder)
     if manifest is None:
         raise DataError(

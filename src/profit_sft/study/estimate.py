@@ -145,12 +145,6 @@ def _new_tokens_of(task: str, evaluate: Mapping[str, Any], given: Assumptions) -
 
 def count_parameters(model_name_or_path: str) -> int:
     """Count a model's parameters from its configuration, without loading or allocating weights."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from profit_sft.models.pretrained import outline
 
-    from profit_sft.models.pretrained import pretrained_path
-
-    config = AutoConfig.from_pretrained(pretrained_path(model_name_or_path))
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    return sum(parameter.numel() for parameter in model.parameters())
+    return sum(parameter.numel() for parameter in outline(model_name_or_path).parameters())

@@ -35,7 +35,8 @@ def check_flags(plan: StudyPlan) -> None:
             if key not in kinds:
                 raise plan.file.error((*place, key), unknown_text(key, list(kinds)))
             if not _may_be(kinds[key], value):
-                raise plan.file.error((*place, key), f" must be a number, got {value!r}.")
+                what = "a number" if float in _kinds(kinds[key]) else "a whole number"
+                raise plan.file.error((*place, key), f" must be {what}, got {value!r}.")
     heldout = plan.heldout_dataset_name
     if heldout is not None and heldout != GENERATED and means_a_file(heldout) and not Path(heldout).exists():
         raise plan.file.error(("heldout_dataset_name",), f": '{heldout}' does not exist. Check the path.")
@@ -43,16 +44,20 @@ def check_flags(plan: StudyPlan) -> None:
         _check_evaluation(plan)
 
 
+def _kinds(kind: Any) -> set[Any]:
+    return {*(get_args(kind) or (kind,))}
+
+
 def _may_be(kind: Any, value: Any) -> bool:
     """Say whether a flag takes the value, as far as numbers go. YAML reads 1e-5 as text, `profit train` as a number."""
-    kinds = get_args(kind) or (kind,)
-    if not isinstance(value, str) or str in kinds or not {int, float} & set(kinds):
+    kinds = _kinds(kind)
+    if not isinstance(value, str) or str in kinds or not {int, float} & kinds:
         return True
     try:
         float(value)
     except ValueError:
         return False
-    return True
+    return float in kinds
 
 
 def _check_evaluation(plan: StudyPlan) -> None:

@@ -3,13 +3,16 @@
 import dataclasses
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from trl import SFTConfig
 
-from profit_sft.errors import brief
+from profit_sft.errors import ConfigurationError, brief, first_line
+from profit_sft.files import read_json
 from profit_sft.objectives import OBJECTIVES, Objective, make_objective
 from profit_sft.train.collapse_probe import LEAST_ROWS
 from profit_sft.train.ranges import check_values
@@ -119,13 +122,20 @@ class ProFitConfig(SFTConfig):
         if _launched_on_cpus() and not (self.deepspeed or self.fsdp):
             self.use_cpu = True  # or accelerate lets each process train by itself
         self._read_mappings()
+        self._check_files()
+        if self.fsdp_config and not self.fsdp and os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
+            raise ValueError(
+                f"fsdp_config is {brief(repr(self.fsdp_config), 80)}, which does nothing without fsdp. Add --fsdp "
+                "full_shard, or leave it out."
+            )
         self._asked_accumulation = self.gradient_accumulation_steps
         self.gradient_accumulation_steps = self._asked_accumulation or 1
         # Before transformers hands it on to DeepSpeed. How many ranks a launcher is yet to start is not known here.
         ranks = int(os.environ.get("WORLD_SIZE", "1"))
         self.spread_batch(ranks, is_final="WORLD_SIZE" in os.environ)
         counts_over_ranks = self.average_tokens_across_devices  # transformers 4 switches it off for a single rank
-        super().__post_init__()
+        with self._named_engine():
+            super().__post_init__()
         # TRL 1.9 to 1.14 call plain NLL, computed in chunks, by a name of its own.
         if self.loss_type not in ("nll", "chunked_nll"):
             raise ValueError(
@@ -196,6 +206,32 @@ class ProFitConfig(SFTConfig):
                 raise TypeError(
                     f"{entry.name} must be a mapping such as '{{\"name\": 1}}', got {brief(repr(value), 80)}."
                 )
+
+    @contextmanager
+    def _named_engine(self) -> Iterator[None]:
+        """Name the settings of the engine in what transformers and accelerate say of them without a name."""
+        names = ("accelerator_config", "deepspeed", "fsdp", "fsdp_config", "parallelism_config")
+        given = {name: getattr(self, name) for name in names if getattr(self, name)}
+        try:
+            yield
+        except Exception as error:
+            if not given or any(str(error).startswith(entry.name) for entry in dataclasses.fields(self)):
+                raise
+            shown = ", ".join(f"{name} {brief(repr(value), 80)}" for name, value in given.items())
+            raise ValueError(f"{shown} cannot be used ({first_line(error)}). Change or leave it out.") from error
+
+    def _check_files(self) -> None:
+        """Refuse the names of JSON files where there is none, or something else."""
+        for name in ("accelerator_config", "fsdp_config", "deepspeed"):
+            value = getattr(self, name)
+            is_text = isinstance(value, str) and (value.startswith("{") or not value)
+            # DeepSpeed also takes base64.
+            if not isinstance(value, str) or is_text or (name == "deepspeed" and not os.path.exists(value)):
+                continue
+            try:
+                read_json(value, "Name a file of JSON, or write the JSON itself.", ConfigurationError)
+            except ConfigurationError as error:
+                raise ValueError(f"{name}: {error}") from None
 
     def _settle_precision(self) -> None:
         """Take the launcher's mixed precision where the flags name none, and refuse flags that say otherwise."""

@@ -17,6 +17,8 @@ from profit_sft.train.arguments import RunArguments
 from profit_sft.train.config import ProFitConfig
 from profit_sft.train.reference import add_reference_log_probs
 
+_TEST_SPLIT = next(entry.default for entry in dataclasses.fields(RunArguments) if entry.name == "dataset_test_split")
+
 
 def check_data_is_named(run: RunArguments, config: ProFitConfig) -> None:
     """Refuse settings that name no data, name it twice, or ask for what it cannot do.
@@ -49,6 +51,13 @@ def check_data_is_named(run: RunArguments, config: ProFitConfig) -> None:
             f"eval_dataset_name is '{run.eval_dataset_name}' but eval_strategy is 'no', so it would not be looked at. "
             "Set --eval_strategy epoch or steps, or leave it out."
         )
+    reads_split = evaluating and (run.eval_dataset_name is not None or run.test_split_size is None)
+    if run.dataset_test_split != _TEST_SPLIT and not reads_split:
+        raise ConfigurationError(
+            f"dataset_test_split is '{run.dataset_test_split}', and no split is evaluated on "
+            f"({'test_split_size holds rows out' if evaluating else 'eval_strategy is no'}). Leave it out, or set "
+            f"{'eval_dataset_name' if evaluating else 'eval_strategy'}."
+        )
     if run.eval_dataset_name is not None and run.test_split_size is not None:
         raise ConfigurationError(
             f"eval_dataset_name is '{run.eval_dataset_name}', and test_split_size {run.test_split_size} holds rows out "
@@ -78,7 +87,15 @@ def training_settings(run: RunArguments, config: ProFitConfig) -> DataSettings:
     if run.datasets:
         parts = mixture_parts(run.datasets)
         name = f"mixture of {', '.join(part.path for part in parts)}"
-        return _settings(run, config, dataset_name=name, datasets=parts, test_split_size=run.test_split_size)
+        return _settings(
+            run,
+            config,
+            dataset_name=name,
+            datasets=parts,
+            dataset_config=run.dataset_config,
+            dataset_split=run.dataset_train_split,
+            test_split_size=run.test_split_size,
+        )
     return _settings(
         run,
         config,
@@ -103,6 +120,9 @@ def evaluation_settings(run: RunArguments, config: ProFitConfig) -> DataSettings
         name = run.dataset_name
     if name is None:
         return None
+    if not _has_splits(name):  # of a file only what was asked for, which is refused
+        asked = run.dataset_test_split if run.dataset_test_split != _TEST_SPLIT else "train"
+        return _settings(run, config, dataset_name=name, dataset_split=asked)
     split = run.dataset_test_split
     return _settings(run, config, dataset_name=name, dataset_config=run.dataset_config, dataset_split=split)
 

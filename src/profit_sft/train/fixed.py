@@ -21,7 +21,7 @@ _OPTIMIZER = (
 )
 _BATCH = (
     *("packing", "packing_strategy", "padding_free", "max_length", "shuffle_dataset", "dataloader_drop_last"),
-    *("group_by_length", "train_sampling_strategy", "ignore_data_skip", "accelerator_config"),
+    *("group_by_length", "train_sampling_strategy", "accelerator_config"),
 )
 _QUANTIZATION = ("load_in_8bit", "load_in_4bit", "bnb_4bit_quant_type", "use_bnb_nested_quant")
 

@@ -23,6 +23,7 @@ from profit_sft.files import package_versions, sole_use, write_text
 from profit_sft.models import pretrained
 from profit_sft.models.pretrained import (
     check_generation,
+    check_kind,
     checked_weights,
     pretrained_path,
     require_model,
@@ -168,7 +169,7 @@ def check_before_launch(run: RunArguments, config: ProFitConfig, model_config: M
     assert run.accelerate_config is not None
     require_model(vars(model_config))
     refuse_flags(run, config, model_config)
-    try_settings(config)
+    try_settings(config, model_config)
     check_data_is_named(run, config)
     engine = planned_engine(run.accelerate_config, run.num_processes)
     spread_batch(config, engine)
@@ -195,6 +196,12 @@ def _start(
         check_reaches(checkpoint, manifest.step, config.max_steps)
         now = fixed_by_settings(config, model_config, engine.ranks)
         check_unchanged(checkpoint, manifest.fixed, now, run.allowed_changes)
+        # A change whenever it is said, also by a run that was resumed so before.
+        if config.ignore_data_skip and "batch" not in run.allowed_changes:
+            raise ConfigurationError(
+                f"ignore_data_skip: the run would train on the rows before step {manifest.step} again, and leave out "
+                "as many. Leave it out, or say that you mean it: --allow_changes batch"
+            )
     return checkpoint
 
 
@@ -256,7 +263,7 @@ def settle(run: RunArguments, config: ProFitConfig, model_config: ModelConfig) -
     """Make the settings agree before anything is read: model, engine, objective, and where its reference comes from."""
     require_model(vars(model_config))
     refuse_flags(run, config, model_config)
-    try_settings(config)
+    try_settings(config, model_config)
     check_data_is_named(run, config)
     engine = launched_engine(config)
     command = score_command(run, config, model_config)
@@ -300,7 +307,11 @@ def build_trainer(
     model = _model(path, config, load_arguments, allow_missing_weights)
     for data in [train_data, *([] if eval_data is None else [eval_data])]:
         check_tokens_fit(model, tokenizer, data)
-    with blamed_on("the trainer does not take these settings for this model", "Change them.", ConfigurationError):
+    settings = {**vars(config), **vars(model_config)}
+    may_be_at_fault = ("report_to", "push_to_hub", "hub_model_id", "lora_target_modules", "lora_modules_to_save")
+    asked = [f"{name} {settings[name]!r}" for name in may_be_at_fault if settings[name]]
+    what = "the trainer does not take these settings for this model"
+    with blamed_on(": ".join([what, ", ".join(asked)] if asked else [what]), "Change them.", ConfigurationError):
         trainer = ProFitTrainer(
             model,
             config,
@@ -325,8 +336,10 @@ def _model(path: str, config: ProFitConfig, arguments: dict[str, Any], allow_mis
     assert config.distributed_state is not None
     if config.distributed_state.distributed_type != DistributedType.NO:
         arguments["device_map"] = None
-    with told_as_models(path):
+    own = ("revision", "attn_implementation", "dtype", "trust_remote_code", "device_map")
+    with told_as_models(path, [name for name, value in arguments.items() if name not in own and value is not None]):
         model, info = create_model_from_path(path, **arguments, output_loading_info=True)
+    check_kind(path, model, revision=arguments["revision"], trust_remote_code=config.trust_remote_code)
     check_generation(path, model)
     return checked_weights(path, model, info, allow_missing_weights=allow_missing_weights)
 
@@ -371,6 +384,7 @@ _PACKAGES = ("profit-sft", "torch", "transformers", "trl", "datasets", "peft")
 _NOT_WRITTEN = {
     *("resume_from_checkpoint", "overwrite_output_dir", "allow_changes"),  # decided anew by each run
     "logging_dir",  # of the time at which it was made
+    "hub_token",  # a secret
     # transformers 5 copies gradient_checkpointing into these, which would then win over it.
     *("activation_checkpointing", "activation_checkpointing_kwargs"),
 }

@@ -47,10 +47,17 @@ REFUSED = {
     "lora_task_type": Refusal(lambda value: value != "CAUSAL_LM", "a causal language model is trained: CAUSAL_LM."),
     "ignore_bias_buffers": Refusal(bool, "`trl sft` does not read it either. Leave it out."),
     "label_names": Refusal(bool, "the labels are named 'labels'. Leave it out."),
+    **dict.fromkeys(
+        ("include_for_metrics", "include_inputs_for_metrics", "batch_eval_metrics"),
+        Refusal(bool, "an evaluation here computes no metrics beside the loss's. Leave it out."),
+    ),
+    "length_column_name": Refusal(
+        lambda value: value != "length", "rows are prepared here, and their lengths counted. Leave it out."
+    ),
     "do_predict": Refusal(bool, "there is nothing to predict on; see `profit eval`. Leave it out."),
     "pad_token": Refusal(bool, "set it in the model's tokenizer_config.json instead."),
 }
-# Without its switch each of these does nothing, in TRL as well.
+# Without its switch each of these does nothing, in TRL as well. A switch of two words is a setting and its value.
 NEEDS = {
     **dict.fromkeys(
         (
@@ -60,6 +67,20 @@ NEEDS = {
         "use_peft",
     ),
     **dict.fromkeys(("bnb_4bit_quant_type", "use_bnb_nested_quant", "bnb_4bit_quant_storage"), "load_in_4bit"),
+    **dict.fromkeys(
+        ("hub_model_id", "hub_revision", "hub_strategy", "hub_token", "hub_private_repo", "hub_always_push"),
+        "push_to_hub",
+    ),
+    **dict.fromkeys(("trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"), "report_to trackio"),
+    "optim_target_modules": "optim galore_adamw",
+    "ignore_data_skip": "resume_from_checkpoint",
+    "load_best_model_at_end": "eval_strategy epoch",
+}
+# Other values of the switch that is a setting's.
+_AS_WELL = {
+    "optim galore_adamw": ("galore", "apollo"),
+    "report_to trackio": ("trackio", "all"),
+    "eval_strategy epoch": ("epoch", "steps"),
 }
 
 
@@ -69,13 +90,20 @@ def refuse_flags(run: RunArguments, config: ProFitConfig, model_config: ModelCon
     for name, refusal in REFUSED.items():
         if name in values and refusal.refuses(values[name]):
             raise ConfigurationError(f"{name} is {values[name]!r}: {refusal.instead}")
-    for entry in dataclasses.fields(model_config):
+    for entry in (*dataclasses.fields(config), *dataclasses.fields(model_config)):
         needed = NEEDS.get(entry.name)
-        if needed is not None and not values[needed] and values[entry.name] != entry.default:
-            raise ConfigurationError(
-                f"{entry.name} is {values[entry.name]!r}, which does nothing without {needed}. Add --{needed}, or "
-                f"leave it out."
-            )
+        if needed is None or values[entry.name] == entry.default or _is_on(needed, values):
+            continue
+        shown = "a secret" if entry.name == "hub_token" else repr(values[entry.name])
+        raise ConfigurationError(
+            f"{entry.name} is {shown}, which does nothing without {needed}. Add --{needed}, or leave it out."
+        )
+
+
+def _is_on(switch: str, values: dict[str, Any]) -> bool:
+    name = switch.split()[0]
+    value = getattr(values[name], "value", values[name])
+    return any(word in str(value) for word in _AS_WELL[switch]) if switch in _AS_WELL else bool(value)
 
 
 def settle_done_flags(config: ProFitConfig) -> None:
