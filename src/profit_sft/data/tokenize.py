@@ -1,9 +1,12 @@
 """Turn a conversation into token ids and labels: only what the assistant says carries labels."""
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from typing import Literal
 
+from tokenizers import Encoding
 from transformers import PreTrainedTokenizerBase
 
 from profit_sft.data.chat_template import eos_token
@@ -147,25 +150,30 @@ def tokenize_texts(examples: Sequence[LabeledText | Tokenized], tokenizer: PreTr
     if not texts:
         return [example for example in examples if isinstance(example, Tokenized)]
     # Not verbose: that a text is longer than the model's limit is for the report to say.
-    encoded = tokenizer(
-        texts, add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False, verbose=False
-    )
-    found = zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
-    return [_labeled(example, *next(found)) if isinstance(example, LabeledText) else example for example in examples]
+    encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
+    found = iter(encoded.encodings or ())  # whose offsets are made of one text at a time
+    return [_labeled(example, next(found)) if isinstance(example, LabeledText) else example for example in examples]
 
 
-def _labeled(example: LabeledText, input_ids: list[int], offsets: Sequence[tuple[int, int]]) -> Tokenized:
+def _labeled(example: LabeledText, encoding: Encoding) -> Tokenized:
     """Label every token that reaches into a trained stretch of characters."""
-    labels, weights, token = [IGNORE_INDEX] * len(input_ids), [1.0] * len(input_ids), 0
+    input_ids: list[int] = encoding.ids
+    offsets: list[tuple[int, int]] = encoding.offsets
+    labels = [IGNORE_INDEX] * len(input_ids)
+    weights = [1.0] * len(input_ids) if example.parts or any(weight != 1.0 for weight in example.weights) else None
+    token = 0
     for (first, last), weight in zip(example.trained, example.weights, strict=True):
         # A token that reaches into the stretch is of it: where a prompt ends in a space, the first word may have it.
         # So is an empty one that ends in it, as tokenizers with `trim_offsets` (GPT-NeoX's, so OLMo's) report spaces.
-        while token < len(offsets) and offsets[token][1] <= first:
+        # Tokens come in order, so that both their beginnings and their ends rise.
+        begin = bisect_right(offsets, first, token, key=itemgetter(1))
+        token = bisect_left(offsets, last, begin, key=itemgetter(0))
+        while token < len(offsets) and offsets[token] == (last, last):
             token += 1
-        while token < len(offsets) and (offsets[token][0] < last or offsets[token] == (last, last)):
-            labels[token], weights[token] = input_ids[token], weight
-            token += 1
-    token_weights = weights_of_parts(weights, offsets, example.parts)
+        labels[begin:token] = input_ids[begin:token]
+        if weights is not None:
+            weights[begin:token] = [weight] * (token - begin)
+    token_weights = None if weights is None else weights_of_parts(weights, offsets, example.parts)
     if not example.spans:
         return Tokenized(input_ids, labels, None, token_weights, example.notes)
     kinds = [
