@@ -1,9 +1,11 @@
 """Which tokens carry labels, under which templates, and what kind each token is."""
 
 import pytest
-from tokenizers import processors
+from tokenizers import AddedToken, normalizers, processors
+from tokenizers.pre_tokenizers import ByteLevel, Metaspace
 
-from profit_sft.data import IGNORE_INDEX, TOKEN_KINDS, Row, to_conversation, tokenize_conversation
+from profit_sft.data import IGNORE_INDEX, TOKEN_KINDS, Row, to_conversation, tokenize, tokenize_conversation
+from profit_sft.data.tokenize import LabeledText, tokenize_texts
 from profit_sft.errors import DataError
 
 USER, ASSISTANT = {"role": "user", "content": "What is 2+2?"}, {"role": "assistant", "content": "It is four."}
@@ -213,3 +215,31 @@ def test_bad_spans_are_refused_with_value_and_fix(tokenizer, span, message):
 def test_the_real_template_and_tokenizer_train_the_answers_alone(smollm2_tokenizer, trained_text):
     example = tokenized(smollm2_tokenizer, chat(USER, ASSISTANT, USER, AGAIN))
     assert trained_text(smollm2_tokenizer, example.labels) == "It is four.<|im_end|>Still four.<|im_end|>"
+
+
+PREPARED = {
+    "byte level": lambda backend: None,
+    "first word": lambda backend: setattr(backend, "pre_tokenizer", Metaspace(replacement="_", prepend_scheme="first")),
+    "all words": lambda backend: setattr(backend, "pre_tokenizer", Metaspace(replacement="_", prepend_scheme="always")),
+    "prefix space": lambda backend: setattr(backend, "pre_tokenizer", ByteLevel(add_prefix_space=True)),
+    "trimmed": lambda backend: setattr(backend, "post_processor", processors.ByteLevel(trim_offsets=True)),
+    "stripped": lambda backend: setattr(backend, "normalizer", normalizers.Strip()),
+    "prepended": lambda backend: setattr(backend, "normalizer", normalizers.Prepend("_")),
+}
+GREEDY = AddedToken("<|im_start|>user", lstrip=True, rstrip=True, special=True, normalized=False)
+
+
+@pytest.mark.parametrize("greedy", [(), (GREEDY,)], ids=["plain", "greedy"])
+@pytest.mark.parametrize("prepared", PREPARED)
+def test_a_text_in_pieces_has_the_tokens_of_the_whole(tokenizer, monkeypatch, prepared, greedy):
+    PREPARED[prepared](tokenizer.backend_tokenizer)
+    tokenizer.add_tokens(list(greedy))
+    whole = tokenizer.apply_chat_template([USER, {**ASSISTANT, "content": " Gr\u00fc\u00dfe \n"}] * 9, tokenize=False)
+    text = LabeledText(whole, [(20, 60), (90, 200)], [1.0, 0.5], [], [], ())
+    found = {}
+    for length in (1, 10, 10_000):
+        monkeypatch.setattr(tokenize, "_LONG_PIECE", length)
+        found[length] = tokenize_texts([text, text], tokenizer)
+    assert found[1] == found[10] == found[10_000]
+    monkeypatch.setattr(tokenize, "_LONG_PIECE", 10)
+    assert len(tokenize.pieces(whole, tokenizer)) > 9

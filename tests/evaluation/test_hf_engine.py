@@ -6,13 +6,17 @@ import pytest
 import torch
 from tokenizers import processors
 
+from profit_sft.cli.app import run_app
+from profit_sft.cli.scoring import scoring_settings
 from profit_sft.data import IGNORE_INDEX, DataSettings, prepare_dataset
+from profit_sft.data.settings import TEMPLATE_DATE
 from profit_sft.errors import ConfigurationError
 from profit_sft.evaluation.engine import Request
 from profit_sft.evaluation.hf_engine import HFEngine
+from profit_sft.evaluation.runner import start_engine
 from profit_sft.evaluation.settings import EvalSettings
 from profit_sft.models.pretrained import load_model, load_tokenizer
-from tiny import save_tiny_chat_model
+from tiny import CHATML, save_tiny_chat_model, write_questions
 
 PROMPTS = ["What is two plus two? It is", "four", "What is two plus", "It is four. It is four. It is", "two is"]
 END_TOKENS = [51, 197]  # the model, random but seeded, comes to them at different places or not at all
@@ -136,3 +140,23 @@ def test_a_prompt_begins_as_rows_of_training_do(tmp_path, repo_root, template):
     (encoded,) = engine.lm.tok_batch_encode([prompt])[0].tolist()
     assert encoded == trained["input_ids"][:first]
     assert encoded.count(tokenizer.bos_token_id) == (0 if template == "its own" else 1)
+
+
+DATED = "{{ '<|im_start|>system\n' + strftime_now('%d %b %Y') + '<|im_end|>\n' }}" + CHATML
+
+
+def test_a_chat_is_dated_as_in_the_models_training(tmp_path):
+    rows, base, trained = write_questions(tmp_path / "rows.jsonl", 4), tmp_path / "base", tmp_path / "trained"
+    save_tiny_chat_model(base)
+    (base / "chat_template.jinja").write_text(DATED)
+    flags = ["--template_date", "2026-03-05", "--max_steps", "1", "--objective", "nll", "--use_cpu", "True"]
+    named = ["--dataset_name", rows, "--model_name_or_path", str(base), "--output_dir", str(trained)]
+    assert run_app(["train", *named, *flags]) == 0
+    days = {base: TEMPLATE_DATE, trained: "2026-03-05", trained / "checkpoint-1": "2026-03-05"}
+    for model, day in days.items():
+        engine = start_engine(EvalSettings(model_name_or_path=str(model), tasks=("generated",), output_dir="unused"))
+        prompt = engine.lm.apply_chat_template([{"role": "user", "content": "What is 1+1?"}])
+        data = scoring_settings({"dataset_name": rows}, {"model_name_or_path": str(model), "output_dir": tmp_path}).data
+        assert data.template_date == day
+        tokenizer = load_tokenizer(str(model))
+        assert tokenizer.decode(prepare_dataset(data, tokenizer).dataset[1]["input_ids"]).startswith(prompt)

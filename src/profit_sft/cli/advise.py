@@ -12,6 +12,7 @@ import typer
 from rich.table import Table
 
 from profit_sft.cli.options import (
+    DAY_OF_TRAINING,
     ChatTemplatePath,
     DataToScore,
     GivenData,
@@ -33,7 +34,7 @@ _MAX_SAMPLES = 200
 _BAR_WIDTH = 30  # characters of a bar that holds every token
 
 
-@takes_data_options(max_samples=_MAX_SAMPLES)
+@takes_data_options(max_samples=_MAX_SAMPLES, template_date=DAY_OF_TRAINING)
 def advise_command(
     scores: Annotated[Path | None, typer.Argument(metavar="SCORES", help="A folder `profit score` wrote.")] = None,
     *,

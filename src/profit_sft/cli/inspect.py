@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from profit_sft.cli.options import (
+    DAY_OF_TRAINING,
     ChatTemplatePath,
     DataToScore,
     GivenData,
@@ -34,7 +35,7 @@ PAGE = "mask.html"
 _MAX_SAMPLES = 500  # as many as a page shows
 
 
-@takes_data_options(max_samples=_MAX_SAMPLES)
+@takes_data_options(max_samples=_MAX_SAMPLES, template_date=DAY_OF_TRAINING)
 def inspect_command(
     scores: Annotated[
         Path | None, typer.Argument(metavar="SCORES", help="A folder `profit score` wrote.", show_default=False)
@@ -184,5 +185,7 @@ def _score_sets(
         if compare_to is not None:
             after = {**scoring, "model_name_or_path": compare_to, "output_dir": folder / "after"}
             jobs = [{**scoring, "output_dir": folder / "before"}, after]
+        of_first = scoring_settings({"max_samples": _MAX_SAMPLES, **data}, jobs[0]).data
+        data = {**data, "template_date": of_first.template_date}  # two models are shown the same texts
         settings = [scoring_settings({"max_samples": _MAX_SAMPLES, **data}, job) for job in jobs]
         yield [score_with_progress(job)[0] for job in settings]

@@ -33,6 +33,7 @@ ChatTemplatePath = Annotated[str | None, flag("chat_template_path", "Jinja file,
 AllowMissingWeights = Annotated[
     bool, flag("allow_missing_weights", "Load a model whose files lack weights, or hold others.")
 ]
+DAY_OF_TRAINING = "the model's in training, else 2024-07-26"  # of chats, where `template_date` is not given
 ScoresDir = Annotated[Path | None, flag("scores_dir", "Keep the scores there (default: thrown away).")]
 
 

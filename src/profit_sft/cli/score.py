@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from profit_sft.cli.options import AllowMissingWeights, ChatTemplatePath, GivenData, flag, given, takes_data_options
+from profit_sft.cli.options import (
+    DAY_OF_TRAINING,
+    AllowMissingWeights,
+    ChatTemplatePath,
+    GivenData,
+    flag,
+    given,
+    takes_data_options,
+)
 from profit_sft.cli.progress import quiet_libraries
 from profit_sft.terminal import console
 
@@ -22,7 +30,7 @@ if TYPE_CHECKING:
 _SHOWN_THRESHOLDS = (0.1, 0.5)
 
 
-@takes_data_options()
+@takes_data_options(template_date=DAY_OF_TRAINING)
 def score_command(
     dataset_name: Annotated[str, typer.Argument(metavar="DATA", help="jsonl, json, parquet or csv file, or hub name.")],
     output_dir: Annotated[Path, flag("output_dir", "Where the scores go; a second run goes on.", "--out")],

@@ -8,6 +8,7 @@ from accelerate import PartialState
 from profit_sft.cli.options import wrong_values_are_usage_errors
 from profit_sft.cli.progress import ProgressDisplay
 from profit_sft.data import DataSettings
+from profit_sft.data.chat_template import trained_date
 from profit_sft.scores.score import ScoreProgress, ScoreSettings, score_dataset
 from profit_sft.scores.store import ScoreSet
 from profit_sft.terminal import console
@@ -17,9 +18,11 @@ def scoring_settings(data: Mapping[str, Any], options: Mapping[str, Any]) -> Sco
     """Return the settings, or raise ConfigurationError for a value that they refuse.
 
     Args:
-        data: Fields of `DataSettings`.
+        data: Fields of `DataSettings`. Without `template_date` it is that of the model's training.
         options: Fields of `ScoreSettings`, without `data`.
     """
+    if "template_date" not in data:
+        data = {**data, "template_date": trained_date(options["model_name_or_path"])}
     with wrong_values_are_usage_errors():
         return ScoreSettings(data=DataSettings(**data), **options)
 

@@ -311,7 +311,8 @@ def label_row(
 
 def _has_labels(example: Tokenized, limit: int | None) -> bool:
     # The first token is never predicted, so a label there does not count.
-    return any(label != IGNORE_INDEX for label in example.labels[1:limit])
+    labels = example.labels[1:limit]
+    return labels.count(IGNORE_INDEX) < len(labels)
 
 
 def _without_labels(row: Row, example: Tokenized, limit: int | None) -> DataError:

@@ -2,14 +2,19 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import date
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
+import yaml
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from profit_sft.data.messages import Message
+from profit_sft.data.settings import TEMPLATE_DATE
+from profit_sft.models.pretrained import pretrained_path
 
 Span = tuple[int, int]  # characters, the end exclusive
 _MARKS = r"\{%-?\s*generation\s*-?%\}"
@@ -162,6 +167,24 @@ def on_date(source: str, template_date: str) -> str:
     replaced = "".join(f" | replace('%{name}', '{_written(day, name)}')" for name in _DIRECTIVES)
     # A block's newline would be trimmed; the empty expression keeps one that the template begins with.
     return f"{{% macro strftime_now(format) %}}{{{{ format{replaced} }}}}{{% endmacro %}}{{{{ '' }}}}{source}"
+
+
+def trained_date(model_name_or_path: str | None) -> str:
+    """Return the day that a model's chats were dated with in training, by its run's settings; else the usual one."""
+    folder = Path(pretrained_path(model_name_or_path))
+    for place in (folder, folder.parent) if folder.name.startswith("checkpoint-") else (folder,):
+        with suppress(OSError, ValueError, yaml.YAMLError):  # any model may have a file of that name
+            settings = yaml.safe_load((place / "config.yaml").read_text(encoding="utf-8"))
+            if isinstance(settings, dict) and "template_date" in settings:
+                return date.fromisoformat(str(settings["template_date"])).isoformat()
+    return TEMPLATE_DATE
+
+
+def date_chats(tokenizer: Any, model_name_or_path: str) -> None:
+    """Have a loaded model's chat template write the day of its training, where it would write today's."""
+    template = getattr(tokenizer, "chat_template", None)
+    if isinstance(template, str) and "strftime_now" in template:
+        tokenizer.chat_template = on_date(template, trained_date(model_name_or_path))
 
 
 def _written(day: date, name: str) -> str:

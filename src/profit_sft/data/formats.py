@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from itertools import product
 from typing import Any, Literal
 
@@ -82,11 +83,12 @@ def detect_format(columns: Collection[str], *, prompt_column: str | None, respon
     given = columns
     if isinstance(columns, Mapping):
         given = [name for name, value in columns.items() if value is not None]
-    return _format_of(given) or _format_of(columns)
+    return _format_of(tuple(given)) or _format_of(tuple(columns))
 
 
-def _format_of(columns: Collection[str]) -> Format | None:
-    columns = {*columns, *map(str.lower, columns)}
+@lru_cache(maxsize=64)
+def _format_of(names: tuple[str, ...]) -> Format | None:
+    columns = {*names, *map(str.lower, names)}
     for name, fields in REQUIRED_FIELDS.items():
         if any(all(field in columns for field in needed) for needed in (fields, *_ALSO.get(name, ()))):
             return name

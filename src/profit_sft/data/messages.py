@@ -25,6 +25,7 @@ _ARGUMENT_KEYS = ("arguments", "parameters", "args", "input")  # the last two La
 _CALL_KEYS = ("id", "index", "type", "function", "name")
 _TRAIN_KEYS = ("weight", "train", "loss", "trainable", "training")
 _MASK_KEYS = ("mask", "masked")  # true: not to be trained
+_WEIGHT_KEYS = frozenset((*_TRAIN_KEYS, *_MASK_KEYS))
 _MEDIA = ("images", "image", "videos", "video", "audios", "audio", "image_url", "input_audio")
 _TRUTHS = {"true": 1.0, "false": 0.0}
 THOUGHT_WITHIN = re.compile(r"\s*<think>\s*(.*?)\s*</think>\s*(.*)", re.DOTALL)  # content that begins with one
@@ -71,9 +72,9 @@ def _read_message(row: Row, place: str, turn: Any) -> tuple[Message, float]:
     if not isinstance(turn, Mapping):
         raise row.error(f"{place} must be an object with role and content, got {shown(turn)}. Mend or drop the row.")
     rest = {key: value for key, value in turn.items() if value is not None}
-    for key in (*_TRAIN_KEYS, *_MASK_KEYS):
-        if is_no_weight(rest.get(key)):
-            rest.pop(key, None)
+    for key in rest.keys() & _WEIGHT_KEYS:
+        if is_no_weight(rest[key]):
+            del rest[key]
     named = rest.pop("role" if "role" in rest else "from", None)
     role = _ROLES.get(named.lower()) if isinstance(named, str) else None
     if role is None:
@@ -118,14 +119,14 @@ def _read_message(row: Row, place: str, turn: Any) -> tuple[Message, float]:
 
 def _refuse_keys_of_answers(row: Row, place: str, role: str, rest: dict[str, Any]) -> None:
     """Refuse thoughts and calls of others than the assistant, which templates may write; drop empty ones."""
-    for key in ("tool_calls", "function_call", *_REASONING_KEYS):
+    for key in ("tool_calls", "function_call", *_REASONING_KEYS) if rest else ():
         if is_given(_parsed(rest.pop(key, None))):
             raise row.error(f"{place} has '{key}', but is of role {role}: only an assistant has it. Leave it out.")
 
 
 def refuse_media(row: Row, place: str, values: Mapping[str, Any]) -> None:
     """Raise DataError where there are images, videos or audio."""
-    name = next((name for name in _MEDIA if is_given(values.get(name))), None)
+    name = next((name for name in _MEDIA if is_given(values.get(name))), None) if values.keys() & _MEDIA else None
     if name is not None:
         raise row.error(
             f"{place} has '{name}', and only text is trained on: the model would not see them. Leave them or the row "
@@ -309,6 +310,8 @@ def _parsed(value: Any) -> Any:
 
 def read_list(row: Row, field: str, value: Any) -> Sequence[Any]:
     """Return a list, or the list that JSON text is; an absent one is empty."""
+    if value is None:
+        return ()
     value = _parsed(without_nulls(value))
     if not is_given(value):
         return ()
@@ -319,6 +322,8 @@ def read_list(row: Row, field: str, value: Any) -> Sequence[Any]:
 
 def read_object(row: Row, field: str, value: Any) -> dict[str, Any]:
     """Return an object, or the object that JSON text is, without nulls; an absent one is empty."""
+    if value is None:
+        return {}
     value = _parsed(value)
     if not is_given(value):
         return {}

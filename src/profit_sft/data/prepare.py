@@ -101,7 +101,8 @@ def prepare_dataset(settings: DataSettings, tokenizer: PreTrainedTokenizerBase, 
     """
     _require_fast(tokenizer)
     rows = open_source(settings)
-    key = _key(settings, tokenizer, rows)
+    tokenizer_is = tokenizer_fingerprint(tokenizer)  # once: it writes out the vocabulary
+    key = _key(settings, tokenizer, tokenizer_is, rows)
     folder = Path(datasets.config.HF_DATASETS_CACHE) / "profit_sft" / key
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):
@@ -109,7 +110,7 @@ def prepare_dataset(settings: DataSettings, tokenizer: PreTrainedTokenizerBase, 
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
             try:
-                _prepare(settings, tokenizer, rows, folder, progress=progress)
+                _prepare(settings, tokenizer, tokenizer_is, rows, folder, progress=progress)
             except BaseException:
                 shutil.rmtree(folder, ignore_errors=True)
                 raise
@@ -138,7 +139,8 @@ def stream_dataset(settings: DataSettings, tokenizer: PreTrainedTokenizerBase) -
     arguments = {"rows": rows, "settings": settings, "tokenizer": tokenizer}
     dataset = datasets.IterableDataset.from_generator(_streamed, features=features, gen_kwargs=arguments)
     tally = Tally(dataset_format="streamed", notes=["streamed, so that nothing is counted"])
-    return PreparedData(dataset=dataset, report=_report(tally, settings, tokenizer, fingerprint=""))
+    report = _report(tally, settings, tokenizer_fingerprint(tokenizer), fingerprint="")
+    return PreparedData(dataset=dataset, report=report)
 
 
 def _streamed(
@@ -153,11 +155,11 @@ def _streamed(
                 yield {"input_ids": example.input_ids[:limit], "labels": example.labels[:limit]}
 
 
-def _key(settings: DataSettings, tokenizer: PreTrainedTokenizerBase, rows: RowSource) -> str:
+def _key(settings: DataSettings, tokenizer: PreTrainedTokenizerBase, tokenizer_is: str, rows: RowSource) -> str:
     """Return a name for what is prepared: it changes with the rows, the settings, the tokenizer and the code."""
     content = {
         "settings": {**dataclasses.asdict(settings), "dataset_num_proc": None},
-        "tokenizer": [tokenizer_fingerprint(tokenizer), tokenizer.special_tokens_map],
+        "tokenizer": [tokenizer_is, tokenizer.special_tokens_map],
         "rows": rows.identity,
         "code": _code_fingerprint(),
         "packages": package_versions(("transformers", "tokenizers", "jinja2")),
@@ -172,7 +174,13 @@ def _code_fingerprint() -> str:
 
 
 def _prepare(
-    settings: DataSettings, tokenizer: PreTrainedTokenizerBase, rows: RowSource, folder: Path, *, progress: bool
+    settings: DataSettings,
+    tokenizer: PreTrainedTokenizerBase,
+    tokenizer_is: str,
+    rows: RowSource,
+    folder: Path,
+    *,
+    progress: bool,
 ) -> None:
     processes = settings.dataset_num_proc or 1
     block_rows = max(1, min(_BLOCK_ROWS, -(-len(rows) // processes)))
@@ -193,14 +201,12 @@ def _prepare(
     tally = read_tally(folder)
     if tally.rows_used == 0:
         raise _nothing_used(settings, tally)
-    report = _report(tally, settings, tokenizer, fingerprint=_fingerprint(made.data.table))
+    report = _report(tally, settings, tokenizer_is, fingerprint=_fingerprint(made.data.table))
     kept = {**dataclasses.asdict(report), **{name: getattr(tally, name) for name in _OPTIONAL}}
     write_text(folder / _REPORT, json.dumps(kept, indent=2) + "\n")
 
 
-def _report(
-    tally: Tally, settings: DataSettings, tokenizer: PreTrainedTokenizerBase, *, fingerprint: str
-) -> DataReport:
+def _report(tally: Tally, settings: DataSettings, tokenizer_is: str, *, fingerprint: str) -> DataReport:
     counts = {entry.name: getattr(tally, entry.name) for entry in dataclasses.fields(tally)}
     for name in _OPTIONAL:
         del counts[name]
@@ -208,7 +214,7 @@ def _report(
         **{**counts, "skipped": tuple(tally.skipped), "notes": tuple(tally.notes)},
         dataset_name=settings.dataset_name,
         fingerprint=fingerprint,
-        tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
+        tokenizer_fingerprint=tokenizer_is,
     )
 
 

@@ -89,7 +89,8 @@ def left_out(message: Message, text: str) -> str | None:
     *thoughts, said = _THINK_TAGS.split(message.get("content") or "")
     parts = [part for part in (message.get("reasoning_content", ""), *thoughts, said) if part.strip()]
     calls = message.get("tool_calls", ())
-    for write, whole in ((_as_given, text), (_written, _bare_text(text))):
+    for write in (_as_given, _written):
+        whole = text if write is _as_given else _bare_text(text)
         rests = [rest for backward in (False, True) if (rest := _without(parts, write, whole, backward)) is not None]
         wanted = Counter(words for call in calls for words in _words_of(call["function"]))
         lost = [words for words, count in wanted.items() if not any(_has(rest, words, write, count) for rest in rests)]
@@ -115,7 +116,8 @@ def first_left_out(messages: Sequence[Message], trained: Collection[int], prompt
         if index not in trained
     ]
     said.sort(key=lambda one: -len(one[0]))  # what is within another text must not take its place
-    for write, rest in ((_as_given, prompt), (_written, _bare_text(prompt))):
+    for write in (_as_given, _written):
+        rest = prompt if write is _as_given else _bare_text(prompt)
         lost = []
         for words, index in said:
             without = _without([words], write, rest, backward=False)

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from functools import partial, partialmethod
 from typing import TYPE_CHECKING, Any
 
+from profit_sft.data.chat_template import date_chats
 from profit_sft.errors import ConfigurationError, brief, require_extra
 from profit_sft.evaluation.budgets import accuracy_by_budget, budget_file, budgets_up_to, write_scores
 from profit_sft.evaluation.code_check import confirm_run_unsafe_code
@@ -277,6 +278,7 @@ def start_engine(settings: EvalSettings) -> Engine:
             f"the tokenizer of '{settings.model_name_or_path}' has no chat template. Evaluate a model that has one, or "
             "leave templates out with --no_chat_template (apply_chat_template=False)."
         )
+    date_chats(engine.tokenizer, settings.model_name_or_path)
     return engine
 
 
