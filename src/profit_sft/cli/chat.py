@@ -34,6 +34,7 @@ def chat_command(
         raise ConfigurationError(f"max_new_tokens must be 1 or more, got {max_new_tokens}.")
     if temperature is not None and not 0 <= temperature < float("inf"):
         raise ConfigurationError(f"temperature must be 0 or more, got {temperature}.")
+    from profit_sft.data.chat_template import date_chats
     from profit_sft.models.pretrained import default_device, load_model, load_tokenizer
 
     quiet_libraries()
@@ -43,6 +44,7 @@ def chat_command(
             f"model_name_or_path: the tokenizer of '{model_name_or_path}' has no chat template, so there is no "
             "telling how it was taught to answer. Name one with --chat_template_path, a Jinja file or another model."
         )
+    date_chats(tokenizer, model_name_or_path)
     model = load_model(model_name_or_path, dtype=dtype, allow_missing_weights=allow_missing_weights)
     model.to(default_device())  # type: ignore[arg-type]  # transformers wraps it
     settings: dict[str, Any] = {"max_new_tokens": max_new_tokens}
