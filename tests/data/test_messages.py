@@ -116,3 +116,17 @@ def test_a_turn_may_say_that_it_is_not_trained(key, value, trained):
     conversation = to_conversation(Row(values, "train.jsonl", 1))
     assert conversation.trained == ((1, 3) if trained else (3,))
     assert conversation.messages[1] == SAID
+
+
+@pytest.mark.parametrize(
+    "turns", [[{"human": "2+3?", "assistant": "Five."}], [{"human": "2+3?"}, {"assistant": "Five.", "human": None}]]
+)
+def test_keys_may_say_who_speaks(turns):
+    assert to_conversation(Row({"conversations": turns}, "rows.jsonl", 1)).messages == (USER, SAID)
+
+
+def test_calls_that_follow_each_other_are_made_by_one_turn():
+    call = {"from": "function_call", "value": TEXT_CALL}
+    turns = [{"from": "human", "value": "2+3?"}, call, call, {"from": "observation", "value": "5"}, call]
+    messages = to_conversation(Row({"conversations": turns}, "rows.jsonl", 1)).messages
+    assert messages == (USER, {**CALLING, "tool_calls": [CALL, CALL]}, RESULT, CALLING)

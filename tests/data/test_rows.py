@@ -342,3 +342,13 @@ def test_two_columns_of_a_name_are_refused_in_tables_too(tmp_path, kind):
             stream.write_table(table)
     with pytest.raises(DataError, match="has two columns named 'text', of which one would be lost. Rename one"):
         list(load_rows(str(path)))
+
+
+@pytest.mark.parametrize(
+    "line", ['{"question": "a", "question": "b"}', '{"messages": [{"role": "user", "role": "x"}]}']
+)
+def test_a_key_twice_in_one_object_is_a_problem_of_its_row(tmp_path, line):
+    (tmp_path / "rows.jsonl").write_text('{"a": 1}\n' + line + "\n")
+    fine, twice = load_rows(str(tmp_path / "rows.jsonl"))
+    assert fine.problem is None
+    assert re.match(r"has the key '(question|role)' twice in one object", twice.problem)

@@ -3,6 +3,7 @@
 Tokens and labels are TRL's but for what is listed: what we leave out of the labels, and which chats are refused.
 """
 
+import re
 from datetime import date
 from pathlib import Path
 
@@ -73,6 +74,8 @@ NUMBER = {"type": "integer", "description": "a number"}
 PARAMETERS = {"type": "object", "properties": {"a": NUMBER, "b": NUMBER}, "required": ["a", "b"]}
 TOOLS = [{"type": "function", "function": {"name": "add", "description": "Add.", "parameters": PARAMETERS}}]
 CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 2, "b": 3}}}
+CALLING = {"role": "assistant", "content": "", "tool_calls": [CALL]}
+RESULT = {"role": "tool", "name": "add", "content": "the sum 5"}
 SYSTEM = {"role": "system", "content": "Be brief."}
 THINKING = [user("2+2?"), assistant("Four.", reasoning_content="Two and two.")]
 THINKING_AGAIN = [*THINKING, user("3+3?"), assistant("Six.", reasoning_content="Three twice.")]
@@ -84,15 +87,7 @@ CHATS = {
     "thought": {"messages": THINKING},
     "thoughts": {"messages": THINKING_AGAIN},
     "tools": {"messages": [user("2+2?"), assistant("Four.")], "tools": TOOLS},
-    "call": {
-        "messages": [
-            user("2+3?"),
-            {"role": "assistant", "content": "", "tool_calls": [CALL]},
-            {"role": "tool", "name": "add", "content": "the sum 5"},
-            assistant("It is 5."),
-        ],
-        "tools": TOOLS,
-    },
+    "call": {"messages": [user("2+3?"), CALLING, RESULT, assistant("It is 5.")], "tools": TOOLS},
 }
 # What TRL labels and we do not: what the generation prompt brings, and what follows the token that ends a turn. A model
 # is not asked for either.
@@ -124,6 +119,8 @@ REFUSED["developer"] = ("gemma",)
 # Those that leave out earlier thoughts, or would leave them out: each turn is an example of its own.
 TURN_BY_TURN = ("diffusion_gemma", "gemma4_v5", "glm4moe", "gptoss", "lfm2_2_5", "lfm2_2_5_v2", "lfm2_2_5_vl")
 TURN_BY_TURN += ("nemotron_3_5_lightning", "nemotron_3_nano", "nemotron_3_super", "nemotron_3_ultra")
+# An earlier answer ends in another token than the one that is generated, `<|return|>`.
+ENDS_OTHERWISE = ("gptoss",)
 
 
 def tokenizer_of(name):
@@ -197,7 +194,8 @@ def test_labels_are_those_of_trl_but_for_what_is_listed(name):
             continue
         examples = ours(tokenizer, chat)
         said = [message["content"] for message in chat["messages"] if message["role"] == "assistant"]
-        assert len(examples) == (len(said) if kind == "thoughts" and name in TURN_BY_TURN else 1), kind
+        by_turn = (name in TURN_BY_TURN and kind == "thoughts") or name in ENDS_OTHERWISE
+        assert len(examples) == (len(said) if by_turn and kind != "call" else 1), kind
         trained = "".join(
             tokenizer.decode([label for label in example.labels if label != IGNORE_INDEX]) for example in examples
         )
@@ -221,3 +219,40 @@ def test_labels_are_those_of_trl_but_for_what_is_listed(name):
         for before, after in left_out(tokenizer, example, expected[1]):
             assert before in BROUGHT_BY_THE_PROMPT, kind
             assert after in BEHIND_THE_END, kind
+
+
+def test_gpt_oss_is_trained_on_its_calls_and_answers_as_it_is_asked_for_them():
+    tokenizer = tokenizer_of("gptoss")
+    calling = {**CALLING, "reasoning_content": "Call it."}
+    thinking = assistant("It is 5.", reasoning_content="So it says.")
+    chat = {"messages": [user("2+3?"), calling, RESULT, calling, RESULT, thinking, *THINKING], "tools": TOOLS}
+    called = "<|channel|>analysis<|message|>Call it.<|end|><|start|>assistant to=functions.add<|channel|>commentary "
+    called += 'json<|message|>{"a": 2, "b": 3}<|call|>'
+    final = "<|channel|>analysis<|message|>{}<|end|><|start|>assistant<|channel|>final<|message|>{}<|return|>"
+    learned = [called, called, final.format("So it says.", "It is 5."), final.format("Two and two.", "Four.")]
+    for marks in (False, True):  # TRL's training template is the same with marks
+        if marks:
+            tokenizer.chat_template = (TEMPLATES / "gptoss_training.jinja").read_text(encoding="utf-8")
+        examples = ours(tokenizer, chat)
+        assert len(examples) == len(learned)
+        for index, example, words in zip((1, 3, 5, 7), examples, learned, strict=True):
+            asked = tokenizer.apply_chat_template(
+                [{**m, "thinking": m.get("reasoning_content", "")} for m in chat["messages"][:index]],
+                tools=TOOLS,
+                add_generation_prompt=True,
+                tokenize=True,
+                return_dict=True,
+            )["input_ids"]
+            assert example.input_ids[: len(asked)] == asked
+            assert set(example.labels[: len(asked)]) == {IGNORE_INDEX}
+            assert example.labels[len(asked) :] == example.input_ids[len(asked) :]
+            assert tokenizer.decode(example.input_ids[len(asked) :]) == words
+
+
+@pytest.mark.parametrize("turns", [1, 2])
+def test_a_prompt_that_opens_a_thought_which_answers_lack_is_said(turns):
+    said = [user("2+2?"), assistant("Four.")] * turns
+    opened = "ends its generation prompt in '<think>.*', which answers of this data do not begin with"
+    for name, chat in (("deepseek_r1_distill", said), ("deepseek_r1_distill", THINKING), ("qwen3_5_think", said)):
+        notes = "; ".join(note for example in ours(tokenizer_of(name), {"messages": chat}) for note in example.notes)
+        assert bool(re.search(opened, notes)) == (name == "deepseek_r1_distill" and chat is said), (name, notes)

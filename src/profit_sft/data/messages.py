@@ -54,11 +54,35 @@ def read_messages(row: Row, field: str, given: Any) -> list[tuple[Message, float
         raise row.error(
             f"'{field}' must be a list of messages that is not empty, got {shown(turns)}. Mend or drop the row."
         )
-    return [
-        _read_message(row, f"'{field}[{position}]'", turn)
-        for position, turn in enumerate(turns)
-        if not _says_nothing(turn)
-    ]
+    found: list[tuple[Message, float]] = []
+    was_call = False
+    for position, turn in enumerate(turns):
+        for given_message in _messages_of(turn):
+            if _says_nothing(given_message):
+                continue
+            message, weight = _read_message(row, f"'{field}[{position}]'", given_message)
+            is_call = _is_one_call(given_message) and message.keys() == {"role", "tool_calls"}
+            if is_call and was_call and found[-1][1] == weight:  # calls in parallel: one turn makes them
+                calls = [*found[-1][0]["tool_calls"], *message["tool_calls"]]
+                found[-1] = {**found[-1][0], "tool_calls": calls}, weight
+            else:
+                found.append((message, weight))
+            was_call = is_call
+    return found
+
+
+def _is_one_call(turn: Any) -> bool:
+    """Tell a turn of ShareGPT's whose role says that it is a call."""
+    return str(turn.get("role", turn.get("from"))).lower() in _CALL_ROLES
+
+
+def _messages_of(turn: Any) -> list[Any]:
+    """Return the messages of a turn whose keys are who speaks, as in BELLE (`human`, `assistant`), or the turn."""
+    if not isinstance(turn, Mapping) or not turn or not {"role", "from"}.isdisjoint(turn):
+        return [turn]
+    if not all(key.lower() in _ROLES for key in turn):
+        return [turn]
+    return [{"role": key, "content": said} for key, said in turn.items() if said is not None]
 
 
 def _says_nothing(turn: Any) -> bool:

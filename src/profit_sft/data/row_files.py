@@ -108,11 +108,24 @@ def _jsonl_rows(path: Path) -> Iterator[Row]:
                 yield _jsonl_row(line, path, number)
 
 
+class _KeyTwice(Exception):
+    """An object has one key more than once."""
+
+
+def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise _KeyTwice(next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1))
+    return found
+
+
 def _jsonl_row(line: bytes, path: Path, number: int) -> Row:
     try:
         # Some editors put a byte order mark in front of the first line. The newline would count as a line of JSON.
         text = line.rstrip().decode("utf-8-sig" if number == 1 else "utf-8")
-        return _checked(json.loads(text), path, number)
+        return _checked(json.loads(text, object_pairs_hook=_without_twins), path, number)
+    except _KeyTwice as error:
+        problem = f"has the key {error.args[0]!r} twice in one object, of which one would be lost."
     except UnicodeDecodeError as error:
         problem = f"line {number} is not UTF-8 (byte {error.start + 1} of it). Convert the file first."
     except json.JSONDecodeError as error:

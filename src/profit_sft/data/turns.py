@@ -126,6 +126,9 @@ def _examples(chat: _Chat) -> list[Rendered]:
     """Return the examples of the first way that labels all of a chat, or raise why the last one does not."""
     with suppress(CannotLabel):
         return [_by_marks(chat) if chat.template.has_marks else _by_extension(chat)]
+    if len(chat.trained) == 1:  # as it is served costs no second example
+        with suppress(CannotLabel):
+            return _turn_by_turn(chat)
     training = chat.template.training_template()
     marked = None if training is None else replace(chat, template=training)
     if marked is not None:
@@ -212,31 +215,53 @@ def _by_marks(chat: _Chat) -> Rendered:
             f"assistant turns. {_TEMPLATE_FIX}"
         )
     brought: dict[str, str] = {}
-    spans = []
+    spans, unanswered, ends_seen = [], "", set()
     for turn in chat.trained:
         start, end = marks[answers.index(turn)]
         before = chat.spelled[turn - 1]["role"] if turn else ""
         if before not in brought:
             brought[before] = _brought_by_prompt(chat, turn, whole, start)
-        start = _behind(whole, start, brought[before], chat.template)
+        start, rest = _behind(whole, start, brought[before], chat.template)
+        unanswered = unanswered or rest
         spans.append((start, _end_of(chat, turn, whole, start, end)))
-    return _complete(chat, chat.trained, whole, spans)
+        kind = "tool_calls" in chat.spelled[turn]
+        if turn < len(chat.spelled) - 1 and kind not in ends_seen:  # a template ends all of a kind alike
+            ends_seen.add(kind)
+            _check_ends_as_generated(chat, turn, whole[: spans[-1][1]])
+    example = _complete(chat, chat.trained, whole, spans)
+    return _with_note(example, _asked_otherwise(chat.template, unanswered)) if unanswered else example
+
+
+def _check_ends_as_generated(chat: _Chat, turn: int, text: str) -> None:
+    """Refuse a turn that ends in another token where it is the last: gpt-oss generates that one, and stops at it."""
+    template = chat.template
+    try:
+        last = template.render(chat.spelled[: turn + 1]).rstrip()
+    except CannotLabel:  # no user has spoken yet, and it wants one
+        return
+    generated = last[template.without_end(last, 0, len(last)) :]
+    if not last.startswith(text) and generated and not text.endswith(generated):
+        raise CannotLabel(f"{template.name} ends turn {turn + 1} otherwise once the conversation goes on.")
 
 
 def _brought_by_prompt(chat: _Chat, turn: int, text: str, start: int) -> str:
     """Return what a turn's generation prompt has of the turn that is marked from `start`: it is not to be learned."""
     prompt = _prompt_of(chat, turn)
     if prompt is not None:
-        return prompt[start:] if prompt.startswith(text[:start]) else ""
+        if not prompt.startswith(text[:start]):
+            raise CannotLabel(f"{chat.template.name} rewrites what stands before turn {turn + 1} once it is answered.")
+        return prompt[start:]
     header = chat.template.generation_prompt([_QUESTION])
     written = max(length for length in range(len(header) + 1) if text[:start].endswith(header[:length]))
     return header[written:]
 
 
-def _behind(text: str, start: int, brought: str, template: ChatTemplate) -> int:
-    """Return where a turn is learned from: behind what the prompt brings of it, or as much as the turn goes on with."""
-    end = start + shared_length(brought, text[start : start + len(brought)])
-    return end if end == start + len(brought) else _whole_words(text, start, end, template)
+def _behind(text: str, start: int, brought: str, template: ChatTemplate) -> tuple[int, str]:
+    """Return where a turn is learned from, behind what the prompt brings of it, and what of that the turn has not."""
+    shared = shared_length(brought, text[start : start + len(brought)])
+    if shared == len(brought):
+        return start + shared, ""
+    return _whole_words(text, start, start + shared, template), brought[shared:]
 
 
 def _whole_words(text: str, start: int, end: int, template: ChatTemplate) -> int:
@@ -251,28 +276,55 @@ def _as_served(chat: _Chat, turn: int) -> Rendered:
     part = replace(chat, messages=chat.messages[: turn + 1], spelled=chat.spelled[: turn + 1])
     template = chat.template
     if template.has_marks:
-        whole, marks = template.render_marked(part.spelled)
-        if not marks:
-            raise CannotLabel(f"{template.name} marks nothing of turn {turn + 1} as the assistant's. {_TEMPLATE_FIX}")
-        start, end = marks[-1]
-        start = _behind(whole, start, _brought_by_prompt(part, turn, whole, start), template)
-        return _complete(part, [turn], whole, [(start, _end_of(part, turn, whole, start, end))])
+        with suppress(CannotLabel):
+            return _last_by_marks(part)
     whole = template.render(part.spelled)
     start, rest = _start_of(part, turn, whole)
-    if not rest:
-        return _complete(part, [turn], whole, [(start, _end_of(part, turn, whole, start, len(whole)))])
-    header = shared_length(template.render(part.spelled[:turn]), whole) if turn else 0
-    start = _whole_words(whole, header, start, template)
-    if start == header:
-        raise CannotLabel(
-            f"{template.name} does not begin turn {turn + 1} as its generation prompt does, so its tokens cannot be "
-            f"labeled. {_TEMPLATE_FIX}"
-        )
+    if rest:
+        whole, start, rest = _put_behind_its_prompt(part, turn, whole, start, rest)
     example = _complete(part, [turn], whole, [(start, _end_of(part, turn, whole, start, len(whole)))])
-    return _with_note(
-        example,
+    return _with_note(example, _asked_otherwise(template, rest)) if rest else example
+
+
+def _last_by_marks(chat: _Chat) -> Rendered:
+    turn, (whole, marks) = len(chat.spelled) - 1, chat.template.render_marked(chat.spelled)
+    if not marks:
+        raise CannotLabel(f"{chat.template.name} marks nothing of turn {turn + 1} as the assistant's. {_TEMPLATE_FIX}")
+    start, end = marks[-1]
+    start, rest = _behind(whole, start, _brought_by_prompt(chat, turn, whole, start), chat.template)
+    example = _complete(chat, [turn], whole, [(start, _end_of(chat, turn, whole, start, end))])
+    return _with_note(example, _asked_otherwise(chat.template, rest)) if rest else example
+
+
+def _put_behind_its_prompt(chat: _Chat, turn: int, whole: str, start: int, rest: str) -> tuple[str, int, str]:
+    """Return a chat's text, where its last turn begins, and what of its prompt the turn does not go on with.
+
+    Where an answer makes the template drop what stood before it, such as gpt-oss the thoughts before calls, the turn is
+    put behind the prompt that it answers.
+    """
+    template = chat.template
+    before = template.render(chat.spelled[:turn]) if turn else ""
+    if whole.startswith(before):
+        header = len(before)
+        start = _whole_words(whole, header, start, template)
+        if start > header:
+            return whole, start, rest
+    elif header_text := template.generation_prompt(chat.spelled[:turn]):
+        other = template.render([*chat.spelled[:turn], {"role": "assistant", "content": "\0"}])
+        place = whole.rfind(header_text, 0, shared_length(other, whole))
+        if place >= 0:
+            prompt = before + header_text
+            return prompt + whole[place + len(header_text) :], len(prompt), ""
+    raise CannotLabel(
+        f"{template.name} does not begin turn {turn + 1} as its generation prompt does, so its tokens cannot be "
+        f"labeled. {_TEMPLATE_FIX}"
+    )
+
+
+def _asked_otherwise(template: ChatTemplate, rest: str) -> str:
+    return (
         f"{template.name} ends its generation prompt in {shown(rest)}, which answers of this data do not begin with, "
-        "so a model is asked otherwise than it was trained",
+        "so a model is asked otherwise than it was trained"
     )
 
 
