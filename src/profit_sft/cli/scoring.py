@@ -22,7 +22,7 @@ def scoring_settings(data: Mapping[str, Any], options: Mapping[str, Any]) -> Sco
         options: Fields of `ScoreSettings`, without `data`.
     """
     if "template_date" not in data:
-        data = {**data, "template_date": trained_date(options["model_name_or_path"])}
+        data = {**data, "template_date": trained_date(options.get("model_name_or_path"))}
     with wrong_values_are_usage_errors():
         return ScoreSettings(data=DataSettings(**data), **options)
 

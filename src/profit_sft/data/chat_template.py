@@ -14,7 +14,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from profit_sft.data.messages import Message
 from profit_sft.data.settings import TEMPLATE_DATE
-from profit_sft.models.pretrained import pretrained_path
+from profit_sft.models.pretrained import EMBEDDED
 
 Span = tuple[int, int]  # characters, the end exclusive
 _MARKS = r"\{%-?\s*generation\s*-?%\}"
@@ -171,7 +171,7 @@ def on_date(source: str, template_date: str) -> str:
 
 def trained_date(model_name_or_path: str | None) -> str:
     """Return the day that a model's chats were dated with in training, by its run's settings; else the usual one."""
-    folder = Path(pretrained_path(model_name_or_path))
+    folder = Path(model_name_or_path or EMBEDDED).expanduser()  # a hub's or a server's name is no folder
     for place in (folder, folder.parent) if folder.name.startswith("checkpoint-") else (folder,):
         with suppress(OSError, ValueError, yaml.YAMLError):  # any model may have a file of that name
             settings = yaml.safe_load((place / "config.yaml").read_text(encoding="utf-8"))
