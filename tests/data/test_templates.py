@@ -256,3 +256,33 @@ def test_a_prompt_that_opens_a_thought_which_answers_lack_is_said(turns):
     for name, chat in (("deepseek_r1_distill", said), ("deepseek_r1_distill", THINKING), ("qwen3_5_think", said)):
         notes = "; ".join(note for example in ours(tokenizer_of(name), {"messages": chat}) for note in example.notes)
         assert bool(re.search(opened, notes)) == (name == "deepseek_r1_distill" and chat is said), (name, notes)
+
+
+@pytest.mark.parametrize("kind", ["thought", "content", "tool_call"])
+@pytest.mark.parametrize("name", NAMES)
+def test_the_kinds_of_a_turn_are_weighed_where_they_stand(name, kind):
+    tokenizer = tokenizer_of(name)
+    chats = {"thought": THINKING, "content": THINKING, "tool_call": CHATS["call"]["messages"]}
+    more = {"tools": TOOLS} if kind == "tool_call" else {}
+    if name in (NO_CALLS if kind == "tool_call" else NO_THOUGHTS):
+        chats, more = dict.fromkeys(chats, [user("2+2?"), assistant("Four.")]), {}
+    row = Row({"messages": chats[kind], **more}, "chats.jsonl", 1)
+    try:
+        examples = tokenize_conversation(to_conversation(row), tokenizer, row, kind_weights={kind: 0.5})
+    except DataError as error:
+        pytest.skip(f"not rendered: {str(error)[:80]}")
+    text = ""
+    for example in examples:
+        weights = example.token_weights or [1.0] * len(example.labels)
+        halved = [token for token, weight in zip(example.labels, weights, strict=True) if weight == 0.5 and token >= 0]
+        text += tokenizer.decode(halved)
+    if kind == "tool_call" and name not in NO_CALLS:
+        assert "add" in text
+        assert "2" in text
+        assert "the sum 5" not in text
+    elif kind == "thought" and name not in NO_THOUGHTS:
+        assert text.strip() == "Two and two."
+    elif kind == "content":
+        assert text.strip() == "Four."
+    else:
+        assert text == ""

@@ -209,3 +209,56 @@ def test_weights_and_objective_must_fit_each_other(tmp_path, capsys):
     assert "Given() reads weights, and" in capsys.readouterr().err
     assert run_app(["train", *flags, "--dataset_name", weighted, "--objective", "nll"]) == 0
     assert "does not read them: every label counts in full. To use them: --objective given" in capsys.readouterr().err
+
+
+def kinds_text(values, weights, tokenizer=None):
+    """The text of the label tokens of each weight, in the order of the weights."""
+    tokenizer = tokenizer or chat_tokenizer()
+    row = Row(values, "train.jsonl", 3)
+    (example,) = tokenize_conversation(to_conversation(row), tokenizer, row, kind_weights=weights)
+    found = {}
+    for label, weight in zip(example.labels, example.token_weights, strict=True):
+        if label != -100:
+            found.setdefault(weight, []).append(label)
+    return {weight: tokenizer.decode(tokens) for weight, tokens in sorted(found.items())}
+
+
+def test_weights_by_kind_multiply_with_all_others():
+    assert kinds_text(chat(USER, ANSWER), {"content": 3.0}) == {1.0: "<|im_end|>", 3.0: "It is four."}
+    weighed = chat(USER, {**ANSWER, "weight": 2}, token_weights=[{"start": 0, "end": 5, "weight": 0.5}])
+    assert kinds_text(weighed, {"content": 3.0}) == {2.0: "<|im_end|>", 3.0: "It is", 6.0: " four."}
+    pair = {"prompt": "2+2? ", "completion": "It is four."}
+    assert kinds_text(pair, {"content": 3.0}) == {1.0: "<|im_end|>", 3.0: " It is four."}
+    spans = [{"start": 0, "end": 6, "kind": "style"}, {"start": 6, "end": 11, "kind": "core"}]
+    for values in ({**pair, "answer_spans": spans}, chat(USER, ANSWER, answer_spans=spans)):
+        found = kinds_text(values, {"style": 0.0, "core": 2.0})
+        assert found[0.0].strip() == "It is"
+        assert found[2.0].strip() == "four.", "a token that begins in the style is core where it reaches into the core"
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ('{"thoughts": 1}', "given_weights has unknown kind 'thoughts'. Kinds are thought, content, tool_call"),
+        ('{"thought": -1}', "given_weights of thought must be a finite number, 0 or more, got -1"),
+        ('{"thought": NaN}', "given_weights of thought must be a finite number, 0 or more, got NaN"),
+        ('{"thought": true}', "given_weights of thought must be a finite number, 0 or more, got true"),
+        ('["thought"]', "given_weights must be a JSON object from kinds to weights"),
+        ("thought=1", "given_weights must be a JSON object from kinds to weights, got 'thought=1'"),
+    ],
+)
+def test_weights_of_kinds_that_mean_nothing_are_refused(given, said):
+    with pytest.raises(ValueError, match=said):
+        DataSettings(dataset_name="train.jsonl", given_weights=given)
+
+
+def test_weights_by_kind_reach_the_training_data(tmp_path):
+    path = tmp_path / "train.jsonl"
+    path.write_text(json.dumps(chat(USER, ANSWER)) + "\n")
+    made = {}
+    for given in (None, '{"content": 0.5}', {"content": 0.25}):
+        settings = DataSettings(dataset_name=str(path), max_length=None, given_weights=given)
+        made[str(given)] = prepare_dataset(settings, chat_tokenizer()).dataset
+    assert "token_weights" not in made["None"].column_names
+    weights = [set(of[0]["token_weights"]) for name, of in made.items() if name != "None"]
+    assert weights == [{1.0, 0.5}, {1.0, 0.25}], "data that was cached under other weights is not taken"

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from profit_sft.data.formats import FORMATS, REQUIRED_FIELDS, Format, detect_format, to_conversation
 from profit_sft.data.row import Row, RowSource
-from profit_sft.data.settings import DataSettings
+from profit_sft.data.settings import DataSettings, weights_by_kind
 from profit_sft.data.tokenize import (
     IGNORE_INDEX,
     TOKEN_KINDS,
@@ -306,6 +306,7 @@ def label_row(
         train_on="last" if settings.train_on == "last" else "all",
         empty_think="ignore" if settings.empty_think == "ignore" else "train",
         template_date=settings.template_date,
+        kind_weights=weights_by_kind(settings.given_weights),
     )
 
 

@@ -5,12 +5,14 @@ which its `RunArguments` inherit; `profit_sft.cli.options` makes the others' fla
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 
 from profit_sft.data.formats import FORMATS
 
+PART_KINDS = ("thought", "content", "tool_call", "tool_call_turn", "core", "style")  # what `given_weights` may weigh
 TEMPLATE_DATE = "2024-07-26"  # any day, but one: the day Llama's templates fall back to
 
 
@@ -27,6 +29,7 @@ class DataOptions:
         template_date: The day that templates are told which write today's date, so that a row's tokens stay the same.
         train_on: Assistant turns that carry labels: `all` or `last`.
         empty_think: What becomes of a thought without words that the template puts before an answer: `train`, `ignore`.
+        given_weights: JSON text of weights by kind (`PART_KINDS`), for the objective `given`. None: all are 1.
         skip_bad_rows: Leave out and list rows that cannot be used, instead of stopping at the first.
         max_samples: Rows to read. None: all.
         drop_long_rows: Leave out rows of more than `max_length` tokens, instead of cutting their end off.
@@ -54,6 +57,13 @@ class DataOptions:
         default="train",
         metadata={
             "help": "Whether an empty thought that the chat template puts before an answer is learned: train or ignore."
+        },
+    )
+    given_weights: str | None = field(
+        default=None,
+        metadata={
+            "help": 'Weights by kind for the objective given, as \'{"thought": 0.2, "tool_call": 2}\'. Kinds: '
+            f"{', '.join(PART_KINDS)}."
         },
     )
     skip_bad_rows: bool = field(default=False, metadata={"help": "Count and list rows that cannot be used; go on."})
@@ -142,6 +152,9 @@ class DataSettings(DataOptions, DataSource):
         if isinstance(self.chat_template_kwargs, dict):  # as YAML has it
             object.__setattr__(self, "chat_template_kwargs", json.dumps(self.chat_template_kwargs))
         _require_object("chat_template_kwargs", self.chat_template_kwargs)
+        if isinstance(self.given_weights, dict):  # as YAML has it
+            object.__setattr__(self, "given_weights", json.dumps(self.given_weights))
+        weights_by_kind(self.given_weights)
         _require_day("template_date", self.template_date)
         for name in ("max_length", "max_samples", "dataset_num_proc"):
             value = getattr(self, name)
@@ -160,6 +173,29 @@ class DataSettings(DataOptions, DataSource):
                     f"{name} ({getattr(self, name)!r}) is for question_answer rows, but dataset_format is "
                     f"{self.dataset_format!r}. Leave one of the two out."
                 )
+
+
+def weights_by_kind(given: str | None) -> dict[str, float]:
+    """Read `given_weights`: JSON text of an object from kinds to weights.
+
+    Raises:
+        ValueError: It is no such object, names an unknown kind, or has a weight that is no finite number from 0 on.
+    """
+    known = f'Kinds are {", ".join(PART_KINDS)}; example: {{"thought": 0.2, "tool_call": 2}}.'
+    try:
+        weights = json.loads(given or "{}")
+    except (json.JSONDecodeError, TypeError):
+        weights = None
+    if not isinstance(weights, dict):
+        raise ValueError(f"given_weights must be a JSON object from kinds to weights, got {given!r}. {known}")
+    for kind, weight in weights.items():
+        if kind not in PART_KINDS:
+            raise ValueError(f"given_weights has unknown kind {kind!r}. {known}")
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < math.inf:
+            raise ValueError(
+                f"given_weights of {kind} must be a finite number, 0 or more, got {json.dumps(weight)}. {known}"
+            )
+    return {kind: float(weight) for kind, weight in weights.items()}
 
 
 def _require_object(name: str, value: str | None) -> None:

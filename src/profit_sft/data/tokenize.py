@@ -2,8 +2,8 @@
 
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import chain
 from operator import itemgetter
@@ -66,6 +66,7 @@ class LabeledText:
         spans: Of characters of the text, or empty.
         parts: Characters of the text with a weight of their own.
         notes: As of `Tokenized`.
+        kind_weights: Weights of the kinds of `spans`.
     """
 
     text: str
@@ -74,6 +75,7 @@ class LabeledText:
     spans: Sequence[AnswerSpan]
     parts: Sequence[WeightedPart]
     notes: tuple[str, ...]
+    kind_weights: Mapping[str, float] = field(default_factory=dict)
 
 
 def tokenize_conversation(
@@ -84,13 +86,20 @@ def tokenize_conversation(
     train_on: TrainOn = "all",
     empty_think: EmptyThink = "train",
     template_date: str = TEMPLATE_DATE,
+    kind_weights: Mapping[str, float] | None = None,
 ) -> list[Tokenized]:
     """Render, tokenize and label one conversation: its examples, none where its weight is 0.
 
     Arguments and errors as `label_conversation`.
     """
     texts = label_conversation(
-        conversation, tokenizer, row, train_on=train_on, empty_think=empty_think, template_date=template_date
+        conversation,
+        tokenizer,
+        row,
+        train_on=train_on,
+        empty_think=empty_think,
+        template_date=template_date,
+        kind_weights=kind_weights,
     )
     return weighed(tokenize_texts(texts, tokenizer), row)
 
@@ -103,6 +112,7 @@ def label_conversation(
     train_on: TrainOn = "all",
     empty_think: EmptyThink = "train",
     template_date: str = TEMPLATE_DATE,
+    kind_weights: Mapping[str, float] | None = None,
 ) -> list[LabeledText | Tokenized]:
     """Render and label one conversation: its examples, none where its weight is 0; plain text is tokenized already.
 
@@ -121,6 +131,7 @@ def label_conversation(
         train_on: Label all assistant turns that may be trained, or the last one only.
         empty_think: Label a thought without words that the template puts before an answer, or ignore it.
         template_date: The day that templates are told which write today's date.
+        kind_weights: Weights of `PART_KINDS`.
 
     Raises:
         DataError: The template is missing or cannot be used so; names file, row and the fix.
@@ -128,9 +139,16 @@ def label_conversation(
     if not conversation.weights:
         return []
     if conversation.prompt is not None:
-        return [_plain_text(conversation, tokenizer, row)]
+        return [_plain_text(conversation, tokenizer, row, kind_weights or {})]
+    weights = kind_weights or {}
     rendered = render_conversation(
-        conversation, tokenizer, row, train_on=train_on, empty_think=empty_think, template_date=template_date
+        conversation,
+        tokenizer,
+        row,
+        train_on=train_on,
+        empty_think=empty_think,
+        template_date=template_date,
+        by_kind=not weights.keys().isdisjoint(("thought", "content", "tool_call", "tool_call_turn")),
     )
     examples: list[LabeledText | Tokenized] = []
     for example in rendered:
@@ -144,7 +162,8 @@ def label_conversation(
                 )
             spans, parts = _shifted(spans, example.place), shifted_parts(parts, example.place)
         notes = conversation.notes + example.notes
-        examples.append(LabeledText(example.text, example.trained, example.weights, spans, parts, notes))
+        parts = [*parts, *((start, end, weights[kind]) for start, end, kind in example.kinds if kind in weights)]
+        examples.append(LabeledText(example.text, example.trained, example.weights, spans, parts, notes, weights))
     return examples
 
 
@@ -225,7 +244,19 @@ def _labeled(example: LabeledText, input_ids: list[int], offsets: Sequence[tuple
         TOKEN_KINDS["none"] if label == IGNORE_INDEX else _kind(example.spans, *place)
         for label, place in zip(labels, offsets, strict=True)
     ]
+    token_weights = _weights_of_kinds(token_weights, kinds, example.kind_weights)
     return Tokenized(input_ids, labels, kinds, token_weights, example.notes)
+
+
+def _weights_of_kinds(
+    token_weights: list[float] | None, kinds: Sequence[int], kind_weights: Mapping[str, float]
+) -> list[float] | None:
+    """Multiply the weights of core and style tokens with those of their kind, if it has one."""
+    by_kind = {TOKEN_KINDS[kind]: weight for kind, weight in kind_weights.items() if kind in TOKEN_KINDS}
+    if not by_kind:
+        return token_weights
+    weights = token_weights or [1.0] * len(kinds)
+    return [weight * by_kind.get(kind, 1.0) for weight, kind in zip(weights, kinds, strict=True)]
 
 
 def weighed(examples: list[Tokenized], row: Row) -> list[Tokenized]:
@@ -290,12 +321,16 @@ def _kind(spans: Sequence[AnswerSpan], start: int, end: int) -> int:
     return TOKEN_KINDS["core" if "core" in overlapping else "style" if overlapping else "none"]
 
 
-def _plain_text(conversation: Conversation, tokenizer: PreTrainedTokenizerBase, row: Row) -> Tokenized:
+def _plain_text(
+    conversation: Conversation, tokenizer: PreTrainedTokenizerBase, row: Row, kind_weights: Mapping[str, float]
+) -> Tokenized:
     """Prompt and completion without a template; the completion starts where the two tokenizations part, as in TRL."""
     prompt, completion = conversation.prompt, conversation.completion
     assert prompt is not None
     assert completion is not None
     spans, parts = _of_answer(row, completion)
+    if "content" in kind_weights and completion:
+        parts = [*parts, (0, len(completion), kind_weights["content"])]
     spans, parts = _shifted(spans, len(prompt)), shifted_parts(parts, len(prompt))
     eos = eos_token(tokenizer) or ""
     text = prompt + completion if completion.endswith(eos) else prompt + completion + eos
@@ -311,4 +346,6 @@ def _plain_text(conversation: Conversation, tokenizer: PreTrainedTokenizerBase, 
     kinds = [TOKEN_KINDS["none"]] * shared + kinds
     labels = [IGNORE_INDEX] * shared + input_ids[shared:]
     weights = weights_of_parts([conversation.weights[0]] * len(labels), encoded["offset_mapping"], parts)
+    if spans:
+        weights = _weights_of_kinds(weights, kinds, kind_weights)
     return Tokenized(input_ids, labels, kinds if spans else None, weights, conversation.notes)

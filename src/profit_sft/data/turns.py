@@ -21,6 +21,7 @@ from profit_sft.data.row import Row
 from profit_sft.data.spellings import first_left_out, left_out, spellings, with_known_roles
 
 _EMPTY_THOUGHT = re.compile(r"\s*(?:(?:<think>\s*)?</think>|<\|channel>thought\s*<channel\|>)\s*")
+KindSpan = tuple[int, int, str]  # characters from, up to, and of which kind
 _FEW_TURNS = 4  # as many cost less to render one by one than to find
 _QUESTION: Message = {"role": "user", "content": "?"}
 _TRAINING_TEMPLATE = (
@@ -31,6 +32,7 @@ _EACH_TURN = (
     "the chat template rewrites earlier turns, so each trained turn is an example of its own, rendered as it is served"
 )
 _TEMPLATE_FIX = "Name another template with --chat_template_path."
+_NO_PLACE = f"it has no place that --given_weights could weigh. {_TEMPLATE_FIX}"
 # What read_message writes; any other key is the data's own.
 _KNOWN_KEYS = ("role", "content", "reasoning_content", "thinking", "reasoning", "tool_calls")
 _KNOWN_CALL_KEYS = ("type", "id", "index", "function")
@@ -46,6 +48,7 @@ class Rendered:
         weights: The weight of each of these stretches.
         answer: The content of the last message that is trained.
         place: Where that begins in the text; None where the template changes it.
+        kinds: Characters of each trained turn that are of a kind, as `PART_KINDS` names them.
         notes: What the report should say of it.
     """
 
@@ -54,6 +57,7 @@ class Rendered:
     weights: tuple[float, ...]
     answer: str
     place: int | None
+    kinds: tuple[KindSpan, ...] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -65,6 +69,7 @@ def render_conversation(
     train_on: str,
     empty_think: str,
     template_date: str,
+    by_kind: bool = False,
 ) -> list[Rendered]:
     """Render a chat, and say which characters of it are to be learned.
 
@@ -75,6 +80,7 @@ def render_conversation(
         train_on: `all` turns that may be trained, or the `last` of them, after which nothing is rendered.
         empty_think: Whether an empty thought that the template puts before an answer is learned: `train` or `ignore`.
         template_date: What a template that writes today's date is told, as 2024-07-26.
+        by_kind: Say where the thought, the content and the calls of each trained turn stand.
 
     Returns:
         The examples: one, or where the template rewrites earlier turns perhaps one for each trained turn.
@@ -102,7 +108,8 @@ def render_conversation(
     problem: CannotLabel | None = None
     for spelled in spellings(known, template.source):
         try:
-            examples = _examples(_Chat(template, known, spelled, trained, dict(zip(trained, weights, strict=True))))
+            by_turn = dict(zip(trained, weights, strict=True))
+            examples = _examples(_Chat(template, known, spelled, trained, by_turn, by_kind))
         except CannotLabel as error:
             # What a template leaves out says more than what it stumbles over in a spelling that it does not want.
             problem = error if problem is None or not error.refused else problem
@@ -120,6 +127,7 @@ class _Chat:
     spelled: list[Message]
     trained: list[int]
     weights: dict[int, float]
+    by_kind: bool
 
 
 def _examples(chat: _Chat) -> list[Rendered]:
@@ -353,7 +361,13 @@ def _complete(chat: _Chat, turns: Sequence[int], text: str, spans: Sequence[Span
         )
     weights = tuple(chat.weights[turn] for turn in turns)
     answer, place = chat.messages[turns[-1]].get("content", ""), _place_of_content(chat, turns[-1], text, spans[-1])
-    return Rendered(text, tuple(spans), weights, answer, place, tuple(_notes(chat, text)))
+    kinds = tuple(
+        found
+        for turn, span in zip(turns, spans, strict=True)
+        if chat.by_kind
+        for found in _kinds(chat, turn, text, span)
+    )
+    return Rendered(text, tuple(spans), weights, answer, place, kinds, tuple(_notes(chat, text)))
 
 
 def _begin_of(chat: _Chat, turn: int, text: str, start: int) -> int:
@@ -379,6 +393,34 @@ def _place_of_content(chat: _Chat, turn: int, text: str, span: Span) -> int | No
         if place >= 0:
             return place - cut
     return None
+
+
+def _kinds(chat: _Chat, turn: int, text: str, span: Span) -> Iterator[KindSpan]:
+    """Yield where thought, content and calls of a turn stand; calls are all that is behind the other two."""
+    message, start, end = chat.messages[turn], span[0], chat.template.without_end(text, *span)
+    thought, content = message.get("reasoning_content", "").strip(), message.get("content", "").strip()
+    if thought:
+        place = text.find(thought, _begin_of(chat, turn, text, start), end)
+        if place < 0:
+            raise CannotLabel(f"{chat.template.name} changes the thought of turn {turn + 1}, so {_NO_PLACE}")
+        yield place, place + len(thought), "thought"
+        start = max(start, place + len(thought))
+    if content:
+        written = _place_of_content(chat, turn, text, span)
+        if written is None:
+            raise CannotLabel(f"{chat.template.name} changes the content of turn {turn + 1}, so {_NO_PLACE}")
+        place = text.index(content, written)
+        yield place, place + len(content), "content"
+        start = place + len(content)
+    if "tool_calls" in message:
+        yield *_stripped(text, start, end), "tool_call"
+        yield *span, "tool_call_turn"
+
+
+def _stripped(text: str, start: int, end: int) -> Span:
+    """Leave out the white space at both ends: a token of it belongs to no kind."""
+    words = text[start:end]
+    return start + len(words) - len(words.lstrip()), start + len(words.rstrip())
 
 
 def _notes(chat: _Chat, text: str) -> Iterator[str]:

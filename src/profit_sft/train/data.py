@@ -181,12 +181,13 @@ def _check_weights(config: ProFitConfig, data: PreparedData) -> None:
     given, needed = "token_weights" in (data.dataset.column_names or ()), "token_weights" in objective.needs
     if given and not needed:
         warnings.warn(
-            f"'{data.report.dataset_name}' has weights (a column 'token_weights', or 'weight' in rows or messages), "
-            f"and {objective} does not read them: every label counts in full. To use them: --objective given.",
+            f"'{data.report.dataset_name}' has weights (a column 'token_weights', 'weight' in rows or messages, "
+            f"given_weights), and {objective} does not read them: every label counts in full. To use them: "
+            "--objective given.",
             stacklevel=2,
         )
     if needed and not given:
         raise ConfigurationError(
             f"{objective} reads weights, and '{data.report.dataset_name}' has none but 0 and 1. Give a column "
-            "'token_weights', or 'weight' in rows or messages, or take another objective."
+            "'token_weights', 'weight' in rows or messages, or --given_weights by kind, or take another objective."
         )
