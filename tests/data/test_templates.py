@@ -265,7 +265,7 @@ def test_the_kinds_of_a_turn_are_weighed_where_they_stand(name, kind):
     chats = {"thought": THINKING, "content": THINKING, "tool_call": CHATS["call"]["messages"]}
     more = {"tools": TOOLS} if kind == "tool_call" else {}
     if name in (NO_CALLS if kind == "tool_call" else NO_THOUGHTS):
-        chats, more = dict.fromkeys(chats, [user("2+2?"), assistant("Four.")]), {}
+        chats, more = {key: [user("2+2?"), assistant("Four.")] for key in chats}, {}
     row = Row({"messages": chats[kind], **more}, "chats.jsonl", 1)
     try:
         examples = tokenize_conversation(to_conversation(row), tokenizer, row, kind_weights={kind: 0.5})
