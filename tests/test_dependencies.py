@@ -17,7 +17,6 @@ CORE = ("__init__.py", "errors.py", "objectives.py", "head.py", "head_module.py"
 # Where the name of the module is not that of the distribution; packages_distributions knows installed ones alone.
 DISTRIBUTIONS = {"yaml": "pyyaml", "lm_eval": "lm-eval", "math_verify": "math-verify"}
 NOT_IMPORTED = {
-    "peft": "TRL makes adapters with it",
     "gguf": "transformers reads the embedded model with it",
     "immutabledict": "lm-eval's IFEval",
 }

@@ -80,6 +80,12 @@ def means_a_file(source: str) -> bool:
     return looks_like_a_path or source.lower().endswith(_FILE_SUFFIXES)
 
 
+def has_splits(source: str) -> bool:
+    """Whether a source is a folder or a hub data set; a file is one split, of no name."""
+    path = Path(source).expanduser()
+    return path.is_dir() or not (path.exists() or means_a_file(source))
+
+
 def _folder(folder: Path, name: str | None, split: str, data_files: DataFiles | None) -> RowSource:
     if (folder / "dataset_dict.json").is_file():
         import datasets

@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from profit_sft.data.rows import has_splits
 from profit_sft.data.settings import DataOptions, DataSettings
 from profit_sft.errors import ConfigurationError, ProFitError, explained, first_line
 from profit_sft.files import read_json, write_text
@@ -281,7 +282,7 @@ def data_settings(train_settings: Mapping[str, Any], dataset_name: str, *, train
         names.remove("max_samples")
     split = train_settings.get("dataset_train_split", "train")
     if not training:
-        split = train_settings.get("dataset_test_split", "test")
+        split = train_settings.get("dataset_test_split", "test" if has_splits(dataset_name) else "train")
     shared = {name: train_settings[name] for name in names if name in train_settings}
     try:
         return DataSettings(dataset_name=dataset_name, dataset_split=split, **shared)

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from trl import ModelConfig
 
 from profit_sft.data import DataOptions, DataSettings, PreparedData, prepare_dataset, stream_dataset
-from profit_sft.data.rows import means_a_file
+from profit_sft.data.rows import has_splits
 from profit_sft.data.sources import mixture_parts
 from profit_sft.errors import ConfigurationError
 from profit_sft.scores.score import ScoreSettings, command_line
@@ -116,20 +116,15 @@ def evaluation_settings(run: RunArguments, config: ProFitConfig) -> DataSettings
     name = run.eval_dataset_name
     if name is None and run.test_split_size is not None:
         return dataclasses.replace(training_settings(run, config), held_out=True)
-    if name is None and run.dataset_name is not None and _has_splits(run.dataset_name):
+    if name is None and run.dataset_name is not None and has_splits(run.dataset_name):
         name = run.dataset_name
     if name is None:
         return None
-    if not _has_splits(name):  # of a file only what was asked for, which is refused
+    if not has_splits(name):  # of a file only what was asked for, which is refused
         asked = run.dataset_test_split if run.dataset_test_split != _TEST_SPLIT else "train"
         return _settings(run, config, dataset_name=name, dataset_split=asked)
     split = run.dataset_test_split
     return _settings(run, config, dataset_name=name, dataset_config=run.dataset_config, dataset_split=split)
-
-
-def _has_splits(name: str) -> bool:
-    path = Path(name).expanduser()
-    return path.is_dir() or not (path.exists() or means_a_file(name))
 
 
 def _settings(run: RunArguments, config: ProFitConfig, **source: Any) -> DataSettings:
