@@ -27,6 +27,7 @@ OTHER_VALUES = {
     "chat_template_kwargs": '{"enable_thinking": false}',
     "template_date": "2025-01-02",
     "empty_think": "ignore",
+    "given_weights": '{"content": 0.5}',
 }
 
 

@@ -1,6 +1,7 @@
 """`profit eval`: answer benchmarks with a model and say how sure the figures are."""
 
 import json
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,6 +12,7 @@ from rich.table import Table
 from profit_sft.cli.options import AllowMissingWeights, flag, wrong_values_are_usage_errors
 from profit_sft.cli.progress import ProgressDisplay, quiet_libraries
 from profit_sft.errors import require_extra
+from profit_sft.interrupts import signals_handled
 from profit_sft.terminal import HarmlessConsole, console
 
 if TYPE_CHECKING:
@@ -94,9 +96,22 @@ def eval_command(
             engine_args=simple_parse_args_string(engine_args),
         )
     messages = console(stderr=True)
+    interrupts: list[int] = []
+
+    def interrupt(number: int) -> None:
+        interrupts.append(number)
+        raise KeyboardInterrupt
+
     with ProgressDisplay(messages, line="{task}: {done} of {total} answers") as display:
+
+        def progress(*counts: Any, **more: Any) -> None:
+            if interrupts:  # raised while Python finalized an object, say, which swallows it
+                raise KeyboardInterrupt
+            display.update(*counts, **more)
+
         try:
-            found = evaluate(settings, report=messages.print, progress=display.update)
+            with signals_handled(interrupt, signal.SIGINT):
+                found = evaluate(settings, report=messages.print, progress=progress)
         except KeyboardInterrupt:
             display.stop()
             messages.print(
