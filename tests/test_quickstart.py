@@ -105,7 +105,7 @@ def test_the_answers_shown_are_one_turned_right_and_one_turned_wrong():
     assert shown((no, no, yes, no), None, (no, yes, no, no)) == [("turned right", 1), ("turned wrong", 2)]
     assert shown((no, no, no, no), (yes, no, yes, no), (no, yes, yes, no)) == [
         ("turned right", 1),
-        ("right by plain SFT alone", 0),
+        ("is right by plain SFT alone", 0),
     ]
-    assert shown((no, no, no, no), (no, no, no, no), (no, no, no, no)) == [("still wrong", 0)]
+    assert shown((no, no, no, no), (no, no, no, no), (no, no, no, no)) == [("is still wrong", 0)]
     assert shown((yes, yes, yes, yes), None, (yes, yes, yes, yes)) == []

@@ -190,8 +190,8 @@ def changed_answers(report: QuickstartReport) -> list[tuple[str, int]]:
     kinds = (
         [("turned right", index) for index in range(len(after)) if after[index] and not before[index]],
         [("turned wrong", index) for index in range(len(after)) if before[index] and not after[index]]
-        or [("right by plain SFT alone", index) for index in range(len(after)) if plain[index] and not after[index]]
-        or [("still wrong", index) for index in range(len(after)) if not after[index]],
+        or [("is right by plain SFT alone", index) for index in range(len(after)) if plain[index] and not after[index]]
+        or [("is still wrong", index) for index in range(len(after)) if not after[index]],
     )
     return [kind[0] for kind in kinds if kind]
 
