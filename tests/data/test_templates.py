@@ -11,7 +11,7 @@ import pytest
 import trl
 from tokenizers import AddedToken
 
-from profit_sft.data import IGNORE_INDEX, Row, to_conversation, tokenize_conversation
+from profit_sft.data import IGNORE_INDEX, Labeling, Row, to_conversation, tokenize_conversation
 from profit_sft.errors import DataError
 from tiny import chat_tokenizer
 
@@ -137,7 +137,7 @@ def tokenizer_of(name):
 
 def ours(tokenizer, chat):
     row = Row(chat, "chats.jsonl", 1)
-    return tokenize_conversation(to_conversation(row), tokenizer, row, template_date=date.today().isoformat())
+    return tokenize_conversation(to_conversation(row), tokenizer, row, Labeling(template_date=date.today().isoformat()))
 
 
 def of_trl(tokenizer, name, chat):
@@ -268,7 +268,7 @@ def test_the_kinds_of_a_turn_are_weighed_where_they_stand(name, kind):
         chats, more = {key: [user("2+2?"), assistant("Four.")] for key in chats}, {}
     row = Row({"messages": chats[kind], **more}, "chats.jsonl", 1)
     try:
-        examples = tokenize_conversation(to_conversation(row), tokenizer, row, kind_weights={kind: 0.5})
+        examples = tokenize_conversation(to_conversation(row), tokenizer, row, Labeling(kind_weights={kind: 0.5}))
     except DataError as error:
         pytest.skip(f"not rendered: {str(error)[:80]}")
     text = ""

@@ -4,7 +4,7 @@ import pytest
 from tokenizers import AddedToken, normalizers, processors
 from tokenizers.pre_tokenizers import ByteLevel, Metaspace
 
-from profit_sft.data import IGNORE_INDEX, TOKEN_KINDS, Row, to_conversation, tokenize, tokenize_conversation
+from profit_sft.data import IGNORE_INDEX, TOKEN_KINDS, Labeling, Row, to_conversation, tokenize, tokenize_conversation
 from profit_sft.data.tokenize import LabeledText, tokenize_texts
 from profit_sft.errors import DataError
 
@@ -19,7 +19,7 @@ GENERATION_PROMPT = "{% if add_generation_prompt %}<|im_start|>assistant\n{% end
 
 def tokenized(tokenizer, values, train_on="all"):
     row = Row(values, "train.jsonl", 3)
-    (example,) = tokenize_conversation(to_conversation(row), tokenizer, row, train_on=train_on)
+    (example,) = tokenize_conversation(to_conversation(row), tokenizer, row, Labeling(train_on=train_on))
     return example
 
 

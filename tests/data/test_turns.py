@@ -3,7 +3,7 @@
 import pytest
 from tokenizers import AddedToken
 
-from profit_sft.data import Row, to_conversation, tokenize_conversation
+from profit_sft.data import Labeling, Row, to_conversation, tokenize_conversation
 from profit_sft.data.chat_template import ChatTemplate
 from profit_sft.errors import DataError
 from tiny import CHATML
@@ -35,7 +35,7 @@ def rendered(tokenizer):
     def render(*messages, template=CHATML, row=None, **options):
         tokenizer.chat_template = template
         place = Row({"messages": list(messages), **(row or {})}, "train.jsonl", 3)
-        examples = tokenize_conversation(to_conversation(place), tokenizer, place, **options)
+        examples = tokenize_conversation(to_conversation(place), tokenizer, place, Labeling(**options))
         return [
             (
                 tokenizer.decode(example.input_ids),

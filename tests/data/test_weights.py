@@ -7,7 +7,15 @@ import math
 import pytest
 
 from profit_sft.cli.app import run_app
-from profit_sft.data import DataSettings, Row, prepare_dataset, stream_dataset, to_conversation, tokenize_conversation
+from profit_sft.data import (
+    DataSettings,
+    Labeling,
+    Row,
+    prepare_dataset,
+    stream_dataset,
+    to_conversation,
+    tokenize_conversation,
+)
 from profit_sft.errors import DataError
 from tiny import CHATML, FORGETFUL, chat_tokenizer, save_tiny_chat_model
 
@@ -215,7 +223,7 @@ def kinds_text(values, weights, tokenizer=None):
     """The text of the label tokens of each weight, in the order of the weights."""
     tokenizer = tokenizer or chat_tokenizer()
     row = Row(values, "train.jsonl", 3)
-    (example,) = tokenize_conversation(to_conversation(row), tokenizer, row, kind_weights=weights)
+    (example,) = tokenize_conversation(to_conversation(row), tokenizer, row, Labeling(kind_weights=weights))
     found = {}
     for label, weight in zip(example.labels, example.token_weights, strict=True):
         if label != -100:

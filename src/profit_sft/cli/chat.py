@@ -1,6 +1,8 @@
 """`profit chat`: talk to a run, or any model, in the terminal."""
 
 import sys
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,6 +15,7 @@ from profit_sft.terminal import console
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+Messages = list[dict[str, str]]
 _HELP = "A question a line; /clear begins anew, /exit or Ctrl-D ends."
 
 
@@ -50,16 +53,12 @@ def chat_command(
     settings: dict[str, Any] = {"max_new_tokens": max_new_tokens}
     if temperature is not None:
         settings |= {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
-    _talk(model, tokenizer, [{"role": "system", "content": system_prompt}] if system_prompt else [], settings)
+    beginning = [{"role": "system", "content": system_prompt}] if system_prompt else []
+    _talk(beginning, partial(_answer, model, tokenizer, settings))
     return 0
 
 
-def _talk(
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
-    beginning: list[dict[str, str]],
-    settings: dict[str, Any],
-) -> None:
+def _talk(beginning: Messages, answer: Callable[[Messages], str]) -> None:
     out, messages = console(), list(beginning)
     typed = sys.stdin.isatty()
     if typed:
@@ -75,14 +74,11 @@ def _talk(
             messages = list(beginning)
         elif question:
             messages.append({"role": "user", "content": question})
-            messages.append({"role": "assistant", "content": _answer(model, tokenizer, messages, settings)})
+            messages.append({"role": "assistant", "content": answer(messages)})
 
 
 def _answer(
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
-    messages: list[dict[str, str]],
-    settings: dict[str, Any],
+    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", settings: dict[str, Any], messages: Messages
 ) -> str:
     """Write the answer to the terminal as it comes; return it."""
     import torch

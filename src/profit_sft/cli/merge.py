@@ -19,7 +19,8 @@ def merge_command(
     dtype: Annotated[str, flag("dtype", "float32, bfloat16, float16, or auto: the base model's own.")] = "auto",
 ) -> int:
     """Write a LoRA run as one whole model, which any engine loads without PEFT."""
-    from profit_sft.errors import missing_extra
+    from peft import PeftModel
+
     from profit_sft.files import check_output_folder
     from profit_sft.models.pretrained import adapter_base, end_tokens, load_model, load_tokenizer, told_as_models
 
@@ -31,10 +32,6 @@ def merge_command(
     if output_dir.exists():
         raise ConfigurationError(f"output_dir: '{output_dir}' is there already. Choose another folder.")
     check_output_folder(output_dir)
-    try:
-        from peft import PeftModel
-    except ModuleNotFoundError as error:
-        raise missing_extra("peft", wanted_by="an adapter") or error from error
     quiet_libraries()
     tokenizer = load_tokenizer(str(run))
     model = load_model(base, dtype=dtype)

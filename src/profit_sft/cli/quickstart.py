@@ -85,13 +85,13 @@ def _print_table(found: "QuickstartReport") -> None:
     out.print("\nWhat next:", style="bold")
     own = ["--config", f"{folder}/config.yaml", "--dataset_name", "YOUR.jsonl", "--output_dir", "runs/mine"]
     following = [
-        ("the mask before and after, on every held-out problem: open in a browser", str(found.page)),
-        ("the curves of both runs: open in a browser", str(found.comparison)),
+        ("the mask before and after, on every held-out problem: open in a browser", found.page),
+        ("the curves of both runs: open in a browser", found.comparison),
         ("your own rows, with the labels marked", "profit data YOUR.jsonl --model embedded"),
         ("train on them with these settings", shlex.join(["profit", "train", *own])),
     ]
     for what, command in following:
-        if command != "None":
+        if command is not None:
             out.print(f"# {what}\n{command}", soft_wrap=True)
     out.print(f"Figures and all answers: {found.report_file}", soft_wrap=True)
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     )
     from profit_sft.data.row import Row, RowSource
     from profit_sft.data.rows import load_rows
-    from profit_sft.data.settings import DataOptions, DataSettings
+    from profit_sft.data.settings import DataOptions, DataSettings, Labeling
     from profit_sft.data.tokenize import IGNORE_INDEX, TOKEN_KINDS, Tokenized, tokenize_conversation
 
 # Loaded on first use: `profit --help` knows the settings, and must not load torch for it.
@@ -24,6 +24,7 @@ _LAZY = {
     "FORMATS": "formats",
     "IGNORE_INDEX": "tokenize",
     "LISTED_ROWS": "blocks",
+    "Labeling": "settings",
     "TOKEN_KINDS": "tokenize",
     "Conversation": "formats",
     "DataOptions": "settings",
@@ -53,6 +54,7 @@ __all__ = [
     "DataOptions",
     "DataReport",
     "DataSettings",
+    "Labeling",
     "PreparedData",
     "Row",
     "RowSource",

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from profit_sft.data.formats import FORMATS, REQUIRED_FIELDS, Format, detect_format, to_conversation
 from profit_sft.data.row import Row, RowSource
-from profit_sft.data.settings import DataSettings, weights_by_kind
+from profit_sft.data.settings import DataSettings
 from profit_sft.data.tokenize import (
     IGNORE_INDEX,
     TOKEN_KINDS,
@@ -299,15 +299,7 @@ def label_row(
         system_prompt=settings.system_prompt,
         chat_template_kwargs=settings.chat_template_kwargs,
     )
-    return label_conversation(
-        conversation,
-        tokenizer,
-        row,
-        train_on="last" if settings.train_on == "last" else "all",
-        empty_think="ignore" if settings.empty_think == "ignore" else "train",
-        template_date=settings.template_date,
-        kind_weights=weights_by_kind(settings.given_weights),
-    )
+    return label_conversation(conversation, tokenizer, row, settings.labeling)
 
 
 def _has_labels(example: Tokenized, limit: int | None) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 
 from profit_sft.data.row import Row, RowSource, chained, first, selected
 from profit_sft.data.row_files import COMPRESSED, SUFFIXES, kind_of, open_file
+from profit_sft.data.settings import TEST_SPLIT
 from profit_sft.errors import DataError
 
 # A name that ends so means a file, not a hub data set ('nobody/data-v1.5' has a suffix too).
@@ -84,6 +85,11 @@ def has_splits(source: str) -> bool:
     """Whether a source is a folder or a hub data set; a file is one split, of no name."""
     path = Path(source).expanduser()
     return path.is_dir() or not (path.exists() or means_a_file(source))
+
+
+def evaluation_split(source: str, asked: str) -> str:
+    """Return the split of a source to evaluate on: what is asked, but all of a file where that is the usual `test`."""
+    return asked if asked != TEST_SPLIT or has_splits(source) else "train"
 
 
 def _folder(folder: Path, name: str | None, split: str, data_files: DataFiles | None) -> RowSource:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import chain
 from operator import itemgetter
-from typing import Literal
 
 from tokenizers import Encoding
 from transformers import PreTrainedTokenizerBase
@@ -16,15 +15,14 @@ from profit_sft.data.chat_template import eos_token
 from profit_sft.data.formats import Conversation
 from profit_sft.data.messages import read_list, shown
 from profit_sft.data.row import Row
-from profit_sft.data.settings import TEMPLATE_DATE
+from profit_sft.data.settings import Labeling
 from profit_sft.data.turns import render_conversation
 from profit_sft.data.weights import WeightedPart, check_parts, given_weights, shifted_parts, spread, weights_of_parts
 
 IGNORE_INDEX = -100
 _LONG_PIECE = 2000  # characters; of 140,000 at once tokenizing took a third more time
 TOKEN_KINDS = {"none": 0, "core": 1, "style": 2}  # what a token is, where rows carry `answer_spans`
-TrainOn = Literal["all", "last"]
-EmptyThink = Literal["train", "ignore"]
+_AS_USUAL = Labeling()
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,40 +77,17 @@ class LabeledText:
 
 
 def tokenize_conversation(
-    conversation: Conversation,
-    tokenizer: PreTrainedTokenizerBase,
-    row: Row,
-    *,
-    train_on: TrainOn = "all",
-    empty_think: EmptyThink = "train",
-    template_date: str = TEMPLATE_DATE,
-    kind_weights: Mapping[str, float] | None = None,
+    conversation: Conversation, tokenizer: PreTrainedTokenizerBase, row: Row, labeling: Labeling = _AS_USUAL
 ) -> list[Tokenized]:
     """Render, tokenize and label one conversation: its examples, none where its weight is 0.
 
     Arguments and errors as `label_conversation`.
     """
-    texts = label_conversation(
-        conversation,
-        tokenizer,
-        row,
-        train_on=train_on,
-        empty_think=empty_think,
-        template_date=template_date,
-        kind_weights=kind_weights,
-    )
-    return weighed(tokenize_texts(texts, tokenizer), row)
+    return weighed(tokenize_texts(label_conversation(conversation, tokenizer, row, labeling), tokenizer), row)
 
 
 def label_conversation(
-    conversation: Conversation,
-    tokenizer: PreTrainedTokenizerBase,
-    row: Row,
-    *,
-    train_on: TrainOn = "all",
-    empty_think: EmptyThink = "train",
-    template_date: str = TEMPLATE_DATE,
-    kind_weights: Mapping[str, float] | None = None,
+    conversation: Conversation, tokenizer: PreTrainedTokenizerBase, row: Row, labeling: Labeling = _AS_USUAL
 ) -> list[LabeledText | Tokenized]:
     """Render and label one conversation: its examples, none where its weight is 0; plain text is tokenized already.
 
@@ -128,10 +103,7 @@ def label_conversation(
         tokenizer: A fast one, with a chat template unless the conversation is plain text.
         row: For messages, for its `answer_spans`: character spans `start`, `end`, `kind` of the last answer, and for
             the stretches in its `token_weights`.
-        train_on: Label all assistant turns that may be trained, or the last one only.
-        empty_think: Label a thought without words that the template puts before an answer, or ignore it.
-        template_date: The day that templates are told which write today's date.
-        kind_weights: Weights of `PART_KINDS`.
+        labeling: How it is rendered, and what of it is learned.
 
     Raises:
         DataError: The template is missing or cannot be used so; names file, row and the fix.
@@ -139,17 +111,8 @@ def label_conversation(
     if not conversation.weights:
         return []
     if conversation.prompt is not None:
-        return [_plain_text(conversation, tokenizer, row, kind_weights or {})]
-    weights = kind_weights or {}
-    rendered = render_conversation(
-        conversation,
-        tokenizer,
-        row,
-        train_on=train_on,
-        empty_think=empty_think,
-        template_date=template_date,
-        by_kind=not weights.keys().isdisjoint(("thought", "content", "tool_call", "tool_call_turn")),
-    )
+        return [_plain_text(conversation, tokenizer, row, labeling.kind_weights)]
+    weights, rendered = labeling.kind_weights, render_conversation(conversation, tokenizer, row, labeling)
     examples: list[LabeledText | Tokenized] = []
     for example in rendered:
         spans, parts = _of_answer(row, example.answer) if example is rendered[-1] else ([], [])

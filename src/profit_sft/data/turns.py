@@ -18,6 +18,7 @@ from profit_sft.data.formats import Conversation
 from profit_sft.data.long_chats import KnownTurns
 from profit_sft.data.messages import Message, is_given, shown
 from profit_sft.data.row import Row
+from profit_sft.data.settings import Labeling
 from profit_sft.data.spellings import first_left_out, left_out, spellings, with_known_roles
 
 _EMPTY_THOUGHT = re.compile(r"\s*(?:(?:<think>\s*)?</think>|<\|channel>thought\s*<channel\|>)\s*")
@@ -62,14 +63,7 @@ class Rendered:
 
 
 def render_conversation(
-    conversation: Conversation,
-    tokenizer: PreTrainedTokenizerBase,
-    row: Row,
-    *,
-    train_on: str,
-    empty_think: str,
-    template_date: str,
-    by_kind: bool = False,
+    conversation: Conversation, tokenizer: PreTrainedTokenizerBase, row: Row, labeling: Labeling
 ) -> list[Rendered]:
     """Render a chat, and say which characters of it are to be learned.
 
@@ -77,10 +71,7 @@ def render_conversation(
         conversation: Of messages.
         tokenizer: With a chat template.
         row: For errors.
-        train_on: `all` turns that may be trained, or the `last` of them, after which nothing is rendered.
-        empty_think: Whether an empty thought that the template puts before an answer is learned: `train` or `ignore`.
-        template_date: What a template that writes today's date is told, as 2024-07-26.
-        by_kind: Say where the thought, the content and the calls of each trained turn stand.
+        labeling: How, and what of it is learned.
 
     Returns:
         The examples: one, or where the template rewrites earlier turns perhaps one for each trained turn.
@@ -94,11 +85,11 @@ def render_conversation(
             "--chat_template_path, or give text in 'prompt' and 'completion'."
         )
     messages, trained, weights = list(conversation.messages), list(conversation.trained), list(conversation.weights)
-    if train_on == "last":
+    if labeling.train_on == "last":
         trained, weights = trained[-1:], weights[-1:]
         messages = messages[: trained[0] + 1]
     try:
-        template = ChatTemplate(tokenizer, conversation.tools, conversation.template_options, template_date)
+        template = ChatTemplate(tokenizer, conversation.tools, conversation.template_options, labeling.template_date)
     except ValueError as error:  # it has several, none of them the default
         raise row.error(
             f"has no chat template to be rendered by: {error} Name one with --chat_template_path."
@@ -109,12 +100,13 @@ def render_conversation(
     for spelled in spellings(known, template.source):
         try:
             by_turn = dict(zip(trained, weights, strict=True))
-            examples = _examples(_Chat(template, known, spelled, trained, by_turn, by_kind))
+            examples = _examples(_Chat(template, known, spelled, trained, by_turn, labeling.weighs_parts))
         except CannotLabel as error:
             # What a template leaves out says more than what it stumbles over in a spelling that it does not want.
             problem = error if problem is None or not error.refused else problem
             continue
-        return [_without_empty_thoughts(example) if empty_think == "ignore" else example for example in examples]
+        without = labeling.empty_think == "ignore"
+        return [_without_empty_thoughts(example) if without else example for example in examples]
     raise row.error(str(problem))
 
 
@@ -127,7 +119,7 @@ class _Chat:
     spelled: list[Message]
     trained: list[int]
     weights: dict[int, float]
-    by_kind: bool
+    weighs_parts: bool
 
 
 def _examples(chat: _Chat) -> list[Rendered]:
@@ -232,12 +224,12 @@ def _by_marks(chat: _Chat) -> Rendered:
         start, rest = _behind(whole, start, brought[before], chat.template)
         unanswered = unanswered or rest
         spans.append((start, _end_of(chat, turn, whole, start, end)))
-        kind = "tool_calls" in chat.spelled[turn]
-        if turn < len(chat.spelled) - 1 and kind not in ends_seen:  # a template ends all of a kind alike
-            ends_seen.add(kind)
+        calls = "tool_calls" in chat.spelled[turn]
+        if turn < len(chat.spelled) - 1 and calls not in ends_seen:  # a template ends all turns that call alike
+            ends_seen.add(calls)
             _check_ends_as_generated(chat, turn, whole[: spans[-1][1]])
     example = _complete(chat, chat.trained, whole, spans)
-    return _with_note(example, _asked_otherwise(chat.template, unanswered)) if unanswered else example
+    return _asked_otherwise(chat, example, unanswered)
 
 
 def _check_ends_as_generated(chat: _Chat, turn: int, text: str) -> None:
@@ -291,7 +283,7 @@ def _as_served(chat: _Chat, turn: int) -> Rendered:
     if rest:
         whole, start, rest = _put_behind_its_prompt(part, turn, whole, start, rest)
     example = _complete(part, [turn], whole, [(start, _end_of(part, turn, whole, start, len(whole)))])
-    return _with_note(example, _asked_otherwise(template, rest)) if rest else example
+    return _asked_otherwise(chat, example, rest)
 
 
 def _last_by_marks(chat: _Chat) -> Rendered:
@@ -301,7 +293,7 @@ def _last_by_marks(chat: _Chat) -> Rendered:
     start, end = marks[-1]
     start, rest = _behind(whole, start, _brought_by_prompt(chat, turn, whole, start), chat.template)
     example = _complete(chat, [turn], whole, [(start, _end_of(chat, turn, whole, start, end))])
-    return _with_note(example, _asked_otherwise(chat.template, rest)) if rest else example
+    return _asked_otherwise(chat, example, rest)
 
 
 def _put_behind_its_prompt(chat: _Chat, turn: int, whole: str, start: int, rest: str) -> tuple[str, int, str]:
@@ -329,11 +321,13 @@ def _put_behind_its_prompt(chat: _Chat, turn: int, whole: str, start: int, rest:
     )
 
 
-def _asked_otherwise(template: ChatTemplate, rest: str) -> str:
-    return (
-        f"{template.name} ends its generation prompt in {shown(rest)}, which answers of this data do not begin with, "
-        "so a model is asked otherwise than it was trained"
+def _asked_otherwise(chat: _Chat, example: Rendered, rest: str) -> Rendered:
+    """Note of an example what its prompt ends in and it does not begin with, where there is such a rest."""
+    note = (
+        f"{chat.template.name} ends its generation prompt in {shown(rest)}, which answers of this data do not begin "
+        "with, so a model is asked otherwise than it was trained"
     )
+    return _with_note(example, note) if rest else example
 
 
 def _complete(chat: _Chat, turns: Sequence[int], text: str, spans: Sequence[Span]) -> Rendered:
@@ -364,7 +358,7 @@ def _complete(chat: _Chat, turns: Sequence[int], text: str, spans: Sequence[Span
     kinds = tuple(
         found
         for turn, span in zip(turns, spans, strict=True)
-        if chat.by_kind
+        if chat.weighs_parts
         for found in _kinds(chat, turn, text, span)
     )
     return Rendered(text, tuple(spans), weights, answer, place, kinds, tuple(_notes(chat, text)))

@@ -13,8 +13,8 @@ from typing import Any
 
 import yaml
 
-from profit_sft.data.rows import has_splits
-from profit_sft.data.settings import DataOptions, DataSettings
+from profit_sft.data.rows import evaluation_split
+from profit_sft.data.settings import TEST_SPLIT, DataOptions, DataSettings
 from profit_sft.errors import ConfigurationError, ProFitError, explained, first_line
 from profit_sft.files import read_json, write_text
 from profit_sft.study.layout import CellFolder, StudyFolder
@@ -278,11 +278,10 @@ def data_settings(train_settings: Mapping[str, Any], dataset_name: str, *, train
         ConfigurationError: A setting is out of range.
     """
     names = {"dataset_config", "max_length", *(entry.name for entry in fields(DataOptions))}
-    if not training:
-        names.remove("max_samples")
     split = train_settings.get("dataset_train_split", "train")
     if not training:
-        split = train_settings.get("dataset_test_split", "test" if has_splits(dataset_name) else "train")
+        names.remove("max_samples")
+        split = evaluation_split(dataset_name, train_settings.get("dataset_test_split", TEST_SPLIT))
     shared = {name: train_settings[name] for name in names if name in train_settings}
     try:
         return DataSettings(dataset_name=dataset_name, dataset_split=split, **shared)

@@ -11,12 +11,12 @@ import yaml
 
 from profit_sft.files import write_text
 from profit_sft.pages.render import render_page, render_text
-from profit_sft.study.analysis import Analysis, ComparisonRow, VariantRow, analyze
+from profit_sft.study.analysis import CURVES, Analysis, ComparisonRow, VariantRow, analyze
 from profit_sft.study.budgets import BudgetFindings, BudgetPoint, findings_by_budget
 from profit_sft.study.plan import StudyPlan
 from profit_sft.study.results import CellResult, read_answers, read_results
 from profit_sft.study.variants import UNTRAINED
-from profit_sft.study.verdict import by_merit, headline, limits, standings, summary
+from profit_sft.study.verdict import best_first, headline, limits, standings, summary
 
 _DASH = "\N{EN DASH}"
 _LOOKS = 6  # colors of charts.css; a further round of variants has other dashes and markers with them
@@ -109,7 +109,7 @@ def render_html(
         for model in plan.models
     ]
     curves: list[dict[str, Any]] = [
-        {"name": name, "title": title, "form": form} for name, (title, form) in _CURVE_TITLES.items()
+        {"name": name, "title": _CURVE_TITLES[name][0], "form": _CURVE_TITLES[name][1]} for name in CURVES
     ]
     for task, limits_of_task in _budgets_of(budgets).items():
         curves.append(
@@ -174,11 +174,7 @@ def report_values(plan: StudyPlan, results: Sequence[CellResult], analysis: Anal
         "facts": _facts(plan, analysis),
         "outcomes": list(analysis.outcomes),
         "has_kinds": any(row.heldout_nll_core is not None for row in analysis.rows),
-        "rows": [
-            _table_row(row, _against_baseline(plan, analysis, row))
-            for model in plan.models
-            for row in sorted((row for row in analysis.rows if row.model == model.name), key=by_merit)
-        ],
+        "rows": [_table_row(row, against) for row, against in best_first(plan, analysis)],
         "comparisons": [_comparison_row(row) for row in analysis.comparisons],
         "collapses": [_collapse_row(result.cell.slug, *logs) for result in results if (logs := result.collapse)],
         "not_probed": [result.cell.slug for result in results if result.metrics and not result.was_probed],
@@ -241,11 +237,6 @@ def _facts(plan: StudyPlan, analysis: Analysis) -> list[tuple[str, str]]:
         ("Problems", problems or _DASH),
         ("Comparisons", str(len(analysis.comparisons))),
     ]
-
-
-def _against_baseline(plan: StudyPlan, analysis: Analysis, row: VariantRow) -> ComparisonRow | None:
-    pair = (row.model, row.variant, plan.baseline)
-    return next((one for one in analysis.main_comparisons if (one.model, one.first, one.second) == pair), None)
 
 
 def _table_row(row: VariantRow, against: ComparisonRow | None) -> dict[str, Any]:

@@ -108,17 +108,7 @@ def read_scores(path: Path) -> list[float]:
     Raises:
         DataError: It cannot be read.
     """
-    samples: dict[int, list[Record]] = {}
-    try:
-        with path.open(encoding="utf-8") as lines:
-            for line in lines:
-                record = json.loads(line)
-                samples.setdefault(record["problem"], []).append(record)
-        return [judged_score(of_problem) for _, of_problem in sorted(samples.items())]
-    except (OSError, ValueError, KeyError) as error:
-        raise DataError(
-            f"{path} cannot be read ({error!r}). Delete its cell's folder and run the study again."
-        ) from None
+    return [judged_score(of_problem) for of_problem in _samples(path)]
 
 
 def read_answers(path: Path, most: int) -> list[dict[str, str]]:
@@ -127,13 +117,26 @@ def read_answers(path: Path, most: int) -> list[dict[str, str]]:
     Args:
         path: A file of samples.
         most: So many problems from the first on.
+
+    Raises:
+        DataError: It cannot be read.
     """
-    found: dict[int, dict[str, str]] = {}
-    with path.open(encoding="utf-8") as lines:
-        for line in lines:
-            record = json.loads(line)
-            if record["problem"] < most and record["problem"] not in found:
-                found[record["problem"]] = {
-                    name: str(record.get(name) or "") for name in ("prompt", "expected", "answer")
-                }
-    return [entry for _, entry in sorted(found.items())]
+    return [
+        {name: str(of_problem[0].get(name) or "") for name in ("prompt", "expected", "answer")}
+        for of_problem in _samples(path)[:most]
+    ]
+
+
+def _samples(path: Path) -> list[list[Record]]:
+    """Return the samples of each problem, in the order of the problems."""
+    samples: dict[int, list[Record]] = {}
+    try:
+        with path.open(encoding="utf-8") as lines:
+            for line in lines:
+                record = json.loads(line)
+                samples.setdefault(record["problem"], []).append(record)
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(
+            f"{path} cannot be read ({error!r}). Delete its cell's folder and run the study again."
+        ) from None
+    return [of_problem for _, of_problem in sorted(samples.items())]

@@ -138,23 +138,28 @@ def _nll_and_collapses(plan: StudyPlan, analysis: Analysis) -> Iterator[str]:
 
 def standings(plan: StudyPlan, analysis: Analysis) -> list[str]:
     """Return a line a variant with its figures on the first outcome, best first; without outcomes by held-out NLL."""
+    baselines = {row.model: row for row in analysis.rows if row.variant == plan.baseline}
     lines = []
-    for model in plan.models:
-        rows = [row for row in analysis.rows if row.model == model.name]
-        against = {
-            row.first: row
-            for row in analysis.main_comparisons
-            if row.model == model.name and row.second == plan.baseline
-        }
-        baseline = next((row for row in rows if row.variant == plan.baseline), None)
-        for row in sorted(rows, key=by_merit):
-            where = f" ({model.name})" if len(plan.models) > 1 else ""
-            lines.append(f"{row.variant}{where} {_standing(row, against.get(row.variant), baseline)}")
+    for row, against in best_first(plan, analysis):
+        where = f" ({row.model})" if len(plan.models) > 1 else ""
+        lines.append(f"{row.variant}{where} {_standing(row, against, baselines.get(row.model))}")
     return [line for line in lines if not line.endswith(" ")]
 
 
-def by_merit(row: VariantRow) -> tuple[float, float]:
-    """Return what rows are sorted by, best first: the score on the first outcome, then plain NLL on held-out data."""
+def best_first(plan: StudyPlan, analysis: Analysis) -> list[tuple[VariantRow, ComparisonRow | None]]:
+    """Return the variants of each model, best first, each with its comparison with the baseline on the first outcome.
+
+    Best is by the score on the first outcome, and by plain NLL on held-out data where that is alike.
+    """
+    against = {(row.model, row.first): row for row in analysis.main_comparisons if row.second == plan.baseline}
+    return [
+        (row, against.get((row.model, row.variant)))
+        for model in plan.models
+        for row in sorted((row for row in analysis.rows if row.model == model.name), key=_merit)
+    ]
+
+
+def _merit(row: VariantRow) -> tuple[float, float]:
     nll = float("inf") if row.heldout_nll is None else row.heldout_nll
     return (-row.scores[0].mean if row.scores else 0.0, nll)
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from profit_sft.data.settings import DataOptions
+from profit_sft.data.settings import TEST_SPLIT, DataOptions
 from profit_sft.train.fixed import NAMES
 from profit_sft.train.ranges import check_values
 
@@ -38,7 +38,7 @@ class _Sources:
             "help": "Evaluation data, where it is not dataset_name's test split or held out. Needs --eval_strategy."
         },
     )
-    dataset_test_split: str = field(default="test", metadata={"help": "Split to evaluate on."})
+    dataset_test_split: str = field(default=TEST_SPLIT, metadata={"help": "Split to evaluate on."})
     ignore_bias_buffers: bool = field(default=False, metadata={"help": "Refused: `trl sft` does not read it either."})
 
     @property

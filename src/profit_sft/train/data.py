@@ -9,15 +9,14 @@ from transformers import PreTrainedTokenizerBase
 from trl import ModelConfig
 
 from profit_sft.data import DataOptions, DataSettings, PreparedData, prepare_dataset, stream_dataset
-from profit_sft.data.rows import has_splits
+from profit_sft.data.rows import evaluation_split, has_splits
+from profit_sft.data.settings import TEST_SPLIT
 from profit_sft.data.sources import mixture_parts
 from profit_sft.errors import ConfigurationError
 from profit_sft.scores.score import ScoreSettings, command_line
 from profit_sft.train.arguments import RunArguments
 from profit_sft.train.config import ProFitConfig
 from profit_sft.train.reference import add_reference_log_probs
-
-_TEST_SPLIT = next(entry.default for entry in dataclasses.fields(RunArguments) if entry.name == "dataset_test_split")
 
 
 def check_data_is_named(run: RunArguments, config: ProFitConfig) -> None:
@@ -52,7 +51,7 @@ def check_data_is_named(run: RunArguments, config: ProFitConfig) -> None:
             "Set --eval_strategy epoch or steps, or leave it out."
         )
     reads_split = evaluating and (run.eval_dataset_name is not None or run.test_split_size is None)
-    if run.dataset_test_split != _TEST_SPLIT and not reads_split:
+    if run.dataset_test_split != TEST_SPLIT and not reads_split:
         raise ConfigurationError(
             f"dataset_test_split is '{run.dataset_test_split}', and no split is evaluated on "
             f"({'test_split_size holds rows out' if evaluating else 'eval_strategy is no'}). Leave it out, or set "
@@ -120,11 +119,13 @@ def evaluation_settings(run: RunArguments, config: ProFitConfig) -> DataSettings
         name = run.dataset_name
     if name is None:
         return None
-    if not has_splits(name):  # of a file only what was asked for, which is refused
-        asked = run.dataset_test_split if run.dataset_test_split != _TEST_SPLIT else "train"
-        return _settings(run, config, dataset_name=name, dataset_split=asked)
-    split = run.dataset_test_split
-    return _settings(run, config, dataset_name=name, dataset_config=run.dataset_config, dataset_split=split)
+    return _settings(
+        run,
+        config,
+        dataset_name=name,
+        dataset_config=run.dataset_config if has_splits(name) else None,
+        dataset_split=evaluation_split(name, run.dataset_test_split),
+    )
 
 
 def _settings(run: RunArguments, config: ProFitConfig, **source: Any) -> DataSettings:

@@ -93,6 +93,8 @@ def _check_optimizer_arguments(config: ProFitConfig, layer: torch.nn.Module) -> 
     """Refuse an argument that this optimizer does not read: whatever its value, nothing changes."""
     for argument in (config.optim_args or "").replace(" ", "").split(","):
         name, _, given = argument.partition("=")
+        if not name:
+            continue
         found = set()
         for value in (given, "0.5", "1", "true", "float16"):
             tried = copy.copy(config)
@@ -101,7 +103,7 @@ def _check_optimizer_arguments(config: ProFitConfig, layer: torch.nn.Module) -> 
                 found.add(str(Trainer.get_optimizer_cls_and_kwargs(tried, layer)[1]))  # type: ignore[arg-type]
             except Exception as error:  # it reads the value, and takes none of this kind
                 found.add(repr(error))
-        if name and len(found) == 1:
+        if len(found) == 1:
             raise ConfigurationError(
                 f"optim_args: '{name}' is no argument that optim '{getattr(config.optim, 'value', config.optim)}' "
                 "reads. Leave it out; adam_beta1, adam_beta2, adam_epsilon and weight_decay are flags of their own."
