@@ -3,15 +3,26 @@
 Tokens and labels are TRL's but for what is listed: what we leave out of the labels, and which chats are refused.
 """
 
+import json
 import re
 from datetime import date
 from pathlib import Path
 
 import pytest
 import trl
+from datasets import Dataset
 from tokenizers import AddedToken
 
-from profit_sft.data import IGNORE_INDEX, Labeling, Row, to_conversation, tokenize_conversation
+from profit_sft.data import (
+    IGNORE_INDEX,
+    DataSettings,
+    Labeling,
+    Row,
+    prepare_dataset,
+    to_conversation,
+    tokenize_conversation,
+)
+from profit_sft.data.chat_dataset import assistant_turns
 from profit_sft.errors import DataError
 from tiny import chat_tokenizer
 
@@ -72,6 +83,7 @@ def assistant(text, **more):
 
 NUMBER = {"type": "integer", "description": "a number"}
 PARAMETERS = {"type": "object", "properties": {"a": NUMBER, "b": NUMBER}, "required": ["a", "b"]}
+OTHER = {"type": "object", "properties": {"c": NUMBER}, "required": ["c"]}
 TOOLS = [{"type": "function", "function": {"name": "add", "description": "Add.", "parameters": PARAMETERS}}]
 CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 2, "b": 3}}}
 CALLING = {"role": "assistant", "content": "", "tool_calls": [CALL]}
@@ -219,6 +231,26 @@ def test_labels_are_those_of_trl_but_for_what_is_listed(name):
         for before, after in left_out(tokenizer, example, expected[1]):
             assert before in BROUGHT_BY_THE_PROMPT, kind
             assert after in BEHIND_THE_END, kind
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_raw_data_set_of_a_trainer_gives_what_the_file_of_a_command_gives(name, tmp_path):
+    tokenizer = tokenizer_of(name)
+    other = {"type": "function", "function": {"name": "sub", "description": "Subtract.", "parameters": OTHER}}
+    calling = assistant("", tool_calls=[{"type": "function", "function": {"name": "sub", "arguments": {"c": 7}}}])
+    chats = dict(CHATS)
+    # In one Arrow table with the others, each tool has the other's properties, and each call its arguments, as null.
+    chats["two tools"] = {"messages": [user("7?"), calling, {**RESULT, "name": "sub"}, assistant("It is 5.")]}
+    chats["two tools"]["tools"] = [*TOOLS, other]
+    refused = {**REFUSED, "two tools": NO_CALLS}
+    rows = [{"tools": None, **chat} for kind, chat in chats.items() if name not in refused.get(kind, ())]
+    file = tmp_path / "chats.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    expected = prepare_dataset(DataSettings(dataset_name=str(file), max_length=None), tokenizer).dataset
+    raw = assistant_turns(Dataset.from_list(rows), tokenizer, name="train")
+    assert list(raw["input_ids"]) == list(expected["input_ids"])
+    labeled = [[int(label != IGNORE_INDEX) for label in labels] for labels in expected["labels"]]
+    assert list(raw["assistant_masks"]) == labeled
 
 
 def test_gpt_oss_is_trained_on_its_calls_and_answers_as_it_is_asked_for_them():

@@ -342,6 +342,7 @@ SETTINGS_TRIED = [
     ({"allow_changes": ["sed"]}, "allow_changes: 'sed' is none of data, "),
     ({"use_peft": True, "lora_target_modules": [1, 2]}, "lora_target_modules must be a list of text, got [1, 2]"),
     ({"seed": None}, "seed must be a whole number, got None"),
+    ({"ddp_backend": "gloo"}, "ddp_backend is 'gloo', but this is one process"),
 ]
 
 

@@ -1,17 +1,22 @@
 """Every flag of `trl sft` works, or is refused in one line that says what to use instead."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
+import torch
 from trl import ModelConfig, SFTConfig
 from trl.scripts.utils import DatasetMixtureConfig, ScriptArguments
 
+from profit_sft.cli.app import run_app
 from profit_sft.cli.train_flags import parse
 from profit_sft.data.sources import mixture_parts
 from profit_sft.errors import ConfigurationError
+from profit_sft.train import run as training
 from profit_sft.train.arguments import RunArguments
 from profit_sft.train.config import ProFitConfig
 from profit_sft.train.trl_flags import NEEDS, REFUSED, refuse_flags
+from tiny import save_tiny_chat_model, write_questions
 
 # What reads each flag, in this version of TRL or another: the trainer's own loop, TRL, or what is named.
 WORKS = {
@@ -123,3 +128,129 @@ ACCEPTED = [
 def test_a_flag_that_says_what_is_done_anyway_is_taken(flags):
     run, config, model_config, *_ = parse([*flags, "--use_cpu", "True"])
     refuse_flags(run, config, model_config)
+
+
+# A value other than the default for every flag that a run on a CPU can show, in two runs that do not contradict
+# themselves.
+GIVEN = {
+    "the loop": """
+        --adam_beta1 0.8 --adam_beta2 0.9 --adam_epsilon 1e-6 --average_tokens_across_devices False
+        --data_seed 3 --ddp_broadcast_buffers False --ddp_bucket_cap_mb 20 --ddp_find_unused_parameters False
+        --ddp_static_graph True --ddp_timeout 60 --do_eval True --do_train True --enable_jit_checkpoint True
+        --eval_accumulation_steps 1 --eval_delay 1 --eval_do_concat_batches False --eval_on_start True
+        --eval_strategy steps --eval_steps 2 --eval_use_gather_object True --gradient_accumulation_steps 2
+        --gradient_checkpointing False --greater_is_better False --include_num_input_tokens_seen True
+        --learning_rate 1e-3 --log_level error --log_level_replica error --log_on_each_node False
+        --logging_first_step True --logging_nan_inf_filter False --logging_steps 2
+        --lr_scheduler_type cosine_with_min_lr --lr_scheduler_kwargs {"min_lr":1e-4} --max_grad_norm 0.5 --max_steps 4
+        --metric_for_best_model eval_loss --neftune_noise_alpha 5 --optim adamw_torch --pad_to_multiple_of 16
+        --per_device_eval_batch_size 2 --per_device_train_batch_size 2 --prediction_loss_only True --project mine
+        --remove_unused_columns False --restore_callback_states_from_checkpoint True --run_name named
+        --save_on_each_node True --save_only_model True --save_steps 2 --save_total_limit 1 --seed 5
+        --skip_memory_metrics False --torch_empty_cache_steps 2 --train_sampling_strategy group_by_length
+        --use_cpu True --warmup_steps 1 --weight_decay 0.1
+    """,
+    "loading": """
+        --accelerator_config {"even_batches":false} --activation_checkpointing_kwargs {"use_reentrant":true}
+        --attn_implementation eager --auto_find_batch_size True --bf16 True --bf16_full_eval True
+        --dataloader_drop_last True --dataloader_in_order False --dataloader_multiprocessing_context fork
+        --dataloader_num_workers 1 --dataloader_persistent_workers True --dataloader_pin_memory False
+        --dataloader_prefetch_factor 3 --debug underflow_overflow --disable_tqdm True --dtype bfloat16
+        --eval_packing False --gradient_checkpointing True --logging_strategy epoch --lora_target_modules q_proj
+        --lora_r 2 --max_length 64 --model_init_kwargs {"use_cache":false} --num_train_epochs 1 --optim sgd
+        --optim_args momentum=0.5 --packing True --packing_strategy wrapped
+        --save_strategy no --trust_remote_code True --use_cache True --use_cpu True --use_peft True
+    """,
+}
+# Those that it cannot, and what shows them.
+SHOWN_ELSEWHERE = {
+    "only on an accelerator": "activation_offloading fp16 fp16_full_eval full_determinism tf32",
+    "distributed/": """
+        ddp_backend deepspeed fsdp fsdp_config local_rank padding_free parallelism_config torch_compile
+        torch_compile_backend torch_compile_mode
+    """,
+    "train/test_trainer_moe.py": "router_aux_loss_coef",
+    "two spellings of one flag above": "activation_checkpointing gradient_checkpointing_kwargs",
+    "faults/, train/test_checkpoints.py and train/test_run.py": """
+        model_name_or_path model_revision output_dir push_to_hub report_to resume_from_checkpoint
+    """,
+}
+
+
+def flags_given(run):
+    return [word.removeprefix("--") for word in GIVEN[run].split() if word.startswith("--")]
+
+
+def test_every_working_flag_is_given_to_a_run_below_or_shown_elsewhere():
+    known = {entry.name for kind in (ProFitConfig, ModelConfig) for entry in dataclasses.fields(kind)}
+    works = {name for group in ("Trainer", "TRL") for name in WORKS[group].split()} & known
+    elsewhere = {name for names in SHOWN_ELSEWHERE.values() for name in names.split()}
+    assert works - {name for run in GIVEN for name in flags_given(run)} == elsewhere & known
+
+
+@pytest.mark.parametrize("run", GIVEN)
+def test_every_working_flag_arrives(run, tmp_path, monkeypatch):
+    trainers = []
+
+    class Kept(training.ProFitTrainer):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            trainers.append(self)
+
+    monkeypatch.setattr(training, "ProFitTrainer", Kept)
+    folder, rows = save_tiny_chat_model(tmp_path / "model"), write_questions(tmp_path / "rows.jsonl", 16, ragged=True)
+    data = ["--dataset_name", rows, *(["--test_split_size", "4"] if run == "the loop" else [])]
+    command = ["train", "--model_name_or_path", folder, *data, "--output_dir", str(tmp_path / "run")]
+    _, asked, *_ = parse(GIVEN[run].split())  # before the run: it resets accelerate's state
+    assert run_app([*command, "--objective", "nll", *GIVEN[run].split()]) == 0
+    (trainer,) = trainers
+    defaults = {entry.name: entry.default for entry in dataclasses.fields(ProFitConfig)}
+    for name in flags_given(run):
+        if name in defaults and name != "model_init_kwargs":  # which the model is loaded with before
+            assert str(getattr(trainer.args, name)) == str(getattr(asked, name)), name
+            assert name == "gradient_checkpointing" or getattr(asked, name) != defaults[name], name
+    check = check_the_loop if run == "the loop" else check_loading
+    check(trainer)
+
+
+def check_the_loop(trainer):
+    """What was done with the flags, as far as it can be seen afterwards."""
+    optimizer = trainer.optimizer.optimizer
+    assert isinstance(optimizer, torch.optim.AdamW)
+    assert not optimizer.defaults["fused"]
+    assert [optimizer.param_groups[0][name] for name in ("betas", "eps", "weight_decay")] == [(0.8, 0.9), 1e-6, 0.1]
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(1e-4)  # the smallest, at the end
+    assert trainer.neftune_noise_alpha == 5
+    logs = trainer.state.log_history
+    assert [entry["step"] for entry in logs if "loss" in entry] == [1, 2, 4]
+    assert [entry["step"] for entry in logs if "eval_loss" in entry] == [0, 2, 4]
+    assert trainer.state.num_input_tokens_seen > 0
+    assert "before_init_mem_cpu" in logs[-1]
+    folder = Path(trainer.args.output_dir)
+    (checkpoint,) = folder.glob("checkpoint-*")
+    assert trainer.state.best_model_checkpoint == str(checkpoint)
+    assert not (checkpoint / "optimizer.pt").exists()
+    widths = {batch["input_ids"].shape for batch in trainer.get_train_dataloader()}
+    assert {(rows, width % 16) for rows, width in widths} == {(2, 0)}
+
+
+def check_loading(trainer):
+    """What was done with the flags, as far as it can be seen afterwards."""
+    assert isinstance(trainer.optimizer.optimizer, torch.optim.SGD)
+    assert trainer.optimizer.param_groups[0]["momentum"] == 0.5
+    loader = trainer.get_train_dataloader()
+    assert {batch["input_ids"].shape[1] for batch in loader} == {64}
+    base = loader.base_dataloader
+    assert (base.num_workers, base.prefetch_factor, base.persistent_workers, base.pin_memory) == (1, 3, True, False)
+    assert base.multiprocessing_context.get_start_method() == "fork"
+    assert (base.batch_sampler.drop_last, base.in_order) == (True, False)
+    assert not trainer.accelerator.even_batches
+    config = trainer.model.config
+    assert config._attn_implementation == "eager"
+    adapters = {name.split(".")[-4] for name, weight in trainer.model.named_parameters() if weight.requires_grad}
+    assert adapters == {"q_proj"}
+    assert {weight.shape[0] for name, weight in trainer.model.named_parameters() if "lora_A" in name} == {2}
+    assert {weight.dtype for name, weight in trainer.model.named_parameters() if "embed" in name} == {torch.bfloat16}
+    assert trainer.model.is_gradient_checkpointing
+    assert [entry["step"] for entry in trainer.state.log_history if "loss" in entry] == [trainer.state.max_steps]
+    assert not list(Path(trainer.args.output_dir).glob("checkpoint-*"))

@@ -128,6 +128,12 @@ class ProFitConfig(SFTConfig):
                 f"fsdp_config is {brief(repr(self.fsdp_config), 80)}, which does nothing without fsdp. Add --fsdp "
                 "full_shard, or leave it out."
             )
+        on_cpu = self.use_cpu or not torch.accelerator.is_available()
+        if self.ddp_backend and on_cpu and "LOCAL_RANK" not in os.environ:  # accelerate would look for other processes
+            raise ValueError(
+                f"ddp_backend is {self.ddp_backend!r}, but this is one process, which talks to no other. Launch "
+                "several with torchrun or accelerate launch, or leave it out."
+            )
         self._asked_accumulation = self.gradient_accumulation_steps
         self.gradient_accumulation_steps = self._asked_accumulation or 1
         # Before transformers hands it on to DeepSpeed. How many ranks a launcher is yet to start is not known here.
