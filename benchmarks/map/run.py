@@ -3,7 +3,7 @@
     python benchmarks/map/run.py OUT [--grid corners|whole] [--jobs 2]
 
 A cell is one fine-tuning, a file in OUT/cells; a second call goes on with those that are missing. Each objective tries
-four learning rates with seed 0, and the one with the best validation score is run with two more seeds.
+five learning rates with seed 0, and the one with the best validation score is run with two more seeds.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from profit_sft.files import write_text
 from profit_sft.objectives import OBJECTIVES
 from train import STRENGTHS, fine_tune, make_starts, measure, training_rows, validation_score
 
-RATES = (1e-5, 3e-5, 1e-4, 3e-4)
+RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
 SEEDS = (0, 1, 2)
 OBJECTIVE_SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "nll": ("nll", {}),
@@ -52,10 +52,12 @@ GRIDS = {
     "corners": [
         Condition("strong", "alien", 0.5, True),
         Condition("strong", "alien", 0.0, True),
-        Condition("weak", "own", 0.0, False),
+        Condition("weak", "own", 0.0, True),
         Condition("strong", "alien", 0.5, False),
-        Condition("strong", "alien", 0.0, False),
-        Condition("weak", "alien", 0.5, False),
+        Condition("strong", "own", 0.5, True),
+        Condition("weak", "alien", 0.5, True),
+        Condition("half", "alien", 0.3, True),
+        Condition("good", "alien", 0.3, True),
     ],
     "whole": [
         Condition(*factors)
@@ -91,7 +93,7 @@ def run_cell(
 
 
 def run_condition(out: Path, condition: Condition) -> str:
-    """Run what a condition still lacks: four rates with the first seed, the best one with the others."""
+    """Run what a condition still lacks: five rates with the first seed, the best one with the others."""
     torch.set_num_threads(1)
     began = time.perf_counter()
     kept_share = 0.0

@@ -16,7 +16,7 @@ PAD, EOS = 0, 1
 ID_OF = {character: index + 2 for index, character in enumerate(CHARACTERS)}
 VOCAB_SIZE = len(CHARACTERS) + 2
 IGNORE_INDEX = -100
-LARGEST_ANSWER = 140  # characters; of three steps in the longest wording, with room
+LARGEST_ANSWER = 180  # characters; of four steps in the longest wording, with room
 
 _OWN = (
     ("", "We see ", "So ", "First ", "Note ", "Now "),
@@ -29,11 +29,7 @@ _ALIEN = (
     ("In sum we hold ", "Verily it be ", "Tally stands at "),
 )
 WORDINGS = {"own": _OWN, "alien": _ALIEN}
-SKILLS = {  # number of steps, operations
-    "old": (2, "+-"),
-    "new": (2, "+-*"),  # at least one product, which the start was not taught
-    "longer": (3, "+-"),
-}
+STEPS = {"old": 2, "new": 3, "longer": 4}  # of a skill; the starts are taught the old one alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,18 +60,15 @@ class Reference:
 
 
 def draw_problem(random: Random, skill: str) -> Problem:
-    """Draw a problem whose numbers stay between 0 and 99, from left to right."""
-    steps, operations = SKILLS[skill]
+    """Draw a problem whose numbers stay between 0 and 139, from left to right."""
     while True:
         value, equations = random.randint(2, 99), []
-        product = random.randrange(steps) if "*" in operations else None
-        for index in range(steps):
-            operation = "*" if index == product else random.choice("+-")
-            right = random.randint(2, 9) if operation == "*" else random.randint(2, 40)
-            result = {"+": value + right, "-": value - right, "*": value * right}[operation]
+        for _ in range(STEPS[skill]):
+            operation, right = random.choice("+-"), random.randint(2, 40)
+            result = value + right if operation == "+" else value - right
             equations.append((value, operation, right, result))
             value = result
-        if all(0 <= step[3] <= 139 for step in equations) and (product is None or equations[product][3] <= 99):
+        if all(0 <= step[3] <= 139 for step in equations):
             return Problem(tuple(equations))
 
 
@@ -104,7 +97,7 @@ def _with_a_wrong_step(random: Random, problem: Problem) -> tuple[list[tuple[int
     """One result is wrong, and what follows is computed from it."""
     wrong_at, equations, value = random.randrange(len(problem.equations)), [], problem.equations[0][0]
     for index, (_, operation, right, _) in enumerate(problem.equations):
-        result = {"+": value + right, "-": value - right, "*": value * right}[operation]
+        result = value + right if operation == "+" else value - right
         if index == wrong_at:
             result = _wrong(random, result)
         result = max(result, 0)

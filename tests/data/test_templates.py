@@ -281,6 +281,17 @@ def test_gpt_oss_is_trained_on_its_calls_and_answers_as_it_is_asked_for_them():
             assert tokenizer.decode(example.input_ids[len(asked) :]) == words
 
 
+def test_gpt_oss_is_refused_two_calls_in_a_turn_and_takes_them_in_two():
+    tokenizer = tokenizer_of("gptoss")
+    twice = {**CALLING, "tool_calls": [CALL, CALL]}
+    with pytest.raises(DataError, match=r"the call of 'add' of turn 2.* make a turn of each call"):
+        ours(tokenizer, {"messages": [user("2+3?"), twice, RESULT, RESULT, assistant("It is 5.")], "tools": TOOLS})
+    each = {"messages": [user("2+3?"), CALLING, RESULT, CALLING, RESULT, assistant("It is 5.")], "tools": TOOLS}
+    (example,) = ours(tokenizer, each)  # one, as there are no thoughts to be left out
+    learned = tokenizer.decode([label for label in example.labels if label != IGNORE_INDEX])
+    assert (learned.count("functions.add"), learned.count("It is 5.")) == (2, 1)
+
+
 @pytest.mark.parametrize("turns", [1, 2])
 def test_a_prompt_that_opens_a_thought_which_answers_lack_is_said(turns):
     said = [user("2+2?"), assistant("Four.")] * turns

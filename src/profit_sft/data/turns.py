@@ -33,6 +33,7 @@ _EACH_TURN = (
     "the chat template rewrites earlier turns, so each trained turn is an example of its own, rendered as it is served"
 )
 _TEMPLATE_FIX = "Name another template with --chat_template_path."
+_IN_THE_CONTENT = "Or write it into the content as that model does."
 _NO_PLACE = f"it has no place that --given_weights could weigh. {_TEMPLATE_FIX}"
 # What read_message writes; any other key is the data's own.
 _KNOWN_KEYS = ("role", "content", "reasoning_content", "thinking", "reasoning", "tool_calls")
@@ -336,9 +337,11 @@ def _complete(chat: _Chat, turns: Sequence[int], text: str, spans: Sequence[Span
     for turn, (start, end) in zip(turns, spans, strict=True):
         lost = left_out(chat.messages[turn], text[_begin_of(chat, turn, text, start) : end])
         if lost is not None:
+            several = len(chat.messages[turn].get("tool_calls") or ()) > 1  # gpt-oss makes one call a turn
+            fix = "Or make a turn of each call, with its result behind it." if several else _IN_THE_CONTENT
             raise CannotLabel(
                 f"{template.name} leaves out the {lost} of turn {turn + 1}, which would not be learned. "
-                f"{_TEMPLATE_FIX} Or write it into the content as that model does."
+                f"{_TEMPLATE_FIX} {fix}"
             )
         thought = _EMPTY_THOUGHT.match(text, start, end)
         if thought is not None and text.startswith("<think>", thought.end()):
