@@ -366,3 +366,6 @@ def test_a_key_twice_in_one_object_is_a_problem_of_its_row(tmp_path, line):
     fine, twice = load_rows(str(tmp_path / "rows.jsonl"))
     assert fine.problem is None
     assert re.match(r"has the key '(question|role)' twice in one object", twice.problem)
+    (tmp_path / "rows.json").write_text(f'[{{"a": 1}}, {line}]')
+    with pytest.raises(DataError, match=r"rows.json' has the key '(question|role)' twice in one object.*Mend that obj"):
+        list(load_rows(str(tmp_path / "rows.json")))
