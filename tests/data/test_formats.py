@@ -228,6 +228,10 @@ BAD_ROWS = {
         "'completion' has no assistant turn",
     ),
     "empty list": ({"messages": []}, r"'messages' must be a list of messages that is not empty, got \[\]"),
+    "lists of keys, one of them shorter": (
+        {"messages": {"role": ["user", "assistant", "user", "assistant"], "content": ["2+2?", "Four.", "3+3?"]}},
+        "'messages' has lists of different lengths: 4 of 'role', 3 of 'content'. Mend or drop the row",
+    ),
     "not a list": ({"messages": "hello"}, "'messages' must be a list of messages that is not empty, got 'hello'"),
     "text and list": ({"prompt": [USER], "completion": "x"}, "'completion' must be a list of messages .* got 'x'"),
     "unknown role": (

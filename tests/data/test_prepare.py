@@ -7,6 +7,7 @@ import os
 import struct
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import datasets
@@ -83,6 +84,16 @@ def test_what_was_prepared_is_found_again_and_made_anew_when_anything_about_it_c
     write(CHAT, CHAT, CHAT)
     others.append(files())
     assert len({*made, *(file for found in others for file in found)}) == 6
+
+
+@pytest.mark.parametrize("package", ["transformers", "tokenizers", "jinja2", "trl"])
+def test_with_another_version_of_what_renders_and_tokenizes_rows_are_prepared_anew(
+    tokenizer, write, prepare, monkeypatch, package
+):
+    source = write(CHAT)
+    made = prepare(tokenizer, source).dataset.cache_files
+    monkeypatch.setattr("profit_sft.files.version", lambda name: "0.1" if name == package else version(name))
+    assert prepare(tokenizer, source).dataset.cache_files != made
 
 
 def test_a_preparation_that_failed_or_was_broken_off_leaves_nothing_to_be_found(tokenizer, write, prepare):
@@ -269,8 +280,13 @@ def change_template(tokenizer):
     tokenizer.chat_template = "{# another #}" + tokenizer.chat_template
 
 
+def split_special_tokens(tokenizer):
+    tokenizer.split_special_tokens = True
+
+
 @pytest.mark.parametrize(
-    "change", [change_normalizer, change_template, lambda tokenizer: tokenizer.add_tokens(["<new>"])]
+    "change",
+    [change_normalizer, change_template, split_special_tokens, lambda tokenizer: tokenizer.add_tokens(["<new>"])],
 )
 def test_the_tokenizer_fingerprint_tells_tokenizers_apart(tokenizer, change):
     before = tokenizer_fingerprint(tokenizer)

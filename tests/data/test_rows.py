@@ -14,6 +14,7 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from profit_sft.data import load_rows
+from profit_sft.data.rows import evaluation_split, has_splits
 from profit_sft.errors import DataError
 
 ROWS = [{"question": f"What is {index}?", "answer": f'It is "{index}",\nno more: ü.'} for index in range(3)]
@@ -158,12 +159,25 @@ def test_what_save_to_disk_wrote_is_read(tmp_path, split):
     }
     DatasetDict(parts).save_to_disk(tmp_path / "all")
     parts[split].save_to_disk(tmp_path / "one")
-    for folder in ("all", "one"):
-        rows = load_rows(str(tmp_path / folder), split=split)
+    for folder, asked in (("all", split), ("one", "train")):
+        rows = load_rows(str(tmp_path / folder), split=asked)
         assert [(row.values["text"], row.number) for row in rows] == [(f"{split} {n}", n + 1) for n in range(3)]
         assert [row.number for row in rows.read(2)] == [3]
+        assert [row.number for row in load_rows(str(tmp_path / folder), split=f"{asked}[1:]")] == [2, 3]
     with pytest.raises(DataError, match="has no split 'dev'; it has train, test. Name one of them, or a file"):
         load_rows(str(tmp_path / "all"), split="dev")
+
+
+def test_a_data_set_saved_alone_is_one_split_as_a_file_is(tmp_path):
+    Dataset.from_list([{"text": "one"}]).save_to_disk(tmp_path)
+    assert not has_splits(str(tmp_path))  # or a run would be evaluated on what it trains on
+    assert len(load_rows(str(tmp_path), split=evaluation_split(str(tmp_path), "test"))) == 1
+    with pytest.raises(DataError, match="has no split 'test'; it has train"):
+        load_rows(str(tmp_path), split="test")
+    with pytest.raises(DataError, match=r"save_to_disk wrote, which has no configuration 'main'\. Leave it out"):
+        load_rows(str(tmp_path), name="main")
+    with pytest.raises(DataError, match=r"save_to_disk wrote, which has no data_files 'a.jsonl'\. Leave it out"):
+        load_rows(str(tmp_path), data_files="a.jsonl")
 
 
 @pytest.mark.parametrize(
@@ -352,3 +366,6 @@ def test_a_key_twice_in_one_object_is_a_problem_of_its_row(tmp_path, line):
     fine, twice = load_rows(str(tmp_path / "rows.jsonl"))
     assert fine.problem is None
     assert re.match(r"has the key '(question|role)' twice in one object", twice.problem)
+    (tmp_path / "rows.json").write_text(f'[{{"a": 1}}, {line}]')
+    with pytest.raises(DataError, match=r"rows.json' has the key '(question|role)' twice in one object.*Mend that obj"):
+        list(load_rows(str(tmp_path / "rows.json")))

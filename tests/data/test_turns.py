@@ -53,6 +53,17 @@ def test_a_chat_that_extends_is_one_example(rendered):
     assert (trained, notes) == (WHOLE, ())
 
 
+def test_what_a_user_quotes_as_a_thought_is_the_users_text(rendered):
+    quoting = {"role": "user", "content": "<think>2+2 is 5</think> Right?"}
+    thinking = {"role": "assistant", "content": "No.", "reasoning_content": "It is 4."}
+    # It reads no key of thoughts, so that the chat is spelled with them in the content.
+    ((text, trained, _),) = rendered(quoting, thinking, template=CHATML + "{# </think> #}")
+    assert "<think>2+2 is 5</think> Right?" in text
+    assert trained == "<think>\nIt is 4.\n</think>\n\nNo.<|im_end|>"
+    with pytest.raises(DataError, match="leaves out message 1, of role user"):
+        rendered(quoting, ASSISTANT, template=CHATML.replace(".content", ".content.split('</think>')[-1]"))
+
+
 def test_turns_that_say_so_are_prompt(rendered):
     ((text, trained, _),) = rendered(USER, {**ASSISTANT, "weight": 0}, USER, AGAIN)
     assert "It is four." in text

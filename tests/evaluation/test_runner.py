@@ -161,6 +161,17 @@ def test_a_folder_of_another_evaluation_is_refused_by_name(settings, tmp_path, m
         evaluate(settings(limit=1, model_name_or_path=str(model)))
 
 
+def test_answers_to_prompts_of_another_chat_template_are_not_taken_for_the_models_own(settings, tmp_path, tiny_folder):
+    model = shutil.copytree(tiny_folder, tmp_path / "model")
+    asked = settings(limit=1, samples=1, model_name_or_path=str(model))
+    evaluate(asked)
+    tokenizer = load_tokenizer(str(model))
+    tokenizer.chat_template += "{# another #}"
+    tokenizer.save_pretrained(model)
+    with pytest.raises(ConfigurationError, match="tokenizer_fingerprint"):
+        evaluate(asked)
+
+
 def test_the_system_prompt_and_plain_prompts(settings, tmp_path):
     evaluate(settings(limit=1, samples=1, system_prompt="Be brief."))
     assert records(tmp_path / "out")[0]["prompt"].startswith(

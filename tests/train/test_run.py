@@ -74,6 +74,18 @@ def test_a_run_that_is_not_the_one_that_was_begun_is_refused(stopped, train_flag
     assert {path: path.stat().st_mtime_ns for path in stopped.rglob("*") if path.name != ".lock"} == before
 
 
+def test_other_weights_of_the_same_tokens_are_other_data(train_flags, tmp_path, capsys):
+    flags = [word if word != "nll" else "given" for word in train_flags]
+    assert (
+        run_app([*flags, "--given_weights", '{"content": 0.5}', "--max_steps", "2", "--output_dir", str(tmp_path)]) == 0
+    )
+    assert resumed(flags, tmp_path, "--given_weights", '{"content": 2}') == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "data, token_weights: " in last
+    assert last.endswith("--allow_changes data")
+    assert resumed(flags, tmp_path, "--given_weights", '{"content": 0.5}') == 0
+
+
 def test_rows_are_only_trained_on_again_where_that_is_meant(stopped, train_flags, capsys):
     change = ["--ignore_data_skip", "True"]
     assert resumed(train_flags, stopped, *change) == 2

@@ -49,7 +49,11 @@ def read_messages(row: Row, field: str, given: Any) -> list[tuple[Message, float
     """
     turns = _parsed(given)
     if isinstance(turns, Mapping) and all(isinstance(values, (list, tuple)) for values in turns.values()):
-        turns = [dict(zip(turns, values, strict=True)) for values in zip(*turns.values(), strict=False)]
+        lengths = {key: len(values) for key, values in turns.items()}
+        if len(set(lengths.values())) > 1:
+            found_lengths = ", ".join(f"{length} of '{key}'" for key, length in lengths.items())
+            raise row.error(f"'{field}' has lists of different lengths: {found_lengths}. Mend or drop the row.")
+        turns = [dict(zip(turns, values, strict=True)) for values in zip(*turns.values(), strict=True)]
     if not isinstance(turns, (list, tuple)) or not turns:
         raise row.error(
             f"'{field}' must be a list of messages that is not empty, got {shown(turns)}. Mend or drop the row."

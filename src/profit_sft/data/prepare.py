@@ -162,7 +162,8 @@ def _key(settings: DataSettings, tokenizer: PreTrainedTokenizerBase, tokenizer_i
         "tokenizer": [tokenizer_is, tokenizer.special_tokens_map],
         "rows": rows.identity,
         "code": _code_fingerprint(),
-        "packages": package_versions(("transformers", "tokenizers", "jinja2")),
+        # TRL's for its training templates.
+        "packages": package_versions(("transformers", "tokenizers", "jinja2", "trl")),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:40]
 
@@ -299,12 +300,15 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
         DataError: The tokenizer is a slow one.
     """
     _require_fast(tokenizer)
-    return _tokenizer_fingerprint(tokenizer.backend_tokenizer.to_str(), json.dumps(tokenizer.chat_template))
+    backend, template = tokenizer.backend_tokenizer.to_str(), json.dumps(tokenizer.chat_template)
+    return _tokenizer_fingerprint(backend, template, bool(tokenizer.split_special_tokens))
 
 
 @lru_cache(maxsize=4)  # a large vocabulary takes a second
-def _tokenizer_fingerprint(backend: str, chat_template: str) -> str:
+def _tokenizer_fingerprint(backend: str, chat_template: str, split_special_tokens: bool) -> str:
     # Padding and truncation are set by the last call, and have no part in what a row's tokens are.
     content = {name: value for name, value in json.loads(backend).items() if name not in ("padding", "truncation")}
     content["chat_template"] = json.loads(chat_template)
+    if split_special_tokens:  # seldom, and what is stored beside the fingerprint of all others stays usable
+        content["split_special_tokens"] = True
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

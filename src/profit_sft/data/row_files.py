@@ -142,7 +142,11 @@ def _json_rows(path: Path) -> Iterator[Row]:
     with _opened(path) as file:
         content = file.read().decode("utf-8-sig")
     try:
-        values = json.loads(content)
+        values = json.loads(content, object_pairs_hook=_without_twins)
+    except _KeyTwice as error:
+        raise DataError(
+            f"'{path}' has the key {error.args[0]!r} twice in one object, of which one would be lost. Mend that object."
+        ) from None
     except json.JSONDecodeError as error:
         if _is_an_object(content.lstrip().split("\n", 1)[0]):
             yield from _jsonl_rows(path)

@@ -13,6 +13,7 @@ from profit_sft.errors import DataError
 
 # A name that ends so means a file, not a hub data set ('nobody/data-v1.5' has a suffix too).
 _FILE_SUFFIXES = (*SUFFIXES, *COMPRESSED, ".txt", ".xlsx", ".zst", ".zip", ".yaml", ".yml", ".pkl")
+_SAVED_SPLITS, _SAVED_ALONE = "dataset_dict.json", "state.json"  # what save_to_disk writes of several, and of one
 DataFiles = str | Sequence[str] | Mapping[str, str]
 
 
@@ -82,26 +83,28 @@ def means_a_file(source: str) -> bool:
 
 
 def has_splits(source: str) -> bool:
-    """Whether a source is a folder or a hub data set; a file is one split, of no name."""
+    """Whether a source is a folder or a hub data set; a file, or a data set saved alone, is one split, of no name."""
     path = Path(source).expanduser()
-    return path.is_dir() or not (path.exists() or means_a_file(source))
+    if path.is_dir():
+        return not (path / _SAVED_ALONE).is_file()
+    return not (path.exists() or means_a_file(source))
 
 
 def evaluation_split(source: str, asked: str) -> str:
-    """Return the split of a source to evaluate on: what is asked, but all of a file where that is the usual `test`."""
+    """Return the split of a source to evaluate on: what is asked, but where it has none and that is `test`, all of it."""
     return asked if asked != TEST_SPLIT or has_splits(source) else "train"
 
 
 def _folder(folder: Path, name: str | None, split: str, data_files: DataFiles | None) -> RowSource:
-    if (folder / "dataset_dict.json").is_file():
+    if (folder / _SAVED_SPLITS).is_file() or (folder / _SAVED_ALONE).is_file():
         import datasets
 
-        parts = datasets.load_from_disk(folder)
+        if name is not None or data_files is not None:
+            what = f"data_files {data_files!r}" if name is None else f"configuration '{name}'"
+            raise DataError(f"'{folder}' is a data set that save_to_disk wrote, which has no {what}. Leave it out.")
+        saved = datasets.load_from_disk(folder)
+        parts = saved if isinstance(saved, datasets.DatasetDict) else {"train": saved}
         return _split_of(str(folder), {str(key): [part] for key, part in parts.items()}, split)
-    if (folder / "state.json").is_file():
-        import datasets
-
-        return _table(datasets.load_from_disk(folder), str(folder))
     if not folder.is_dir():
         raise DataError(f"folder '{folder}' does not exist. Check --data_dir.")
     files = _files(folder, data_files, name)

@@ -48,7 +48,9 @@ def with_known_roles(messages: Sequence[Message], source: str) -> list[Message]:
 
 
 def _with_thought_moved(message: Message) -> Message:
-    """Write a thought into the content, or take it out."""
+    """Write an assistant's thought into the content, or take it out; what others write in its tags is their text."""
+    if message["role"] != "assistant":
+        return message
     content = message.get("content", "")
     if "reasoning_content" in message:
         rest = {key: value for key, value in message.items() if key != "reasoning_content"}
@@ -110,11 +112,13 @@ def first_left_out(messages: Sequence[Message], trained: Collection[int], prompt
         trained: The turns that the text is without.
         prompt: The text of all other messages.
     """
-    said = [
-        (_THINK_TAGS.split(message.get("content") or "")[-1], index)
-        for index, message in enumerate(messages)
-        if index not in trained
-    ]
+    said = []
+    for index, message in enumerate(messages):
+        words = message.get("content") or ""
+        if message["role"] == "assistant":  # templates drop thoughts of earlier turns
+            words = _THINK_TAGS.split(words)[-1]
+        if index not in trained:
+            said.append((words, index))
     said.sort(key=lambda one: -len(one[0]))  # what is within another text must not take its place
     for write in (_as_given, _written):
         rest = prompt if write is _as_given else _bare_text(prompt)

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from functools import partial, partialmethod
 from typing import TYPE_CHECKING, Any
 
+from profit_sft.data import tokenizer_fingerprint
 from profit_sft.data.chat_template import date_chats
 from profit_sft.errors import ConfigurationError, brief, require_extra
 from profit_sft.evaluation.budgets import accuracy_by_budget, budget_file, budgets_up_to, write_scores
@@ -88,9 +89,17 @@ def _job(settings: EvalSettings, model: str | None) -> dict[str, Any]:
     return {
         "model": settings.model_name_or_path,
         "model_fingerprint": model,
+        "tokenizer_fingerprint": None if model is None else _tokenizer_fingerprint(settings.model_name_or_path),
         **{name: getattr(settings, name) for name in names},
         "engine_args": _written_arguments(settings),
     }
+
+
+def _tokenizer_fingerprint(model_name_or_path: str) -> str | None:
+    """Tell tokenizers and chat templates apart, the day that one writes included; None of a slow tokenizer."""
+    tokenizer = load_tokenizer(model_name_or_path)
+    date_chats(tokenizer, model_name_or_path)
+    return tokenizer_fingerprint(tokenizer) if tokenizer.is_fast else None
 
 
 def _task_job(task: "ConfigurableTask") -> dict[str, Any]:

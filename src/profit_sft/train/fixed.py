@@ -1,6 +1,7 @@
 """What a run that is resumed must not change: recorded in every checkpoint, compared before the run goes on."""
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 
 from trl import ModelConfig
 
-from profit_sft.data import DataReport
+from profit_sft.data import PreparedData
 from profit_sft.errors import ConfigurationError
 from profit_sft.models.pretrained import model_fingerprint
 from profit_sft.scores.store import load_scores
@@ -59,16 +60,26 @@ def fixed_by_settings(config: ProFitConfig, model_config: ModelConfig, ranks: in
     return dict(json.loads(json.dumps(found, default=lambda value: getattr(value, "__dict__", None) or str(value))))
 
 
-def fixed_by_data(report: DataReport, model_config: ModelConfig, reference_scores: str | None) -> Fixed:
-    """Return what has to be read: the tokens, the tokenizer, the model and whose reference scores they are."""
+def fixed_by_data(data: PreparedData, model_config: ModelConfig, reference_scores: str | None) -> Fixed:
+    """Return what has to be read: the tokens and their weights, the tokenizer, the model, whose reference scores."""
     reference = None if reference_scores is None else load_scores(reference_scores).manifest.model_fingerprint
     model = model_fingerprint(model_config.model_name_or_path, revision=model_config.model_revision)
     return {
-        "data": {"fingerprint": report.fingerprint},
-        "tokenizer": {"fingerprint": report.tokenizer_fingerprint},
+        "data": {"fingerprint": data.report.fingerprint, "token_weights": _weights_digest(data)},
+        "tokenizer": {"fingerprint": data.report.tokenizer_fingerprint},
         "reference": {"model_fingerprint": reference},
         "model": {"fingerprint": model},
     }
+
+
+def _weights_digest(data: PreparedData) -> str | None:
+    """Tell the weights that come with the data from others; None where it has none. The tokens' own does not."""
+    if "token_weights" not in (data.dataset.column_names or ()):
+        return None
+    digest = hashlib.sha256()
+    for chunk in data.dataset.data.table["token_weights"].chunks:
+        digest.update(chunk.flatten().to_numpy())
+    return digest.hexdigest()[:12]
 
 
 def _values(settings: object, *names: str) -> dict[str, Any]:

@@ -214,7 +214,7 @@ def _fixed(
     checkpoint: str | None,
 ) -> Fixed:
     """Return what a run that is resumed from this one must not change, and refuse that this one changes it."""
-    read = fixed_by_data(train_data.report, model_config, run.reference_scores)
+    read = fixed_by_data(train_data, model_config, run.reference_scores)
     if checkpoint is not None:
         check_unchanged(checkpoint, read_manifest(Path(checkpoint)).fixed, read, run.allowed_changes)
     return together(fixed_by_settings(config, model_config, engine.ranks), read)
