@@ -262,8 +262,9 @@ def measure(run: CellRun) -> None:
     request = {
         "model_name_or_path": str(run.folder.run) if trained else cell.model.model_name_or_path,
         "dtype": train_settings.get("dtype", "float32"),
-        # The trained model was saved with the template.
+        # The trained model was saved with the template and the token.
         "chat_template_path": None if trained else train_settings.get("chat_template_path"),
+        "eos_token": None if trained else train_settings.get("eos_token"),
         "heldout": heldout,
         "evaluate": plan.evaluate,
     }
@@ -277,10 +278,11 @@ def data_settings(train_settings: Mapping[str, Any], dataset_name: str, *, train
     Raises:
         ConfigurationError: A setting is out of range.
     """
-    names = {"dataset_config", "max_length", *(entry.name for entry in fields(DataOptions))}
+    of_trl = ("max_length", "truncation_mode", "dataset_text_field")
+    names = {"dataset_config", "test_split_size", *of_trl, *(entry.name for entry in fields(DataOptions))}
     split = train_settings.get("dataset_train_split", "train")
     if not training:
-        names.remove("max_samples")
+        names -= {"max_samples", "test_split_size"}
         split = evaluation_split(dataset_name, train_settings.get("dataset_test_split", TEST_SPLIT))
     shared = {name: train_settings[name] for name in names if name in train_settings}
     try:
