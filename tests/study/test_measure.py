@@ -1,6 +1,7 @@
 """Measuring one model: plain NLL by kind of token, and a base model that gets the runs' chat template."""
 
 import json
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -9,8 +10,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from profit_sft.data import DataSettings, prepare_dataset
 from profit_sft.data.generated import generate_problems, write_jsonl
 from profit_sft.models.pretrained import load_model, load_tokenizer
+from profit_sft.study.cells import data_settings
 from profit_sft.study.layout import CellFolder
 from profit_sft.study.measure import evaluation_settings, heldout_nll, measure, with_chat_template
+from profit_sft.train.arguments import RunArguments
+from profit_sft.train.config import ProFitConfig
+from profit_sft.train.data import training_settings
 from tiny import CHATML
 
 
@@ -63,6 +68,7 @@ def test_a_base_model_is_measured_with_the_template_of_the_runs(tiny_folder, hel
         "model_name_or_path": str(base),
         "dtype": "float32",
         "chat_template_path": str(template),
+        "eos_token": None,
         "heldout": {"dataset_name": heldout.dataset_name, "max_length": None},
         "evaluate": settings,
     }
@@ -74,6 +80,28 @@ def test_a_base_model_is_measured_with_the_template_of_the_runs(tiny_folder, hel
     assert results["tasks"][0]["num_problems"] == 2
     assert results["device"] != "not used"
     assert "<|im_start|>" in (folder.evaluation / "samples" / "generated.jsonl").read_text()
+
+
+def test_the_untrained_model_is_measured_on_what_the_runs_are_trained_on(tiny_folder, tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"text": "unread", "body": "two plus two is four"}\n')
+    train = {"dataset_text_field": "body", "eos_token": "<|im_start|>", "max_samples": 1, "test_split_size": 1}
+    row, folder = str(tmp_path / "rows.jsonl"), CellFolder(tmp_path / "cell")
+    folder.path.mkdir()
+    request = {
+        **{"model_name_or_path": tiny_folder, "dtype": "float32", "chat_template_path": None, "evaluate": {}},
+        **{"eos_token": train["eos_token"], "heldout": asdict(data_settings(train, row, training=False))},
+    }
+    folder.request.write_text(json.dumps(request))
+    measure(folder)
+    tokenizer = load_tokenizer(tiny_folder)
+    labels = tokenizer("two plus two is four<|im_start|>")["input_ids"][1:]
+    assert json.loads(folder.heldout.read_text())["label_tokens"] == len(labels)
+    assert request["heldout"]["dataset_text_field"] == "body"
+    trained = training_settings(
+        RunArguments(dataset_name=row, test_split_size=1, max_samples=1),
+        ProFitConfig(output_dir=str(tmp_path), dataset_text_field="body", use_cpu=True),
+    )
+    assert data_settings(train, row, training=True) == trained
 
 
 def test_evaluation_settings_come_from_plain_values(tmp_path):

@@ -195,6 +195,10 @@ def test_training_flags_are_those_of_profit_train():
     ("changes", "message"),
     [
         ({"train": {"learning_rate": "fast"}}, r"train\.learning_rate must be a number, got 'fast'"),
+        (
+            {"train": {"model_revision": "v2"}},
+            r"train\.model_revision 'v2' would be trained alone: .* Download that rev",
+        ),
         ({"heldout_dataset_name": "absent.jsonl"}, r"heldout_dataset_name: 'absent\.jsonl' does not exist"),
         ({"evaluate": {"task": ["gsm8k"]}}, r"evaluate\.task is unknown\. Did you mean tasks\?"),
         ({"evaluate": {"tasks": "gsm8k"}}, r"evaluate\.tasks must be a list such as \[gsm8k, math500\], got 'gsm8k'"),

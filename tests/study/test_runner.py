@@ -64,6 +64,26 @@ def test_a_torn_file_of_a_cell_is_named_with_the_way_out(tmp_path, name, torn):
             read_results(plan, tmp_path)
 
 
+def test_cells_of_other_rows_of_the_same_name_are_not_mixed(tmp_path):
+    data, study = tmp_path / "rows.jsonl", StudyFolder(tmp_path / "study")
+    folder = study.cell("nll-s0")
+
+    def run(rows):
+        data.write_text(rows)
+        plan = plan_without_measuring(dataset_name=str(data), heldout_dataset_name=str(data))
+        return run_study(plan, study.path, cells="nll-s0").failed
+
+    run("one\n")
+    assert "no tokenizer" in run("more\n")["nll-s0"]  # nothing was made of the rows before, and they are mended
+    for made in (folder.trained, folder.heldout):
+        made.write_text("{}")
+        with pytest.raises(
+            ConfigurationError, match=r"nll-s0 was run with other contents of '.*rows.jsonl' than are th"
+        ):
+            run("others\n")
+        made.unlink()
+
+
 def test_a_folder_that_another_driver_has_is_refused_before_anything_is_written(tmp_path):
     study = StudyFolder(tmp_path)
     with sole_driver(study), pytest.raises(ConfigurationError, match="is running the study in"):

@@ -86,6 +86,15 @@ def test_other_weights_of_the_same_tokens_are_other_data(train_flags, tmp_path, 
     assert resumed(flags, tmp_path, "--given_weights", '{"content": 0.5}') == 0
 
 
+@pytest.mark.parametrize("change", [["--dataset_name", "ROWS"], ["--train_on", "last"]], ids=str)
+def test_a_stream_of_other_rows_is_other_data(train_flags, others, tmp_path, capsys, change):
+    flags = [*train_flags, "--streaming", "True"]
+    assert run_app([*flags, "--max_steps", "2", "--output_dir", str(tmp_path)]) == 0
+    assert resumed(flags, tmp_path, *(others.get(word, word) for word in change)) == 2
+    assert capsys.readouterr().err.splitlines()[-1].endswith("--allow_changes data")
+    assert resumed(flags, tmp_path) == 0
+
+
 def test_rows_are_only_trained_on_again_where_that_is_meant(stopped, train_flags, capsys):
     change = ["--ignore_data_skip", "True"]
     assert resumed(train_flags, stopped, *change) == 2

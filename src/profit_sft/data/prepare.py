@@ -49,7 +49,7 @@ class DataReport:
         total_tokens: Tokens of all rows used.
         label_tokens: Those that carry a label.
         longest: Tokens of the longest row, after truncation.
-        fingerprint: SHA-256 of all input_ids and labels in order.
+        fingerprint: SHA-256 of all input_ids and labels in order; of a stream, of how it is read.
         tokenizer_fingerprint: SHA-256 of vocabulary and chat template.
         notes: What else there is to know: columns and keys that are not used, how chats are rendered.
     """
@@ -139,7 +139,10 @@ def stream_dataset(settings: DataSettings, tokenizer: PreTrainedTokenizerBase) -
     arguments = {"rows": rows, "settings": settings, "tokenizer": tokenizer}
     dataset = datasets.IterableDataset.from_generator(_streamed, features=features, gen_kwargs=arguments)
     tally = Tally(dataset_format="streamed", notes=["streamed, so that nothing is counted"])
-    report = _report(tally, settings, tokenizer_fingerprint(tokenizer), fingerprint="")
+    # Its rows are not known. Another version of what prepares them does not make it another stream, unlike with `_key`.
+    told = json.dumps({**dataclasses.asdict(settings), "dataset_num_proc": None}, sort_keys=True, default=str)
+    fingerprint = hashlib.sha256(told.encode()).hexdigest()
+    report = _report(tally, settings, tokenizer_fingerprint(tokenizer), fingerprint=fingerprint)
     return PreparedData(dataset=dataset, report=report)
 
 

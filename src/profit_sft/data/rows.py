@@ -91,7 +91,7 @@ def has_splits(source: str) -> bool:
 
 
 def evaluation_split(source: str, asked: str) -> str:
-    """Return the split of a source to evaluate on: what is asked, but where it has none and that is `test`, all of it."""
+    """Return the split of a source to evaluate on: what is asked, or all of what has none where that is `test`."""
     return asked if asked != TEST_SPLIT or has_splits(source) else "train"
 
 

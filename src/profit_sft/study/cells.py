@@ -8,6 +8,7 @@ import socket
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import yaml
 from profit_sft.data.rows import evaluation_split
 from profit_sft.data.settings import TEST_SPLIT, DataOptions, DataSettings
 from profit_sft.errors import ConfigurationError, ProFitError, explained, first_line
-from profit_sft.files import read_json, write_text
+from profit_sft.files import read_json, sha256_of, write_text
 from profit_sft.study.layout import CellFolder, StudyFolder
 from profit_sft.study.plan import GENERATED, Cell, StudyPlan
 from profit_sft.study.processes import StopRequest, log_tail, run_child, wait_for_earlier_child
@@ -78,7 +79,8 @@ def run_cell(run: CellRun) -> None:
         Interrupted: The study was asked to stop; what is done stays done.
     """
     folder = run.folder
-    write_text(folder.settings, json.dumps(cell_settings(run.plan, run.cell), indent=2) + "\n")
+    settings = {**cell_settings(run.plan, run.cell), **data_contents(run.plan)}
+    write_text(folder.settings, json.dumps(settings, indent=2) + "\n")
     attempt = {"host": socket.gethostname(), "pid": os.getpid(), "gpus": os.environ.get("CUDA_VISIBLE_DEVICES")}
     with folder.attempts.open("a", encoding="utf-8") as attempts:
         attempts.write(json.dumps(attempt) + "\n")
@@ -115,11 +117,40 @@ def cell_settings(plan: StudyPlan, cell: Cell) -> dict[str, Any]:
     return as_read_back
 
 
+def data_contents(plan: StudyPlan) -> dict[str, str | None]:
+    """Return the SHA-256 of the files that a study reads; None of what is no file here."""
+    names = {"dataset_sha256": plan.dataset_name, "heldout_sha256": plan.heldout_dataset_name}
+    return {key: None if name in (None, GENERATED) else _contents(Path(name)) for key, name in names.items()}
+
+
+def _contents(path: Path) -> str | None:
+    path = path.expanduser()
+    if not path.is_file():
+        return None
+    state = path.stat()
+    return _known_sha256(path, state.st_size, state.st_mtime_ns)
+
+
+@lru_cache(maxsize=8)  # every cell asks
+def _known_sha256(path: Path, size: int, mtime_ns: int) -> str:
+    return sha256_of([path])[0]
+
+
 def check_settings(plan: StudyPlan, cell: Cell, folder: CellFolder) -> None:
-    """Refuse a folder in which the same cell was run with other settings."""
+    """Refuse a folder in which the same cell was run with other settings, or trained or measured on other rows."""
     if not folder.settings.exists():
         return
     before = read_json(folder.settings, f"Delete {folder.path} to run the cell again.")
+    contents = data_contents(plan)
+    for key, name, made in (
+        ("dataset_sha256", plan.dataset_name, folder.trained),
+        ("heldout_sha256", plan.heldout_dataset_name, folder.heldout),
+    ):
+        if made.exists() and None not in (before.get(key), contents[key]) and before[key] != contents[key]:
+            raise ConfigurationError(
+                f"{folder.path} was run with other contents of '{name}' than are there now, so cells could not be "
+                "compared. Choose another --output_dir, or delete that folder to run the cell again."
+            )
     now = cell_settings(plan, cell)
     for name in now:
         if before.get(name) != now[name]:
@@ -262,8 +293,9 @@ def measure(run: CellRun) -> None:
     request = {
         "model_name_or_path": str(run.folder.run) if trained else cell.model.model_name_or_path,
         "dtype": train_settings.get("dtype", "float32"),
-        # The trained model was saved with the template.
+        # The trained model was saved with the template and the token.
         "chat_template_path": None if trained else train_settings.get("chat_template_path"),
+        "eos_token": None if trained else train_settings.get("eos_token"),
         "heldout": heldout,
         "evaluate": plan.evaluate,
     }
@@ -277,10 +309,11 @@ def data_settings(train_settings: Mapping[str, Any], dataset_name: str, *, train
     Raises:
         ConfigurationError: A setting is out of range.
     """
-    names = {"dataset_config", "max_length", *(entry.name for entry in fields(DataOptions))}
+    of_trl = ("max_length", "truncation_mode", "dataset_text_field")
+    names = {"dataset_config", "test_split_size", *of_trl, *(entry.name for entry in fields(DataOptions))}
     split = train_settings.get("dataset_train_split", "train")
     if not training:
-        names.remove("max_samples")
+        names -= {"max_samples", "test_split_size"}
         split = evaluation_split(dataset_name, train_settings.get("dataset_test_split", TEST_SPLIT))
     shared = {name: train_settings[name] for name in names if name in train_settings}
     try:

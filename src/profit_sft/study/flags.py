@@ -34,6 +34,12 @@ def check_flags(plan: StudyPlan) -> None:
         for key, value in settings.items():
             if key not in kinds:
                 raise plan.file.error((*place, key), unknown_text(key, list(kinds)))
+            if key == "model_revision" and value not in (None, "main"):
+                raise plan.file.error(
+                    (*place, key),
+                    f" {value!r} would be trained alone: the untrained model and the scores would be of 'main'. "
+                    "Download that revision, and name its folder as the model.",
+                )
             if not _may_be(kinds[key], value):
                 what = "a number" if float in _kinds(kinds[key]) else "a whole number"
                 raise plan.file.error((*place, key), f" must be {what}, got {value!r}.")

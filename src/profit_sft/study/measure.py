@@ -63,7 +63,7 @@ def measure(folder: CellFolder, *, report: Callable[[str], None] = lambda text: 
 
 def _heldout(request: Mapping[str, Any]) -> dict[str, Any]:
     name = request["model_name_or_path"]
-    tokenizer = load_tokenizer(name, chat_template_path=request["chat_template_path"])
+    tokenizer = load_tokenizer(name, chat_template_path=request["chat_template_path"], eos_token=request["eos_token"])
     model = load_model(name, dtype=request["dtype"])
     model.to(default_device())  # type: ignore[arg-type]  # transformers wraps it
     return heldout_nll(model, tokenizer, DataSettings(**request["heldout"]))
