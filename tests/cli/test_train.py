@@ -205,6 +205,9 @@ def test_bad_rows_can_be_skipped_and_are_reported(arguments, rows, tmp_path, cap
     ("flags", "status", "message"),
     [
         (["--treshold", "0.2"], 2, "unknown setting --treshold. Did you mean --threshold?"),
+        (["--lr", "1"], 2, "unknown setting --lr. See profit train --help-all."),  # two begin so
+        (["--learn", "1"], 2, "unknown setting --learn. Did you mean --learning_rate?"),
+        (["--learn=1"], 2, "unknown setting --learn=1. Did you mean --learning_rate?"),
         (["--threshold", "2"], 2, "threshold must be a probability in [0, 1], got 2.0. Write 10% as 0.1."),
         (["--threshold", "high"], 2, "argument --threshold: invalid float value: 'high'"),
         (["--objective", "profitt"], 2, "no objective is named 'profitt'. Known: nll, profit"),

@@ -17,6 +17,7 @@ from profit_sft.cli.eval import eval_command
 from profit_sft.cli.inspect import inspect_command
 from profit_sft.cli.llamafactory import llamafactory_command
 from profit_sft.cli.merge import merge_command
+from profit_sft.cli.options import takes_arguments_as_flags, underscored
 from profit_sft.cli.plugin import plugin_command
 from profit_sft.cli.quickstart import quickstart_command
 from profit_sft.cli.ranks import works_here
@@ -35,6 +36,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
+    context_settings={"token_normalize_func": underscored},
 )
 
 
@@ -63,6 +65,7 @@ def _add(name: str, command: Callable[..., int], *, example: str, one_process: b
         one_process: Whether it knows nothing of ranks; it then runs on the first.
         settings: Further ones of `typer.Typer.command`.
     """
+    command = takes_arguments_as_flags(command)
 
     @functools.wraps(command)
     def run(**options: Any) -> None:
@@ -193,9 +196,10 @@ def _usage(error: Any, arguments: list[str]) -> int:
         error.show()
         return 2
     said = error.format_message().rstrip(".")
-    option = next((name for name in re.findall(r"--[\w-]+", said) if name in arguments[:-1]), None)
+    names, typed = re.findall(r"--[\w-]+", said), [underscored(word) for word in arguments[:-1]]
+    option = next((name for name in map(underscored, names) if name in typed), None)
     if option is not None and said.startswith("Invalid value"):  # which not every message of this kind names
-        value = arguments[arguments.index(option) + 1]
+        value = arguments[typed.index(option) + 1]
         said += f", got {value!r}" if value not in said else ""
     end = "" if said.endswith("?") else "."
     _report(f"{said}{end} See {context.command_path if context else 'profit'} --help.")

@@ -15,7 +15,7 @@ from profit_sft.terminal import console
 
 def merge_command(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A folder with an adapter, as `profit train` leaves it.")],
-    output_dir: Annotated[Path, flag("output_dir", "The whole model; must not be there yet.", "--out")],
+    output_dir: Annotated[Path, flag("output_dir", "The whole model; must not be there yet.")],
     dtype: Annotated[str, flag("dtype", "float32, bfloat16, float16, or auto: the base model's own.")] = "auto",
 ) -> int:
     """Write a LoRA run as one whole model, which any engine loads without PEFT."""

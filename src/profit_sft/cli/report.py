@@ -12,7 +12,7 @@ from profit_sft.cli.options import flag
 def report_command(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders `profit train` wrote, 1 to 6.")],
     output_file: Annotated[
-        Path | None, flag("output_file", "The page (default: report.html or comparison.html in the first).", "--out")
+        Path | None, flag("output_file", "The page (default: report.html or comparison.html in the first).")
     ] = None,
 ) -> int:
     """Draw a run's curves, warnings and rows as one page, or several runs side by side. It may still be going on."""
