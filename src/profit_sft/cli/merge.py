@@ -24,14 +24,14 @@ def merge_command(
     from profit_sft.files import check_output_folder
     from profit_sft.models.pretrained import adapter_base, end_tokens, load_model, load_tokenizer, told_as_models
 
+    if output_dir.exists():
+        raise ConfigurationError(f"output_dir: '{output_dir}' is there already. Choose another folder.")
+    check_output_folder(output_dir)
     base = adapter_base(run)
     if base is None:
         raise ConfigurationError(
             f"'{run}' holds no adapter (adapter_config.json): a run without LoRA is a whole model already."
         )
-    if output_dir.exists():
-        raise ConfigurationError(f"output_dir: '{output_dir}' is there already. Choose another folder.")
-    check_output_folder(output_dir)
     quiet_libraries()
     tokenizer = load_tokenizer(str(run))
     model = load_model(base, dtype=dtype)

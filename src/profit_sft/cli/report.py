@@ -16,7 +16,10 @@ def report_command(
     ] = None,
 ) -> int:
     """Draw a run's curves, warnings and rows as one page, or several runs side by side. It may still be going on."""
+    from profit_sft.files import check_output_file
     from profit_sft.runs.page import write_run_page
 
+    if output_file is not None:
+        check_output_file(output_file)
     sys.stdout.write(f"{write_run_page(runs, output_file)}\n")
     return 0
