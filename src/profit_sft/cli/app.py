@@ -12,6 +12,7 @@ import typer
 
 from profit_sft.cli.advise import advise_command
 from profit_sft.cli.chat import chat_command
+from profit_sft.cli.completion import CompletedCommand
 from profit_sft.cli.data import data_command
 from profit_sft.cli.eval import eval_command
 from profit_sft.cli.inspect import inspect_command
@@ -24,7 +25,8 @@ from profit_sft.cli.ranks import works_here
 from profit_sft.cli.report import report_command
 from profit_sft.cli.score import score_command
 from profit_sft.cli.study import study_command
-from profit_sft.cli.train import HELP, train_command
+from profit_sft.cli.train import train_command
+from profit_sft.cli.train_help import first_help
 from profit_sft.cli.watch import watch_command
 from profit_sft.errors import ConfigurationError, brief, explained, missing_extra
 from profit_sft.terminal import console
@@ -33,7 +35,6 @@ app = typer.Typer(
     name="profit",
     help="Fine-tune language models on the tokens that matter, and see which those are.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"token_normalize_func": underscored},
@@ -73,7 +74,7 @@ def _add(name: str, command: Callable[..., int], *, example: str, one_process: b
             raise typer.Exit(0)
         raise typer.Exit(_exit_status(lambda: command(**options)))
 
-    app.command(name, epilog=f"Example: {example}", **settings)(run)
+    app.command(name, cls=CompletedCommand, epilog=f"Example: {example}", **settings)(run)
 
 
 def _exit_status(command: Callable[[], int]) -> int:
@@ -106,9 +107,9 @@ def _report(message: object) -> None:
 _add(
     "train",
     train_command,
-    example="profit train --model_name_or_path Qwen/Qwen3-0.6B --dataset_name train.jsonl --output_dir run",
+    example="profit train --model Qwen/Qwen3-0.6B --data train.jsonl --out run",
     one_process=False,
-    help=HELP,
+    help=first_help(),
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
 )
 _add(

@@ -4,12 +4,14 @@ import argparse
 import dataclasses
 import difflib
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from trl import ModelConfig, TrlParser
 
 from profit_sft.cli.options import SHORT_FORMS, underscored
+from profit_sft.cli.train_help import help_all
 from profit_sft.errors import ConfigurationError, brief
 from profit_sft.files import read_yaml
 from profit_sft.train.arguments import RunArguments
@@ -84,7 +86,7 @@ def parse(arguments: Sequence[str]) -> tuple[RunArguments, ProFitConfig, ModelCo
     switches = {name: name in arguments for name in ("--dry_run", "--json", "--help_all")}
     arguments = [argument for argument in arguments if argument not in switches]
     if switches["--help_all"]:
-        parser.print_help()
+        sys.stdout.write(help_all(parser))
         raise SystemExit(0)
     file = _named(arguments).config
     lines: dict[str, int] = {}
