@@ -43,9 +43,8 @@ def commands() -> str:
 
 def _flag_row(parameter: Any) -> str:
     names = parameter.opts if parameter.param_type_name == "option" else [parameter.metavar or parameter.name.upper()]
-    shown = dict.fromkeys(name.replace("-", "_").replace("__", "--", 1) for name in names)  # two spellings are one
     default = "" if parameter.default is None or parameter.default == () else f"`{parameter.default}`"
-    return f"| {', '.join(f'`{name}`' for name in shown)} | {default} | {(parameter.help or '').replace('|', '/')} |"
+    return f"| {', '.join(f'`{name}`' for name in names)} | {default} | {(parameter.help or '').replace('|', '/')} |"
 
 
 def train_flags() -> list[str]:

@@ -222,6 +222,14 @@ def check_output_folder(folder: str | Path, setting: str = "output_dir") -> None
     check_regular_files(folder)
 
 
+def check_output_file(path: str | Path, setting: str = "output_file") -> None:
+    """Refuse a file that cannot be written: a folder is there, or its own folder is none; see `check_output_folder`."""
+    path = Path(path)
+    check_output_folder(path.parent, setting)
+    if path.is_dir():
+        raise ConfigurationError(f"{setting}: '{path}' is a folder. Name a file in it.")
+
+
 @contextmanager
 def sole_use(folder: str | Path, what: str) -> Iterator[None]:
     """Hold a folder for this process: what two wrote at a time would be mixed up. It is made if it is not there.

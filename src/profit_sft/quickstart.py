@@ -29,7 +29,7 @@ from profit_sft.data.generated import (
 from profit_sft.evaluation.engine import Answer
 from profit_sft.evaluation.grading import MathJudge, grade_math
 from profit_sft.evaluation.statistics import share_interval
-from profit_sft.files import write_text
+from profit_sft.files import check_output_folder, write_text
 from profit_sft.mask.page import MaskPage
 from profit_sft.mask.report import make_report
 from profit_sft.models.embedded import embedded_model_folder
@@ -130,6 +130,7 @@ def run_quickstart(
         ConfigurationError: A run's folder is taken, or a setting is wrong.
         DownloadError: The model cannot be fetched.
     """
+    check_output_folder(output_dir)
     configs = {PLAIN_SFT: _config(output_dir / PLAIN_SFT, PLAIN_SFT, None)}
     configs[objective] = _config(output_dir / objective, objective, threshold)
     made = configs[objective].make_objective()

@@ -16,8 +16,8 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from profit_sft.cli.app import run_app
-from profit_sft.cli.train import HELP, next_commands
-from profit_sft.cli.train_flags import Parser, parse
+from profit_sft.cli.train import next_commands
+from profit_sft.cli.train_flags import parse
 from profit_sft.objectives import make_objective
 from profit_sft.runs.record import read_run
 from profit_sft.train import config
@@ -173,24 +173,6 @@ def test_a_twin_of_a_recipe_is_one_flag_away(monkeypatch):
         assert config.make_objective() == make_objective(objective)
 
 
-def test_help_names_only_flags_that_exist(capsys):
-    from trl import ModelConfig
-
-    from profit_sft.train.arguments import RunArguments
-    from profit_sft.train.config import ProFitConfig
-
-    known = {
-        option
-        for action in Parser((RunArguments, ProFitConfig, ModelConfig))._actions
-        for option in action.option_strings
-    }
-    named = {line.split("[/]")[0].removeprefix("[bold]") for line in HELP.splitlines() if line.startswith("[bold]")}
-    own = {"--config", "--dry-run", "--help-all"}
-    assert named - own <= known
-    assert run_app(["train", "--help-all"]) == 0
-    assert "--gradient_accumulation_steps" in capsys.readouterr().out
-
-
 def test_bad_rows_can_be_skipped_and_are_reported(arguments, rows, tmp_path, capsys):
     with open(rows, "a") as lines:
         lines.write('{"question": "no answer"}\n')
@@ -205,6 +187,9 @@ def test_bad_rows_can_be_skipped_and_are_reported(arguments, rows, tmp_path, cap
     ("flags", "status", "message"),
     [
         (["--treshold", "0.2"], 2, "unknown setting --treshold. Did you mean --threshold?"),
+        (["--lr", "1"], 2, "unknown setting --lr. See profit train --help-all."),  # two begin so
+        (["--learn", "1"], 2, "unknown setting --learn. Did you mean --learning_rate?"),
+        (["--learn=1"], 2, "unknown setting --learn=1. Did you mean --learning_rate?"),
         (["--threshold", "2"], 2, "threshold must be a probability in [0, 1], got 2.0. Write 10% as 0.1."),
         (["--threshold", "high"], 2, "argument --threshold: invalid float value: 'high'"),
         (["--objective", "profitt"], 2, "no objective is named 'profitt'. Known: nll, profit"),

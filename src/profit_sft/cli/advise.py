@@ -49,6 +49,7 @@ def advise_command(
 ) -> int:
     """Say what a threshold would keep of a data set under a model, what it would cost, and what to beware of."""
     from profit_sft.cli.scoring import score_with_progress, scoring_settings
+    from profit_sft.files import check_output_folder
     from profit_sft.mask.advice import advise
     from profit_sft.models.pretrained import require_model
     from profit_sft.scores.store import load_scores
@@ -70,6 +71,8 @@ def advise_command(
         advice = advise(load_scores(scores), threshold=threshold)
     else:
         require_model(model)
+        if scores_dir is not None:
+            check_output_folder(scores_dir, "scores_dir")
         with tempfile.TemporaryDirectory() as folder:
             settings = scoring_settings(
                 {"dataset_name": dataset_name, "max_samples": _MAX_SAMPLES, **data},

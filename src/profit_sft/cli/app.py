@@ -12,18 +12,21 @@ import typer
 
 from profit_sft.cli.advise import advise_command
 from profit_sft.cli.chat import chat_command
+from profit_sft.cli.completion import CompletedCommand
 from profit_sft.cli.data import data_command
 from profit_sft.cli.eval import eval_command
 from profit_sft.cli.inspect import inspect_command
 from profit_sft.cli.llamafactory import llamafactory_command
 from profit_sft.cli.merge import merge_command
+from profit_sft.cli.options import takes_arguments_as_flags, underscored
 from profit_sft.cli.plugin import plugin_command
 from profit_sft.cli.quickstart import quickstart_command
 from profit_sft.cli.ranks import works_here
 from profit_sft.cli.report import report_command
 from profit_sft.cli.score import score_command
 from profit_sft.cli.study import study_command
-from profit_sft.cli.train import HELP, train_command
+from profit_sft.cli.train import train_command
+from profit_sft.cli.train_help import first_help
 from profit_sft.cli.watch import watch_command
 from profit_sft.errors import ConfigurationError, brief, explained, missing_extra
 from profit_sft.terminal import console
@@ -32,9 +35,9 @@ app = typer.Typer(
     name="profit",
     help="Fine-tune language models on the tokens that matter, and see which those are.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
+    context_settings={"token_normalize_func": underscored},
 )
 
 
@@ -63,6 +66,7 @@ def _add(name: str, command: Callable[..., int], *, example: str, one_process: b
         one_process: Whether it knows nothing of ranks; it then runs on the first.
         settings: Further ones of `typer.Typer.command`.
     """
+    command = takes_arguments_as_flags(command)
 
     @functools.wraps(command)
     def run(**options: Any) -> None:
@@ -70,7 +74,7 @@ def _add(name: str, command: Callable[..., int], *, example: str, one_process: b
             raise typer.Exit(0)
         raise typer.Exit(_exit_status(lambda: command(**options)))
 
-    app.command(name, epilog=f"Example: {example}", **settings)(run)
+    app.command(name, cls=CompletedCommand, epilog=f"Example: {example}", **settings)(run)
 
 
 def _exit_status(command: Callable[[], int]) -> int:
@@ -103,9 +107,9 @@ def _report(message: object) -> None:
 _add(
     "train",
     train_command,
-    example="profit train --model_name_or_path Qwen/Qwen3-0.6B --dataset_name train.jsonl --output_dir run",
+    example="profit train --model Qwen/Qwen3-0.6B --data train.jsonl --out run",
     one_process=False,
-    help=HELP,
+    help=first_help(),
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
 )
 _add(
@@ -193,9 +197,10 @@ def _usage(error: Any, arguments: list[str]) -> int:
         error.show()
         return 2
     said = error.format_message().rstrip(".")
-    option = next((name for name in re.findall(r"--[\w-]+", said) if name in arguments[:-1]), None)
+    names, typed = re.findall(r"--[\w-]+", said), [underscored(word) for word in arguments[:-1]]
+    option = next((name for name in map(underscored, names) if name in typed), None)
     if option is not None and said.startswith("Invalid value"):  # which not every message of this kind names
-        value = arguments[arguments.index(option) + 1]
+        value = arguments[typed.index(option) + 1]
         said += f", got {value!r}" if value not in said else ""
     end = "" if said.endswith("?") else "."
     _report(f"{said}{end} See {context.command_path if context else 'profit'} --help.")

@@ -29,9 +29,9 @@ def data_command(
     *,
     model_name_or_path: Annotated[
         str | None,
-        flag("model_name_or_path", "Whose tokenizer and chat template: hub name, folder, embedded.", "--model"),
+        flag("model_name_or_path", "Whose tokenizer and chat template: hub name, folder, embedded."),
     ] = None,
-    trust_remote_code: Annotated[bool, typer.Option("--trust_remote_code", "--trust-remote-code")] = False,
+    trust_remote_code: Annotated[bool, flag("trust_remote_code", "Run code that comes with the model.")] = False,
     chat_template_path: ChatTemplatePath = None,
     data: GivenData,
     examples: Annotated[int, flag("examples", "Rows to show.")] = EXAMPLES,

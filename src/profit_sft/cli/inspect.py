@@ -64,13 +64,13 @@ def inspect_command(
     examples: Annotated[int | None, flag("examples", "Examples token by token (default: 500; 3 with --plain).")] = None,
     output_file: Annotated[
         Path | None,
-        typer.Option("--output_file", "--output-file", "--output", help="The page (default: mask.html by the scores)."),
+        flag("output_file", "The page (default: mask.html by the scores).", "--output"),
     ] = None,
     plain: Annotated[bool, typer.Option("--plain", help="Print to the terminal in place of a page.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON in place of a page.")] = False,
 ) -> int:
     """Show which tokens a threshold masks: a page with every token shaded, or how the mask moved between two models."""
-    from profit_sft.files import check_output_folder
+    from profit_sft.files import check_output_file, check_output_folder
     from profit_sft.mask.page import MAX_EXAMPLES, MaskPage
     from profit_sft.mask.report import checked_view, make_report, summary
     from profit_sft.mask.terminal import PLAIN_EXAMPLES, print_report
@@ -92,12 +92,14 @@ def inspect_command(
         {"model_name_or_path": model_name_or_path, "dtype": dtype, "chat_template_path": chat_template_path}
     )
     _check_one_source(folders, data, (*data, *scoring, *given({"compare_to": compare_to, "scores_dir": scores_dir})))
+    if scores_dir is not None:
+        check_output_folder(scores_dir, "scores_dir")
     if not folders:
         require_model(scoring)
     if output_file is None and not (plain or as_json):
         output_file = (scores_dir or Path(*folders[-1:])) / PAGE
     elif output_file is not None:
-        check_output_folder(output_file.parent, "output_file")  # before minutes of scoring
+        check_output_file(output_file)  # before minutes of scoring
     if weighed_by is not None and "topk_entropy" in weighed_by.needs:
         scoring["likeliest"] = ENTROPY_TOP_K
     with _score_sets(folders, data, scoring, compare_to=compare_to, scores_dir=scores_dir) as score_sets:

@@ -15,7 +15,7 @@ from profit_sft.terminal import console
 
 def merge_command(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A folder with an adapter, as `profit train` leaves it.")],
-    output_dir: Annotated[Path, flag("output_dir", "The whole model; must not be there yet.", "--out")],
+    output_dir: Annotated[Path, flag("output_dir", "The whole model; must not be there yet.")],
     dtype: Annotated[str, flag("dtype", "float32, bfloat16, float16, or auto: the base model's own.")] = "auto",
 ) -> int:
     """Write a LoRA run as one whole model, which any engine loads without PEFT."""
@@ -24,14 +24,14 @@ def merge_command(
     from profit_sft.files import check_output_folder
     from profit_sft.models.pretrained import adapter_base, end_tokens, load_model, load_tokenizer, told_as_models
 
+    if output_dir.exists():
+        raise ConfigurationError(f"output_dir: '{output_dir}' is there already. Choose another folder.")
+    check_output_folder(output_dir)
     base = adapter_base(run)
     if base is None:
         raise ConfigurationError(
             f"'{run}' holds no adapter (adapter_config.json): a run without LoRA is a whole model already."
         )
-    if output_dir.exists():
-        raise ConfigurationError(f"output_dir: '{output_dir}' is there already. Choose another folder.")
-    check_output_folder(output_dir)
     quiet_libraries()
     tokenizer = load_tokenizer(str(run))
     model = load_model(base, dtype=dtype)

@@ -6,25 +6,39 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
+from typer.models import ArgumentInfo
 
 from profit_sft.data.settings import DataSettings
 from profit_sft.errors import ConfigurationError
 
 GivenData = dict[str, Any]  # fields of `DataSettings`, those that were given
 
+# What every command that has one of these flags takes for it as well.
+SHORT_FORMS = {
+    "--model": ("model_name_or_path",),
+    "--data": ("dataset_name",),
+    "--out": ("output_dir", "output_file"),
+}
+
 
 def flag(name: str, help: str, *more_spellings: str) -> Any:
-    """Return typer's option of this name, which hyphens spell as well.
+    """Return typer's option of this name, and of its short form where it has one. Hyphens do for underscores.
 
     Args:
         name: With underscores, as in TRL.
         help: Says the unit, and the default where typer cannot.
-        more_spellings: Such as `--out`.
+        more_spellings: Others, of this option alone.
     """
-    return typer.Option(*more_spellings, *dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}")), help=help)
+    short = [spelling for spelling, names in SHORT_FORMS.items() if name in names]
+    return typer.Option(*short, *more_spellings, f"--{name}", help=help)
+
+
+def underscored(name: str) -> str:
+    """Return a flag's name as it is declared, whichever of hyphens and underscores it was typed with."""
+    return name.replace("-", "_")
 
 
 DataToScore = Annotated[str | None, flag("dataset_name", "Data to score first, in place of SCORES.")]
@@ -54,16 +68,12 @@ def takes_data_options(**defaults: object) -> Callable[[Callable[..., int]], Cal
             data = given({option.name: arguments.pop(option.name) for option in options})
             return command(**arguments, data=data)
 
-        signature = inspect.signature(command)
         parameters = [
             option.replace(kind=inspect.Parameter.KEYWORD_ONLY)
-            for own in signature.parameters.values()
+            for own in inspect.signature(command).parameters.values()
             for option in (options if own.name == "data" else [own])
         ]
-        # What typer reads: one for the parameters, the other for their types.
-        run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]  # not in typeshed
-        run.__annotations__ = {option.name: option.annotation for option in parameters} | {"return": int}
-        return run
+        return _with_parameters(run, parameters)
 
     return decorate
 
@@ -74,12 +84,57 @@ def _parameter(entry: "dataclasses.Field[Any]", defaults: Mapping[str, object]) 
     default = defaults.get(entry.name, entry.default)
     if default not in (None, False):
         help = f"{help.removesuffix('.')} (default: {default})."
-    return inspect.Parameter(
-        entry.name,
-        inspect.Parameter.KEYWORD_ONLY,
-        default=None,  # also of a switch: not given
-        annotation=Annotated[entry.type | None, flag(entry.name, help)],  # type: ignore[operator]  # a type, no text
-    )
+    return _optional(entry.name, entry.type, flag(entry.name, help))  # also a switch may not have been given
+
+
+def takes_arguments_as_flags(command: Callable[..., int]) -> Callable[..., int]:
+    """Let an argument whose name has a short form be given by its flag, too: `DATA` as `--dataset_name DATA`."""
+    parameters: list[inspect.Parameter] = []
+    shown: dict[str, str] = {}  # the argument's name, and what the help text calls it
+    for own in inspect.signature(command).parameters.values():
+        kind, *about = get_args(own.annotation) or (own.annotation,)
+        argument = next((entry for entry in about if isinstance(entry, ArgumentInfo)), None)
+        if argument is None or not any(own.name in names for names in SHORT_FORMS.values()):
+            parameters.append(own.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+            continue
+        shown[own.name] = str(argument.metavar)
+        as_flag = flag(own.name, f"The same as {argument.metavar}.")
+        parameters += [_optional(own.name, kind, argument), _optional(_as_flag(own.name), kind, as_flag)]
+    if not shown:
+        return command
+
+    @functools.wraps(command)
+    def run(**options: Any) -> int:
+        for name, metavar in shown.items():
+            values = [value for value in (options[name], options.pop(_as_flag(name))) if value is not None]
+            if len(values) != 1:
+                short = next(spelling for spelling, names in SHORT_FORMS.items() if name in names)
+                raise ConfigurationError(
+                    f"{metavar} is there twice, {values[0]!r} and {values[1]!r}. Leave one out."
+                    if values
+                    else f"{metavar} is missing. Write it alone or as {short} {metavar}."
+                )
+            options[name] = values[0]
+        return command(**options)
+
+    return _with_parameters(run, parameters)
+
+
+def _as_flag(name: str) -> str:
+    return f"{name}_flag"
+
+
+def _optional(name: str, kind: Any, declared: Any) -> inspect.Parameter:
+    """Return a parameter that is None where it was not given, as typer reads it."""
+    annotation = Annotated[kind | None, declared]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+def _with_parameters(run: Callable[..., int], parameters: list[inspect.Parameter]) -> Callable[..., int]:
+    """Give a function the parameters that typer is to read: in one place their order, in the other their types."""
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # not in typeshed
+    run.__annotations__ = {option.name: option.annotation for option in parameters} | {"return": int}
+    return run
 
 
 def given(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from profit_sft.cli.options import wrong_values_are_usage_errors
+from profit_sft.cli.options import flag, wrong_values_are_usage_errors
 from profit_sft.cli.progress import quiet_libraries
 from profit_sft.cli.train import print_result
 from profit_sft.terminal import console
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 
 def quickstart_command(
-    output_dir: Annotated[Path, typer.Option("--output_dir", help="Where everything goes.")] = Path("runs/quickstart"),
+    output_dir: Annotated[Path, flag("output_dir", "Where everything goes.")] = Path("runs/quickstart"),
     objective: Annotated[str, typer.Option("--objective", help="Token objective.")] = "profit",
     threshold: Annotated[float | None, typer.Option("--threshold", help="ProFit's threshold, a probability.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite_output_dir", help="Replace earlier runs.")] = False,
+    overwrite: Annotated[bool, flag("overwrite_output_dir", "Replace earlier runs.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> int:
     """Train the embedded SmolLM2-135M-Instruct on generated problems, also by plain SFT: five minutes on two cores."""

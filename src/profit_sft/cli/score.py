@@ -33,10 +33,10 @@ _SHOWN_THRESHOLDS = (0.1, 0.5)
 @takes_data_options(template_date=DAY_OF_TRAINING)
 def score_command(
     dataset_name: Annotated[str, typer.Argument(metavar="DATA", help="jsonl, json, parquet or csv file, or hub name.")],
-    output_dir: Annotated[Path, flag("output_dir", "Where the scores go; a second run goes on.", "--out")],
+    output_dir: Annotated[Path, flag("output_dir", "Where the scores go; a second run goes on.")],
     *,
     model_name_or_path: Annotated[
-        str | None, flag("model_name_or_path", "Frozen model: hub name, folder, embedded.", "--model")
+        str | None, flag("model_name_or_path", "Frozen model: hub name, folder, embedded.")
     ] = None,
     model_revision: Annotated[str | None, flag("model_revision", "Branch, tag or commit of a hub model.")] = None,
     trust_remote_code: Annotated[bool, flag("trust_remote_code", "Run code that comes with the model.")] = False,

@@ -31,7 +31,7 @@ def study_command(
     model_name_or_path: Annotated[str | None, flag("model_name_or_path", "In place of the study's models.")] = None,
     dataset_name: Annotated[str | None, flag("dataset_name", "In place of the study's training data.")] = None,
     only_dry: Annotated[
-        bool, typer.Option("--dry-run", "--dry_run", help="List cells, tokens and estimated cost; run nothing.")
+        bool, typer.Option("--dry-run", help="List cells, tokens and estimated cost; run nothing.")
     ] = False,
     report_only: Annotated[bool, flag("report_only", "Write the report of what is finished; run nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,

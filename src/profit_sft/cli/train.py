@@ -24,42 +24,6 @@ if TYPE_CHECKING:
 
 _ON_CPU = ("--use_cpu", "True")
 
-HELP = """Fine-tune a causal language model with a token-level objective.
-
-Takes every flag of TRL's `trl sft`, spelled the same, and these:
-
-[bold]--config[/] FILE  YAML with any of the flags; flags on the command line win
-
-[bold]--model_name_or_path[/] NAME  hub name, folder, or `embedded` (SmolLM2-135M-Instruct, which needs no hub)
-
-[bold]--dataset_name[/] NAME  jsonl, json, parquet or csv file, folder, or hub name
-
-[bold]--output_dir[/] FOLDER  the run folder (default: profit-output)
-
-[bold]--objective[/] NAME  nll, profit, trsft, dft, deft, power, eaft, entropy, focal, given, stm, psft, asft or rho
-(default: profit)
-
-[bold]--threshold[/] P  the objective's threshold, a probability (of profit by default: 0.1)
-
-[bold]--threshold_direction[/] WORD  higher, lower, middle or random (default: higher)
-
-[bold]--normalize[/] WORD  divide by all label tokens, or by the kept ones: all or kept (default: all, but kept for stm)
-
-[bold]--global_batch_size[/] N  rows of an optimizer step over all ranks, in place of gradient_accumulation_steps
-
-[bold]--reference_scores[/] FOLDER  what `profit score` wrote from this data; with profit, a fixed mask
-
-[bold]--skip-bad-rows[/]  count and list rows that cannot be used, instead of stopping at the first
-
-[bold]--accelerate_config[/] FILE  train on several devices, as this file of `accelerate config` says
-
-[bold]--resume_from_checkpoint[/] latest  go on with an interrupted run
-
-[bold]--dry-run[/]  print settings, token counts, kept share on a sample and estimated memory; train nothing
-
-[bold]--help-all[/]  every flag with its default
-"""
-
 
 def train_command(context: typer.Context) -> int:
     """Hand the arguments to TRL's parser, which knows every flag, and run or dry-run."""

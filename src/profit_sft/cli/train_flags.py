@@ -4,11 +4,14 @@ import argparse
 import dataclasses
 import difflib
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from trl import ModelConfig, TrlParser
 
+from profit_sft.cli.options import SHORT_FORMS, underscored
+from profit_sft.cli.train_help import help_all
 from profit_sft.errors import ConfigurationError, brief
 from profit_sft.files import read_yaml
 from profit_sft.train.arguments import RunArguments
@@ -30,7 +33,9 @@ _FORMER = {
     "dataset_split": "dataset_train_split",
     "model": "model_name_or_path",
     "data": "dataset_name",
+    "out": "output_dir",
 }
+_SHORT_FORMS = {short: f"--{names[0]}" for short, names in SHORT_FORMS.items()}
 
 
 class Parser(TrlParser):
@@ -56,6 +61,14 @@ class Parser(TrlParser):
         raise ConfigurationError(f"{brief(message).rstrip('.')}. See profit train --help-all.")
 
 
+def make_parser() -> Parser:
+    """Return the parser of every flag that has a value, with the defaults that are not TRL's."""
+    # An abbreviation would mean another flag once a library adds one that begins alike.
+    parser = Parser((RunArguments, ProFitConfig, ModelConfig), prog="profit train", add_help=False, allow_abbrev=False)
+    parser.set_defaults(output_dir="profit-output", report_to="none")
+    return parser
+
+
 def parse(arguments: Sequence[str]) -> tuple[RunArguments, ProFitConfig, ModelConfig, bool, bool]:
     """Parse the command line of `profit train`.
 
@@ -69,12 +82,11 @@ def parse(arguments: Sequence[str]) -> tuple[RunArguments, ProFitConfig, ModelCo
         ConfigurationError: A flag or key is unknown (the message names the nearest one) or has a bad value.
     """
     arguments = [normalized(argument) for argument in arguments]
-    parser = Parser((RunArguments, ProFitConfig, ModelConfig), prog="profit train", add_help=False)
-    parser.set_defaults(output_dir="profit-output", report_to="none")
+    parser = make_parser()
     switches = {name: name in arguments for name in ("--dry_run", "--json", "--help_all")}
     arguments = [argument for argument in arguments if argument not in switches]
     if switches["--help_all"]:
-        parser.print_help()
+        sys.stdout.write(help_all(parser))
         raise SystemExit(0)
     file = _named(arguments).config
     lines: dict[str, int] = {}
@@ -97,14 +109,16 @@ def parse(arguments: Sequence[str]) -> tuple[RunArguments, ProFitConfig, ModelCo
     if unknown:
         if not unknown[0].startswith("--"):
             raise ConfigurationError(f"{unknown[0]!r} belongs to no flag. Data is named by --dataset_name.")
-        name = unknown[0].removeprefix("--")
-        known = [option for action in parser._actions for option in action.option_strings]
-        near = difflib.get_close_matches(unknown[0], known, n=1, cutoff=0.75)
+        wrong = unknown[0].partition("=")[0]
+        name = wrong.removeprefix("--")
+        known = [option for action in parser._actions for option in action.option_strings if "-" not in option[2:]]
+        longer = [option for option in known if option.startswith(wrong)]
+        near = longer if len(longer) == 1 else difflib.get_close_matches(wrong, known, n=1, cutoff=0.75)
         hint = f" Did you mean {near[0]}?" if near else " See profit train --help-all."
         if name in _FORMER:
             hint = f" Write --{_FORMER[name]}."
-        if near == unknown[:1]:  # only in a file: on the command line hyphens have become underscores
-            hint = f" In YAML write {near[0][2:].replace('-', '_')}."
+        if near == [f"--{underscored(name)}"]:  # only in a file: on the command line hyphens have become underscores
+            hint = f" In YAML write {near[0][2:]}."
         raise ConfigurationError(f"{_place(name, file, lines)}unknown setting {unknown[0]}.{hint}")
     return run, config, model_config, switches["--dry_run"], switches["--json"]
 
@@ -122,11 +136,12 @@ def _place(message: str, file: str | None, lines: Mapping[str, int]) -> str:
 
 
 def normalized(argument: str) -> str:
-    """Take `--dry-run` for `--dry_run`, as TRL takes both, without touching values."""
+    """Take `--dry-run` for `--dry_run`, as TRL takes both, and short forms for their flags, without touching values."""
     if not argument.startswith("--"):
         return argument
     name, equals, value = argument.partition("=")
-    return name[:2] + name[2:].replace("-", "_") + equals + value
+    name = f"--{underscored(name[2:])}"
+    return _SHORT_FORMS.get(name, name) + equals + value
 
 
 def names_a_launch(arguments: Sequence[str]) -> bool:

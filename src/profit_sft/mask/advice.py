@@ -23,7 +23,7 @@ MASKED_GRADIENT_LIMIT = 0.8  # more of the gradient mass masked: a fifth is left
 EMPTY_EXAMPLES_LIMIT = 0.05  # more of the examples without a kept token: whole rows are paid for and teach nothing
 FINAL_ANSWER_LIMIT = 0.25  # more of the final answers masked in part: what most answers are judged by
 NOTHING_MASKED_LIMIT = 0.05  # less of the gradient mass masked: the objective is plain SFT in all but name
-REFERENCE_SAVING_LIMIT = 0.2  # a reference mask saves more of the loss's cost: worth saying
+_HIDES_TOO_MUCH = "Use a lower threshold, plain SFT first, or a stronger model."
 
 # Of the cost model: a prefix of this share of the vocabulary proves this share of the tokens that will be masked to be
 # so. Measured on instruction data with a vocabulary of 152k; docs/explanation/selective-head.md describes the method.
@@ -254,60 +254,96 @@ def loss_cost(kept_share: float) -> tuple[float, float]:
 
 
 def warnings_about(row: ThresholdRow) -> Iterator[str]:
-    """Yield what a person should think about before training with this threshold."""
+    """Yield what a person should think about before training with this threshold.
+
+    No two of them ask for opposite things: where one asks for a lower threshold, none asks for a higher one.
+    """
+    if row.kept_share in (0.0, 1.0):
+        yield _all_or_nothing(row)
+        return
+    harms = tuple(_harms(row))
+    yield from harms
+    masked_gradient = 1.0 - row.kept_gradient_share
+    if not harms and masked_gradient < NOTHING_MASKED_LIMIT:
+        yield (
+            f"The mask hides next to nothing: {_percent(1.0 - row.kept_share, digits=1)} of the label tokens and "
+            f"{_percent(masked_gradient, digits=1)} of the gradient mass. This is plain SFT in all but name; use it, "
+            "or a higher threshold."
+        )
+
+
+def _all_or_nothing(row: ThresholdRow) -> str:
+    if row.kept_share == 1.0:
+        return (
+            f"The mask hides nothing: every label token has p of at least {row.threshold:g}. This is plain SFT; use "
+            "it, or a higher threshold."
+        )
+    return (
+        f"The mask hides everything: no label token has p of at least {row.threshold:g}, so a run would learn nothing. "
+        f"{_HIDES_TOO_MUCH}"
+    )
+
+
+def _harms(row: ThresholdRow) -> Iterator[str]:
+    """Yield how the mask hides too much."""
     masked, masked_gradient = 1.0 - row.kept_share, 1.0 - row.kept_gradient_share
     if masked > MASKED_SHARE_LIMIT:
         yield (
-            f"The mask hides most of the data: {masked:.0%} of the label tokens and {masked_gradient:.0%} of the "
-            "gradient mass. The model is weak on this data, and what it does not know is what it would not be taught. "
-            "Use a lower threshold, plain SFT first, or a stronger model."
+            f"The mask hides most of the data: {_percent(masked)} of the label tokens and {_percent(masked_gradient)} "
+            f"of the gradient mass. To most tokens the model gives a probability below {row.threshold:g}, and what it "
+            f"does not know is what it would not be taught. {_HIDES_TOO_MUCH}"
         )
     elif masked_gradient > MASKED_GRADIENT_LIMIT:
         yield (
-            f"The mask hides most of the signal: {masked_gradient:.0%} of the gradient mass lies in the {masked:.0%} "
-            "of the label tokens that are masked. If those are wording, that is the purpose; if they are what the "
-            "model should learn, it will not. Look at them before you train: profit inspect."
+            f"The mask hides most of the signal: {_percent(masked_gradient)} of the gradient mass lies in the "
+            f"{_percent(masked)} of the label tokens that are masked. If those are wording, that is the purpose; if "
+            "they are what the model should learn, it will not. Look at them before you train: profit inspect."
         )
     if row.empty_examples_share > EMPTY_EXAMPLES_LIMIT:
         yield (
-            f"{row.empty_examples_share:.0%} of the examples have no kept token: they are paid for and teach nothing. "
-            "Look at them, or use a lower threshold."
+            f"{_percent(row.empty_examples_share)} of the examples have no kept token: they are paid for and teach "
+            "nothing. Look at them, or use a lower threshold."
         )
     if row.masked_answers_share is not None and row.masked_answers_share > FINAL_ANSWER_LIMIT:
         yield (
-            f"In {row.masked_answers_share:.0%} of the examples part of the final answer is masked: the very thing an "
-            "answer is judged by would not be learned from them. Use a lower threshold."
-        )
-    if masked_gradient < NOTHING_MASKED_LIMIT:
-        yield (
-            f"The mask hides next to nothing: {masked:.1%} of the label tokens and {masked_gradient:.1%} of the "
-            "gradient mass. This is plain SFT in all but name; use it, or a higher threshold."
-        )
-    saved = 1.0 - row.reference_cost / row.online_cost
-    if saved > REFERENCE_SAVING_LIMIT:
-        yield (
-            f"A reference mask would be cheaper: by the cost model {row.reference_cost:.2f} products of the head "
-            f"instead of {row.online_cost:.2f}, the scores being there already. It cannot feed on itself either. Use "
-            "it with profit train --reference_scores FOLDER."
+            f"In {_percent(row.masked_answers_share)} of the examples part of the final answer is masked: the very "
+            "thing an answer is judged by would not be learned from them. Use a lower threshold."
         )
 
 
 def reading_of(row: ThresholdRow) -> tuple[str, ...]:
     """Say in plain words what a threshold does."""
-    kept = (
-        f"At threshold {row.threshold:g} the loss sees {row.kept_share:.0%} of the label tokens. They carry "
-        f"{row.kept_gradient_share:.0%} of the gradient mass and {row.kept_nll_share:.0%} of the NLL that plain SFT "
-        "would learn from: what is masked is by construction what the model finds hardest."
-    )
+    at = f"At threshold {row.threshold:g} the loss sees"
+    if row.kept_share == 0.0:
+        return (f"{at} no label token. Nothing would be learned, so an online mask would not move either.",)
     cost = (
-        f"The loss costs about {row.online_cost:.1f} dense forward products of the head, with a reference mask "
-        f"{row.reference_cost:.1f}, plain SFT {PLAIN_SFT_COST:.1f}. That is a model of arithmetic, not a measurement, "
-        "and the rest of the training step is not in it."
+        f"The loss costs about {row.online_cost:.1f} dense forward products of the head, with a reference mask (profit "
+        f"train --reference_scores FOLDER) {row.reference_cost:.1f}, plain SFT {PLAIN_SFT_COST:.1f}. That is a model "
+        "of arithmetic, not a measurement, and the rest of the training step is not in it."
+    )
+    if row.kept_share == 1.0:
+        moves = (
+            "All this is the mask before training. An online mask moves: a token that becomes unlikely is masked then."
+        )
+        return f"{at} every label token, as plain SFT does.", cost, moves
+    kept = (
+        f"{at} {_percent(row.kept_share)} of the label tokens. They carry {_percent(row.kept_gradient_share)} of the "
+        f"gradient mass and {_percent(row.kept_nll_share)} of the NLL that plain SFT would learn from: what is masked "
+        "is by construction what the model finds hardest."
     )
     moves = (
-        "All this is the mask before training. An online mask moves: what it hides is not learned and stays unlikely."
+        "All this is the mask before training. An online mask moves: what it hides is not learned and stays unlikely. "
+        "A reference mask does not."
     )
     return kept, cost, moves
+
+
+def _percent(share: float, *, digits: int = 0) -> str:
+    """Write a share in percent, so that only none reads as 0% and only all as 100%."""
+    text, least = f"{share:.{digits}%}", 10.0**-digits / 100
+    if share > 0.0 and text == f"{0.0:.{digits}%}":
+        return f"under {least:.{digits}%}"
+    return f"over {1.0 - least:.{digits}%}" if share < 1.0 and text == f"{1.0:.{digits}%}" else text
 
 
 def _share(values: npt.NDArray[np.float64], chosen: Bools) -> float:
