@@ -5,10 +5,10 @@
     python benchmarks/run.py --data gsm8k_train.jsonl --what score          a forward loop, and lm-eval's loglikelihood
     python benchmarks/run.py --data gsm8k_test.jsonl --what eval --rows 16  a loop of model.generate
 
-Each run is a process of its own with a cache of its own, rounds are interleaved, and figures are medians over rounds;
-ratios are those within a round. Seconds come as wall time and, in brackets, as CPU time (user and system) of a command
-with all that it launched, which tells more on a machine that does something else. They are split by one and the same
-means on all sides (`phases/sitecustomize.py`):
+All on CPUs. Each run is a process of its own with a cache of its own, rounds are interleaved, and figures are medians
+over rounds; ratios are those within a round. Seconds come as wall time and, in brackets, as CPU time (user and system)
+of a command with all that it launched, which tells more on a machine that does something else. They are split by one
+and the same means on all sides (`phases/sitecustomize.py`):
 
     start   the interpreter, imports, settings and all else before the steps, such as the fingerprint of the weights
     model   `from_pretrained`
@@ -43,7 +43,8 @@ PHASES = ("start", "model", "data", "steps", "save")
 TOLERANCE = 1e-3  # relative, of a loss: the order of sums in fp32 differs, and AdamW amplifies it over the steps
 MAX_BATCH_TOKENS = 2048  # of `profit score` on a CPU, padding included
 
-TRL, PROFIT = ("-m", "trl.cli.main", "sft"), ("-m", "profit_sft.cli", "train")
+TRL = (str(Path(sys.executable).with_name("trl")), "sft")
+PROFIT = ("-m", "profit_sft.cli", "train")
 TRAINERS: dict[str, tuple[str, ...]] = {
     "trl nll": TRL,
     "profit nll": (*PROFIT, "--objective", "nll"),
@@ -215,6 +216,7 @@ def train(args: argparse.Namespace, folder: Path) -> list[tuple[str, list[dict[s
     write_rows(args, data / "train.jsonl")
     common = (
         *("--model_name_or_path", args.model_name_or_path, "--dataset_name", str(data)),
+        *("--use_cpu", "True"),  # TRL asks for it where it finds no accelerator
         *("--max_steps", str(args.rows // args.batch_size), "--per_device_train_batch_size", str(args.batch_size)),
     )
     template = folder / "template.jinja"
