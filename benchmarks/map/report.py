@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from run import RATES, SEEDS, Condition
 
 from profit_sft.files import write_text
 from profit_sft.study.seeds import pooled_seed_variance, seed_comparison
 from profit_sft.study.statistics import holm, paired_comparison
+from run import RATES, SEEDS, Condition
 from train import STRENGTHS
 
 MEASURES = {
