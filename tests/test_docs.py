@@ -1,5 +1,6 @@
 """The code of the pages runs, in the libraries it names, and does what the page says."""
 
+import html
 import json
 import math
 import re
@@ -172,3 +173,37 @@ def test_the_tutorial(smollm2_folder, repo_root, tmp_path, monkeypatch, capsys):
         assert (first["loss"] < 0.9 * first["nll"]) is masks
         assert list((tmp_path / "runs" / name / "eval").iterdir())
     assert (tmp_path / "scored" / "mask.html").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.model
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::RuntimeWarning")  # of Jupyter's libraries
+def test_the_notebook(smollm2_folder, repo_root, tmp_path):
+    """Every cell in a real kernel, with fewer rows and steps; its plain NLL is that of dense logits in float64."""
+    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
+    notebook = nbformat.read(repo_root / "docs" / "notebooks" / "first_look.ipynb", as_version=4)
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert len(cells) == 10
+    assert not any(cell.outputs for cell in cells)
+    for cell in cells:
+        cell.source = cell.source.replace("generate_problems(64", "generate_problems(8")
+        cell.source = cell.source.replace("max_steps=8", "max_steps=2").replace("size=8", "size=2")
+    nbclient.NotebookClient(notebook, timeout=900, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    printed = ["".join(out.text for out in cell.outputs if out.get("name") == "stdout") for cell in cells]
+    shown = [out.data["text/html"] for cell in cells for out in cell.outputs if "text/html" in out.get("data", {})]
+    assert sum("<iframe" in page for page in shown) == 2
+    assert "<|im_end|>" in html.unescape(shown[0])  # of the labels
+
+    tokenizer = AutoTokenizer.from_pretrained(smollm2_folder)
+    for folder, name in ((smollm2_folder, "before"), (tmp_path / "after", "after")):
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        losses = []
+        for line in (tmp_path / "test.jsonl").read_text().splitlines():
+            messages = json.loads(line)["messages"]
+            prompt = tokenizer.apply_chat_template(messages[:-1], add_generation_prompt=True, return_dict=True)
+            # What is learned ends with the turn; the line break after it does not count.
+            whole = tokenizer.apply_chat_template(messages, return_dict=True)["input_ids"][:-1]
+            log_probs = dense_log_probs(model, torch.tensor([whole]))
+            losses.append(-log_probs[len(prompt["input_ids"]) - 1 :])
+        (found,) = re.findall(rf"^{name} +plain NLL ([\d.]+)", "\n".join(printed), flags=re.MULTILINE)
+        assert float(found) == pytest.approx(torch.cat(losses).mean().item(), abs=1e-3)

@@ -88,7 +88,7 @@ def require_extra(extra: str, *, wanted_by: str) -> None:
         MissingExtraError: Names the first one that is.
     """
     for module in EXTRAS[extra]:
-        if sys.modules.get(module) is None and find_spec(module) is None:
+        if not _is_there(module):
             error = missing_extra(module, wanted_by=wanted_by)
             assert error is not None
             raise error
@@ -130,10 +130,13 @@ def explained(error: BaseException) -> ProFitError | None:
     """Return what to tell a user of an error that is not this library's, or None where only a traceback will do.
 
     Args:
-        error: Of the operating system: a file that cannot be read or written, a full disk; no memory.
+        error: Of the operating system: a file that cannot be read or written, a full disk; no memory. Of another
+            library: that a package is to be installed.
     """
     if isinstance(error, ProFitError):
         return error
+    if isinstance(error, ImportError):
+        return _not_installed(error)
     number, place = _error_number(error), _place(error)
     if number in _NO_ROOM or _TORCH_CANNOT_WRITE.search(str(error)):
         why = "a limit on the size of files (ulimit -f)" if number == errno.EFBIG else "a full disk, or a quota"
@@ -151,6 +154,22 @@ def explained(error: BaseException) -> ProFitError | None:
         fix = f" {_FIXES[number]}" if number in _FIXES else ""
         return ProFitError(f"{place.strip() + ': ' if error.filename is not None else ''}{said}.{fix}")
     return None
+
+
+def _not_installed(error: ImportError) -> ConfigurationError | None:
+    """Return which package a setting asks for; None where a part of this package is missing, or of an installed one."""
+    if "install" in str(error):  # transformers, accelerate and others say how
+        return ConfigurationError(f"{first_line(error)}.")
+    if not isinstance(error, ModuleNotFoundError) or error.name is None:
+        return None
+    library = error.name.split(".")[0]
+    if library == __package__ or _is_there(library):
+        return None
+    return ConfigurationError(f"{library} is not installed. Run pip install {library}, or leave out what asks for it.")
+
+
+def _is_there(module: str) -> bool:
+    return sys.modules.get(module) is not None or find_spec(module) is not None
 
 
 def _error_number(error: BaseException) -> int | None:

@@ -163,6 +163,24 @@ def test_every_recipe_dry_runs(recipe, tiny_folder, rows, tmp_path, capsys, monk
     assert resolved.get("threshold") is None  # ProFit's default is the paper's
 
 
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_dry_runs_without_its_model_and_data(recipe, capsys, monkeypatch):
+    """As it is, on a machine without GPUs that reaches no hub: bf16, eight ranks and all."""
+    monkeypatch.chdir(recipe.parents[1])
+    assert run_app(["train", "--config", str(recipe), "--dry-run", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    written = yaml.safe_load(recipe.read_text())
+    assert yaml.safe_load(report["config"])["bf16"] is True
+    assert report["batch"].startswith("32 rows")
+    data, model = report["not_checked"]
+    assert written["dataset_name"] in data
+    assert written["model_name_or_path"] in model
+    assert run_app(["train", "--config", str(recipe), "--dry-run"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "The settings agree" in shown
+    assert f"Not checked, {model}" in shown
+
+
 def test_a_twin_of_a_recipe_is_one_flag_away(monkeypatch):
     recipe = RECIPES[0]
     monkeypatch.chdir(recipe.parents[1])

@@ -1,11 +1,13 @@
 """The mask that `--dry-run` looks at, against dense logits in float64; its report is in tests/cli/test_train.py."""
 
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig
 from trl import ModelConfig
 
 from profit_sft.data import DataSettings, prepare_dataset
@@ -13,7 +15,7 @@ from profit_sft.models.pretrained import load_tokenizer
 from profit_sft.objectives import TokenStats
 from profit_sft.train.arguments import RunArguments
 from profit_sft.train.config import ProFitConfig
-from profit_sft.train.dry_run import dry_run
+from profit_sft.train.dry_run import DryRunReport, SettingsReport, dry_run
 from tiny import save_tiny_chat_model
 
 
@@ -62,6 +64,7 @@ def test_figures_are_those_of_dense_logits(confident_folder, rows, tmp_path, obj
     )
     model_config = ModelConfig(model_name_or_path=confident_folder, use_peft=lora)
     found = dry_run(RunArguments(dataset_name=rows), config, model_config, progress=False)
+    assert isinstance(found, DryRunReport)
     stats = dense_stats(confident_folder, rows)
     kept = config.make_objective().token_weights(stats) != 0
     assert objective != "profit" or 0.2 < kept.double().mean() < 0.8
@@ -70,3 +73,31 @@ def test_figures_are_those_of_dense_logits(confident_folder, rows, tmp_path, obj
     assert found.kept_share == kept.double().mean().item()
     assert found.nll == pytest.approx(-stats.log_probs.mean().item(), rel=1e-6)
     assert found.mean_p == pytest.approx(np.exp(stats.log_probs.numpy()).mean(), rel=1e-5)
+
+
+def settings_only(tmp_path, model, rows):
+    config = ProFitConfig(output_dir=str(tmp_path / "run"), report_to=[], use_cpu=True, global_batch_size=32)
+    found = dry_run(RunArguments(dataset_name=rows), config, ModelConfig(model_name_or_path=model), progress=False)
+    assert isinstance(found, SettingsReport)
+    assert found.batch == "32 rows: 8 a device x 4 accumulated x 1 ranks"
+    assert not (tmp_path / "run").exists()
+    return found.not_checked
+
+
+def test_what_is_on_another_machine_is_said_and_the_settings_are_shown(tmp_path, tiny_folder, rows):
+    assert settings_only(tmp_path, "nobody/no-such-model", "elsewhere.parquet") == [
+        "rows and tokens: 'elsewhere.parquet' does not exist here.",
+        "model, mask and memory: 'nobody/no-such-model' is not here, and the hub cannot be reached.",
+    ]
+    assert len(settings_only(tmp_path, tiny_folder, "elsewhere.parquet")) == 1
+
+
+def test_a_model_larger_than_the_memory_here_is_not_loaded(tmp_path, tiny_folder, rows):
+    folder = tmp_path / "vast"
+    shutil.copytree(tiny_folder, folder)
+    for file in Path(folder).glob("*.safetensors"):
+        file.unlink()
+    LlamaConfig(vocab_size=10**9, hidden_size=2**14, num_attention_heads=2, num_hidden_layers=1).save_pretrained(folder)
+    (line,) = settings_only(tmp_path, str(folder), rows)
+    assert line.startswith(f"model, mask and memory: the weights of '{folder}' take 12")
+    assert "memory are free here" in line

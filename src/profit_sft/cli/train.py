@@ -19,7 +19,7 @@ from profit_sft.terminal import console
 
 if TYPE_CHECKING:
     from profit_sft.runs.record import RunRecord
-    from profit_sft.train.dry_run import DryRunReport
+    from profit_sft.train.dry_run import DryRunReport, SettingsReport
     from profit_sft.train.run import RunResult
 
 _ON_CPU = ("--use_cpu", "True")
@@ -141,8 +141,10 @@ def next_commands(record: "RunRecord") -> list[tuple[str, str]]:
     return [(what, shlex.join(["profit", *words])) for what, words in commands]
 
 
-def print_dry_run(report: "DryRunReport", *, as_json: bool) -> None:
+def print_dry_run(report: "DryRunReport | SettingsReport", *, as_json: bool) -> None:
     """Print the report on stdout, as tables or JSON."""
+    from profit_sft.train.dry_run import SettingsReport
+
     if as_json:
         sys.stdout.write(json.dumps(dataclasses.asdict(report)) + "\n")
         return
@@ -151,6 +153,11 @@ def print_dry_run(report: "DryRunReport", *, as_json: bool) -> None:
     out = console(wrap=False)
     out.print("Resolved configuration", style="bold")
     out.print(report.config)
+    if isinstance(report, SettingsReport):
+        out.print(f"The settings agree: {report.engine}, a step of {report.batch}.")
+        for line in report.not_checked:
+            out.print(f"Not checked, {line}")
+        return
     rows = [
         *data_facts(report.data),
         ("optimizer steps", f"{report.optimizer_steps:,}"),

@@ -309,7 +309,10 @@ def outline(name: str | None, *, revision: str | None = None, attention: str | N
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
     if attention is not None:
         what = f"attn_implementation: '{attention}' cannot be used with '{path}'"
-        with blamed_on(what, "Leave it out, or name eager or sdpa.", ConfigurationError), torch.device("meta"):
+        fix = (
+            "Install what it needs (of flash_attention_2: pip install flash-attn), leave it out, or name eager or sdpa."
+        )
+        with blamed_on(what, fix, ConfigurationError), torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
     return model
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from accelerate.utils import is_deepspeed_available
 from trl import SFTConfig
 
 from profit_sft.errors import ConfigurationError, brief, first_line
@@ -123,6 +124,8 @@ class ProFitConfig(SFTConfig):
             self.use_cpu = True  # or accelerate lets each process train by itself
         self._read_mappings()
         self._check_files()
+        if self.deepspeed and not is_deepspeed_available():
+            raise ValueError("deepspeed: DeepSpeed is not installed. Run pip install deepspeed, or leave it out.")
         if self.fsdp_config and not self.fsdp and os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
             raise ValueError(
                 f"fsdp_config is {brief(repr(self.fsdp_config), 80)}, which does nothing without fsdp. Add --fsdp "

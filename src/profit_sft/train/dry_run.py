@@ -3,21 +3,28 @@
 import dataclasses
 import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from trl import ModelConfig
 
 from profit_sft.data import PreparedData
+from profit_sft.data.rows import means_a_file
+from profit_sft.data.sources import mixture_parts
 from profit_sft.errors import ConfigurationError
 from profit_sft.head import selective_head
 from profit_sft.mask.labels import MarkedRow, marked_rows, turn_ends
+from profit_sft.models.pretrained import outline, pretrained_path
 from profit_sft.scores.engine import label_examples, score_labels
 from profit_sft.train.arguments import RunArguments
 from profit_sft.train.config import ProFitConfig
 from profit_sft.train.data import load_data
-from profit_sft.train.engine import Engine, planned_device, planned_engine, planned_precision
+from profit_sft.train.engine import Engine, planned_device, planned_engine, planned_precision, step_of
 from profit_sft.train.memory import estimate_memory_gib
 from profit_sft.train.run import build_trainer, load_tokenizer, resolved_config, settle, spread_batch
 from profit_sft.train.start_report import parameter_counts
@@ -63,13 +70,30 @@ class DryRunReport:
     memory_gib: dict[str, float]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SettingsReport:
+    """What a dry run can say where data or model are not at hand: the settings agree.
+
+    Attributes:
+        config: The resolved settings, YAML.
+        engine: Which one would run, with its ranks.
+        batch: What the rows of an optimizer step are made of.
+        not_checked: What was not looked at, and why; one line each.
+    """
+
+    config: str
+    engine: str
+    batch: str
+    not_checked: list[str]
+
+
 def dry_run(
     run: RunArguments, config: ProFitConfig, model_config: ModelConfig, *, progress: bool = True
-) -> DryRunReport:
+) -> DryRunReport | SettingsReport:
     """Load data and model, look at the mask on the first rows, and estimate the cost. Writes nothing.
 
     It takes one process and the model's weights in memory; steps and memory are those of the engine and ranks that
-    `run.accelerate_config` names.
+    `run.accelerate_config` names. Where the data or the model is on another machine, it is the settings alone.
 
     Args: as `profit_sft.train.run.run_training`.
     """
@@ -83,11 +107,54 @@ def dry_run(
         engine = planned_engine(run.accelerate_config, run.num_processes)
     spread_batch(config, engine)
     settings = resolved_config(run, config, model_config)
+    not_checked = [*_absent_data(run), *_absent_model(config, model_config)]
+    if not_checked:
+        rows, micro_batches = config.per_device_train_batch_size, config.gradient_accumulation_steps
+        batch = f"{rows * micro_batches * engine.ranks} rows: {step_of(rows, micro_batches, engine.ranks)}"
+        return SettingsReport(config=settings, engine=str(engine), batch=batch, not_checked=not_checked)
     config.global_batch_size = None  # settled for those ranks; the trainer would settle it for this process alone
     config.report_to, config.push_to_hub = [], False
     with tempfile.TemporaryDirectory() as folder:
         config.output_dir = folder  # the trainer makes it
         return _report(settings, engine, run, config, model_config, progress=progress)
+
+
+def _absent_data(run: RunArguments) -> list[str]:
+    """Return a line for each file of the training data that is not here."""
+    parts = mixture_parts(run.datasets) if run.datasets else ()
+    names = [part.path for part in parts] or [str(run.dataset_name)]
+    return [
+        f"rows and tokens: '{name}' does not exist here."
+        for name in names
+        if means_a_file(name) and not Path(name).expanduser().exists()
+    ]
+
+
+def _absent_model(config: ProFitConfig, model_config: ModelConfig) -> list[str]:
+    """Return why the model cannot be loaded on this machine, though it may be on another, or nothing."""
+    name = str(model_config.model_name_or_path)
+    path = pretrained_path(name)
+    if not Path(path).is_dir():
+        try:
+            hf_hub_download(path, "config.json", revision=model_config.model_revision)
+        except LocalEntryNotFoundError:
+            return [f"model, mask and memory: '{name}' is not here, and the hub cannot be reached."]
+        except (OSError, ValueError, EntryNotFoundError):
+            return []  # loading it tells why
+    if config.trust_remote_code or model_config.load_in_4bit or model_config.load_in_8bit:
+        return []
+    try:
+        model = outline(path, revision=model_config.model_revision)
+    except ConfigurationError:
+        return []  # loading it tells why, or does better
+    size = sum(entry.numel() for entry in model.parameters()) * (4 if model_config.dtype in (None, "float32") else 2)
+    free = psutil.virtual_memory().available
+    if size <= free:
+        return []
+    return [
+        f"model, mask and memory: the weights of '{name}' take {size / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB of "
+        "memory are free here."
+    ]
 
 
 def _report(

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, is_deepspeed_available
 from pydantic import BaseModel, PositiveInt, ValidationError
 
 from profit_sft.errors import ConfigurationError
@@ -56,6 +57,21 @@ class Engine:
 def step_of(rows: int, micro_batches: int, ranks: int) -> str:
     """Say in words what the rows of an optimizer step are made of."""
     return f"{rows} a device x {micro_batches} accumulated x {ranks} ranks"
+
+
+def check_installed(engine: Engine) -> None:
+    """Raise ConfigurationError where an engine is to be launched whose package is missing."""
+    if engine.zero_stage is not None and not is_deepspeed_available():
+        raise ConfigurationError(f"{engine} needs DeepSpeed, which is not installed. Run pip install deepspeed.")
+
+
+def check_has_launcher(engine: Engine) -> None:
+    """Raise ConfigurationError where DeepSpeed is to train in a process that no launcher started."""
+    if engine.zero_stage is not None and not torch.distributed.is_initialized():
+        raise ConfigurationError(
+            f"{engine} wants accelerators, and a launcher, also for one process. Start it with --accelerate_config "
+            "FILE, by `accelerate launch` or by `deepspeed`."
+        )
 
 
 def launched_engine(config: ProFitConfig) -> Engine:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import platform
+import shlex
 import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -35,7 +36,14 @@ from profit_sft.train.callbacks import SafeStop, as_json
 from profit_sft.train.checkpoints import checkpoints, clear_saving, finish_publishing, read_manifest
 from profit_sft.train.config import ProFitConfig
 from profit_sft.train.data import check_data_is_named, load_data, score_command
-from profit_sft.train.engine import Engine, check_launched_as_planned, launched_engine, planned_engine
+from profit_sft.train.engine import (
+    Engine,
+    check_has_launcher,
+    check_installed,
+    check_launched_as_planned,
+    launched_engine,
+    planned_engine,
+)
 from profit_sft.train.fixed import Fixed, check_unchanged, fixed_by_data, fixed_by_settings, together
 from profit_sft.train.reference import settle_reference
 from profit_sft.train.run_folder import (
@@ -104,6 +112,7 @@ def run_training(
         ProFitError: The engine saved no model.
     """
     engine = settle(run, config, model_config)
+    check_has_launcher(engine)
     if run.accelerate_config is not None:
         check_launched_as_planned(engine, run.accelerate_config, run.num_processes)
     spread_batch(config, engine)
@@ -172,6 +181,7 @@ def check_before_launch(run: RunArguments, config: ProFitConfig, model_config: M
     try_settings(config, model_config)
     check_data_is_named(run, config)
     engine = planned_engine(run.accelerate_config, run.num_processes)
+    check_installed(engine)
     spread_batch(config, engine)
     with sole_use(Path(str(config.output_dir)), "run"):
         # The contents are left to the ranks: reading them takes a while.
@@ -234,12 +244,18 @@ def save_whole_model(trainer: ProFitTrainer, output_dir: Path) -> None:
     """Save model and tokenizer so that plain transformers loads them, whatever the engine shards.
 
     Raises:
-        ProFitError: No weights are in the folder afterwards.
+        ProFitError: No weights are in the folder afterwards, or they could not be pushed.
     """
     plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
     if plugin is not None:  # accelerate's default for FSDP2 saves shards, and of the model as a whole nothing
         plugin.set_state_dict_type("FULL_STATE_DICT")
-    trainer.save_model(str(output_dir))
+    with blamed_on(
+        f"push_to_hub: the trained model is in '{output_dir}', whole, but could not be pushed",
+        f"Push it once the hub takes it: hf upload {trainer.hub_model_id or 'NAME'} {shlex.quote(str(output_dir))}",
+        ProFitError,
+        within="push_to_hub",
+    ):
+        trainer.save_model(str(output_dir))
     if trainer.args.should_save and not holds_weights(output_dir):
         last = next(iter(checkpoints(output_dir)), None)
         raise ProFitError(

@@ -6,7 +6,8 @@ What they say of it is told in one line, and nothing has been read or written.
 import copy
 import inspect
 import re
-from contextlib import AbstractContextManager
+import sys
+from contextlib import AbstractContextManager, suppress
 from typing import Any
 
 import torch
@@ -14,10 +15,11 @@ from torch.utils.checkpoint import checkpoint
 from transformers import Trainer, get_scheduler
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
+from transformers.quantizers.auto import AutoHfQuantizer
 from transformers.trainer_utils import SchedulerType
 from trl import ModelConfig, get_quantization_config
 
-from profit_sft.errors import ConfigurationError, blamed_on, brief
+from profit_sft.errors import ConfigurationError, blamed_on, brief, first_line
 from profit_sft.models.pretrained import outline
 from profit_sft.train.config import ProFitConfig
 
@@ -36,11 +38,12 @@ def try_settings(config: ProFitConfig, model_config: ModelConfig) -> None:
         ConfigurationError: One cannot be built, or a setting names what is not there; names the settings.
     """
     with _blamed_on(config, "report_to"):
-        get_reporting_integration_callbacks(config.report_to)
+        _try_trackers(config)
     with _blamed_on(model_config, "load_in_8bit", "load_in_4bit", "bnb_4bit_quant_type", "bnb_4bit_quant_storage"):
-        get_quantization_config(model_config)
-    # What looks for its weights in the model itself, and DeepSpeed's own optimizer, are theirs to build.
-    if not (config.optim_target_modules or config.deepspeed or "lomo" in str(config.optim)):
+        quantization = get_quantization_config(model_config)
+        if quantization is not None:
+            AutoHfQuantizer.from_config(quantization).validate_environment()
+    if not config.deepspeed:  # which may have an optimizer of its own
         _try_optimizer(config)
     if config.torch_compile:
         with _blamed_on(config, "torch_compile_backend", "torch_compile_mode"):
@@ -55,8 +58,31 @@ def try_settings(config: ProFitConfig, model_config: ModelConfig) -> None:
     _check_module_names(config, model_config)
 
 
+def _try_trackers(config: ProFitConfig) -> None:
+    """Make each, which looks for its package then."""
+    error = None
+    hook = sys.unraisablehook
+    sys.unraisablehook = lambda unraisable: (
+        None
+    )  # MLflow's and Neptune's, half made, fail once more when they are deleted
+    try:
+        for tracker in get_reporting_integration_callbacks(config.report_to):
+            tracker()
+    except Exception as found:
+        error = ImportError(first_line(found))
+    finally:
+        sys.unraisablehook = hook
+    if error is not None:
+        raise error
+
+
 def _try_optimizer(config: ProFitConfig) -> None:
     layer = torch.nn.Linear(8, 8, bias=False)
+    if config.optim_target_modules or "lomo" in str(getattr(config.optim, "value", config.optim)):
+        # It is made of the model itself; that its library is missing can be told before.
+        with _blamed_on(config, "optim"), suppress(ValueError, TypeError):
+            Trainer.get_optimizer_cls_and_kwargs(config, layer)  # type: ignore[arg-type]  # of any model
+        return
     with _blamed_on(config, "optim", "optim_args"):
         kind, kwargs = Trainer.get_optimizer_cls_and_kwargs(config, layer)  # type: ignore[arg-type]  # of any model
         if not isinstance(kind, type) or not issubclass(kind, torch.optim.Optimizer):
