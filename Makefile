@@ -12,7 +12,7 @@ PEER ?= llamafactory
 PEER_VENV ?= $(VENV)-$(PEER)
 STAMP := $(VENV)/.installed
 
-.PHONY: quickstart test test-faults setup format lint check test-gpu test-lowest test-peer bench bench-gpu docs build
+.PHONY: quickstart test test-whole setup format lint check test-gpu test-lowest test-peer bench bench-gpu docs build
 
 quickstart: $(STAMP)  ## train the embedded model on generated problems, about five minutes on two cores
 	$(BIN)/profit quickstart --output_dir runs/quickstart --overwrite_output_dir
@@ -21,8 +21,8 @@ quickstart: $(STAMP)  ## train the embedded model on generated problems, about f
 test: $(STAMP)  ## all tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-test-faults: $(STAMP)  ## the whole campaign of faults, hours on two cores: kills, full disks, malformed rows, settings, models
-	PROFIT_FAULTS=all OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults
+test-whole: $(STAMP)  ## tables that `test` samples, hours on two cores: kills, full disks, malformed rows, settings, models, engines
+	PROFIT_TESTS=all OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults tests/distributed tests/evaluation
 
 setup: $(STAMP)
 

@@ -3,17 +3,17 @@
 Bounds are of processor time, generous, and far below what a pattern that backtracks takes.
 """
 
-import os
 import time
 from random import Random
 
 import pytest
 
+from campaign import WHOLE
 from profit_sft.evaluation.grading import MathJudge, grade_choice, grade_math
 from profit_sft.evaluation.tasks.ifeval import ifeval_grader
 
 CPU_SECONDS = 10  # the slowest text takes a fifth of a second
-LENGTH = 100_000 if os.environ.get("PROFIT_FAULTS") == "all" else 20_000
+LENGTH = 100_000 if WHOLE else 20_000
 PIECES = [
     *("1", "1,", "1,111,", "1/", "1 ", "1.", "-", "- ", "+1", "1e", "%", "\u0663", "\u00b2", "\u00bd", "\uff11"),
     *("$", "$ ", "$$", "$1", "$1$ ", "\\(", "\\)", "\\[", "\\]", "\\( \\) "),

@@ -151,10 +151,3 @@ def report(kind: str, found: dict[str, str | None]) -> None:
         TALLY.note(kind, name, defect)
     defects = [f"{name}: {defect}" for name, defect in found.items() if defect is not None]
     assert not defects, f"{len(defects)} of {len(found)}:\n" + "\n".join(defects)
-
-
-def sampled(faults: Sequence[object], size: int) -> list[object]:
-    """Return every fault in a campaign (`PROFIT_FAULTS=all`), else an even sample of so many."""
-    if os.environ.get("PROFIT_FAULTS") == "all" or len(faults) <= size:
-        return list(faults)
-    return [faults[index * len(faults) // size] for index in range(size)]

@@ -6,9 +6,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from injection import ended, report, sampled
+from injection import ended, report
 from safetensors import SafetensorError, safe_open
 
+from campaign import sampled
 from profit_sft.files import atomic_path
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*so it teaches nothing:UserWarning")

@@ -10,7 +10,9 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import yaml
-from injection import refusal, report, sampled
+from injection import refusal, report
+
+from campaign import sampled
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*so it teaches nothing:UserWarning")
 GOOD = {"question": "What is 1+1?", "answer": "2."}

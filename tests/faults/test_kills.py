@@ -22,12 +22,12 @@ import pytest
 import yaml
 from injection import TALLY, run_words
 
+from campaign import WHOLE
 from profit_sft.scores.store import load_scores
 from profit_sft.study.layout import StudyFolder
 
 pytestmark = pytest.mark.slow
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
-WHOLE_CAMPAIGN = os.environ.get("PROFIT_FAULTS") == "all"
 DEADLINE_SECONDS = 600  # of one process, on a busy machine
 LONGEST_SAVE_SECONDS = 0.04  # of the tiny model
 
@@ -217,7 +217,7 @@ def test_killed_at_random_it_goes_on_and_ends_as_if_nobody_had(name, tiny_folder
     assert done.exitcode == 0, log.read_text()[-2000:]
     wanted, kills, attempt = job.result(undisturbed), 0, 0
     shutil.rmtree(undisturbed)
-    wanted_kills = job.kills[0 if WHOLE_CAMPAIGN else 1]
+    wanted_kills = job.kills[0 if WHOLE else 1]
     defects = []
     while kills < wanted_kills:
         attempt += 1

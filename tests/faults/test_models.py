@@ -7,7 +7,9 @@ import struct
 from pathlib import Path
 
 import pytest
-from injection import refusal, report, sampled
+from injection import refusal, report
+
+from campaign import sampled
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*so it teaches nothing:UserWarning", "ignore:Initializing zero-element tensors:UserWarning"

@@ -5,9 +5,10 @@ from typing import get_args, get_type_hints
 
 import pytest
 import yaml
-from injection import refusal, report, sampled
+from injection import refusal, report
 from trl import ModelConfig
 
+from campaign import sampled
 from profit_sft.cli.train_flags import parse
 from profit_sft.train.arguments import RunArguments
 from profit_sft.train.config import ProFitConfig
