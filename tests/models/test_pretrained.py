@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import re
 from pathlib import Path
@@ -13,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from profit_sft.cli.app import run_app
 from profit_sft.errors import ConfigurationError
 from profit_sft.models import pretrained
-from profit_sft.models.pretrained import load_model, load_tokenizer, model_fingerprint
+from profit_sft.models.pretrained import first_not_finite, load_model, load_tokenizer, model_fingerprint
 from tiny import CHATML, save_tiny_chat_model, tiny_model
 
 
@@ -243,3 +244,17 @@ def test_every_command_refuses_them_in_one_line(folder, tmp_path, capsys, comman
     assert not (tmp_path / "out").exists() or command == "eval"
     if change is not not_a_number:
         assert run_app([command, *flags, "--allow_missing_weights"]) == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_weights_are_not_finite_where_one_number_is_not_but_not_where_their_sum_overflows(dtype):
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4, bias=False), torch.nn.Linear(4, 4, bias=False)).to(dtype)
+    first, second = model.parameters()
+    with torch.no_grad():
+        first.fill_(torch.finfo(dtype).max)
+        assert first_not_finite(model) is None
+        for bad in (math.nan, math.inf, -math.inf):
+            second[1, 2] = bad
+            assert first_not_finite(model) == "1.weight"
+        second[3, 3] = math.inf  # which cancels to NaN with the other
+        assert first_not_finite(model) == "1.weight"

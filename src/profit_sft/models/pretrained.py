@@ -360,7 +360,12 @@ def first_not_finite(model: nn.Module) -> str | None:
     for name, weights in model.named_parameters():
         share: Any = getattr(weights, "ds_tensor", weights)  # of ZeRO-3
         share = share.to_local() if hasattr(share, "to_local") else share  # of FSDP2
-        if share.dtype in _CHECKED_DTYPES and not bool(torch.isfinite(share).all()):
+        # A sum of what is not finite is not finite, and it takes a tenth of the time in fp32. It may overflow, though.
+        if (
+            share.dtype in _CHECKED_DTYPES
+            and not bool(share.detach().sum(dtype=torch.float32).isfinite())
+            and not bool(share.isfinite().all())
+        ):
             return name
     return None
 
