@@ -147,7 +147,7 @@ _add(
 _add(
     "advise",
     advise_command,
-    example="profit advise --dataset_name train.jsonl --model_name_or_path Qwen/Qwen3-0.6B --threshold 0.1",
+    example="profit advise --data train.jsonl --model Qwen/Qwen3-0.6B --threshold 0.1",
 )
 _add(
     "llamafactory",
