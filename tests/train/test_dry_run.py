@@ -81,15 +81,15 @@ def settings_only(tmp_path, model, rows):
     assert isinstance(found, SettingsReport)
     assert found.batch == "32 rows: 8 a device x 4 accumulated x 1 ranks"
     assert not (tmp_path / "run").exists()
-    return found.not_checked
+    return found
 
 
 def test_what_is_on_another_machine_is_said_and_the_settings_are_shown(tmp_path, tiny_folder, rows):
-    assert settings_only(tmp_path, "nobody/no-such-model", "elsewhere.parquet") == [
+    assert settings_only(tmp_path, "nobody/no-such-model", "elsewhere.parquet").not_checked == [
         "rows and tokens: 'elsewhere.parquet' does not exist here.",
         "model, mask and memory: 'nobody/no-such-model' is not here, and the hub cannot be reached.",
     ]
-    assert len(settings_only(tmp_path, tiny_folder, "elsewhere.parquet")) == 1
+    assert len(settings_only(tmp_path, tiny_folder, "elsewhere.parquet").not_checked) == 1
 
 
 def test_a_model_larger_than_the_memory_here_is_not_loaded(tmp_path, tiny_folder, rows):
@@ -98,6 +98,8 @@ def test_a_model_larger_than_the_memory_here_is_not_loaded(tmp_path, tiny_folder
     for file in Path(folder).glob("*.safetensors"):
         file.unlink()
     LlamaConfig(vocab_size=10**9, hidden_size=2**14, num_attention_heads=2, num_hidden_layers=1).save_pretrained(folder)
-    (line,) = settings_only(tmp_path, str(folder), rows)
-    assert line.startswith(f"model, mask and memory: the weights of '{folder}' take 12")
+    found = settings_only(tmp_path, str(folder), rows)
+    (line,) = found.not_checked
+    assert found.memory_gib["weights"] > 120_000  # 2 x 2^14 x 10^9 numbers of four bytes, and its one layer
+    assert line.startswith(f"model and mask: the weights of '{folder}' take 12")
     assert "memory are free here" in line

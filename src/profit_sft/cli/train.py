@@ -155,6 +155,9 @@ def print_dry_run(report: "DryRunReport | SettingsReport", *, as_json: bool) -> 
     out.print(report.config)
     if isinstance(report, SettingsReport):
         out.print(f"The settings agree: {report.engine}, a step of {report.batch}.")
+        if report.memory_gib is not None:
+            size = sum(report.memory_gib.values())
+            out.print(f"Memory of a device: {size:.2f} GiB, an estimate for rows of max_length.")
         for line in report.not_checked:
             out.print(f"Not checked, {line}")
         return

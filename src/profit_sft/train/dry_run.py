@@ -11,6 +11,7 @@ import psutil
 import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from transformers import PreTrainedModel
 from trl import ModelConfig
 
 from profit_sft.data import PreparedData
@@ -79,12 +80,15 @@ class SettingsReport:
         engine: Which one would run, with its ranks.
         batch: What the rows of an optimizer step are made of.
         not_checked: What was not looked at, and why; one line each.
+        memory_gib: As in `DryRunReport`, for rows of `max_length`, of a model that is too large for this machine; else
+            None.
     """
 
     config: str
     engine: str
     batch: str
     not_checked: list[str]
+    memory_gib: dict[str, float] | None
 
 
 def dry_run(
@@ -107,11 +111,19 @@ def dry_run(
         engine = planned_engine(run.accelerate_config, run.num_processes)
     spread_batch(config, engine)
     settings = resolved_config(run, config, model_config)
-    not_checked = [*_absent_data(run), *_absent_model(config, model_config)]
+    not_checked, vast = _absent_model(model_config), None
+    if not not_checked:
+        not_checked, vast = _larger_than_memory(config, model_config)
+    not_checked = [*_absent_data(run), *not_checked]
     if not_checked:
         rows, micro_batches = config.per_device_train_batch_size, config.gradient_accumulation_steps
         batch = f"{rows * micro_batches * engine.ranks} rows: {step_of(rows, micro_batches, engine.ranks)}"
-        return SettingsReport(config=settings, engine=str(engine), batch=batch, not_checked=not_checked)
+        memory_gib = None
+        if vast is not None and config.max_length is not None and not model_config.use_peft:
+            memory_gib = _memory_gib(vast, run, config, engine, longest=config.max_length)
+        return SettingsReport(
+            config=settings, engine=str(engine), batch=batch, not_checked=not_checked, memory_gib=memory_gib
+        )
     config.global_batch_size = None  # settled for those ranks; the trainer would settle it for this process alone
     config.report_to, config.push_to_hub = [], False
     with tempfile.TemporaryDirectory() as folder:
@@ -130,7 +142,7 @@ def _absent_data(run: RunArguments) -> list[str]:
     ]
 
 
-def _absent_model(config: ProFitConfig, model_config: ModelConfig) -> list[str]:
+def _absent_model(model_config: ModelConfig) -> list[str]:
     """Return why the model cannot be loaded on this machine, though it may be on another, or nothing."""
     name = str(model_config.model_name_or_path)
     path = pretrained_path(name)
@@ -141,20 +153,28 @@ def _absent_model(config: ProFitConfig, model_config: ModelConfig) -> list[str]:
             return [f"model, mask and memory: '{name}' is not here, and the hub cannot be reached."]
         except (OSError, ValueError, EntryNotFoundError):
             return []  # loading it tells why
+    return []
+
+
+def _larger_than_memory(config: ProFitConfig, model_config: ModelConfig) -> tuple[list[str], PreTrainedModel | None]:
+    """Return that the weights do not fit into the free memory, and the model without them; or nothing."""
     if config.trust_remote_code or model_config.load_in_4bit or model_config.load_in_8bit:
-        return []
+        return [], None
     try:
-        model = outline(path, revision=model_config.model_revision)
+        model = outline(model_config.model_name_or_path, revision=model_config.model_revision)
     except ConfigurationError:
-        return []  # loading it tells why, or does better
-    size = sum(entry.numel() for entry in model.parameters()) * (4 if model_config.dtype in (None, "float32") else 2)
+        return [], None  # loading it tells why, or does better
+    if model_config.dtype not in (None, "float32"):
+        model = model.to(torch.bfloat16)  # type: ignore[arg-type]  # transformers wraps it
+    size = sum(entry.numel() * entry.element_size() for entry in model.parameters())
     free = psutil.virtual_memory().available
     if size <= free:
-        return []
-    return [
-        f"model, mask and memory: the weights of '{name}' take {size / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB of "
-        "memory are free here."
-    ]
+        return [], None
+    told = (
+        f"model and mask: the weights of '{model_config.model_name_or_path}' take {size / 2**30:.1f} GiB, and "
+        f"{free / 2**30:.1f} GiB of memory are free here."
+    )
+    return [told], model
 
 
 def _report(
@@ -180,9 +200,7 @@ def _report(
         max_steps=config.max_steps,
     )
     parameters, trainable_parameters = parameter_counts(trainer.model.parameters())
-    launched_in, device = "no", config.device.type
-    if run.accelerate_config is not None:
-        launched_in, device = planned_precision(run.accelerate_config), planned_device(run.accelerate_config)
+    longest = (config.max_length if config.packing else None) or train_data.report.longest
     return DryRunReport(
         config=settings,
         data=dataclasses.asdict(train_data.report) | {"turns_end_in": turn_ends(train_data, tokenizer)},
@@ -191,15 +209,24 @@ def _report(
         parameters=parameters,
         trainable_parameters=trainable_parameters,
         engine=str(engine),
-        memory_gib=estimate_memory_gib(
-            trainer.model,
-            config,
-            engine,
-            longest=(config.max_length if config.packing else None) or train_data.report.longest,
-            mixed_precision=bool(config.bf16 or config.fp16 or launched_in != "no"),
-            device=torch.device(device),
-        ),
+        memory_gib=_memory_gib(trainer.model, run, config, engine, longest=longest),
         **_mask_on_sample(trainer, train_data),
+    )
+
+
+def _memory_gib(
+    model: torch.nn.Module, run: RunArguments, config: ProFitConfig, engine: Engine, *, longest: int
+) -> dict[str, float]:
+    launched_in, device = "no", config.device.type
+    if run.accelerate_config is not None:
+        launched_in, device = planned_precision(run.accelerate_config), planned_device(run.accelerate_config)
+    return estimate_memory_gib(
+        model,
+        config,
+        engine,
+        longest=longest,
+        mixed_precision=bool(config.bf16 or config.fp16 or launched_in != "no"),
+        device=torch.device(device),
     )
 
 
