@@ -5,10 +5,10 @@
     python benchmarks/run.py --data gsm8k_train.jsonl --what score          a forward loop, and lm-eval's loglikelihood
     python benchmarks/run.py --data gsm8k_test.jsonl --what eval --rows 16  a loop of model.generate
 
-All on CPUs. Each run is a process of its own with a cache of its own, rounds are interleaved, and figures are medians
-over rounds; ratios are those within a round. Seconds come as wall time and, in brackets, as CPU time (user and system)
-of a command with all that it launched, which tells more on a machine that does something else. They are split by one
-and the same means on all sides (`phases/sitecustomize.py`):
+All on CPUs, and on all cores (OMP_NUM_THREADS). Each run is a process of its own with a cache of its own, rounds are
+interleaved, and figures are medians over rounds; ratios are those within a round. Seconds come as wall time and, in
+brackets, as CPU time (user and system) of a command with all that it launched, which tells more on a machine that does
+something else. They are split by one and the same means on all sides (`phases/sitecustomize.py`):
 
     start   the interpreter, imports, settings and all else before the steps, such as the fingerprint of the weights
     model   `from_pretrained`
@@ -107,6 +107,8 @@ def run_once(arguments: Sequence[str], folder: Path) -> Run:
         "HF_HUB_OFFLINE": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "TOKENIZERS_PARALLELISM": "false",
+        # Its launcher would leave `trl sft` one thread, whatever the machine has.
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(os.cpu_count())),
     }
     with (folder / "stdout").open("w") as stdout, (folder / "stderr").open("w") as stderr:
         child = subprocess.Popen(
