@@ -5,7 +5,7 @@ import os
 import pytest
 
 from profit_sft.errors import ConfigurationError
-from profit_sft.files import check_output_folder, sole_use
+from profit_sft.files import check_output_file, check_output_folder, sole_use
 
 
 def test_a_folder_that_is_there_or_can_be_made_is_fine(tmp_path, monkeypatch):
@@ -27,6 +27,15 @@ def test_a_link_to_nowhere_is_in_the_way(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "absent")
     with pytest.raises(ConfigurationError, match="link' is none"):
         check_output_folder(tmp_path / "link" / "run")
+
+
+def test_what_else_lies_beside_a_file_to_be_written_is_not_looked_at(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    check_output_file(tmp_path / "page.html")
+    with pytest.raises(ConfigurationError, match="pipe' is a pipe or a device, not a file. Name another file"):
+        check_output_file(tmp_path / "pipe")
+    with pytest.raises(ConfigurationError, match="pipe' is a pipe or a device"):
+        check_output_folder(tmp_path)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

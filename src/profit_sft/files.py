@@ -211,7 +211,23 @@ def check_output_folder(folder: str | Path, setting: str = "output_dir") -> None
         ConfigurationError: Something that is no folder is in the way, a folder there may not be written to, or see
             `check_regular_files`.
     """
-    folder = Path(folder)
+    _check_writable(Path(folder), setting)
+    check_regular_files(folder)
+
+
+def check_output_file(path: str | Path, setting: str = "output_file") -> None:
+    """Refuse a file that cannot be written: a folder or a pipe is there, or its own folder cannot be one.
+
+    What else is in that folder, which may be a home or /tmp, is not looked at.
+    """
+    path = Path(path)
+    _check_writable(path.parent, setting)
+    if path.is_dir():
+        raise ConfigurationError(f"{setting}: '{path}' is a folder. Name a file in it.")
+    check_regular_file(path, ConfigurationError, "Name another file.")
+
+
+def _check_writable(folder: Path, setting: str) -> None:
     if not str(folder).isascii() and str(folder).encode("utf-8", "replace").decode() != str(folder):
         raise ConfigurationError(f"{setting}: '{folder}' is no name in UTF-8, which not every library writes to.")
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
@@ -219,15 +235,6 @@ def check_output_folder(folder: str | Path, setting: str = "output_dir") -> None
         raise ConfigurationError(f"{setting}: '{folder}' cannot be a folder: '{there}' is none. Choose another.")
     if not os.access(there, os.W_OK | os.X_OK):
         raise ConfigurationError(f"{setting}: '{there}' may not be written to. Choose another folder than '{folder}'.")
-    check_regular_files(folder)
-
-
-def check_output_file(path: str | Path, setting: str = "output_file") -> None:
-    """Refuse a file that cannot be written: a folder is there, or its own folder is none; see `check_output_folder`."""
-    path = Path(path)
-    check_output_folder(path.parent, setting)
-    if path.is_dir():
-        raise ConfigurationError(f"{setting}: '{path}' is a folder. Name a file in it.")
 
 
 @contextmanager
