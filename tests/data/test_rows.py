@@ -303,6 +303,14 @@ def test_what_looks_like_a_path_is_not_asked_of_the_hub(source):
         load_rows(source)
 
 
+def test_a_file_of_nearly_that_name_is_asked_about(tmp_path):
+    (tmp_path / "train.jsonl").touch()
+    with pytest.raises(DataError, match=r"trian.jsonl' does not exist. Did you mean '.*/train.jsonl'\? Check the path"):
+        load_rows(str(tmp_path / "trian.jsonl"))
+    with pytest.raises(DataError, match=r"rows.jsonl' does not exist. Check the path"):
+        load_rows(str(tmp_path / "rows.jsonl"))
+
+
 @pytest.mark.parametrize("source", ["nobody/nothing-of-this-name", "nobody/data-v1.5", "nothing_of_this_name"])
 def test_a_hub_name_that_cannot_be_reached_is_refused_with_the_fix(source):
     with pytest.raises(

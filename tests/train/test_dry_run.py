@@ -75,9 +75,11 @@ def test_figures_are_those_of_dense_logits(confident_folder, rows, tmp_path, obj
     assert found.mean_p == pytest.approx(np.exp(stats.log_probs.numpy()).mean(), rel=1e-5)
 
 
-def settings_only(tmp_path, model, rows):
-    config = ProFitConfig(output_dir=str(tmp_path / "run"), report_to=[], use_cpu=True, global_batch_size=32)
-    found = dry_run(RunArguments(dataset_name=rows), config, ModelConfig(model_name_or_path=model), progress=False)
+def settings_only(tmp_path, model, rows, *, eval_strategy="no", eval_dataset_name=None):
+    settings = {"report_to": [], "use_cpu": True, "global_batch_size": 32, "eval_strategy": eval_strategy}
+    config = ProFitConfig(output_dir=str(tmp_path / "run"), **settings)
+    run = RunArguments(dataset_name=rows, eval_dataset_name=eval_dataset_name)
+    found = dry_run(run, config, ModelConfig(model_name_or_path=model), progress=False)
     assert isinstance(found, SettingsReport)
     assert found.batch == "32 rows: 8 a device x 4 accumulated x 1 ranks"
     assert not (tmp_path / "run").exists()
@@ -85,11 +87,23 @@ def settings_only(tmp_path, model, rows):
 
 
 def test_what_is_on_another_machine_is_said_and_the_settings_are_shown(tmp_path, tiny_folder, rows):
-    assert settings_only(tmp_path, "nobody/no-such-model", "elsewhere.parquet").not_checked == [
-        "rows and tokens: 'elsewhere.parquet' does not exist here.",
-        "model, mask and memory: 'nobody/no-such-model' is not here, and the hub cannot be reached.",
+    found = settings_only(tmp_path, "nobody/no-such-model", "elsewhere.parquet")
+    assert found.not_checked == [
+        "rows, tokens, mask and memory: 'elsewhere.parquet' does not exist here.",
+        "rows, tokens, mask and memory: the model 'nobody/no-such-model' is not here, and the hub cannot be reached.",
     ]
-    assert len(settings_only(tmp_path, tiny_folder, "elsewhere.parquet").not_checked) == 1
+    assert found.memory_gib is None
+    found = settings_only(tmp_path, tiny_folder, "elsewhere.parquet")
+    assert found.not_checked == ["rows, tokens and mask: 'elsewhere.parquet' does not exist here."]
+    assert found.memory_gib["weights"] > 0
+
+
+def test_a_mistyped_file_is_told_from_one_elsewhere_by_its_neighbor(tmp_path, tiny_folder, rows):
+    wrong = rows.replace("train.jsonl", "trian.jsonl")
+    said = f"rows, tokens and mask: '{wrong}' does not exist here. Did you mean '{rows}'?"
+    assert settings_only(tmp_path, tiny_folder, wrong).not_checked == [said]
+    evaluated = settings_only(tmp_path, tiny_folder, rows, eval_strategy="epoch", eval_dataset_name=wrong)
+    assert evaluated.not_checked == [said]
 
 
 def test_a_model_larger_than_the_memory_here_is_not_loaded(tmp_path, tiny_folder, rows):
@@ -101,5 +115,5 @@ def test_a_model_larger_than_the_memory_here_is_not_loaded(tmp_path, tiny_folder
     found = settings_only(tmp_path, str(folder), rows)
     (line,) = found.not_checked
     assert found.memory_gib["weights"] > 120_000  # 2 x 2^14 x 10^9 numbers of four bytes, and its one layer
-    assert line.startswith(f"model and mask: the weights of '{folder}' take 12")
+    assert line.startswith(f"rows, tokens and mask: the weights of '{folder}' take 12")
     assert "memory are free here" in line

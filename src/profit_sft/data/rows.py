@@ -1,5 +1,6 @@
 """Find the rows that a name means: a file, a folder's split, a saved data set, or one of the hub."""
 
+import difflib
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -65,8 +66,8 @@ def load_rows(
         rows = open_file(path)
     elif means_a_file(source):
         raise DataError(
-            f"'{source}' does not exist. Check the path: a {', '.join(SUFFIXES)} file or a folder of them. A hub data "
-            "set is named like 'openai/gsm8k'."
+            f"'{source}' does not exist.{near_name(source)} Check the path: a {', '.join(SUFFIXES)} file or a folder "
+            "of them. A hub data set is named like 'openai/gsm8k'."
         )
     else:
         files = {"data_dir": data_dir, "data_files": data_files}
@@ -80,6 +81,17 @@ def means_a_file(source: str) -> bool:
     """Hub names are 'name' or 'owner/name'; anything that looks otherwise was meant as a path."""
     looks_like_a_path = source.startswith((".", "/", "~")) or "\\" in source or source.count("/") > 1
     return looks_like_a_path or source.lower().endswith(_FILE_SUFFIXES)
+
+
+def near_name(source: str) -> str:
+    """Return the question whether a file of much the same name was meant, where its folder has one, or nothing."""
+    path = Path(source).expanduser()
+    try:
+        there = sorted(entry.name for entry in path.parent.iterdir())
+    except (OSError, ValueError):  # ValueError: a name with a null character
+        return ""
+    near = difflib.get_close_matches(path.name, there, n=1, cutoff=0.85)
+    return f" Did you mean '{Path(source).with_name(near[0])}'?" if near else ""
 
 
 def has_splits(source: str) -> bool:

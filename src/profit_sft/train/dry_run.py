@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from trl import ModelConfig
 
 from profit_sft.data import PreparedData
-from profit_sft.data.rows import means_a_file
+from profit_sft.data.rows import means_a_file, near_name
 from profit_sft.data.sources import mixture_parts
 from profit_sft.errors import ConfigurationError
 from profit_sft.head import selective_head
@@ -24,7 +24,7 @@ from profit_sft.models.pretrained import outline, pretrained_path
 from profit_sft.scores.engine import label_examples, score_labels
 from profit_sft.train.arguments import RunArguments
 from profit_sft.train.config import ProFitConfig
-from profit_sft.train.data import load_data
+from profit_sft.train.data import evaluation_settings, load_data
 from profit_sft.train.engine import Engine, planned_device, planned_engine, planned_precision, step_of
 from profit_sft.train.memory import estimate_memory_gib
 from profit_sft.train.run import build_trainer, load_tokenizer, resolved_config, settle, spread_batch
@@ -79,9 +79,8 @@ class SettingsReport:
         config: The resolved settings, YAML.
         engine: Which one would run, with its ranks.
         batch: What the rows of an optimizer step are made of.
-        not_checked: What was not looked at, and why; one line each.
-        memory_gib: As in `DryRunReport`, for rows of `max_length`, of a model that is too large for this machine; else
-            None.
+        not_checked: What was not looked at, and why; one line for each reason.
+        memory_gib: As in `DryRunReport`, for rows of `max_length`; None where the model's shape is not known.
     """
 
     config: str
@@ -97,7 +96,8 @@ def dry_run(
     """Load data and model, look at the mask on the first rows, and estimate the cost. Writes nothing.
 
     It takes one process and the model's weights in memory; steps and memory are those of the engine and ranks that
-    `run.accelerate_config` names. Where the data or the model is on another machine, it is the settings alone.
+    `run.accelerate_config` names. Where the data or the model is on another machine, it looks at
+    the settings, and at the memory if the model is here.
 
     Args: as `profit_sft.train.run.run_training`.
     """
@@ -111,16 +111,17 @@ def dry_run(
         engine = planned_engine(run.accelerate_config, run.num_processes)
     spread_batch(config, engine)
     settings = resolved_config(run, config, model_config)
-    not_checked, vast = _absent_model(model_config), None
-    if not not_checked:
-        not_checked, vast = _larger_than_memory(config, model_config)
-    not_checked = [*_absent_data(run), *not_checked]
-    if not_checked:
+    absent_model = _absent_model(model_config)
+    model = None if absent_model else _outlined(config, model_config)
+    reasons = [*_absent_data(run, config), *absent_model, *_larger_than_memory(model, model_config)]
+    if reasons:
         rows, micro_batches = config.per_device_train_batch_size, config.gradient_accumulation_steps
         batch = f"{rows * micro_batches * engine.ranks} rows: {step_of(rows, micro_batches, engine.ranks)}"
         memory_gib = None
-        if vast is not None and config.max_length is not None and not model_config.use_peft:
-            memory_gib = _memory_gib(vast, run, config, engine, longest=config.max_length)
+        if model is not None and config.max_length is not None and not model_config.use_peft:
+            memory_gib = _memory_gib(model, run, config, engine, longest=config.max_length)
+        what = "rows, tokens, mask and memory" if memory_gib is None else "rows, tokens and mask"
+        not_checked = [f"{what}: {reason}" for reason in reasons]
         return SettingsReport(
             config=settings, engine=str(engine), batch=batch, not_checked=not_checked, memory_gib=memory_gib
         )
@@ -131,13 +132,16 @@ def dry_run(
         return _report(settings, engine, run, config, model_config, progress=progress)
 
 
-def _absent_data(run: RunArguments) -> list[str]:
-    """Return a line for each file of the training data that is not here."""
+def _absent_data(run: RunArguments, config: ProFitConfig) -> list[str]:
+    """Return a line for each file of the data that is not here."""
     parts = mixture_parts(run.datasets) if run.datasets else ()
     names = [part.path for part in parts] or [str(run.dataset_name)]
+    evaluated = evaluation_settings(run, config)
+    if evaluated is not None and not evaluated.held_out:
+        names.append(evaluated.dataset_name)
     return [
-        f"rows and tokens: '{name}' does not exist here."
-        for name in names
+        f"'{name}' does not exist here.{near_name(name)}"
+        for name in dict.fromkeys(names)
         if means_a_file(name) and not Path(name).expanduser().exists()
     ]
 
@@ -150,31 +154,35 @@ def _absent_model(model_config: ModelConfig) -> list[str]:
         try:
             hf_hub_download(path, "config.json", revision=model_config.model_revision)
         except LocalEntryNotFoundError:
-            return [f"model, mask and memory: '{name}' is not here, and the hub cannot be reached."]
+            return [f"the model '{name}' is not here, and the hub cannot be reached."]
         except (OSError, ValueError, EntryNotFoundError):
             return []  # loading it tells why
     return []
 
 
-def _larger_than_memory(config: ProFitConfig, model_config: ModelConfig) -> tuple[list[str], PreTrainedModel | None]:
-    """Return that the weights do not fit into the free memory, and the model without them; or nothing."""
+def _outlined(config: ProFitConfig, model_config: ModelConfig) -> PreTrainedModel | None:
+    """Return the model without its weights, or None where only loading it tells its shape."""
     if config.trust_remote_code or model_config.load_in_4bit or model_config.load_in_8bit:
-        return [], None
+        return None
     try:
         model = outline(model_config.model_name_or_path, revision=model_config.model_revision)
     except ConfigurationError:
-        return [], None  # loading it tells why, or does better
+        return None  # loading it tells why, or does better
     if model_config.dtype not in (None, "float32"):
         model = model.to(torch.bfloat16)  # type: ignore[arg-type]  # transformers wraps it
-    size = sum(entry.numel() * entry.element_size() for entry in model.parameters())
+    return model
+
+
+def _larger_than_memory(model: PreTrainedModel | None, model_config: ModelConfig) -> list[str]:
+    """Return that the weights do not fit into the free memory, or nothing."""
+    size = 0 if model is None else sum(entry.numel() * entry.element_size() for entry in model.parameters())
     free = psutil.virtual_memory().available
     if size <= free:
-        return [], None
-    told = (
-        f"model and mask: the weights of '{model_config.model_name_or_path}' take {size / 2**30:.1f} GiB, and "
-        f"{free / 2**30:.1f} GiB of memory are free here."
-    )
-    return [told], model
+        return []
+    return [
+        f"the weights of '{model_config.model_name_or_path}' take {size / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB "
+        "of memory are free here."
+    ]
 
 
 def _report(
