@@ -279,7 +279,13 @@ def test_it_says_so_before_it_reads_the_data(arguments, rows, capsys):
         (b"skip-bad-rows: true", "line 1: unknown setting --skip-bad-rows. In YAML write skip_bad_rows."),
         (b"seed: 1\nweight_decay: -3", "c.yaml', line 2: weight_decay must be at least 0"),
         (b"seed: 1\nfp16: perhaps", "c.yaml', line 2: argument --fp16: Truthy value expected"),
-        (b"torch_dtype: float16", "line 1: unknown setting --torch_dtype. Write --dtype."),
+        (b"torch_dtype: float16", "line 1: unknown setting --torch_dtype. In YAML write dtype."),
+        (b"group_by_length: true", "--group_by_length. In YAML write train_sampling_strategy: group_by_length."),
+        (b"seed: 1\nmodel: embedded", "line 2: unknown setting --model. In YAML write model_name_or_path."),
+        (b"data: rows.jsonl", "line 1: unknown setting --data. In YAML write dataset_name."),
+        (b"out: run", "line 1: unknown setting --out. In YAML write output_dir."),
+        (b"dry_run: true", "unknown setting --dry_run. It goes on the command line, once, as --dry-run."),
+        (b"config: other.yaml", "unknown setting --config. It goes on the command line, once, as --config FILE."),
         (b"objective: caf\xe9", "c.yaml' is not UTF-8 (byte 15). Convert it first."),
     ],
 )
@@ -287,6 +293,12 @@ def test_a_mistake_in_the_file_gets_one_message(arguments, tmp_path, capsys, con
     (tmp_path / "c.yaml").write_bytes(content)
     assert run_app([*arguments, "--config", str(tmp_path / "c.yaml")]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_the_file_may_be_named_in_one_word(tmp_path):
+    (tmp_path / "c.yaml").write_text("threshold: 0.25")
+    for words in (["--config", str(tmp_path / "c.yaml")], [f"--config={tmp_path / 'c.yaml'}"]):
+        assert parse([*words, "--use_cpu", "True"])[1].threshold == 0.25
 
 
 def test_what_the_system_refuses_on_the_way_is_one_message_too(arguments, capsys):

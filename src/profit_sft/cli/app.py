@@ -197,11 +197,13 @@ def _usage(error: Any, arguments: list[str]) -> int:
         error.show()
         return 2
     said = error.format_message().rstrip(".")
-    names, typed = re.findall(r"--[\w-]+", said), [underscored(word) for word in arguments[:-1]]
-    option = next((name for name in map(underscored, names) if name in typed), None)
+    given: dict[str, str] = {}
+    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        name, equals, value = word.partition("=")
+        given.setdefault(underscored(name), value if equals else following)
+    option = next((name for name in map(underscored, re.findall(r"--[\w-]+", said)) if name in given), None)
     if option is not None and said.startswith("Invalid value"):  # which not every message of this kind names
-        value = arguments[typed.index(option) + 1]
-        said += f", got {value!r}" if value not in said else ""
+        said += f", got {given[option]!r}" if given[option] not in said else ""
     end = "" if said.endswith("?") else "."
     _report(f"{said}{end} See {context.command_path if context else 'profit'} --help.")
     return 2

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 from trl import ModelConfig, TrlParser
 
 from profit_sft.cli.options import SHORT_FORMS, underscored
-from profit_sft.cli.train_help import help_all
+from profit_sft.cli.train_help import OF_THE_COMMAND, help_all
 from profit_sft.errors import ConfigurationError, brief
 from profit_sft.files import read_yaml
 from profit_sft.train.arguments import RunArguments
@@ -31,10 +31,8 @@ _FORMER = {
     "no_cuda": "use_cpu",
     "per_gpu_train_batch_size": "per_device_train_batch_size",
     "dataset_split": "dataset_train_split",
-    "model": "model_name_or_path",
-    "data": "dataset_name",
-    "out": "output_dir",
 }
+_OF_THE_COMMAND = {f"--{underscored(flag.split()[0][2:])}": flag for flag in OF_THE_COMMAND}
 _SHORT_FORMS = {short: f"--{names[0]}" for short, names in SHORT_FORMS.items()}
 
 
@@ -81,7 +79,7 @@ def parse(arguments: Sequence[str]) -> tuple[RunArguments, ProFitConfig, ModelCo
     Raises:
         ConfigurationError: A flag or key is unknown (the message names the nearest one) or has a bad value.
     """
-    arguments = [normalized(argument) for argument in arguments]
+    arguments = [word for argument in arguments for word in _words(normalized(argument))]
     parser = make_parser()
     switches = {name: name in arguments for name in ("--dry_run", "--json", "--help_all")}
     arguments = [argument for argument in arguments if argument not in switches]
@@ -114,12 +112,16 @@ def parse(arguments: Sequence[str]) -> tuple[RunArguments, ProFitConfig, ModelCo
         known = [option for action in parser._actions for option in action.option_strings if "-" not in option[2:]]
         longer = [option for option in known if option.startswith(wrong)]
         near = longer if len(longer) == 1 else difflib.get_close_matches(wrong, known, n=1, cutoff=0.75)
+        place = _place(name, file, lines)
+        meant = _FORMER.get(name) or _SHORT_FORMS.get(wrong, "").removeprefix("--")
         hint = f" Did you mean {near[0]}?" if near else " See profit train --help-all."
-        if name in _FORMER:
-            hint = f" Write --{_FORMER[name]}."
-        if near == [f"--{underscored(name)}"]:  # only in a file: on the command line hyphens have become underscores
+        if meant:
+            hint = f" In YAML write {meant.replace(' ', ': ')}." if place else f" Write --{meant}."
+        elif wrong in _OF_THE_COMMAND:
+            hint = f" It goes on the command line, once, as {_OF_THE_COMMAND[wrong]}."
+        elif near == [f"--{underscored(name)}"]:  # only in a file: on the command line hyphens have become underscores
             hint = f" In YAML write {near[0][2:]}."
-        raise ConfigurationError(f"{_place(name, file, lines)}unknown setting {unknown[0]}.{hint}")
+        raise ConfigurationError(f"{place}unknown setting {unknown[0]}.{hint}")
     return run, config, model_config, switches["--dry_run"], switches["--json"]
 
 
@@ -142,6 +144,11 @@ def normalized(argument: str) -> str:
     name, equals, value = argument.partition("=")
     name = f"--{underscored(name[2:])}"
     return _SHORT_FORMS.get(name, name) + equals + value
+
+
+def _words(argument: str) -> list[str]:
+    """Return `--config=FILE` as the two words that TRL's parser looks for."""
+    return argument.split("=", 1) if argument.startswith("--config=") else [argument]
 
 
 def names_a_launch(arguments: Sequence[str]) -> bool:

@@ -14,7 +14,8 @@ _WIDTH = 78  # typer leaves a column free to either side of a terminal's 80
 _COLUMN = 34  # where texts begin
 _WHOLE_HELP = 160  # characters; of a longer text its first sentences are shown
 
-_OF_THE_COMMAND = {
+# Flags that are no settings.
+OF_THE_COMMAND = {
     "--config FILE": "YAML with any of the flags; flags on the command line win.",
     "--dry-run": "Print settings, token counts, kept share on a sample and estimated memory; train nothing.",
     "--json": "Print the result as JSON.",
@@ -153,7 +154,7 @@ def help_all(parser: argparse.ArgumentParser) -> str:
     grouped = {name for names in GROUPS.values() for name in names}
     groups = {**GROUPS, OTHERS: tuple(name for name in by_setting if name not in grouped)}
     text = ["Every flag of profit train, long explanations shortened.", "", "The command"]
-    text += [line for flag in _OF_THE_COMMAND.items() for line in _lines(*flag)]
+    text += [line for flag in OF_THE_COMMAND.items() for line in _lines(*flag)]
     for title, names in groups.items():
         there = [name for name in names if name in by_setting]
         if there:
@@ -163,7 +164,7 @@ def help_all(parser: argparse.ArgumentParser) -> str:
 
 def flags_to_complete() -> Iterator[str]:
     """Yield the flags of `profit train` for a shell: those of the table, which needs no TRL."""
-    for flag in _OF_THE_COMMAND:
+    for flag in OF_THE_COMMAND:
         yield flag.split()[0]
     yield from SHORT_FORMS
     for names in GROUPS.values():
