@@ -158,7 +158,8 @@ def explained(error: BaseException) -> ProFitError | None:
 
 def _not_installed(error: ImportError) -> ConfigurationError | None:
     """Return which package a setting asks for; None where a part of this package is missing, or of an installed one."""
-    if "install" in str(error):  # transformers, accelerate and others say how
+    # transformers, accelerate and others say how; Python's own errors have a name, and may hold a path with that word.
+    if error.name is None and "install" in str(error):
         return ConfigurationError(f"{first_line(error)}.")
     if not isinstance(error, ModuleNotFoundError) or error.name is None:
         return None

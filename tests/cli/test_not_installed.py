@@ -118,6 +118,18 @@ def test_a_part_that_an_installed_package_lacks_keeps_its_traceback():
         _exit_status(mistake_of_ours)
 
 
+def test_a_name_that_a_package_lacks_keeps_its_traceback_wherever_it_is_installed(tmp_path, monkeypatch):
+    (tmp_path / "installed").mkdir()
+    (tmp_path / "installed" / "some_library.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path / "installed")
+
+    def mistake_of_ours():
+        from some_library import no_such_name  # noqa: F401
+
+    with pytest.raises(ImportError, match="cannot import name 'no_such_name' .*installed"):
+        _exit_status(mistake_of_ours)
+
+
 @pytest.mark.slow
 def test_a_model_that_cannot_be_pushed_is_told_with_where_it_is(tiny_folder, tmp_path):
     """A hub that takes the repository, and then nothing."""

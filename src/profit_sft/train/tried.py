@@ -62,9 +62,8 @@ def _try_trackers(config: ProFitConfig) -> None:
     """Make each, which looks for its package then."""
     error = None
     hook = sys.unraisablehook
-    sys.unraisablehook = lambda unraisable: (
-        None
-    )  # MLflow's and Neptune's, half made, fail once more when they are deleted
+    # MLflow's and Neptune's, half made, fail once more when they are deleted, which is here: no traceback keeps them.
+    sys.unraisablehook = lambda unraisable: None
     try:
         for tracker in get_reporting_integration_callbacks(config.report_to):
             tracker()
