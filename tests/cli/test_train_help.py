@@ -1,5 +1,6 @@
 """What `profit train` tells of its flags: each once, under its subject, and only those that there are."""
 
+import dataclasses
 import re
 from collections import Counter
 
@@ -8,6 +9,8 @@ import pytest
 from profit_sft.cli.app import run_app
 from profit_sft.cli.train_flags import make_parser, normalized
 from profit_sft.cli.train_help import FIRST_FLAGS, GROUPS, OTHERS, first_help, help_all
+from profit_sft.train.arguments import RunArguments
+from profit_sft.train.config import ProFitConfig
 
 COMMAND = {"--config", "--dry_run", "--json", "--help", "--help_all"}
 
@@ -68,6 +71,14 @@ def test_defaults_and_choices_are_told_once(parser):
     assert "--prompt_column Column with the question (default: question). --response_column" in text
     assert "One of linear, cosine, cosine_with_restarts" in text
     assert "~20% slower" in text  # argparse's text has it doubled
+
+
+def test_what_this_package_says_of_its_own_flags_is_shown_whole(parser):
+    text = " ".join(help_all(parser).split())
+    own = {*vars(ProFitConfig)["__annotations__"], *(entry.name for entry in dataclasses.fields(RunArguments))}
+    told = {action.dest: " ".join((action.help or "").split()) for action in parser._actions if action.dest in own}
+    assert {"gradient_budget", "allow_changes", "skip_bad_rows"} <= set(told)
+    assert [name for name, help in told.items() if help % {"default": ""} not in text] == []
 
 
 def test_the_short_help_names_only_flags_that_exist(parser):

@@ -106,7 +106,8 @@ def parse(arguments: Sequence[str]) -> tuple[RunArguments, ProFitConfig, ModelCo
         raise ConfigurationError("--config needs a file. Example: --config recipes/qwen3-0.6b-profit.yaml") from None
     if unknown:
         if not unknown[0].startswith("--"):
-            raise ConfigurationError(f"{unknown[0]!r} belongs to no flag. Data is named by --dataset_name.")
+            hint = "See profit train --help." if unknown[0].startswith("-") else "Data is named by --dataset_name."
+            raise ConfigurationError(f"{unknown[0]!r} belongs to no flag. {hint}")
         wrong = unknown[0].partition("=")[0]
         name = wrong.removeprefix("--")
         known = [option for action in parser._actions for option in action.option_strings if "-" not in option[2:]]

@@ -95,8 +95,8 @@ class ProFitConfig(SFTConfig):
     gradient_budget: float | None = field(
         default=None,
         metadata={
-            "help": "Share of the loss's gradient mass that may be left out, in [0, 1); 0.003 is fast. Default: none, "
-            "but CPUs with bf16 instructions round the smallest columns; 0: none, and all of it in fp32."
+            "help": "Share of the loss's gradient mass to leave out, in [0, 1); 0.003 is fast (default: none, but CPUs "
+            "with bf16 round small columns; 0: none, all in fp32)."
         },
     )
     loss_chunk_size: int | None = field(
@@ -119,6 +119,8 @@ class ProFitConfig(SFTConfig):
 
     def __post_init__(self) -> None:
         check_values(self)
+        if self.output_dir == "":  # a shell's variable that is not set
+            raise ValueError("output_dir is empty. Name a folder, or leave it out.")
         self._settle_precision()
         if _launched_on_cpus() and not (self.deepspeed or self.fsdp):
             self.use_cpu = True  # or accelerate lets each process train by itself

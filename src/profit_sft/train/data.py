@@ -25,8 +25,9 @@ def check_data_is_named(run: RunArguments, config: ProFitConfig) -> None:
     Raises:
         ConfigurationError: Says which setting to change.
     """
-    if run.dataset_name is None and not run.datasets:
-        raise ConfigurationError("dataset_name is missing: name a file, a folder, or a hub data set.")
+    if not (run.dataset_name or run.datasets):
+        what = "missing" if run.dataset_name is None else "empty"
+        raise ConfigurationError(f"dataset_name is {what}: name a file, a folder, or a hub data set.")
     if run.dataset_name is not None and run.datasets:
         raise ConfigurationError(
             f"dataset_name is '{run.dataset_name}', and datasets is a mixture: only one can be trained on. Leave one "
