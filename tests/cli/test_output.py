@@ -73,3 +73,9 @@ def test_nothing_can_be_written_below_a_file(refused, command, flag):
 @pytest.mark.parametrize(("command", "flag"), [case for case in CASES if OUTPUTS[case[0]][1][case[1]] is None])
 def test_a_folder_is_no_file_to_write_to(refused, command, flag):
     assert "output_file: 'folder' is a folder. Name a file in it." in refused(command, flag, "folder")
+
+
+@pytest.mark.parametrize(("command", "flag"), CASES)
+def test_an_empty_name_is_not_the_current_folder(refused, command, flag):
+    if flag in ("--output_dir", "--output_file", "--out"):
+        assert f"{flag} is empty" in refused(command, flag, "")

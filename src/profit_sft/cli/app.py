@@ -172,6 +172,10 @@ def run_app(arguments: Sequence[str]) -> int:
     Returns:
         0 done, 1 failed, 2 usage, 130 interrupted.
     """
+    empty = _empty_name(arguments)
+    if empty is not None:
+        _report(f"{empty} is empty. Name a {'file' if 'file' in empty else 'folder'}, or leave it out.")
+        return 2
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a sign that the terminal's encoding lacks is no failure
     try:
@@ -188,6 +192,16 @@ def run_app(arguments: Sequence[str]) -> int:
             raise
         return _usage(error, list(arguments))
     return status if isinstance(status, int) else 0
+
+
+def _empty_name(arguments: Sequence[str]) -> str | None:
+    """Return the flag of an output that is given "", as an unset variable of a shell: as a path that is this folder."""
+    outputs = ("__out", "__output_dir", "__output_file")
+    for word, following in zip(arguments, [*arguments[1:], "-"], strict=True):
+        name, equals, value = word.partition("=")
+        if name.replace("-", "_") in outputs and not (value if equals else following):
+            return name
+    return None
 
 
 def _usage(error: Any, arguments: list[str]) -> int:
