@@ -111,10 +111,11 @@ def checkpointing(*, reentrant):
 
 def _sampled(tables: Mapping[str, Sequence[Case]]) -> dict[str, list[Case]]:
     """Return a sample of each table; what is counted is compared between cases, so none of it is left out."""
-    return {
-        name: [case for case in cases if case in sampled(cases, CASES) or getattr(case, "count_gathers", False)]
-        for name, cases in tables.items()
-    }
+    found = {}
+    for name, cases in tables.items():
+        sample = sampled(cases, CASES)
+        found[name] = [case for case in cases if case in sample or getattr(case, "count_gathers", False)]
+    return found
 
 
 def _fsdp2_loops():

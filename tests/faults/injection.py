@@ -12,7 +12,7 @@ from pathlib import Path
 
 from profit_sft.cli.app import run_app
 
-HANG_SECONDS = 60
+HANG_SECONDS = 10
 
 
 @dataclass

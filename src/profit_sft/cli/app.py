@@ -5,7 +5,7 @@ import io
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -18,7 +18,7 @@ from profit_sft.cli.eval import eval_command
 from profit_sft.cli.inspect import inspect_command
 from profit_sft.cli.llamafactory import llamafactory_command
 from profit_sft.cli.merge import merge_command
-from profit_sft.cli.options import takes_arguments_as_flags, underscored
+from profit_sft.cli.options import SHORT_FORMS, takes_arguments_as_flags, underscored
 from profit_sft.cli.plugin import plugin_command
 from profit_sft.cli.quickstart import quickstart_command
 from profit_sft.cli.ranks import works_here
@@ -196,12 +196,15 @@ def run_app(arguments: Sequence[str]) -> int:
 
 def _empty_name(arguments: Sequence[str]) -> str | None:
     """Return the flag of an output that is given "", as an unset variable of a shell: as a path that is this folder."""
-    outputs = ("__out", "__output_dir", "__output_file")
-    for word, following in zip(arguments, [*arguments[1:], "-"], strict=True):
+    outputs = {underscored(name) for name in ("--out", *(f"--{name}" for name in SHORT_FORMS["--out"]))}
+    return next((name for name, value in _words(arguments) if underscored(name) in outputs and value == ""), None)
+
+
+def _words(arguments: Sequence[str]) -> Iterator[tuple[str, str | None]]:
+    """Yield each word with its value if it is a flag: what is behind its equals sign, or the next word, if any."""
+    for word, following in zip(arguments, [*arguments[1:], None], strict=True):
         name, equals, value = word.partition("=")
-        if name.replace("-", "_") in outputs and not (value if equals else following):
-            return name
-    return None
+        yield name, value if equals else following
 
 
 def _usage(error: Any, arguments: list[str]) -> int:
@@ -212,9 +215,8 @@ def _usage(error: Any, arguments: list[str]) -> int:
         return 2
     said = error.format_message().rstrip(".")
     given: dict[str, str] = {}
-    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
-        name, equals, value = word.partition("=")
-        given.setdefault(underscored(name), value if equals else following)
+    for name, value in _words(arguments):
+        given.setdefault(underscored(name), value or "")
     option = next((name for name in map(underscored, re.findall(r"--[\w-]+", said)) if name in given), None)
     if option is not None and said.startswith("Invalid value"):  # which not every message of this kind names
         said += f", got {given[option]!r}" if given[option] not in said else ""

@@ -140,7 +140,7 @@ def stream_dataset(settings: DataSettings, tokenizer: PreTrainedTokenizerBase) -
     dataset = datasets.IterableDataset.from_generator(_streamed, features=features, gen_kwargs=arguments)
     tally = Tally(dataset_format="streamed", notes=["streamed, so that nothing is counted"])
     # Its rows are not known. Another version of what prepares them does not make it another stream, unlike with `_key`.
-    told = json.dumps({**dataclasses.asdict(settings), "dataset_num_proc": None}, sort_keys=True, default=str)
+    told = json.dumps(_deciding(settings), sort_keys=True, default=str)
     fingerprint = hashlib.sha256(told.encode()).hexdigest()
     report = _report(tally, settings, tokenizer_fingerprint(tokenizer), fingerprint=fingerprint)
     return PreparedData(dataset=dataset, report=report)
@@ -158,10 +158,15 @@ def _streamed(
                 yield {"input_ids": example.input_ids[:limit], "labels": example.labels[:limit]}
 
 
+def _deciding(settings: DataSettings) -> dict[str, Any]:
+    """Return the settings without the one that does not change what is prepared."""
+    return {**dataclasses.asdict(settings), "dataset_num_proc": None}
+
+
 def _key(settings: DataSettings, tokenizer: PreTrainedTokenizerBase, tokenizer_is: str, rows: RowSource) -> str:
     """Return a name for what is prepared: it changes with the rows, the settings, the tokenizer and the code."""
     content = {
-        "settings": {**dataclasses.asdict(settings), "dataset_num_proc": None},
+        "settings": _deciding(settings),
         "tokenizer": [tokenizer_is, tokenizer.special_tokens_map],
         "rows": rows.identity,
         "code": _code_fingerprint(),
