@@ -79,3 +79,11 @@ def test_a_folder_is_no_file_to_write_to(refused, command, flag):
 def test_an_empty_name_is_not_the_current_folder(refused, command, flag):
     if flag in ("--output_dir", "--output_file", "--out"):
         assert f"{flag} is empty" in refused(command, flag, "")
+
+
+@pytest.mark.parametrize("words", [[], ["--out"], ["score", "--out"], ["train", "--out"]], ids=" ".join)
+def test_a_line_that_ends_early_is_read_to_its_end(words, capsys):
+    assert run_app(words) == 2
+    out, err = capsys.readouterr()
+    assert "Traceback" not in out + err
+    assert (out + err).strip()

@@ -6,6 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from itertools import zip_longest
 from typing import Annotated, Any
 
 import typer
@@ -202,7 +203,7 @@ def _empty_name(arguments: Sequence[str]) -> str | None:
 
 def _words(arguments: Sequence[str]) -> Iterator[tuple[str, str | None]]:
     """Yield each word with its value if it is a flag: what is behind its equals sign, or the next word, if any."""
-    for word, following in zip(arguments, [*arguments[1:], None], strict=True):
+    for word, following in zip_longest(arguments, arguments[1:]):
         name, equals, value = word.partition("=")
         yield name, value if equals else following
 
