@@ -45,12 +45,16 @@ MAX_BATCH_TOKENS = 2048  # of `profit score` on a CPU, padding included
 
 TRL = (str(Path(sys.executable).with_name("trl")), "sft")
 PROFIT = ("-m", "profit_sft.cli", "train")
-TRAINERS: dict[str, tuple[str, ...]] = {
-    "trl nll": TRL,
-    "profit nll": (*PROFIT, "--objective", "nll"),
-    "trl dft": (*TRL, "--loss_type", "dft"),
-    "profit dft": (*PROFIT, "--objective", "dft"),
-    "profit tau 0.1": (*PROFIT, "--objective", "profit", "--threshold", "0.1"),
+TAU = ("--objective", "profit", "--threshold", "0.1")
+TRAINERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "trl nll": (TRL, ()),
+    "profit nll": (PROFIT, ("--objective", "nll")),
+    "trl dft": (TRL, ("--loss_type", "dft")),
+    "profit dft": (PROFIT, ("--objective", "dft")),
+    "profit tau 0.1": (PROFIT, TAU),
+    "profit tau 0.1, padded": (PROFIT, (*TAU, "--skip_padding", "False")),
+    "profit tau 0.1, bf16": (PROFIT, (*TAU, "--bf16", "True")),
+    "trl nll, bf16": (TRL, ("--bf16", "True")),
 }
 EQUAL = (
     *("--dtype", "float32", "--bf16", "False", "--gradient_checkpointing", "False", "--max_length", "1024"),
@@ -229,7 +233,8 @@ def train(args: argparse.Namespace, folder: Path) -> list[tuple[str, list[dict[s
         def command(name: str, settings: str = settings) -> Callable[[Path], list[str]]:
             ours = EQUAL_OF_OURS if name.startswith("profit") else ()
             flags = (*EQUAL, *ours, "--chat_template_path", str(template)) if settings == "equal" else ()
-            return lambda where: [*TRAINERS[name], *common, *flags, "--output_dir", str(where / "run")]
+            program, own = TRAINERS[name]
+            return lambda where: [*program, *common, *flags, *own, "--output_dir", str(where / "run")]
 
         names = [name for name in TRAINERS if name in args.only]
         rows = summarize(in_rounds({name: command(name) for name in names}, args.rounds, folder))

@@ -28,6 +28,7 @@ from profit_sft.head_module import backbone_of, head_linears, tail_of, through_h
 from profit_sft.loss import SelectiveLoss, selective_linear_cross_entropy
 from profit_sft.loss.selective import Backend, Normalize, Statistics, shifted
 from profit_sft.objectives import FROM_THE_BATCH, NLL, Objective, ProFit
+from profit_sft.padding import can_skip_padding, rows_are_independent, rows_to_run, run_rows
 
 _IGNORE_INDEX = -100  # what transformers and TRL write into labels
 _INSTALLED = "_profit_head"
@@ -47,6 +48,7 @@ class SelectiveHead:
         chunk_size: Tokens whose logits are held at once, or None.
         backend: Backend of the loss.
         gradient_budget: Share of the gradient mass that may be left out.
+        skip_padding: Run the layers on the tokens that labels depend on, see `apply_profit`.
         adds_aux_loss: Add a mixture of experts' load-balancing loss to the loss, as the model's own forward does.
         logit_scale: The model's factor on its logits.
         final_logit_softcapping: The model's soft cap, or None.
@@ -59,6 +61,7 @@ class SelectiveHead:
     chunk_size: int | None = None
     backend: Backend = "auto"
     gradient_budget: float | None = None
+    skip_padding: bool = True
     adds_aux_loss: bool = True
     logit_scale: float = 1.0
     final_logit_softcapping: float | None = None
@@ -70,6 +73,8 @@ class SelectiveHead:
             raise ValueError(f"normalize must be 'all' or 'kept', got {self.normalize!r}.")
         if self.statistics not in ("objective", "all", "ranks"):
             raise ValueError(f"statistics must be 'objective', 'all' or 'ranks', got {self.statistics!r}.")
+        if not isinstance(self.skip_padding, bool):
+            raise TypeError(f"skip_padding must be true or false, got {self.skip_padding!r}.")
         budget = self.gradient_budget
         if budget is not None and not (isinstance(budget, (int, float)) and 0.0 <= budget < 1.0):
             raise ValueError(f"gradient_budget must be a share in [0, 1), got {budget!r}. Write 0.3% as 0.003.")
@@ -114,6 +119,7 @@ class _Installed:
         self.counts = HeadCounts()
         # Another library may have put its own forward on the instance; it is called, and restored, not lost.
         self.wrapped = model.__dict__.get("forward")
+        self.skips_padding: bool | None = None  # not tried yet
         self.removed = False  # while another library's forward on top still calls this one
         self.in_call = False
         self.look: SelectiveHead | None = None  # settings of `label_statistics`, while it calls the model
@@ -166,6 +172,7 @@ def apply_profit(
     chunk_size: int | None = None,
     backend: Backend = "auto",
     gradient_budget: float | None = None,
+    skip_padding: bool = True,
 ) -> nn.Module:
     """Make `model(**batch).loss` the selective loss in training mode. Evaluation and generation stay untouched.
 
@@ -187,6 +194,9 @@ def apply_profit(
         chunk_size: Tokens whose logits are held at once. None: chosen.
         backend: Backend of the loss.
         gradient_budget: Share of the gradient mass that may be left out, see `selective_linear_cross_entropy`.
+        skip_padding: Run the layers on no padding, and on nothing behind the last label of a row. The loss and its
+            gradients stay what they are. It needs PyTorch's attention (`attn_implementation="sdpa"`), layers that mix
+            positions in attention alone, and rows within an attention's window; else batches run as they are.
 
     Returns:
         The same model.
@@ -210,6 +220,7 @@ def apply_profit(
         chunk_size=chunk_size,
         backend=backend,
         gradient_budget=gradient_budget,
+        skip_padding=skip_padding,
     )
     base = causal_lm(model)
     head_linears(base)
@@ -498,10 +509,14 @@ def _loss_forward(
     beside = {name: kwargs.pop(name, None) for name in FROM_THE_BATCH}
     kwargs["use_cache"] = bool(kwargs.get("use_cache"))
     balanced = _wants_router_logits(model, kwargs)
-    outputs = backbone_of(model)(**kwargs)
-    hidden_states = outputs.last_hidden_state  # (B, S, D)
     given = labels if shift_labels is None else shift_labels
     assert given is not None
+    rows = None
+    if settings.skip_padding and _skips_padding(model, given.device):
+        predicted = shifted(given, _IGNORE_INDEX) if shift_labels is None else given
+        rows = rows_to_run(kwargs, predicted, model.config.get_text_config(), every_token=balanced is not None)
+    outputs = backbone_of(model)(**kwargs) if rows is None else run_rows(backbone_of(model), rows, kwargs)
+    hidden_states = outputs.last_hidden_state  # (B, S, D)
     hidden_states = _kept_positions(hidden_states, given, logits_to_keep)
     if shift_labels is None:
         shift_labels = shifted(given, _IGNORE_INDEX)
@@ -539,7 +554,7 @@ def _loss_forward(
         loss = loss * (result.num_labels.to(loss.dtype) / num_items)
     aux_loss = None
     if balanced is not None:
-        aux_loss = balanced(outputs.router_logits, kwargs.get("attention_mask"))
+        aux_loss = balanced(outputs.router_logits, kwargs.get("attention_mask") if rows is None else None)
         if settings.adds_aux_loss:
             loss = loss + model.router_aux_loss_coef * aux_loss.to(loss.device)
     return SelectiveCausalLMOutput(
@@ -550,6 +565,20 @@ def _loss_forward(
         selective=result,
         **{_CACHE: outputs.get(_CACHE)},
     )
+
+
+def _skips_padding(model: Any, device: torch.device) -> bool:
+    """Say whether the layers give the same without padding; tried at the first call, by every rank alike."""
+    if torch.compiler.is_compiling():
+        return False
+    installed = _require_installed(model)
+    if installed.skips_padding is None:
+        backbone, config = backbone_of(model), model.config.get_text_config()
+        installed.skips_padding = can_skip_padding(backbone, config)
+        if installed.skips_padding:
+            with _in_evaluation_mode(model):
+                installed.skips_padding = rows_are_independent(backbone, config.vocab_size, device)
+    return installed.skips_padding
 
 
 def _kept_positions(hidden_states: Tensor, labels: Tensor, logits_to_keep: int | Tensor) -> Tensor:

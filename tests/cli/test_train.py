@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from profit_sft.cli.app import run_app
 from profit_sft.cli.train import next_commands
 from profit_sft.cli.train_flags import parse
+from profit_sft.loss.devices import cpu_multiplies_bf16
 from profit_sft.objectives import make_objective
 from profit_sft.runs.record import read_run
 from profit_sft.train import config
@@ -252,17 +253,20 @@ def test_it_says_at_once_what_it_has(arguments, tiny_folder, rows, tmp_path, cap
     more = ["--output_dir", output_dir, "--gradient_accumulation_steps", "2", "--use_peft", "--normalize", "kept"]
     assert run_app([*arguments, *more]) == 0
     lines = capsys.readouterr().err.splitlines()
-    facts = {line.split()[0]: " ".join(line.split()[1:]) for line in lines[:11]}
+    facts = {line.split()[0]: " ".join(line.split()[1:]) for line in lines[:12]}
     data = json.loads((tmp_path / "[bold]run[x]" / "data.json").read_text())
     assert facts.pop("tokens") == f"{data['total_tokens']:,}, {data['label_tokens']} of them labels, in 16 rows"
     assert re.fullmatch(r"[\d,]+, [\d,]+ trained", facts.pop("parameters"))
+    device, *hint = facts.pop("device").split("; ")
+    assert hint == (["--bf16 true would be faster here"] if cpu_multiplies_bf16() else [])
+    assert device == "cpu, one process"
     assert facts == {
         "model": f"{tiny_folder}, float32, LoRA",
         "objective": "ProFit(threshold=0.0034), divided by the kept tokens",
         "data": rows,
         "batch": "16 rows: 8 a device x 2 accumulated x 1 ranks",
-        "device": "cpu, one process",
         "output": output_dir,
+        "memory": "activations are kept: a step is estimated to fit",
         "end": "<|im_end|>, where the saved model stops",
         "steps": "3",
         "step": facts["step"],  # the first log's line: nothing else stands in between

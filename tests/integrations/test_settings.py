@@ -23,9 +23,9 @@ HIGHER = ProFit(threshold=0.1)
         ({"objective": "eaft", "objective_kwargs": '{"alpha": 0.5}'}, EAFT(alpha=0.5), {}),
         ({"objective": "eaft", "alpha": 0.5, "threshold": None}, EAFT(alpha=0.5), {}),
         (
-            {"normalize": "all", "gradient_budget": 0.003, "statistics": "all"},
+            {"normalize": "all", "gradient_budget": 0.003, "statistics": "all", "skip_padding": False},
             HIGHER,
-            {"gradient_budget": 0.003, "statistics": "all"},
+            {"gradient_budget": 0.003, "statistics": "all", "skip_padding": False},
         ),
     ],
 )
@@ -48,6 +48,7 @@ def test_every_spelling_ends_in_the_objective(given, objective, options):
         ({"gradient_budget": 3}, "here: gradient_budget must be a share in [0, 1), got 3. Write 0.3% as 0.003."),
         ({"gradient_budget": "much"}, "here: gradient_budget must be a share in [0, 1), got 'much'."),
         ({"statistics": "some"}, "here: statistics must be 'objective', 'all' or 'ranks', got 'some'."),
+        ({"skip_padding": "no"}, "here: skip_padding must be true or false, got 'no'."),
         ({"normalize": "kept"}, "here: normalize 'kept' is exact in ProFitTrainer alone"),
         (
             {"objective": "rho"},

@@ -1,13 +1,17 @@
 """The estimate's parts by hand, engine by engine; measured processes are in tests/benchmarks/test_memory.py."""
 
+import dataclasses
+
+import psutil
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from profit_sft.loss.devices import CUDA_CHUNK_TOKENS
+from profit_sft.train import memory
 from profit_sft.train.config import ProFitConfig
 from profit_sft.train.engine import Engine
-from profit_sft.train.memory import estimate_memory_gib
+from profit_sft.train.memory import estimate_memory_gib, free_memory_gib, settle_checkpointing
 
 V, D, LAYERS, ROWS, LONGEST = 5000, 64, 3, 2, 300
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -115,3 +119,55 @@ def test_a_frozen_model_has_no_gradients_and_no_adam(tmp_path):
     found = parts(model, tmp_path)
     assert (found["gradients"], found["adam"]) == (4 * trained, 8 * trained)
     assert found["loss"] == 4 * ROWS * LONGEST * 64  # the head's gradient is not formed
+
+
+def settled(model, tmp_path, monkeypatch, *, free=1.0, engine=None, longest=LONGEST, **settings):
+    monkeypatch.setattr(memory, "free_memory_gib", lambda device: free)
+    config = ProFitConfig(str(tmp_path), use_cpu=True, report_to=[], per_device_train_batch_size=ROWS, **settings)
+    settle_checkpointing(model, config, engine or Engine(), longest=longest)
+    assert config.gradient_checkpointing == getattr(config, "activation_checkpointing", config.gradient_checkpointing)
+    return config.checkpointing, config.gradient_checkpointing
+
+
+def test_activations_are_kept_where_nobody_asked_and_they_fit(model, tmp_path, monkeypatch):
+    needed = sum(parts(model, tmp_path, gradient_checkpointing=False).values()) / 2**30
+    assert settled(model, tmp_path, monkeypatch, free=2.01 * needed) == ("kept", False)
+    assert settled(model, tmp_path, monkeypatch, free=1.99 * needed) == ("computed again", True)
+    assert settled(model, tmp_path, monkeypatch, free=2.01 * needed, longest=2 * LONGEST) == ("computed again", True)
+    assert settled(model, tmp_path, monkeypatch, longest=None) == ("computed again", True)
+
+
+def test_weights_that_are_there_already_are_not_wanted_again(tmp_path, monkeypatch):
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=99, hidden_size=64, num_hidden_layers=1, num_attention_heads=2))
+    found = parts(model, tmp_path, gradient_checkpointing=False)
+    needed = (sum(found.values()) - found["weights"]) / 2**30
+    assert settled(model, tmp_path, monkeypatch, free=2.01 * needed) == ("kept", False)
+    assert settled(model, tmp_path, monkeypatch, free=1.99 * needed) == ("computed again", True)
+
+
+@pytest.mark.parametrize("name", ["FSDP1", "FSDP2", "ZeRO-1", "ZeRO-2", "ZeRO-3"])
+def test_what_shards_computes_activations_again(model, tmp_path, monkeypatch, name):
+    assert settled(model, tmp_path, monkeypatch, engine=Engine(name=name, ranks=2)) == ("computed again", True)
+
+
+@pytest.mark.parametrize("asked", [True, False])
+@pytest.mark.parametrize("flag", ["gradient_checkpointing", "activation_checkpointing"])
+def test_what_was_asked_for_stays(model, tmp_path, monkeypatch, flag, asked):
+    if flag not in {field.name for field in dataclasses.fields(ProFitConfig)}:
+        pytest.skip("this version of transformers has one name for it")
+    for free in (1e-6, 1e6):
+        assert settled(model, tmp_path, monkeypatch, free=free, **{flag: asked}) == ("as asked", asked)
+
+
+def test_free_memory_is_that_of_the_container(tmp_path, monkeypatch):
+    whole = free_memory_gib(CPU)
+    assert 0 < whole <= psutil.virtual_memory().total / 2**30
+    limit, used = tmp_path / "max", tmp_path / "current"
+    monkeypatch.setattr(memory, "_CONTAINER", [(tmp_path / "absent", used), (limit, used)])
+    limit.write_text("max\n")
+    used.write_text(f"{2**20}\n")
+    assert free_memory_gib(CPU) == pytest.approx(whole, rel=0.2)
+    limit.write_text(f"{3 * 2**20}\n")
+    assert free_memory_gib(CPU) == 2 / 2**10
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert free_memory_gib(CPU) == 1 / 2**10

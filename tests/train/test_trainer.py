@@ -8,6 +8,7 @@ import torch
 import transformers
 from trl import SFTConfig
 
+from profit_sft.train import memory
 from profit_sft.train.config import ProFitConfig
 from profit_sft.train.trainer import ProFitTrainer, refuse_split_sequences
 from tiny import tiny_dataset, tiny_model, tiny_tokenizer
@@ -79,6 +80,35 @@ def test_logged_figures_are_those_of_the_batch(tmp_path):
         assert log[name] == pytest.approx(value.item(), rel=4e-6, abs=rounding), name
     assert log["num_tokens"] == sum(len(row["input_ids"]) for row in tiny_dataset(16))
     assert log["tokens_per_second"] > 0
+
+
+def tokens_and_calls(run):
+    """Train, and return the loss, and how many tokens each call of the first layer's MLP had."""
+    seen = []
+    run.model.model.layers[0].mlp.register_forward_pre_hook(
+        lambda module, args: seen.append(args[0].shape[:2].numel()) if module.training else None
+    )
+    run.train()
+    return [entry["loss"] for entry in run.state.log_history if "loss" in entry], seen
+
+
+def test_a_step_runs_no_padding_and_comes_to_the_same(tmp_path):
+    lengths = sorted(len(row["input_ids"]) for row in tiny_dataset(16))
+    assert lengths[0] < lengths[-1]
+    settings = {"per_device_train_batch_size": 16, "max_steps": 3, "probe_rows": 0}
+    losses, tokens = tokens_and_calls(trainer(tmp_path, **settings))
+    padded_losses, padded_tokens = tokens_and_calls(trainer(tmp_path, skip_padding=False, **settings))
+    assert tokens == [sum(lengths) - 16] * 3  # the last token of a row predicts nothing
+    assert padded_tokens == [16 * lengths[-1]] * 3
+    assert losses == pytest.approx(padded_losses, rel=1e-5)
+
+
+@pytest.mark.parametrize("free_gib", [8.0, 1e-6])
+def test_activations_are_computed_again_only_where_they_may_not_fit(tmp_path, monkeypatch, free_gib):
+    monkeypatch.setattr(memory, "free_memory_gib", lambda device: free_gib)
+    run = trainer(tmp_path, gradient_checkpointing=None, max_steps=2, probe_rows=0)
+    _, tokens = tokens_and_calls(run)
+    assert len(tokens) == (2 if free_gib == 8.0 else 4)
 
 
 def test_gradient_budget_reaches_the_loss_and_what_it_drops_is_logged(tmp_path):

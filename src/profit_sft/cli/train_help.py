@@ -89,7 +89,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "Batch and memory": (
         *("per_device_train_batch_size", "global_batch_size", "gradient_accumulation_steps", "auto_find_batch_size"),
         *("activation_checkpointing", "activation_checkpointing_kwargs", "gradient_checkpointing"),
-        *("gradient_checkpointing_kwargs", "activation_offloading", "torch_empty_cache_steps"),
+        *("gradient_checkpointing_kwargs", "activation_offloading", "skip_padding", "torch_empty_cache_steps"),
         *("train_sampling_strategy", "dataloader_drop_last", "dataloader_num_workers", "dataloader_pin_memory"),
         *("dataloader_persistent_workers", "dataloader_prefetch_factor", "dataloader_multiprocessing_context"),
         "dataloader_in_order",

@@ -34,6 +34,7 @@ class ProFitArgs(BaseModel):
     profit_threshold_direction: str | None = None
     profit_gradient_budget: float | None = None
     profit_statistics: str | None = None
+    profit_skip_padding: bool | None = None
     profit_normalize: str | None = None
 
 

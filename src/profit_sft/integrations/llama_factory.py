@@ -4,7 +4,7 @@
     python -m profit_sft.integrations.llama_factory config.yaml ...     the same, under a launcher of one's own, too
 
 Of the configuration it takes `prob_threshold` and `threshold_direction`, as the paper's code spells them there,
-`objective`, `objective_kwargs`, `gradient_budget` and `statistics`; the rest is LLaMA-Factory's.
+`objective`, `objective_kwargs`, `gradient_budget`, `statistics` and `skip_padding`; the rest is LLaMA-Factory's.
 """
 
 import os
@@ -20,7 +20,7 @@ from profit_sft.integrations.settings import Settings, read_settings, refuse, va
 _PLACE = "LLaMA-Factory"
 _OURS = (
     *("prob_threshold", "threshold_direction", "objective", "objective_kwargs"),
-    *("gradient_budget", "statistics", "normalize"),
+    *("gradient_budget", "statistics", "skip_padding", "normalize"),
 )
 # By each of these it would train by another loss, or by another trainer that this one's callbacks do not reach.
 _RIVALS = (

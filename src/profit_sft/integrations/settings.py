@@ -10,7 +10,7 @@ from profit_sft.head import SelectiveHead
 from profit_sft.objectives import Objective, make_objective
 
 # Beside `objective` and `objective_kwargs`; what is none of these is a field of the objective.
-_HEAD_OPTIONS = ("gradient_budget", "statistics", "chunk_size", "backend")
+_HEAD_OPTIONS = ("gradient_budget", "statistics", "skip_padding", "chunk_size", "backend")
 _BESIDE_THE_LABELS = {"reference_log_probs", "token_weights"}
 _PREFIX = "PROFIT_"
 # Of this package's other parts.
@@ -33,8 +33,8 @@ def read_settings(given: Mapping[str, Any], *, place: str) -> Settings:
 
     Args:
         given: `objective` (default `profit`), `objective_kwargs` (a mapping, or one as JSON), `normalize` (only `all`),
-            `gradient_budget`, `statistics`, `chunk_size`, `backend`; anything else is a field of the objective, in
-            our spelling or another tool's (`prob_threshold`, `threshold_direction`). None is not given.
+            `gradient_budget`, `statistics`, `skip_padding`, `chunk_size`, `backend`; anything else is a field of the
+            objective, in our spelling or another tool's (`prob_threshold`, `threshold_direction`). None is not given.
         place: Where it stands, for messages.
 
     Raises:

@@ -9,7 +9,7 @@ less than half the time where the processor multiplies bf16 in hardware.
 import torch
 from torch import Tensor
 
-from profit_sft.loss.devices import accumulation_dtype
+from profit_sft.loss.devices import accumulation_dtype, cpu_multiplies_bf16
 
 # Bits of an fp32 value, read as an integer, that tell buckets apart: the exponent and nine of the mantissa, so that the
 # values of a bucket are within 0.2% of each other. Positive numbers have the order of their bits.
@@ -75,11 +75,7 @@ def _by_sorting(values: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
 
 def multiplies_bf16_fast(lm_head_weight: Tensor) -> bool:
     """Say whether an fp32 product with `lm_head_weight` is faster in bf16: on CPUs with the instructions for it."""
-    if lm_head_weight.device.type != "cpu" or lm_head_weight.dtype != torch.float32:
-        return False
-    # Private, and not there in every version; without them fp32 is what is left.
-    checks = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
-    return any(check is not None and check() for check in checks)
+    return lm_head_weight.device.type == "cpu" and lm_head_weight.dtype == torch.float32 and cpu_multiplies_bf16()
 
 
 def fp32_columns(mass: Tensor, multiply_adds_per_column: int, *, gradient_budget: float) -> Tensor | None:

@@ -40,6 +40,13 @@ def multiplies_16_bit_into_fp32(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
+def cpu_multiplies_bf16() -> bool:
+    """Say whether this machine's CPU has instructions for products in bf16."""
+    # Private, and not there in every version; without them fp32 is what is left.
+    checks = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    return any(check is not None and check() for check in checks)
+
+
 def default_chunk_size(device: torch.device, vocab_size: int) -> int:
     """Return how many tokens' fp32 logits to hold at once where the caller does not say."""
     if device.type == "cuda":

@@ -29,7 +29,8 @@ class ProFitConfig(SFTConfig):
     """Everything `trl.SFTConfig` has, and the token-level objective.
 
     Differences from its defaults: where no accelerator is present bf16 is off, and processes that a launcher started
-    train together, as with `use_cpu`; TRL's telemetry is off.
+    train together, as with `use_cpu`; activations are computed again in the backward only where they may not fit; TRL's
+    telemetry is off.
 
     Attributes:
         objective: Name of the token objective, a key of `OBJECTIVES` or a plug-in's.
@@ -46,6 +47,9 @@ class ProFitConfig(SFTConfig):
             `global_batch_size` asks for.
         gradient_budget: Share of the loss's gradient mass that may be left out of its backward products, in [0, 1); see
             `selective_linear_cross_entropy` for None and 0.
+        skip_padding: Run the layers on no padding where that changes nothing, see `apply_profit`.
+        gradient_checkpointing: As in TRL, where True is the default; here it is None, and then False on one process or
+            under DDP where a step is estimated to fit into half of the memory that is free, else True.
         loss_chunk_size: Tokens whose logits are held at once. None: chosen.
         probe_rows: Training rows whose plain NLL is measured again and again, to warn of a collapse; 0: none.
         probe_measurements: How often that is done after the start. None: 20 times, or fewer, so that it costs at most
@@ -99,6 +103,16 @@ class ProFitConfig(SFTConfig):
             "with bf16 round small columns; 0: none, all in fp32)."
         },
     )
+    skip_padding: bool = field(
+        default=True, metadata={"help": "Run the layers on no padding, where the loss and its gradients stay the same."}
+    )
+    gradient_checkpointing: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Compute activations again in the backward, for a third more time and less memory (default: where "
+            "they may not fit)."
+        },
+    )
     loss_chunk_size: int | None = field(
         default=None, metadata={"help": "Tokens whose logits are held at once (default: chosen from the vocabulary)."}
     )
@@ -144,6 +158,10 @@ class ProFitConfig(SFTConfig):
         # Before transformers hands it on to DeepSpeed. How many ranks a launcher is yet to start is not known here.
         ranks = int(os.environ.get("WORLD_SIZE", "1"))
         self.spread_batch(ranks, is_final="WORLD_SIZE" in os.environ)
+        asked = (self.gradient_checkpointing, getattr(self, "activation_checkpointing", None))
+        self.checkpointing = "as asked" if any(value is not None for value in asked) else "open"
+        if self.checkpointing == "open":
+            self.gradient_checkpointing = True  # until the model is known, see `settle_checkpointing`
         counts_over_ranks = self.average_tokens_across_devices  # transformers 4 switches it off for a single rank
         with self._named_engine():
             super().__post_init__()

@@ -197,7 +197,14 @@ def _report(
     tokenizer = load_tokenizer(model_config, config)
     train_data, eval_data = load_data(run, config, model_config, tokenizer, progress=progress)
     trainer = build_trainer(
-        config, model_config, tokenizer, train_data, eval_data, [], allow_missing_weights=run.allow_missing_weights
+        config,
+        model_config,
+        engine,
+        tokenizer,
+        train_data,
+        eval_data,
+        [],
+        allow_missing_weights=run.allow_missing_weights,
     )
     batches = len(trainer.get_train_dataloader())
     steps, _ = planned_steps(

@@ -1,11 +1,15 @@
 """How much memory a run would take on one device, by part and engine, before it is tried."""
 
+import os
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
+import psutil
 import torch
 from transformers import PreTrainedModel
 
 from profit_sft.loss.devices import default_chunk_size
+from profit_sft.ranks import first_decides
 from profit_sft.train.config import ProFitConfig
 from profit_sft.train.engine import Engine
 
@@ -74,6 +78,64 @@ def estimate_memory_gib(
         "activations": _activations(model, config, longest, compute_bytes),
     }
     return {name: size / _GIB for name, size in parts.items()}
+
+
+def settle_checkpointing(model: torch.nn.Module, config: ProFitConfig, engine: Engine, *, longest: int | None) -> None:
+    """Keep activations where nobody has said whether to, and a step is estimated to fit well.
+
+    Args:
+        model: The whole model.
+        config: `gradient_checkpointing`, and `checkpointing`, which says what was done, are settled in it.
+        engine: How the run is spread. Where it shards, activations are computed again: the user may know better.
+        longest: Tokens of the longest row, or None where that is not known.
+    """
+    if config.checkpointing != "open":
+        return
+    fits = False
+    if longest is not None and not engine.is_fsdp and engine.zero_stage is None:
+        _set_checkpointing(config, False)
+        parts = estimate_memory_gib(
+            model,
+            config,
+            engine,
+            longest=longest,
+            mixed_precision=bool(config.bf16 or config.fp16),
+            device=config.device,
+        )
+        held = _bytes(entry for entry in model.parameters() if entry.device.type == config.device.type) / _GIB
+        needed = sum(parts.values()) - held
+        # DDP counts on the same of every rank.
+        fits = first_decides(lambda: needed <= _SHARE_TO_FILL * free_memory_gib(config.device))
+    _set_checkpointing(config, not fits)
+    config.checkpointing = "kept" if fits else "computed again"
+
+
+def _set_checkpointing(config: ProFitConfig, value: bool) -> None:
+    config.gradient_checkpointing = value
+    if hasattr(config, "activation_checkpointing"):  # what transformers 5 reads
+        config.activation_checkpointing = value
+
+
+def free_memory_gib(device: torch.device) -> float:
+    """Return the free memory of a GPU in GiB, or of the machine, or of a container on it, for one of its ranks."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] / _GIB
+    free = float(psutil.virtual_memory().available)
+    for limit, used in _CONTAINER:
+        try:
+            free = min(free, int(Path(limit).read_text()) - int(Path(used).read_text()))
+        except (OSError, ValueError):  # there is none, or "max"
+            continue
+    return free / _GIB / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+# The limit of a container and what it uses, of cgroups version 2 and 1.
+_CONTAINER = (
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+)
+# Of the free memory; an estimate may be wrong, and other programs may want some.
+_SHARE_TO_FILL = 0.5
 
 
 def _bytes(parameters: Iterable[torch.Tensor]) -> float:

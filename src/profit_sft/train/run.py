@@ -45,6 +45,7 @@ from profit_sft.train.engine import (
     planned_engine,
 )
 from profit_sft.train.fixed import Fixed, check_unchanged, fixed_by_data, fixed_by_settings, together
+from profit_sft.train.memory import settle_checkpointing
 from profit_sft.train.reference import settle_reference
 from profit_sft.train.run_folder import (
     CONFIG_FILE,
@@ -132,6 +133,7 @@ def run_training(
         trainer = build_trainer(
             config,
             model_config,
+            engine,
             tokenizer,
             train_data,
             eval_data,
@@ -142,7 +144,14 @@ def run_training(
         stop = held.enter_context(SafeStop())
         trainer.add_callback(stop)
         trainer.run_page.facts = facts
-        trainer.add_callback(CountsReport(train_data.report, trainer.model.parameters(), trainer.trained_end, report))
+        counts = CountsReport(
+            train_data.report,
+            trainer.model.parameters(),
+            trained_end=trainer.trained_end,
+            checkpointing=config.checkpointing,
+            report=report,
+        )
+        trainer.add_callback(counts)
         _clear_once(output_dir, config, earlier_run=checkpoint is None and run.overwrite_output_dir)
         if trainer.is_world_process_zero():
             write_run_files(settings, config, train_data)
@@ -298,6 +307,7 @@ def spread_batch(config: ProFitConfig, engine: Engine) -> None:
 def build_trainer(
     config: ProFitConfig,
     model_config: ModelConfig,
+    engine: Engine,
     tokenizer: PreTrainedTokenizerBase,
     train_data: PreparedData,
     eval_data: PreparedData | None,
@@ -320,9 +330,11 @@ def build_trainer(
     if config.shuffle_dataset and not config.packing:  # before packing TRL does
         train_dataset = train_dataset.shuffle(seed=config.seed)
     path = pretrained_path(model_config.model_name_or_path)
+    longest = (config.max_length if config.packing else None) or train_data.report.longest or config.max_length
     model = _model(path, config, load_arguments, allow_missing_weights)
     for data in [train_data, *([] if eval_data is None else [eval_data])]:
         check_tokens_fit(model, tokenizer, data)
+    settle_checkpointing(model, config, engine, longest=longest)
     settings = {**vars(config), **vars(model_config)}
     may_be_at_fault = ("report_to", "push_to_hub", "hub_model_id", "lora_target_modules", "lora_modules_to_save")
     asked = [f"{name} {settings[name]!r}" for name in may_be_at_fault if settings[name]]
@@ -383,6 +395,8 @@ def resolved_config(run: RunArguments, config: ProFitConfig, model_config: Model
         for entry in dataclasses.fields(source):
             if not entry.init or entry.name in _NOT_WRITTEN:
                 continue
+            if entry.name == "gradient_checkpointing" and config.checkpointing != "as asked":
+                continue
             value = _plain(getattr(source, entry.name))
             # From the field, not from an instance: making a second TrainingArguments resets accelerate's state.
             default = entry.default if entry.default_factory is dataclasses.MISSING else entry.default_factory()
@@ -418,7 +432,6 @@ _ALWAYS_WRITTEN = (
     "gradient_accumulation_steps",
     "max_length",
     "bf16",
-    "gradient_checkpointing",
     "seed",
 )
 

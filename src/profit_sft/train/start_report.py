@@ -8,6 +8,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from trl import ModelConfig
 
 from profit_sft.data import DataReport, DataSettings
+from profit_sft.loss.devices import cpu_multiplies_bf16
 from profit_sft.scores.store import load_scores
 from profit_sft.train.arguments import RunArguments
 from profit_sft.train.config import ProFitConfig
@@ -37,6 +38,9 @@ def settled_facts(run: RunArguments, config: ProFitConfig, model_config: ModelCo
     rows, steps = config.per_device_train_batch_size, config.gradient_accumulation_steps
     facts["batch"] = f"{rows * steps * engine.ranks} rows: {step_of(rows, steps, engine.ranks)}"
     facts["device"] = f"{device_name(config.device)}, {engine}"
+    in_fp32 = compute is None and model_config.dtype in (None, "float32")
+    if in_fp32 and config.device.type == "cpu" and cpu_multiplies_bf16():
+        facts["device"] += "; --bf16 true would be faster here"
     facts["output"] = str(config.output_dir)
     return facts
 
@@ -64,13 +68,20 @@ class CountsReport(TrainerCallback):
         data: What became of the training data.
         parameters: The model's, before an engine has sharded it.
         trained_end: The token that ends a trained answer and that the saved model stops at, or None.
+        checkpointing: What `settle_checkpointing` has left in the configuration.
         report: Called with the facts by name.
     """
 
     def __init__(
-        self, data: DataReport, parameters: Iterable[torch.Tensor], trained_end: str | None, report: Report
+        self,
+        data: DataReport,
+        parameters: Iterable[torch.Tensor],
+        *,
+        trained_end: str | None,
+        checkpointing: str,
+        report: Report,
     ) -> None:
-        self._data, self._trained_end = data, trained_end
+        self._data, self._trained_end, self._checkpointing = data, trained_end, checkpointing
         self._total, self._trained = parameter_counts(parameters)
         self._report = report
 
@@ -84,6 +95,9 @@ class CountsReport(TrainerCallback):
         trained = "all" if self._trained == self._total else f"{self._trained:,}"
         from_step = f", from step {state.global_step:,}" if state.global_step else ""
         facts = {"parameters": f"{self._total:,}, {trained} trained"}
+        if self._checkpointing != "as asked":
+            why = "a step is estimated to fit" if self._checkpointing == "kept" else "a step may not fit with all of them"
+            facts["memory"] = f"activations are {self._checkpointing}: {why}"
         if data.rows_used:
             facts["tokens"] = f"{data.total_tokens:,}, {data.label_tokens:,} of them labels, in {data.rows_used:,} rows"
         if data.rows_truncated:

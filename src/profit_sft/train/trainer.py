@@ -36,7 +36,9 @@ from profit_sft.train.checkpoints import (
 from profit_sft.train.collapse_probe import CollapseProbe
 from profit_sft.train.config import ProFitConfig
 from profit_sft.train.end_token import heed_trained_end
+from profit_sft.train.engine import launched_engine
 from profit_sft.train.finite import FiniteCheck
+from profit_sft.train.memory import settle_checkpointing
 from profit_sft.train.metrics import StepMetrics, memory_in_use_gib
 from profit_sft.train.model_card import render_model_card
 from profit_sft.train.run_folder import check_reaches
@@ -89,6 +91,8 @@ class ProFitTrainer(SFTTrainer):
         if kwargs.get("compute_loss_func") is not None:
             raise ValueError("compute_loss_func would replace the objective; write an objective instead.")
         args.spread_batch(args.world_size)
+        if isinstance(model, nn.Module):
+            settle_checkpointing(model, args, launched_engine(args), longest=args.max_length)
         super().__init__(model=model, args=args, **kwargs)
         self._refuse_split_batches()
         columns = getattr(self.train_dataset, "column_names", None) or ()
@@ -101,6 +105,7 @@ class ProFitTrainer(SFTTrainer):
             args.make_objective(),
             chunk_size=args.loss_chunk_size,
             gradient_budget=args.gradient_budget,
+            skip_padding=args.skip_padding,
         )
         tokenizer: Any = getattr(self.processing_class, "tokenizer", self.processing_class)
         self.trained_end = heed_trained_end(self.train_dataset or (), tokenizer, self.model, asked=args.eos_token)

@@ -1,0 +1,185 @@
+"""Padding that costs nothing: the layers see a batch's tokens end to end, and attention sees them row by row.
+
+A padded batch `(B, S)` is run as one row `(1, T)` of its T tokens that some label depends on: no padding, and nothing
+behind the last label of a row, since a causal model's earlier states do not depend on it. Position ids are those of the
+padded batch. Only attention must know of rows; it is given them as an argument that the layers pass on, pads what it is
+given to the longest row, and needs no mask for that.
+
+Not every model's layers pass it on, and some mix positions elsewhere (convolutions, recurrent states). Which do is not
+listed but tried: `rows_are_independent` runs two short rows both ways.
+"""
+
+import inspect
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+_ROWS = "rows_of_tokens"  # the argument under which layers pass them on to attention
+_ATTENTION = "sdpa"  # PyTorch's own, and the default of transformers
+# Below this share of a batch the tokens are not laid out anew, which costs about as much as it saves.
+_WORTH = 0.03
+# What a call of the backbone may name; anything else may belong to the layout of the padded batch.
+_ARGUMENTS = frozenset({"input_ids", "attention_mask", "use_cache", "output_router_logits", "return_dict"})
+# Settings of a model that make it return something of every token of the batch.
+_OF_EVERY_TOKEN = ("output_hidden_states", "output_attentions")
+# Settings that keep attention from looking further back than so many tokens. Shorter rows do not notice.
+_WINDOWS = ("sliding_window", "attention_chunk_size")
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class TokenRows:
+    """Where the tokens of a padded batch stand that are run.
+
+    Attributes:
+        in_batch: `(T,)`, int64: places in the batch, flattened, ascending.
+        in_rows: `(T,)`, int64: places in `(num_rows, longest)`, flattened, where each row begins at the left.
+        shape: `(B, S)` of the batch.
+        longest: The most tokens of a row.
+    """
+
+    in_batch: Tensor
+    in_rows: Tensor
+    shape: tuple[int, int]
+    longest: int
+
+    @classmethod
+    def of(cls, needed: Tensor) -> "TokenRows":
+        """Return the places of the tokens that are needed, `(B, S)` bool."""
+        num_rows, size = needed.shape
+        in_batch = needed.flatten().nonzero().squeeze(1)  # waits for the device, as the size of the step depends on it
+        in_row = needed.cumsum(1) - 1
+        longest = int(in_row.max()) + 1 if size else 0
+        rows = torch.arange(num_rows, device=needed.device)[:, None] * longest
+        return cls(in_batch, (rows + in_row).flatten()[in_batch], (num_rows, size), longest)
+
+    def laid_out(self, values: Tensor) -> Tensor:
+        """Pad `(1, T, ...)` to `(num_rows, longest, ...)`, zeros behind each row."""
+        size = (self.shape[0] * self.longest, *values.shape[2:])
+        padded = values.new_zeros(size).index_copy(0, self.in_rows.to(values.device), values[0])
+        return padded.view(self.shape[0], self.longest, *size[1:])
+
+    def taken(self, values: Tensor) -> Tensor:
+        """Return `(1, T, ...)` of `(num_rows, longest, ...)`."""
+        return values.flatten(0, 1).index_select(0, self.in_rows.to(values.device))[None]
+
+    def in_place(self, values: Tensor) -> Tensor:
+        """Put `(1, T, ...)` where the tokens stand in the batch: `(B, S, ...)`, zeros elsewhere."""
+        size = (self.shape[0] * self.shape[1], *values.shape[2:])
+        placed = values.new_zeros(size).index_copy(0, self.in_batch.to(values.device), values[0])
+        return placed.view(*self.shape, *size[1:])
+
+
+def rows_to_run(arguments: dict[str, Any], shift_labels: Tensor, config: Any, *, every_token: bool) -> TokenRows | None:
+    """Return which tokens to run, or None where the batch is to be run as it is.
+
+    Args:
+        arguments: Those of a call of the backbone.
+        shift_labels: `(B, S)`, -100 where a position predicts nothing that is trained.
+        config: The backbone's.
+        every_token: Also those behind the last label, of which something else is asked.
+    """
+    input_ids, mask = arguments.get("input_ids"), arguments.get("attention_mask")
+    given = {name for name, value in arguments.items() if value is not None and value is not False}
+    if input_ids is None or input_ids.shape != shift_labels.shape or not given <= _ARGUMENTS:
+        return None
+    if any(getattr(config, name, False) for name in _OF_EVERY_TOKEN):
+        return None
+    labeled = (shift_labels != -100).to(input_ids.device)
+    needed = torch.ones_like(labeled) if mask is None else mask.bool()
+    if needed.shape != labeled.shape or bool((labeled & ~needed).any()):  # a label that padding predicts
+        return None
+    if not every_token:
+        needed = needed & labeled.flip(1).cumsum(1).flip(1).bool()
+    rows = TokenRows.of(needed)
+    windows = [getattr(config, name, None) for name in _WINDOWS]
+    if any(rows.longest > window for window in windows if isinstance(window, int)):
+        return None
+    return rows if 0 < len(rows.in_batch) <= (1 - _WORTH) * input_ids.numel() else None
+
+
+def can_skip_padding(backbone: nn.Module, config: Any) -> bool:
+    """Say whether a model is to be tried at all: it uses PyTorch's attention, and its layers take further arguments."""
+    if getattr(config, "_attn_implementation", None) != _ATTENTION:
+        return False
+    parameters = inspect.signature(backbone.forward).parameters.values()
+    return any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
+
+
+def run_rows(backbone: nn.Module, rows: TokenRows, arguments: dict[str, Any]) -> Any:
+    """Call the backbone on the rows alone; its last hidden states are `(B, S, D)` again, zeros where nothing was run.
+
+    What else it returns, such as the router logits of a mixture of experts, is of the T tokens.
+    """
+    _attention_knows_rows()
+    input_ids = arguments["input_ids"]
+    positions = (rows.in_batch % rows.shape[1])[None]
+    # A mask of four dimensions is passed on as it is; attention by rows does not read it.
+    unread = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=input_ids.device)
+    outputs = backbone(
+        **{
+            **arguments,
+            "input_ids": input_ids.flatten()[rows.in_batch][None],
+            "attention_mask": unread,
+            "position_ids": positions,
+            _ROWS: rows,
+        }
+    )
+    outputs.last_hidden_state = rows.in_place(outputs.last_hidden_state)
+    return outputs
+
+
+@torch.no_grad()
+def rows_are_independent(backbone: nn.Module, vocab_size: int, device: torch.device) -> bool:
+    """Say whether short rows have the same hidden states end to end as in a padded batch, whatever the other row says.
+
+    The second question finds what the first would take for rounding: in untrained models little goes from row to row.
+    The backbone is in evaluation mode, and is called as it would be in a step: where it is sharded, by every rank.
+    """
+    size, lengths = 8, torch.tensor([7, 4], device=device)
+    needed = torch.arange(size, device=device) < lengths[:, None]
+    input_ids = (torch.arange(2 * size, device=device).view(2, size) * 7919 + 11) % vocab_size
+    arguments = {"input_ids": input_ids, "attention_mask": needed.long(), "use_cache": False}
+    others = {**arguments, "input_ids": torch.stack([input_ids[0].flip(0), input_ids[1]])}
+    rows = TokenRows.of(needed)
+    padded = backbone(**arguments).last_hidden_state
+    with suppress(TypeError, ValueError, RuntimeError, IndexError):  # a layer that has no place for the argument
+        found, beside_another = (run_rows(backbone, rows, given).last_hidden_state for given in (arguments, others))
+        exact = padded.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled(device.type)
+        same = _difference(found[needed], padded[needed]) < (1e-3 if exact else 3e-2)
+        # Only a mixture of experts rounds differently here, whose products have other sizes.
+        return same and _difference(beside_another[1, :4], found[1, :4]) < (1e-5 if exact else 1e-2)
+    return False
+
+
+def _difference(states: Tensor, expected: Tensor) -> float:
+    """Return the largest difference of a token's hidden states, relative to their norm."""
+    states, expected = states.float(), expected.float()
+    return float(((states - expected).norm(dim=-1) / expected.norm(dim=-1).clamp(min=1e-6)).max())
+
+
+def _attention_knows_rows() -> None:
+    """Let the registered attention see to rows, where a call has them. Done once; without rows it is what it was."""
+    registered = ALL_ATTENTION_FUNCTIONS[_ATTENTION]
+    if not hasattr(registered, "_sees_to_rows"):
+        ALL_ATTENTION_FUNCTIONS.register(_ATTENTION, _by_rows(registered))
+
+
+def _by_rows(attention: Callable[..., Any]) -> Callable[..., Any]:
+    def by_rows(
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        rows: TokenRows | None = kwargs.pop(_ROWS, None)
+        if rows is None:
+            return attention(module, query, key, value, attention_mask, *args, **kwargs)
+        # Causal, and each row at the left: what is behind it is not looked at, so that no mask is needed.
+        padded = (rows.laid_out(states.transpose(1, 2)).transpose(1, 2) for states in (query, key, value))
+        output, weights = attention(module, *padded, None, *args, **kwargs)
+        return rows.taken(output), weights
+
+    by_rows._sees_to_rows = True  # type: ignore[attr-defined]
+    return by_rows
