@@ -206,6 +206,14 @@ def test_an_adapter():
     assert_same_step(apply_profit(model, DFT()), batch())
 
 
+def test_an_adapter_that_begins_at_a_place_of_each_row():
+    config = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules="all-linear", alora_invocation_tokens=[7])
+    model = apply_profit(get_peft_model(make("llama"), config), NLL())
+    tokens = tokens_of_layers(model)
+    step(model, batch(), skip_padding=True)
+    assert tokens == [51]
+
+
 def test_under_autocast():
     model = apply_profit(make("llama", dtype=torch.float32), NLL())
     with torch.autocast("cpu", torch.bfloat16):

@@ -28,7 +28,7 @@ from profit_sft.head_module import backbone_of, head_linears, tail_of, through_h
 from profit_sft.loss import SelectiveLoss, selective_linear_cross_entropy
 from profit_sft.loss.selective import Backend, Normalize, Statistics, shifted
 from profit_sft.objectives import FROM_THE_BATCH, NLL, Objective, ProFit
-from profit_sft.padding import can_skip_padding, rows_are_independent, rows_to_run, run_rows
+from profit_sft.padding import can_skip_padding, reads_the_layout, rows_are_independent, rows_to_run, run_rows
 
 _IGNORE_INDEX = -100  # what transformers and TRL write into labels
 _INSTALLED = "_profit_head"
@@ -569,7 +569,7 @@ def _loss_forward(
 
 def _skips_padding(model: Any, device: torch.device) -> bool:
     """Say whether the layers give the same without padding; tried at the first call, by every rank alike."""
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or reads_the_layout(model):
         return False
     installed = _require_installed(model)
     if installed.skips_padding is None:

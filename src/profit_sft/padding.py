@@ -110,6 +110,17 @@ def can_skip_padding(backbone: nn.Module, config: Any) -> bool:
     return any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
 
 
+def reads_the_layout(model: Any) -> bool:
+    """Say whether something beside the layers, in training alone, goes by the shape of the batch.
+
+    That is the noise of NEFTune (arXiv:2310.05914), scaled by the length of the padded rows, and adapters that begin at
+    a place of each row (aLoRA, arXiv:2504.12397).
+    """
+    noise = getattr(model.get_input_embeddings(), "neftune_noise_alpha", None)
+    adapters = (getattr(model, "peft_config", None) or {}).values()
+    return bool(noise) or any(getattr(adapter, "alora_invocation_tokens", None) for adapter in adapters)
+
+
 def run_rows(backbone: nn.Module, rows: TokenRows, arguments: dict[str, Any]) -> Any:
     """Call the backbone on the rows alone; its last hidden states are `(B, S, D)` again, zeros where nothing was run.
 

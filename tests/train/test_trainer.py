@@ -103,6 +103,12 @@ def test_a_step_runs_no_padding_and_comes_to_the_same(tmp_path):
     assert losses == pytest.approx(padded_losses, rel=1e-5)
 
 
+def test_noise_that_goes_by_the_length_of_rows_keeps_them_padded(tmp_path):
+    settings = {"per_device_train_batch_size": 16, "max_steps": 1, "probe_rows": 0}
+    _, tokens = tokens_and_calls(trainer(tmp_path, neftune_noise_alpha=5.0, **settings))
+    assert tokens == [16 * max(len(row["input_ids"]) for row in tiny_dataset(16))]
+
+
 @pytest.mark.parametrize("free_gib", [8.0, 1e-6])
 def test_activations_are_computed_again_only_where_they_may_not_fit(tmp_path, monkeypatch, free_gib):
     monkeypatch.setattr(memory, "free_memory_gib", lambda device: free_gib)
