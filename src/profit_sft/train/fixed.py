@@ -11,7 +11,7 @@ from trl import ModelConfig
 
 from profit_sft.data import PreparedData
 from profit_sft.errors import ConfigurationError
-from profit_sft.models.pretrained import model_fingerprint
+from profit_sft.models.fingerprint import model_fingerprint
 from profit_sft.scores.store import load_scores
 from profit_sft.train.config import ProFitConfig
 

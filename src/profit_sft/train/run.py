@@ -22,14 +22,8 @@ from profit_sft.data import PreparedData, check_tokens_fit
 from profit_sft.errors import ConfigurationError, ProFitError, blamed_on
 from profit_sft.files import package_versions, sole_use, write_text
 from profit_sft.models import pretrained
-from profit_sft.models.pretrained import (
-    check_generation,
-    check_kind,
-    checked_weights,
-    pretrained_path,
-    require_model,
-    told_as_models,
-)
+from profit_sft.models.checks import check_generation, check_kind, checked_weights
+from profit_sft.models.pretrained import pretrained_path, require_model, told_as_models
 from profit_sft.ranks import first_decides
 from profit_sft.train.arguments import RunArguments
 from profit_sft.train.callbacks import SafeStop, as_json
