@@ -48,7 +48,7 @@ def advise_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> int:
     """Say what a threshold would keep of a data set under a model, what it would cost, and what to beware of."""
-    from profit_sft.cli.scoring import score_with_progress, scoring_settings
+    from profit_sft.cli.score import score_with_progress, scoring_settings
     from profit_sft.files import check_output_folder
     from profit_sft.mask.advice import advise
     from profit_sft.models.pretrained import require_model

@@ -175,7 +175,7 @@ def _score_sets(
 
     New ones of one model lie in their folder, of two in its subfolders `before` and `after`.
     """
-    from profit_sft.cli.scoring import score_with_progress, scoring_settings
+    from profit_sft.cli.score import score_with_progress, scoring_settings
     from profit_sft.scores.store import load_scores
 
     if folders:

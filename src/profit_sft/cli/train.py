@@ -14,7 +14,7 @@ from rich.table import Table
 
 from profit_sft.cli.data import data_facts, print_notes
 from profit_sft.cli.progress import quiet_libraries
-from profit_sft.cli.ranks import works_here
+from profit_sft.ranks import works_here
 from profit_sft.terminal import console
 
 if TYPE_CHECKING:

@@ -1,5 +1,6 @@
-"""`profit watch`: a run's figures and curves in the terminal, while it goes on."""
+"""`profit report` and `profit watch`: a run's figures and curves as a page, and in the terminal while it goes on."""
 
+import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -23,6 +24,22 @@ from profit_sft.terminal import console
 
 _BARS = "▁▂▃▄▅▆▇█"
 _STALE_SECONDS = 600
+
+
+def report_command(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders `profit train` wrote, 1 to 6.")],
+    output_file: Annotated[
+        Path | None, flag("output_file", "The page (default: report.html or comparison.html in the first).")
+    ] = None,
+) -> int:
+    """Draw a run's curves, warnings and rows as one page, or several runs side by side. It may still be going on."""
+    from profit_sft.files import check_output_file
+    from profit_sft.runs.page import write_run_page
+
+    if output_file is not None:
+        check_output_file(output_file)
+    sys.stdout.write(f"{write_run_page(runs, output_file)}\n")
+    return 0
 
 
 def watch_command(
