@@ -5,14 +5,13 @@ import tempfile
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from trl import ModelConfig
 
 from profit_sft.data import PreparedData
 from profit_sft.errors import ConfigurationError
 from profit_sft.head import selective_head
 from profit_sft.mask.labels import MarkedRow, marked_rows, turn_ends
-from profit_sft.scores.engine import label_examples, score_labels
+from profit_sft.scores.engine import label_examples, mean_figures, score_labels
 from profit_sft.train.arguments import RunArguments
 from profit_sft.train.config import ProFitConfig
 from profit_sft.train.data import load_data
@@ -138,13 +137,11 @@ def _mask_on_sample(trainer: ProFitTrainer, data: PreparedData) -> dict[str, Any
         tokens += len(data.dataset[rows]["input_ids"])
         rows += 1
     objective = selective_head(trainer.model).objective
-    scores = score_labels(trainer.model, label_examples(data.dataset[:rows]), objective=objective)
-    log_probs = np.concatenate([found.log_probs for found in scores]).astype(np.float64)
-    token_weights = np.concatenate([found.token_weights for found in scores])
+    examples = label_examples(data.dataset[:rows])
+    scores = score_labels(trainer.model, examples, objective=objective)
+    means = mean_figures(examples, scores)
     return {
         "sample_rows": rows,
-        "sample_label_tokens": log_probs.size,
-        "kept_share": float((token_weights != 0).mean()),
-        "mean_p": float(np.exp(log_probs).mean()),
-        "nll": float(-log_probs.mean()),
+        "sample_label_tokens": sum(found.log_probs.size for found in scores),
+        **{name: means[name] for name in ("kept_share", "mean_p", "nll")},
     }
