@@ -4,7 +4,7 @@ import json
 import shlex
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,6 +22,7 @@ from profit_sft.cli.options import (
     wrong_values_are_usage_errors,
 )
 from profit_sft.cli.progress import ProgressDisplay, quiet_libraries
+from profit_sft.errors import ConfigurationError
 from profit_sft.terminal import console
 
 if TYPE_CHECKING:
@@ -106,6 +107,18 @@ def scoring_settings(data: Mapping[str, Any], options: Mapping[str, Any]) -> "Sc
         data = {**data, "template_date": trained_date(options.get("model_name_or_path"))}
     with wrong_values_are_usage_errors():
         return ScoreSettings(data=DataSettings(**data), **options)
+
+
+def refuse_beside_scores(scores: Path, useless: Iterable[str]) -> None:
+    """Refuse flags about what to score where that is done.
+
+    Args:
+        scores: The scores that were named.
+        useless: Names of the settings that were given besides.
+    """
+    flags = ", ".join(f"--{name}" for name in useless)
+    if flags:
+        raise ConfigurationError(f"'{scores}' is scored already, so {flags} would change nothing. Leave it out.")
 
 
 def score_with_progress(settings: "ScoreSettings") -> "tuple[ScoreSet, ScoreProgress | None]":
