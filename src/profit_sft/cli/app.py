@@ -125,17 +125,8 @@ _add(
     help=first_help(),
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
 )
-_add(
-    "data",
-    data_command,
-    example="profit data train.jsonl --model Qwen/Qwen3-0.6B",
-)
-_add(
-    "score",
-    score_command,
-    example="profit score train.jsonl --model Qwen/Qwen3-0.6B --out scored",
-    one_process=False,
-)
+_add("data", data_command, example="profit data train.jsonl --model Qwen/Qwen3-0.6B")
+_add("score", score_command, example="profit score train.jsonl --model Qwen/Qwen3-0.6B --out scored", one_process=False)
 _add(
     "inspect",
     inspect_command,
@@ -147,21 +138,13 @@ _add("watch", watch_command, example="profit watch runs/first")
 _add("chat", chat_command, example="profit chat runs/first")
 _add("merge", merge_command, example="profit merge runs/lora --out runs/merged")
 _add("quickstart", quickstart_command, example="profit quickstart --output_dir runs/quickstart")
-_add(
-    "eval",
-    eval_command,
-    example="profit eval runs/first --tasks gsm8k,math500 --output_dir runs/first/eval",
-)
+_add("eval", eval_command, example="profit eval runs/first --tasks gsm8k,math500 --output_dir runs/first/eval")
 _add(
     "study",
     study_command,
     example="profit study recipes/studies/one-to-many.yaml --output_dir runs/one-to-many --dry-run",
 )
-_add(
-    "advise",
-    advise_command,
-    example="profit advise --data train.jsonl --model Qwen/Qwen3-0.6B --threshold 0.1",
-)
+_add("advise", advise_command, example="profit advise --data train.jsonl --model Qwen/Qwen3-0.6B --threshold 0.1")
 _add(
     "llamafactory",
     llamafactory_command,
@@ -169,11 +152,7 @@ _add(
     one_process=False,
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
 )
-_add(
-    "plugin",
-    plugin_command,
-    example="swift sft --external_plugins $(profit plugin ms-swift) --callbacks profit ...",
-)
+_add("plugin", plugin_command, example="swift sft --external_plugins $(profit plugin ms-swift) --callbacks profit ...")
 
 
 def run_app(arguments: Sequence[str]) -> int:

@@ -18,9 +18,7 @@ _MODULES = {
 }
 
 
-def plugin_command(
-    trainer: Annotated[str, typer.Argument(help="ms-swift.")],
-) -> int:
+def plugin_command(trainer: Annotated[str, typer.Argument(help="ms-swift.")]) -> int:
     """Print the path of the plug-in for a trainer that loads plug-ins by file: `ms-swift`."""
     if trainer in _MODULES:
         raise ConfigurationError(f"{trainer} takes no plug-in file. Write: {_MODULES[trainer]}")

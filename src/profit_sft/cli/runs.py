@@ -18,7 +18,7 @@ from rich.text import Text
 
 from profit_sft.cli.options import flag
 from profit_sft.errors import ConfigurationError
-from profit_sft.runs.figures import CHARTS, Metric, Points, metric, points
+from profit_sft.runs.figures import CHARTS, Points, metric, points
 from profit_sft.runs.record import RunRecord, read_run
 from profit_sft.terminal import console
 
@@ -96,12 +96,10 @@ def _figures(record: RunRecord, width: int) -> Table:
     for name in (name for _, names in CHARTS for name in names):
         course = points(record.logs, name)
         if course:
-            table.add_row(*_row(metric(name), course, room, record.step))
+            kind = metric(name)
+            line = sparkline(course, room, record.step)
+            table.add_row(kind.short, kind.text(course[0][1]), kind.text(course[-1][1]), line)
     return table
-
-
-def _row(kind: Metric, course: Points, room: int, last_step: int) -> tuple[str, str, str, str]:
-    return kind.short, kind.text(course[0][1]), kind.text(course[-1][1]), sparkline(course, room, last_step)
 
 
 def sparkline(course: Points, width: int, last_step: int) -> str:
