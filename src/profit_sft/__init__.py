@@ -30,33 +30,15 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# Loaded on first use: the loss must not pull in transformers or TRL, nor `profit --help` torch.
-_LAZY = {
-    "ASFT": "profit_sft.objectives",
-    "DEFT": "profit_sft.objectives",
-    "DFT": "profit_sft.objectives",
-    "EAFT": "profit_sft.objectives",
-    "NLL": "profit_sft.objectives",
-    "PSFT": "profit_sft.objectives",
-    "STM": "profit_sft.objectives",
-    "Focal": "profit_sft.objectives",
-    "Given": "profit_sft.objectives",
-    "HighEntropy": "profit_sft.objectives",
-    "Objective": "profit_sft.objectives",
-    "Power": "profit_sft.objectives",
-    "ProFit": "profit_sft.objectives",
-    "ProFitCallback": "profit_sft.integrations.callback",
-    "ProFitConfig": "profit_sft.train.config",
-    "ProFitTrainer": "profit_sft.train.trainer",
-    "Rho": "profit_sft.objectives",
-    "SelectiveLoss": "profit_sft.loss",
-    "TrSFT": "profit_sft.objectives",
-    "apply_profit": "profit_sft.head",
-    "make_objective": "profit_sft.objectives",
-    "remove_profit": "profit_sft.head",
-    "selective_cross_entropy": "profit_sft.loss",
-    "selective_linear_cross_entropy": "profit_sft.loss",
-    "token_weights": "profit_sft.loss",
+# Loaded on first use: the loss must not pull in transformers or TRL, nor `profit --help` torch. The rest: objectives.
+_ELSEWHERE = {
+    "ProFitCallback": "integrations.callback",
+    "ProFitConfig": "train.config",
+    "ProFitTrainer": "train.trainer",
+    **dict.fromkeys(("apply_profit", "remove_profit"), "head"),
+    **dict.fromkeys(
+        ("SelectiveLoss", "selective_cross_entropy", "selective_linear_cross_entropy", "token_weights"), "loss"
+    ),
 }
 
 __all__ = [
@@ -89,9 +71,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LAZY:
+    if name in __all__:
         try:
-            return getattr(importlib.import_module(_LAZY[name]), name)
+            return getattr(importlib.import_module(f"profit_sft.{_ELSEWHERE.get(name, 'objectives')}"), name)
         except ModuleNotFoundError as error:
             from profit_sft.errors import missing_extra
 

@@ -13,12 +13,11 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from trl import ModelConfig
 
-from profit_sft.data import TOKEN_KINDS, DataSettings, PreparedData, prepare_dataset
+from profit_sft.data import DataSettings, PreparedData, prepare_dataset
 from profit_sft.data.generated import (
     SYSTEM_PROMPT,
     GeneratedProblem,
@@ -36,7 +35,7 @@ from profit_sft.models.embedded import embedded_model_folder
 from profit_sft.models.pretrained import EMBEDDED, default_device, end_tokens, load_model
 from profit_sft.objectives import Objective
 from profit_sft.runs.page import write_run_page
-from profit_sft.scores.engine import LabelExample, LabelScores, label_examples, score_labels
+from profit_sft.scores.engine import LabelScores, label_examples, mean_figures, score_labels
 from profit_sft.scores.score import ScoreSettings, write_scores
 from profit_sft.train.arguments import RunArguments
 from profit_sft.train.config import ProFitConfig
@@ -295,13 +294,14 @@ def measure(
             grade_math(answer, str(problem.final_answer), judge, truncated=answer.truncated)
             for answer, problem in zip(answers, problems, strict=True)
         ]
+    means = mean_figures(examples, scores)
     right = tuple(bool(grade.correct) for grade in grades)
     standing = Standing(
         accuracy=sum(right) / len(right),
         accuracy_interval=share_interval(right),
         answers=tuple(str(answer) for answer in answers),
         right=right,
-        **_mask_by_kind(examples, scores),
+        **{name: means[name] for name in ("nll", "kept_share", "kept_share_core", "kept_share_style")},
     )
     return standing, scores
 
@@ -332,15 +332,3 @@ def generate_answers(
         Answer(text.strip(), MAX_NEW_TOKENS if length is None else length, truncated=length is None)
         for text, length in zip(texts, lengths, strict=True)
     ]
-
-
-def _mask_by_kind(examples: Sequence[LabelExample], scores: Sequence[LabelScores]) -> dict[str, float]:
-    """Return plain NLL, and the kept share of all, core and style tokens."""
-    kept = np.concatenate([found.token_weights for found in scores]) != 0
-    kinds = np.concatenate([example.token_kinds for example in examples if example.token_kinds is not None])
-    log_probs = np.concatenate([found.log_probs for found in scores])
-    return {
-        "nll": -float(log_probs.mean(dtype=np.float64)),
-        "kept_share": float(kept.mean()),
-        **{f"kept_share_{kind}": float(kept[kinds == TOKEN_KINDS[kind]].mean()) for kind in ("core", "style")},
-    }

@@ -6,6 +6,7 @@ from collections import Counter
 
 import pytest
 
+from profit_sft.cli import train_help
 from profit_sft.cli.app import run_app
 from profit_sft.cli.train_flags import make_parser, normalized
 from profit_sft.cli.train_help import FIRST_FLAGS, GROUPS, OTHERS, first_help, help_all
@@ -86,6 +87,14 @@ def test_the_short_help_names_only_flags_that_exist(parser):
     named = [flag.split()[0] for flags in FIRST_FLAGS.values() for flag in flags]
     assert len(named) == len(set(named))
     assert {normalized(flag) for flag in named} <= known
+
+
+def test_the_short_help_tells_the_defaults_that_there_are(parser):
+    defaults = {action.dest: action.default for action in parser._actions if action.default is not None}
+    texts = {name: text for name, text in train_help._BESIDE_TRL.items() if name in defaults}
+    told = {name: found[1] for name, text in texts.items() if (found := re.search(r"\(default: ([^;)]+)", text))}
+    assert len(told) > 3
+    assert told == {name: str(defaults[name]) for name in told}
 
 
 def test_both_helps_are_printed(capsys, monkeypatch):

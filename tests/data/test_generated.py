@@ -2,24 +2,19 @@
 
 import hashlib
 import json
+import math
 import re
 import subprocess
 import sys
 from itertools import pairwise, product
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
 
 from profit_sft.data import generated
-from profit_sft.data.generated import (
-    GeneratedProblem,
-    count_wordings,
-    generate_problems,
-    reword,
-    to_row,
-    write_jsonl,
-)
+from profit_sft.data.generated import GeneratedProblem, generate_problems, to_row, write_jsonl
 
 STEPS = [1, 2, 3]
 PINNED_SHA256 = "3e309e378c864bc98eec2956307b869edd529d17d1a295bbc298d234e35c1672"
@@ -28,6 +23,14 @@ PINNED_SHA256 = "3e309e378c864bc98eec2956307b869edd529d17d1a295bbc298d234e35c167
 def numbers(problem: GeneratedProblem) -> tuple[tuple[int, ...], tuple[str, ...]]:
     values = (problem.steps[0].left, *(step.right for step in problem.steps))
     return tuple(sorted(values)), tuple(sorted(step.operation for step in problem.steps))
+
+
+def core_texts(solution: str, spans: tuple[generated.AnswerSpan, ...]) -> tuple[str, ...]:
+    return tuple(solution[span.start : span.end] for span in spans if span.kind == "core")
+
+
+def count_wordings(problem: GeneratedProblem) -> int:
+    return math.prod(len(options) for _, options in generated._slots(problem.steps))
 
 
 def test_rows_of_a_seed_never_change(tmp_path: Path) -> None:
@@ -90,7 +93,7 @@ def test_equations_in_the_core_are_right_and_chain_to_the_answer(steps: int) -> 
     operations = {"+": int.__add__, "-": int.__sub__, "*": int.__mul__}
     seen = set()
     for problem in generate_problems(200, seed=2, steps=steps):
-        *equations, last = problem.core_texts
+        *equations, last = core_texts(problem.solution, problem.spans)
         assert len(equations) == steps
         previous = None
         for equation in equations:
@@ -109,10 +112,10 @@ def test_equations_in_the_core_are_right_and_chain_to_the_answer(steps: int) -> 
 @pytest.mark.parametrize("steps", STEPS)
 def test_rewording_changes_the_words_and_never_the_core(steps: int) -> None:
     for problem in generate_problems(10, seed=4, steps=steps):
-        reworded = [reword(problem, seed=seed) for seed in range(20)]
-        assert len({other.solution for other in reworded}) >= 15
-        assert {other.core_texts for other in reworded} == {problem.core_texts}
-        assert {other.question for other in reworded} == {problem.question}
+        known = problem.steps, problem.name, problem.item
+        reworded = [generated._solve(Random(seed), *known) for seed in range(20)]
+        assert len({solution for solution, _ in reworded}) >= 15
+        assert {core_texts(*other) for other in reworded} == {core_texts(problem.solution, problem.spans)}
         assert count_wordings(problem) >= 300
 
 
@@ -128,7 +131,7 @@ def test_row_is_a_chat_with_spans_in_the_assistant_message() -> None:
     assert [message["role"] for message in row["messages"]] == ["user", "assistant"]
     answer = row["messages"][1]["content"]
     core = tuple(answer[span["start"] : span["end"]] for span in row["answer_spans"] if span["kind"] == "core")
-    assert core == problem.core_texts
+    assert core == core_texts(problem.solution, problem.spans)
     assert row["final_answer"] == problem.final_answer
 
 

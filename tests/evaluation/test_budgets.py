@@ -98,7 +98,8 @@ def test_scores_are_written_and_read(tmp_path):
     table = accuracy_by_budget([record(tokenizer, 0, LONG)], tokenizer, graded, max_new_tokens=600)
     write_scores(tmp_path / "by_budget" / "gsm8k.jsonl", table)
     read = read_scores(tmp_path / "by_budget" / "gsm8k.jsonl")
-    assert read == table.budget_scores
+    assert [(row.budget, row.truncated_share) for row in read] == [(r.budget, r.truncated_share) for r in table.rows]
+    assert {row.budget: list(row.scores) for row in read} == table.scores
     assert [(row.budget, row.truncated_share, row.scores) for row in read][:2] == [
         (128, 1.0, (0.0,)),
         (256, 1.0, (1.0,)),

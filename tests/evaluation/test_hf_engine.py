@@ -7,7 +7,7 @@ import torch
 from tokenizers import processors
 
 from profit_sft.cli.app import run_app
-from profit_sft.cli.scoring import scoring_settings
+from profit_sft.cli.score import scoring_settings
 from profit_sft.data import IGNORE_INDEX, DataSettings, prepare_dataset
 from profit_sft.data.settings import TEMPLATE_DATE
 from profit_sft.errors import ConfigurationError

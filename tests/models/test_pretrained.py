@@ -13,8 +13,10 @@ from transformers import AutoModelForCausalLM
 
 from profit_sft.cli.app import run_app
 from profit_sft.errors import ConfigurationError
-from profit_sft.models import pretrained
-from profit_sft.models.pretrained import first_not_finite, load_model, load_tokenizer, model_fingerprint
+from profit_sft.models import fingerprint
+from profit_sft.models.checks import first_not_finite
+from profit_sft.models.fingerprint import model_fingerprint
+from profit_sft.models.pretrained import load_model, load_tokenizer
 from tiny import CHATML, save_tiny_chat_model, tiny_model
 
 
@@ -41,13 +43,13 @@ def test_fingerprint_follows_weights_and_configuration(folder, tmp_path):
 
 def test_a_large_file_is_hashed_again_only_where_it_may_have_changed(folder, tmp_path, monkeypatch):
     monkeypatch.setenv("PROFIT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(pretrained, "_LARGE", 1)
+    monkeypatch.setattr(fingerprint, "_LARGE", 1)
     read = []
-    sha256_of = pretrained.sha256_of
-    monkeypatch.setattr(pretrained, "sha256_of", lambda files: sha256_of(read.append(files[:]) or files))
+    sha256_of = fingerprint.sha256_of
+    monkeypatch.setattr(fingerprint, "sha256_of", lambda files: sha256_of(read.append(files[:]) or files))
     weights = tmp_path / "model" / "model.safetensors"
     first = model_fingerprint(folder)  # written a moment ago: not to be relied on
-    monkeypatch.setattr(pretrained, "_TICK_NS", -(10**12))
+    monkeypatch.setattr(fingerprint, "_TICK_NS", -(10**12))
     assert [model_fingerprint(folder), model_fingerprint(folder)] == [first, first]
     assert [len(files) for files in read] == [2, 2, 0]
     content, state = weights.read_bytes(), weights.stat()

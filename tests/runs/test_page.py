@@ -9,7 +9,7 @@ import pytest
 from made_run import HOSTILE, made_rows, made_run
 
 from profit_sft.errors import ConfigurationError
-from profit_sft.pages.render import _asset
+from profit_sft.pages.render import asset
 from profit_sft.runs.page import write_run_page
 
 
@@ -174,7 +174,7 @@ def lab(rgb):
 @pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
 @pytest.mark.parametrize("eyes", SEEN_BY)
 def test_series_are_told_apart_under_color_blindness(theme, eyes):
-    css = _asset("charts.css")
+    css = asset("charts.css")
     looks = re.findall(r"\.look-(\d) \{ --look: light-dark\((#\w{6}), (#\w{6})\)", css)
     assert len(looks) == 6
     colors = [lab(seen(look[1 + theme], SEEN_BY[eyes])) for look in looks]

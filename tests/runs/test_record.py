@@ -53,5 +53,5 @@ def test_what_is_no_run_is_named_with_the_remedy(tmp_path):
         read_run(tmp_path)
     folder = made_run(tmp_path / "run")
     (folder / "rows.json").write_text("half")
-    with pytest.raises(DataError, match=r"rows.json: this is no JSON object"):
+    with pytest.raises(DataError, match=r"rows.json' is not JSON .*Delete it; the page does without"):
         read_run(folder)

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from profit_sft.cli.app import run_app
 from profit_sft.errors import DataError
-from profit_sft.train.callbacks import read_metrics
+from profit_sft.runs.record import read_metrics
 from profit_sft.train.checkpoints import (
     MANIFEST,
     check_whole,

@@ -21,6 +21,7 @@ from profit_sft.cli.options import (
     flag,
     given,
     takes_data_options,
+    wrong_values_are_usage_errors,
 )
 from profit_sft.cli.progress import quiet_libraries
 from profit_sft.errors import ConfigurationError
@@ -48,15 +49,16 @@ def advise_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> int:
     """Say what a threshold would keep of a data set under a model, what it would cost, and what to beware of."""
-    from profit_sft.cli.scoring import score_with_progress, scoring_settings
+    from profit_sft.cli.score import refuse_beside_scores, score_with_progress, scoring_settings
     from profit_sft.files import check_output_folder
     from profit_sft.mask.advice import advise
+    from profit_sft.mask.tokens import checked_thresholds
     from profit_sft.models.pretrained import require_model
     from profit_sft.scores.store import load_scores
 
     quiet_libraries()
-    if not 0.0 <= threshold <= 1.0:  # before minutes of scoring
-        raise ConfigurationError(f"threshold must be a probability in [0, 1], got {threshold}. Write 10% as 0.1.")
+    with wrong_values_are_usage_errors():
+        checked_thresholds([threshold])  # before minutes of scoring
     if (scores is None) == (dataset_name is None):
         raise ConfigurationError(
             "name either scores (profit advise SCORES) or data to score first (profit advise --dataset_name DATA "
@@ -64,10 +66,7 @@ def advise_command(
         )
     model = given({"model_name_or_path": model_name_or_path, "dtype": dtype, "chat_template_path": chat_template_path})
     if scores is not None:
-        useless = (*data, *model, *given({"scores_dir": scores_dir}))
-        if useless:
-            flags = ", ".join(f"--{name}" for name in useless)
-            raise ConfigurationError(f"'{scores}' is scored already, so {flags} would change nothing. Leave it out.")
+        refuse_beside_scores(scores, (*data, *model, *given({"scores_dir": scores_dir})))
         advice = advise(load_scores(scores), threshold=threshold)
     else:
         require_model(model)

@@ -1,4 +1,4 @@
-"""The typer application: which commands there are, and what becomes of their errors."""
+"""The typer application: which commands there are, their flags in a shell, and what becomes of their errors."""
 
 import functools
 import io
@@ -10,26 +10,24 @@ from itertools import zip_longest
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from profit_sft.cli.advise import advise_command
 from profit_sft.cli.chat import chat_command
-from profit_sft.cli.completion import CompletedCommand
 from profit_sft.cli.data import data_command
 from profit_sft.cli.eval import eval_command
 from profit_sft.cli.inspect import inspect_command
-from profit_sft.cli.llamafactory import llamafactory_command
 from profit_sft.cli.merge import merge_command
 from profit_sft.cli.options import SHORT_FORMS, takes_arguments_as_flags, underscored
-from profit_sft.cli.plugin import plugin_command
+from profit_sft.cli.other_trainers import llamafactory_command, plugin_command
 from profit_sft.cli.quickstart import quickstart_command
-from profit_sft.cli.ranks import works_here
-from profit_sft.cli.report import report_command
+from profit_sft.cli.runs import report_command, watch_command
 from profit_sft.cli.score import score_command
 from profit_sft.cli.study import study_command
 from profit_sft.cli.train import train_command
-from profit_sft.cli.train_help import first_help
-from profit_sft.cli.watch import watch_command
+from profit_sft.cli.train_help import first_help, flags_to_complete
 from profit_sft.errors import ConfigurationError, brief, explained, missing_extra
+from profit_sft.ranks import works_here
 from profit_sft.terminal import console
 
 app = typer.Typer(
@@ -55,6 +53,20 @@ def _root(
     version: Annotated[bool, typer.Option("--version", callback=_version_callback, is_eager=True)] = False,
 ) -> None:
     pass
+
+
+class CompletedCommand(TyperCommand):
+    """A command as a shell's completion sees it."""
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
+        """Return the flags that begin so; for a value nothing, for which a shell offers files."""
+        if not incomplete.startswith("-"):
+            return super().shell_complete(ctx, incomplete)
+        offered: dict[str, Any] = {item.value: item for item in super().shell_complete(ctx, "-")}
+        item = type(next(iter(offered.values())))  # of click, or of the copy of it that typer brings, by its version
+        if self.name == "train":
+            offered = {flag: item(flag) for flag in flags_to_complete()} | offered
+        return [entry for flag, entry in offered.items() if underscored(flag).startswith(underscored(incomplete))]
 
 
 def _add(name: str, command: Callable[..., int], *, example: str, one_process: bool = True, **settings: Any) -> None:
@@ -113,17 +125,8 @@ _add(
     help=first_help(),
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
 )
-_add(
-    "data",
-    data_command,
-    example="profit data train.jsonl --model Qwen/Qwen3-0.6B",
-)
-_add(
-    "score",
-    score_command,
-    example="profit score train.jsonl --model Qwen/Qwen3-0.6B --out scored",
-    one_process=False,
-)
+_add("data", data_command, example="profit data train.jsonl --model Qwen/Qwen3-0.6B")
+_add("score", score_command, example="profit score train.jsonl --model Qwen/Qwen3-0.6B --out scored", one_process=False)
 _add(
     "inspect",
     inspect_command,
@@ -135,21 +138,13 @@ _add("watch", watch_command, example="profit watch runs/first")
 _add("chat", chat_command, example="profit chat runs/first")
 _add("merge", merge_command, example="profit merge runs/lora --out runs/merged")
 _add("quickstart", quickstart_command, example="profit quickstart --output_dir runs/quickstart")
-_add(
-    "eval",
-    eval_command,
-    example="profit eval runs/first --tasks gsm8k,math500 --output_dir runs/first/eval",
-)
+_add("eval", eval_command, example="profit eval runs/first --tasks gsm8k,math500 --output_dir runs/first/eval")
 _add(
     "study",
     study_command,
     example="profit study recipes/studies/one-to-many.yaml --output_dir runs/one-to-many --dry-run",
 )
-_add(
-    "advise",
-    advise_command,
-    example="profit advise --data train.jsonl --model Qwen/Qwen3-0.6B --threshold 0.1",
-)
+_add("advise", advise_command, example="profit advise --data train.jsonl --model Qwen/Qwen3-0.6B --threshold 0.1")
 _add(
     "llamafactory",
     llamafactory_command,
@@ -157,11 +152,7 @@ _add(
     one_process=False,
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
 )
-_add(
-    "plugin",
-    plugin_command,
-    example="swift sft --external_plugins $(profit plugin ms-swift) --callbacks profit ...",
-)
+_add("plugin", plugin_command, example="swift sft --external_plugins $(profit plugin ms-swift) --callbacks profit ...")
 
 
 def run_app(arguments: Sequence[str]) -> int:

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from profit_sft.cli.options import AllowMissingWeights, flag, wrong_values_are_usage_errors
+from profit_sft.cli.options import flag, takes_settings, wrong_values_are_usage_errors
 from profit_sft.cli.progress import ProgressDisplay, quiet_libraries
 from profit_sft.errors import require_extra
+from profit_sft.evaluation.settings import EvalSettings
 from profit_sft.interrupts import signals_handled
 from profit_sft.terminal import HarmlessConsole, console
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 _FURTHER = {"prompt_loose": "loose", "instruction_strict": "instruction", "instruction_loose": "same, loose"}
 
 
+@takes_settings(EvalSettings, "given_settings")
 def eval_command(
     model_name_or_path: Annotated[
         str, typer.Argument(metavar="MODEL", help="Hub name, folder (LoRA, too), embedded, or a server's name for it.")
@@ -33,33 +35,9 @@ def eval_command(
     output_dir: Annotated[Path, flag("output_dir", "Answers and figures; an unfinished one is gone on with.")] = Path(
         "eval-output"
     ),
-    data_dir: Annotated[
-        Path | None, flag("data_dir", "Folder with gsm8k_test.jsonl, ... (default: from the hub).")
-    ] = None,
-    greedy: Annotated[bool, flag("greedy", "The likeliest token each time, one sample.")] = False,
-    samples: Annotated[int | None, flag("samples", "Samples a problem (default: 8, the paper's; 1 if greedy).")] = None,
-    temperature: Annotated[float, flag("temperature", "Logits are divided by it.")] = 0.7,
-    top_p: Annotated[float, flag("top_p", "Nucleus, a probability; 1: all tokens.")] = 0.8,
-    top_k: Annotated[int, flag("top_k", "Likeliest tokens kept; 0: all.")] = 20,
-    max_new_tokens: Annotated[
-        int | None, flag("max_new_tokens", "Tokens of the longest answer (default: 8192; generated: 128).")
-    ] = None,
-    batch_size: Annotated[int, flag("batch_size", "Answers generated together, or asked a server for.")] = 16,
-    limit: Annotated[int | None, flag("limit", "Only the first N problems of each task.")] = None,
-    seed: Annotated[int, flag("seed", "Of the sampling.")] = 0,
-    allow_missing_weights: AllowMissingWeights = False,
-    dtype: Annotated[str, flag("dtype", "float32, bfloat16, float16, or auto: the checkpoint's own.")] = "auto",
-    system_prompt: Annotated[str | None, flag("system_prompt", "System message before every problem.")] = None,
-    preset: Annotated[
-        str | None, flag("preset", "paper: its decoding for the model's family, its samples and limits.")
-    ] = None,
-    confirm_run_unsafe_code: Annotated[
-        bool, flag("confirm_run_unsafe_code", "Run the code that the model writes (humaneval_paper).")
-    ] = False,
+    *,
+    given_settings: dict[str, Any],
     no_chat_template: Annotated[bool, flag("no_chat_template", "Plain prompts, for a base model.")] = False,
-    engine: Annotated[
-        str, flag("engine", "What generates, as lm-eval's --model: hf, vllm, local-completions ...")
-    ] = "hf",
     engine_args: Annotated[str, flag("engine_args", "Its arguments, as lm-eval's --model_args: name=value, ...")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> int:
@@ -67,7 +45,7 @@ def eval_command(
     require_extra("eval", wanted_by="profit eval")  # it brings all of it, so it is the one to name
     from lm_eval.utils import simple_parse_args_string
 
-    from profit_sft.evaluation import EvalSettings, evaluate
+    from profit_sft.evaluation import evaluate
     from profit_sft.train.model_card import add_benchmarks
 
     quiet_libraries()
@@ -76,24 +54,9 @@ def eval_command(
             model_name_or_path=model_name_or_path,
             tasks=tuple(name.strip() for name in tasks.split(",") if name.strip()),
             output_dir=output_dir,
-            data_dir=data_dir,
-            greedy=greedy,
-            samples=samples,
-            temperature=temperature,
-            top_p=top_p,
-            top_k=top_k,
-            max_new_tokens=max_new_tokens,
-            batch_size=batch_size,
-            limit=limit,
-            seed=seed,
-            allow_missing_weights=allow_missing_weights,
-            dtype=dtype,
-            system_prompt=system_prompt,
-            preset=preset,
-            confirm_run_unsafe_code=confirm_run_unsafe_code,
             apply_chat_template=not no_chat_template,
-            engine=engine,
             engine_args=simple_parse_args_string(engine_args),
+            **given_settings,
         )
     messages = console(stderr=True)
     interrupts: list[int] = []

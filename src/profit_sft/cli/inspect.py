@@ -118,10 +118,11 @@ def inspect_command(
 
 def _check_one_source(folders: Sequence[Path], data: GivenData, about_data: Sequence[str]) -> None:
     """Refuse scores together with data to score, and neither of them."""
-    if folders and about_data:
-        flags = ", ".join(f"--{name}" for name in about_data)
-        raise ConfigurationError(f"'{folders[0]}' is scored already, so {flags} would change nothing. Leave it out.")
-    if not folders and "dataset_name" not in data:
+    from profit_sft.cli.score import refuse_beside_scores
+
+    if folders:
+        refuse_beside_scores(folders[0], about_data)
+    elif "dataset_name" not in data:
         raise ConfigurationError(
             "name scores (profit inspect SCORES, or two folders to compare), or data to score first "
             "(profit inspect --dataset_name DATA --model_name_or_path MODEL)."
@@ -175,7 +176,7 @@ def _score_sets(
 
     New ones of one model lie in their folder, of two in its subfolders `before` and `after`.
     """
-    from profit_sft.cli.scoring import score_with_progress, scoring_settings
+    from profit_sft.cli.score import score_with_progress, scoring_settings
     from profit_sft.scores.store import load_scores
 
     if folders:

@@ -1,4 +1,4 @@
-"""Options that several commands spell alike, and the data options, which are made of the fields of `DataSettings`."""
+"""Options that several commands spell alike, and those that are made of the fields of settings, such as the data's."""
 
 import dataclasses
 import functools
@@ -17,11 +17,7 @@ from profit_sft.errors import ConfigurationError
 GivenData = dict[str, Any]  # fields of `DataSettings`, those that were given
 
 # What every command that has one of these flags takes for it as well.
-SHORT_FORMS = {
-    "--model": ("model_name_or_path",),
-    "--data": ("dataset_name",),
-    "--out": ("output_dir", "output_file"),
-}
+SHORT_FORMS = {"--model": ("model_name_or_path",), "--data": ("dataset_name",), "--out": ("output_dir", "output_file")}
 
 
 def flag(name: str, help: str, *more_spellings: str) -> Any:
@@ -52,26 +48,35 @@ ScoresDir = Annotated[Path | None, flag("scores_dir", "Keep the scores there (de
 
 
 def takes_data_options(**defaults: object) -> Callable[[Callable[..., int]], Callable[..., int]]:
-    """Put the data options in the place of a command's parameter `data`, a `GivenData`.
+    """Put the data options in the place of a command's parameter `data`, a `GivenData`; see `takes_settings`."""
+    return takes_settings(DataSettings, "data", **defaults)
 
-    They are the fields of `DataSettings` that have a help text. What was not given is left to the settings' defaults.
+
+def takes_settings(
+    settings: type, parameter: str, **defaults: object
+) -> Callable[[Callable[..., int]], Callable[..., int]]:
+    """Put the fields of a settings class that have a help text in the place of one of a command's parameters.
+
+    What was not given is left to the settings' defaults.
 
     Args:
+        settings: A dataclass.
+        parameter: Gets a dict of the fields that were given.
         defaults: What the command takes for an option that was not given, where that is not the settings' default. It
             is told in the help text; to take it is left to the command.
     """
-    options = [_parameter(entry, defaults) for entry in dataclasses.fields(DataSettings) if "help" in entry.metadata]
+    options = [_parameter(entry, defaults) for entry in dataclasses.fields(settings) if "help" in entry.metadata]
 
     def decorate(command: Callable[..., int]) -> Callable[..., int]:
         @functools.wraps(command)
         def run(**arguments: Any) -> int:
-            data = given({option.name: arguments.pop(option.name) for option in options})
-            return command(**arguments, data=data)
+            found = given({option.name: arguments.pop(option.name) for option in options})
+            return command(**arguments, **{parameter: found})
 
         parameters = [
             option.replace(kind=inspect.Parameter.KEYWORD_ONLY)
             for own in inspect.signature(command).parameters.values()
-            for option in (options if own.name == "data" else [own])
+            for option in (options if own.name == parameter else [own])
         ]
         return _with_parameters(run, parameters)
 
@@ -82,7 +87,7 @@ def _parameter(entry: "dataclasses.Field[Any]", defaults: Mapping[str, object]) 
     assert entry.default is not True, f"{entry.name}: a switch that is on would need a flag that turns it off"
     help = entry.metadata["help"]
     default = defaults.get(entry.name, entry.default)
-    if default not in (None, False):
+    if default is not None and default is not False and "(default:" not in help:
         help = f"{help.removesuffix('.')} (default: {default})."
     return _optional(entry.name, entry.type, flag(entry.name, help))  # also a switch may not have been given
 

@@ -1,10 +1,10 @@
-"""`profit score`: log p, entropy, likeliest token and rank of every label token, once and for all."""
+"""`profit score`: log p, entropy, likeliest token and rank of every label token; `advise` and `inspect` score, too."""
 
 import json
 import shlex
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,8 +19,10 @@ from profit_sft.cli.options import (
     flag,
     given,
     takes_data_options,
+    wrong_values_are_usage_errors,
 )
-from profit_sft.cli.progress import quiet_libraries
+from profit_sft.cli.progress import ProgressDisplay, quiet_libraries
+from profit_sft.errors import ConfigurationError
 from profit_sft.terminal import console
 
 if TYPE_CHECKING:
@@ -56,7 +58,6 @@ def score_command(
     """Compute log p, entropy, likeliest token and rank of every label token under a frozen model, once."""
     from accelerate import PartialState
 
-    from profit_sft.cli.scoring import score_with_progress, scoring_settings
     from profit_sft.models.pretrained import require_model
     from profit_sft.scores.score import ScoringInterrupted, command_line
 
@@ -89,6 +90,60 @@ def score_command(
     if speaks:
         _print(figures(scores, progress), settings, as_json=as_json)
     return 0
+
+
+def scoring_settings(data: Mapping[str, Any], options: Mapping[str, Any]) -> "ScoreSettings":
+    """Return the settings, or raise ConfigurationError for a value that they refuse.
+
+    Args:
+        data: Fields of `DataSettings`. Without `template_date` it is that of the model's training.
+        options: Fields of `ScoreSettings`, without `data`.
+    """
+    from profit_sft.data import DataSettings
+    from profit_sft.data.chat_template import trained_date
+    from profit_sft.scores.score import ScoreSettings
+
+    if "template_date" not in data:
+        data = {**data, "template_date": trained_date(options.get("model_name_or_path"))}
+    with wrong_values_are_usage_errors():
+        return ScoreSettings(data=DataSettings(**data), **options)
+
+
+def refuse_beside_scores(scores: Path, useless: Iterable[str]) -> None:
+    """Refuse flags about what to score where that is done.
+
+    Args:
+        scores: The scores that were named.
+        useless: Names of the settings that were given besides.
+    """
+    flags = ", ".join(f"--{name}" for name in useless)
+    if flags:
+        raise ConfigurationError(f"'{scores}' is scored already, so {flags} would change nothing. Leave it out.")
+
+
+def score_with_progress(settings: "ScoreSettings") -> "tuple[ScoreSet, ScoreProgress | None]":
+    """Score a data set, and return the scores and how far this call came; None if all were there.
+
+    Raises:
+        ScoringInterrupted: SIGINT or SIGTERM came.
+    """
+    from accelerate import PartialState
+
+    from profit_sft.scores.score import score_dataset
+
+    messages = console(stderr=True)
+    last: ScoreProgress | None = None
+
+    def show(progress: "ScoreProgress") -> None:
+        nonlocal last
+        last = progress
+        if PartialState().is_main_process:  # its share stands for the others'
+            speed = f"{progress.tokens_per_second:,.0f} tokens/s"
+            display.update("scoring rows", progress.examples, progress.total_examples, figures=speed)
+
+    with ProgressDisplay(messages, line="scored {done}/{total} rows", transient=True) as display:
+        scores = score_dataset(settings, report=lambda line: messages.print(line), on_batch=show)
+    return scores, last
 
 
 def figures(scores: "ScoreSet", progress: "ScoreProgress | None") -> dict[str, Any]:

@@ -4,11 +4,13 @@ Imports no parser, so that the short help and the shell's completion need no TRL
 """
 
 import argparse
+import dataclasses
 import re
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 
-from profit_sft.cli.options import SHORT_FORMS
+from profit_sft.cli.options import SHORT_FORMS, underscored
+from profit_sft.train.arguments import RunArguments
 
 _WIDTH = 78  # typer leaves a column free to either side of a terminal's 80
 _COLUMN = 34  # where texts begin
@@ -23,34 +25,32 @@ OF_THE_COMMAND = {
     "--help-all": "Every flag with its default, by subject.",
 }
 FIRST_FLAGS = {
-    "Train a model on data": {
-        "--model NAME": "hub name, folder, or embedded (SmolLM2-135M-Instruct, which needs no hub)",
-        "--data NAME": "jsonl, json, parquet or csv file, folder, or hub name",
-        "--out FOLDER": "the run folder (default: profit-output)",
-        "--config FILE": "YAML with any of the flags; flags on the command line win",
-        "--skip-bad-rows": "count and list rows that cannot be used, instead of stopping at the first",
-    },
-    "Choose what is learned": {
-        "--objective NAME": "nll (plain SFT), profit, trsft, dft, deft, power, eaft, entropy, focal, given, stm, psft, "
-        "asft or rho (default: profit)",
-        "--threshold P": "the objective's threshold, a probability (of profit by default: 0.1)",
-        "--threshold_direction WORD": "higher, lower, middle or random (default: higher)",
-        "--normalize WORD": "divide by all label tokens, or by the kept ones: all or kept (default: all, but kept for "
-        "stm)",
-        "--reference_scores FOLDER": "what `profit score` wrote from this data; with profit, a fixed mask",
-    },
-    "Fit it to the machine": {
-        "--global_batch_size N": "rows of an optimizer step over all ranks, in place of gradient_accumulation_steps",
-        "--per_device_train_batch_size N": "rows of a forward pass (default: 8)",
-        "--learning_rate RATE": "of the optimizer (default: 2e-05; LoRA takes about ten times as much)",
-        "--use_peft": "train a LoRA adapter",
-        "--accelerate_config FILE": "train on several devices, as this file of `accelerate config` says",
-    },
-    "Look first, go on, see more": {
-        "--dry-run": "print settings, token counts, kept share on a sample and estimated memory; train nothing",
-        "--resume_from_checkpoint latest": "go on with an interrupted run",
-        "--help-all": "every flag with its default, by subject",
-    },
+    "Train a model on data": ("--model NAME", "--data NAME", "--out FOLDER", "--config FILE", "--skip-bad-rows"),
+    "Choose what is learned": (
+        *("--objective NAME", "--threshold P", "--threshold_direction WORD", "--normalize WORD"),
+        "--reference_scores FOLDER",
+    ),
+    "Fit it to the machine": (
+        *("--global_batch_size N", "--per_device_train_batch_size N", "--learning_rate RATE", "--use_peft"),
+        "--accelerate_config FILE",
+    ),
+    "Look first, go on, see more": ("--dry-run", "--resume_from_checkpoint latest", "--help-all"),
+}
+# Of those the settings that are declared beside TRL's, which the short help must not load; the texts of all others are
+# the settings' own.
+_BESIDE_TRL = {
+    "model_name_or_path": "Hub name, folder, or embedded (SmolLM2-135M-Instruct, which needs no hub).",
+    "output_dir": "The run folder (default: profit-output).",
+    "objective": "nll (plain SFT), profit, trsft, dft, deft, power, eaft, entropy, focal, given, stm, psft, asft or "
+    "rho (default: profit).",
+    "threshold": "The objective's threshold, a probability (of profit by default: 0.1).",
+    "threshold_direction": "higher, lower, middle or random (default: higher).",
+    "normalize": "Divide by all label tokens, or by the kept ones: all or kept (default: all, but kept for stm).",
+    "global_batch_size": "Rows of an optimizer step over all ranks, in place of gradient_accumulation_steps.",
+    "per_device_train_batch_size": "Rows of a forward pass (default: 8).",
+    "learning_rate": "Of the optimizer (default: 2e-05; LoRA takes about ten times as much).",
+    "use_peft": "Train a LoRA adapter.",
+    "resume_from_checkpoint": "Go on with an interrupted run.",
 }
 
 # Every setting of the parser is in exactly one of these.
@@ -138,8 +138,18 @@ def first_help() -> str:
     parts = ["Fine-tune a causal language model with a token-level objective."]
     parts.append("Takes every flag of TRL's `trl sft`, spelled the same. Those to begin with:")
     for title, flags in FIRST_FLAGS.items():
-        parts.append("\n".join([f"[bold]{title}[/]", *(line for flag in flags.items() for line in _lines(*flag))]))
+        parts.append(
+            "\n".join([f"[bold]{title}[/]", *(line for flag in flags for line in _lines(flag, _text_of(flag)))])
+        )
     return "\n\n".join(parts)
+
+
+def _text_of(flag: str) -> str:
+    """Return what a flag of the short help means."""
+    name = flag.split()[0]
+    setting = SHORT_FORMS[name][0] if name in SHORT_FORMS else underscored(name[2:])
+    own = {entry.name: entry.metadata["help"] for entry in dataclasses.fields(RunArguments)}
+    return OF_THE_COMMAND.get(flag) or _BESIDE_TRL.get(setting) or str(own[setting])
 
 
 def help_all(parser: argparse.ArgumentParser) -> str:

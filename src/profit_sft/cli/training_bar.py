@@ -23,9 +23,7 @@ class TrainingBar(TrainerCallback):
         if state.is_world_process_zero:
             self._display.update("step", state.global_step, state.max_steps, figures=self._figures, line=line)
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Start the bar."""
         self._show(state, line=False)
 
@@ -49,8 +47,6 @@ class TrainingBar(TrainerCallback):
             self._figures = "  ".join(figures)
             self._show(state, line=True)
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Take the bar down."""
         self._display.stop()

@@ -6,10 +6,9 @@ that a token objective can be judged by what it keeps.
 """
 
 import json
-import math
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Any, Literal, TypeVar
@@ -77,11 +76,6 @@ class GeneratedProblem:
     name: str
     item: str
 
-    @property
-    def core_texts(self) -> tuple[str, ...]:
-        """The core regions of the solution in order: equal for all wordings of one problem."""
-        return tuple(self.solution[span.start : span.end] for span in self.spans if span.kind == "core")
-
 
 def generate_problems(
     count: int, *, seed: int, split: Split = "train", steps: int = DEFAULT_STEPS, largest: int = DEFAULT_LARGEST
@@ -127,17 +121,6 @@ def generate_problems(
         problems[equations] = _tell(random, equations)
         misses = 0
     return list(problems.values())
-
-
-def reword(problem: GeneratedProblem, *, seed: int) -> GeneratedProblem:
-    """Return the same problem with another reference solution: other words, the same core."""
-    solution, spans = _solve(Random(seed), problem.steps, problem.name, problem.item)
-    return replace(problem, solution=solution, spans=spans)
-
-
-def count_wordings(problem: GeneratedProblem) -> int:
-    """Return how many different solutions `reword` can give for `problem`."""
-    return math.prod(len(options) for _, options in _slots(problem.steps))
 
 
 def to_row(problem: GeneratedProblem, *, system_prompt: str | None = None) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 from profit_sft.data.row import Row, RowSource, chained, first, selected
 from profit_sft.data.row_files import COMPRESSED, SUFFIXES, kind_of, open_file
 from profit_sft.data.settings import TEST_SPLIT
-from profit_sft.errors import DataError
+from profit_sft.errors import DataError, first_line
 
 # A name that ends so means a file, not a hub data set ('nobody/data-v1.5' has a suffix too).
 _FILE_SUFFIXES = (*SUFFIXES, *COMPRESSED, ".txt", ".xlsx", ".zst", ".zip", ".yaml", ".yml", ".pkl")
@@ -206,10 +206,9 @@ def _loaded(source: str, name: str | None, split: str, files: Mapping[str, Any],
     try:
         dataset = datasets.load_dataset(source, name=name, split=split, streaming=streaming, **files)
     except Exception as error:  # the hub client raises many kinds, offline most of all
-        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DataError(
-            f"'{source}' is no local file, and could not be loaded from the hub, split '{split}' ({first_line}). Check "
-            "the name, --dataset_config and the split, or name a local file."
+            f"'{source}' is no local file, and could not be loaded from the hub, split '{split}' ({first_line(error)})."
+            " Check the name, --dataset_config and the split, or name a local file."
         ) from error
     return _table(dataset, source)
 

@@ -43,21 +43,9 @@ class Labeling:
 
 @dataclass(frozen=True, kw_only=True)
 class DataOptions:
-    """How rows are read and labeled. A field added here is a flag of every command that reads data.
+    """How rows are read and labeled. A field added here is a flag of every command that reads data, with its help text.
 
-    Attributes:
-        dataset_format: One of `FORMATS`, or `auto`.
-        prompt_column: Column of the question.
-        response_column: Column of the answer.
-        system_prompt: Put in front of chats without a system message.
-        chat_template_kwargs: JSON text of what the chat template is told besides; a row's own column goes first.
-        template_date: The day that templates are told which write today's date, so that a row's tokens stay the same.
-        train_on: Assistant turns that carry labels: `all` or `last`.
-        empty_think: What becomes of a thought without words that the template puts before an answer: `train`, `ignore`.
-        given_weights: JSON text of weights by kind (`PART_KINDS`), for the objective `given`. None: all are 1.
-        skip_bad_rows: Leave out and list rows that cannot be used, instead of stopping at the first.
-        max_samples: Rows to read. None: all.
-        drop_long_rows: Leave out rows of more than `max_length` tokens, instead of cutting their end off.
+    Texts that are JSON may be given as what they stand for, as YAML has them.
     """
 
     dataset_format: str = field(

@@ -39,14 +39,6 @@ class BudgetTable:
     scores: Mapping[int, Sequence[float]]
     inexact_cut_share: float
 
-    @property
-    def budget_scores(self) -> "list[BudgetScores]":
-        """The scores as a study reads them."""
-        return [
-            BudgetScores(budget=row.budget, truncated_share=row.truncated_share, scores=tuple(self.scores[row.budget]))
-            for row in self.rows
-        ]
-
 
 def budgets_up_to(limit: int) -> tuple[int, ...]:
     """Return 128, 256, 512, ... below a limit of new tokens, and the limit.
@@ -109,8 +101,10 @@ def budget_file(output_dir: Path, task: str) -> Path:
 def write_scores(path: Path, table: BudgetTable) -> None:
     """Write the scores of each budget, a line of JSON each."""
     lines = [
-        json.dumps({"budget": row.budget, "truncated_share": row.truncated_share, "scores": list(row.scores)})
-        for row in table.budget_scores
+        json.dumps(
+            {"budget": row.budget, "truncated_share": row.truncated_share, "scores": [*table.scores[row.budget]]}
+        )
+        for row in table.rows
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, "".join(f"{line}\n" for line in lines))

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from profit_sft.errors import ConfigurationError, DataError, DownloadError, ProFitError
+from profit_sft.errors import ConfigurationError, DataError, DownloadError, ProFitError, first_line
 from profit_sft.evaluation.code_check import check_confirmed
 from profit_sft.evaluation.settings import TASK_FOLDER, EvalSettings
 
@@ -126,5 +126,4 @@ def _reason(error: BaseException) -> str:
     """Return the first line of what began it, such as a bad line of a file that a data set could not be made of."""
     while error.__cause__ is not None:
         error = error.__cause__
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return first_line(error)

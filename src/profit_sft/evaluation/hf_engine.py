@@ -14,7 +14,7 @@ from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
-from profit_sft.errors import ConfigurationError
+from profit_sft.errors import ConfigurationError, first_line
 from profit_sft.evaluation.engine import Answer, Engine, Request
 from profit_sft.evaluation.settings import EvalSettings
 from profit_sft.models.pretrained import end_tokens, load_model, load_tokenizer
@@ -113,7 +113,7 @@ class HFEngine(Engine):
             return super().answer(requests)
         except torch.OutOfMemoryError as error:
             raise ConfigurationError(
-                f"batch_size: {len(requests)} answers do not fit into memory together ({str(error).splitlines()[0]}). "
+                f"batch_size: {len(requests)} answers do not fit into memory together ({first_line(error)}). "
                 "Lower batch_size; finished samples are kept."
             ) from None
 

@@ -79,7 +79,7 @@ class EvalReport:
 
     Attributes:
         model_name_or_path: As given.
-        model_fingerprint: See `profit_sft.models.pretrained.model_fingerprint`; None: a server has the model.
+        model_fingerprint: See `profit_sft.models.fingerprint.model_fingerprint`; None: a server has the model.
         settings: All `EvalSettings` as plain values.
         tasks: One result a task, in the order asked for.
         versions: Of the packages that decide about the figures; None: not installed.

@@ -20,7 +20,8 @@ from profit_sft.evaluation.records import EvalFolder, SampleFile
 from profit_sft.evaluation.results import EvalReport, Record, TaskResult, summarize
 from profit_sft.evaluation.settings import EvalSettings, resolved
 from profit_sft.files import check_output_folder, package_versions, sole_use
-from profit_sft.models.pretrained import load_tokenizer, model_fingerprint, pretrained_path
+from profit_sft.models.fingerprint import model_fingerprint
+from profit_sft.models.pretrained import load_tokenizer, pretrained_path
 
 if TYPE_CHECKING:
     from lm_eval.api.task import ConfigurableTask

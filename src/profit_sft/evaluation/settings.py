@@ -17,54 +17,70 @@ _DEFAULT_SAMPLES = 8  # the paper's
 class EvalSettings:
     """One evaluation. The defaults of the decoding are the paper's (Liu et al. 2026, arXiv:2601.09195).
 
+    What most of the settings mean, their help texts say, which are those of `profit eval`.
+
     Attributes:
         model_name_or_path: Hub name, folder (with a whole model or a LoRA adapter), or `embedded`.
         tasks: Names from `TASKS`, which are the task files in `evaluation/tasks`.
         output_dir: Records and results go here; an unfinished evaluation there is gone on with.
-        data_dir: Folder with `gsm8k_test.jsonl`, `math500.jsonl`, `aime24.jsonl`, `ifeval.jsonl`. None: from the hub.
-        greedy: Take the likeliest token each time, one sample a problem.
-        samples: Samples a problem. None: 8, or 1 when greedy.
-        temperature: Logits are divided by it.
-        top_p: The likeliest tokens that together reach this probability are kept; 1 keeps all.
-        top_k: This many of the likeliest tokens are kept, before `top_p`; 0 keeps all.
-        max_new_tokens: Longest answer. None: 8192, or the own limit of the task, as `generated` has (128). Lowered, and
-            said so, where the model's window is shorter.
-        batch_size: Answers generated together.
-        limit: Only the first so many problems of each task.
-        seed: Of the sampling.
-        dtype: The model's dtype; `auto` is what the checkpoint is stored in.
-        system_prompt: System message before every problem. None: the task's own, which only `generated` has.
         apply_chat_template: Put problems into the model's chat template. False for a base model that has none.
-        engine: What generates: a model of lm-evaluation-harness by its name there, such as `hf`, `vllm`, `sglang`,
-            `local-completions` or `local-chat-completions`.
-        engine_args: Its further arguments, as the harness's `model_args`.
-        preset: `paper`: the paper's decoding for the model's family, and for each task its samples and longest answer
-            where none are given; see `resolved`. None: the decoding above.
-        confirm_run_unsafe_code: Run the code that the model writes, which humaneval_paper needs.
-        allow_missing_weights: Load a model whose files lack weights, or hold others; engine `hf` only.
+        engine_args: Further arguments of the engine, as the harness's `model_args`.
+
+    Raises:
+        TypeError: A value is of another type.
+        ValueError: A value is unknown or out of range, or contradicts another.
     """
 
     model_name_or_path: str
     tasks: tuple[str, ...]
     output_dir: Path
-    data_dir: Path | None = None
-    greedy: bool = False
-    samples: int | None = None
-    temperature: float = 0.7
-    top_p: float = 0.8
-    top_k: int = 20
-    max_new_tokens: int | None = None
-    batch_size: int = 16
-    limit: int | None = None
-    seed: int = 0
-    dtype: str = "auto"
-    system_prompt: str | None = None
+    data_dir: Path | None = field(
+        default=None,
+        metadata={
+            "help": "Folder with gsm8k_test.jsonl, math500.jsonl, aime24.jsonl, ifeval.jsonl (default: from the hub)."
+        },
+    )
+    greedy: bool = field(default=False, metadata={"help": "The likeliest token each time, one sample a problem."})
+    samples: int | None = field(
+        default=None, metadata={"help": "Samples a problem (default: 8, the paper's; 1 if greedy)."}
+    )
+    temperature: float = field(default=0.7, metadata={"help": "Logits are divided by it."})
+    top_p: float = field(default=0.8, metadata={"help": "The likeliest tokens of this probability are kept; 1: all."})
+    top_k: int = field(default=20, metadata={"help": "So many of the likeliest tokens are kept, before top_p; 0: all."})
+    max_new_tokens: int | None = field(
+        default=None,
+        metadata={
+            "help": "Tokens of the longest answer; fewer where the model's window is shorter, which is said (default: "
+            "8192; generated: 128)."
+        },
+    )
+    batch_size: int = field(default=16, metadata={"help": "Answers generated together, or asked a server for."})
+    limit: int | None = field(default=None, metadata={"help": "Only the first N problems of each task."})
+    seed: int = field(default=0, metadata={"help": "Of the sampling."})
+    dtype: str = field(
+        default="auto", metadata={"help": "float32, bfloat16, float16, or auto: what the checkpoint is stored in."}
+    )
+    system_prompt: str | None = field(
+        default=None, metadata={"help": "System message before every problem (default: the task's own, of generated)."}
+    )
     apply_chat_template: bool = True
-    engine: str = "hf"
+    engine: str = field(
+        default="hf",
+        metadata={"help": "What generates, as lm-eval's --model: hf, vllm, sglang and others."},
+    )
     engine_args: Mapping[str, Any] = field(default_factory=dict)
-    preset: str | None = None
-    confirm_run_unsafe_code: bool = False
-    allow_missing_weights: bool = False
+    preset: str | None = field(
+        default=None,
+        metadata={
+            "help": "paper: its decoding for the model's family, each task's samples and longest answer unless given."
+        },
+    )
+    confirm_run_unsafe_code: bool = field(
+        default=False, metadata={"help": "Run the code that the model writes (humaneval_paper)."}
+    )
+    allow_missing_weights: bool = field(
+        default=False, metadata={"help": "Load a model whose files lack weights, or hold others; engine hf only."}
+    )
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "output_dir", Path(self.output_dir))

@@ -1,38 +1,29 @@
-"""Pretrained models and tokenizers: which one a name means, loading it, and telling whether it is still the same."""
+"""Pretrained models and tokenizers: which one a name means, and loading it."""
 
-import hashlib
-import json
 import logging
 import os
 import signal
-import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError
-from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from profit_sft.errors import ConfigurationError, ProFitError, blamed_on, brief, first_line
-from profit_sft.files import check_regular_file, read_json, read_text, sha256_of, write_text
-from profit_sft.models.embedded import default_cache, embedded_model_folder
+from profit_sft.errors import ConfigurationError, blamed_on, first_line
+from profit_sft.files import check_regular_file, read_json, read_text
+from profit_sft.models.checks import FETCH_AGAIN, checked_weights
+from profit_sft.models.embedded import embedded_model_folder
 
 logger = logging.getLogger(__name__)
 
 EMBEDDED = "embedded"
 DTYPES = ("float32", "bfloat16", "float16", "auto")
-_ADAPTER = "adapter_config.json"
-_CHECKED_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+ADAPTER_FILE = "adapter_config.json"
 _TRIAL_SECONDS, _TRIAL_BYTES, _TRIAL_CHARACTERS = 2, 1 << 30, 10**6  # of a chat template's first rendering
-_LARGE = 1 << 24  # bytes of a file that takes longer to read than to look up
-_TICK_NS = 2_000_000_000  # the coarsest clock of a file system in use, FAT's
-_AGAIN = "Download it again, or name another: config.json, weights and tokenizer must be of one causal language model."
 
 
 def require_model(settings: Mapping[str, Any]) -> None:
@@ -68,7 +59,7 @@ def _check_folder(folder: Path) -> None:
     for file in folder.iterdir():
         check_regular_file(file, ConfigurationError)
     if (folder / "config.json").exists():
-        read_json(folder / "config.json", _AGAIN, ConfigurationError)
+        read_json(folder / "config.json", FETCH_AGAIN, ConfigurationError)
     chain = [folder.resolve()]
     while (base := adapter_base(chain[-1])) is not None and Path(base).is_dir():
         if Path(base).resolve() in chain:
@@ -82,10 +73,10 @@ def adapter_base(folder: Path) -> str | None:
     Raises:
         ConfigurationError: The adapter names none.
     """
-    path = folder / _ADAPTER
+    path = folder / ADAPTER_FILE
     if not path.exists():
         return None
-    base = read_json(path, _AGAIN, ConfigurationError).get("base_model_name_or_path")
+    base = read_json(path, FETCH_AGAIN, ConfigurationError).get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
         raise ConfigurationError(f"'{path}' names no base_model_name_or_path, which the adapter is for. Add it.")
     return base
@@ -104,7 +95,7 @@ def told_as_models(path: str, arguments: Sequence[str] = ()) -> Iterator[None]:
         what += ": no folder here has that name, and on the hub"
     names = ", ".join(arguments)
     fix = f"Change or leave out {names} (of model_init_kwargs or load_in_*bit), or name another model."
-    with blamed_on(what + (f" with {names}" if names else ""), fix if names else _AGAIN, ConfigurationError):
+    with blamed_on(what + (f" with {names}" if names else ""), fix if names else FETCH_AGAIN, ConfigurationError):
         yield
 
 
@@ -315,198 +306,6 @@ def outline(name: str | None, *, revision: str | None = None, attention: str | N
         with blamed_on(what, fix, ConfigurationError), torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
     return model
-
-
-def checked_weights(
-    path: str, model: PreTrainedModel, info: Mapping[str, Any], *, allow_missing_weights: bool
-) -> PreTrainedModel:
-    """Return a model whose weights are those of its files, all of them and nothing but numbers.
-
-    Args:
-        path: Where it is from.
-        model: The model.
-        info: What `from_pretrained` says of the loading with `output_loading_info`.
-        allow_missing_weights: Take weights that the files lack, which are random, and leave out what they have besides.
-
-    Raises:
-        ConfigurationError: They are not; names some.
-    """
-    found = [
-        f"{words} {_some(info[name])}"
-        for name, words in (
-            ("missing_keys", "without"),
-            ("unexpected_keys", "with"),
-            ("mismatched_keys", "other shapes of"),
-        )
-        if info.get(name)
-    ]
-    if found and not allow_missing_weights:
-        raise ConfigurationError(
-            f"model_name_or_path: the files of '{path}' hold other weights than its config.json asks for: "
-            f"{'; '.join(found)}. What is missing would be random. Copy the model again; if that is meant, pass "
-            "--allow_missing_weights."
-        )
-    name = first_not_finite(model)
-    if name is not None:
-        raise ConfigurationError(
-            f"model_name_or_path: of the weights of '{path}', {name} is not finite (NaN or infinity). The model is "
-            "damaged, or its training failed: take an earlier checkpoint."
-        )
-    return model
-
-
-def first_not_finite(model: nn.Module) -> str | None:
-    """Return the name of the first weights that hold NaN or infinity, of sharded ones in this rank's share, or None."""
-    for name, weights in model.named_parameters():
-        share: Any = getattr(weights, "ds_tensor", weights)  # of ZeRO-3
-        share = share.to_local() if hasattr(share, "to_local") else share  # of FSDP2
-        # A sum of what is not finite is not finite, and it takes a tenth of the time in fp32. It may overflow, though.
-        if (
-            share.dtype in _CHECKED_DTYPES
-            and not bool(share.detach().sum(dtype=torch.float32).isfinite())
-            and not bool(share.isfinite().all())
-        ):
-            return name
-    return None
-
-
-def check_generation(path: str, model: PreTrainedModel) -> None:
-    """Refuse a model whose settings of generation could not be saved again, or end answers at no token it has.
-
-    Settings that only lack `do_sample: true` get it.
-
-    Args:
-        path: Where it is from.
-        model: The model, which is going to be saved.
-
-    Raises:
-        ConfigurationError: They are such; says which.
-    """
-    settings = model.generation_config
-    if settings is None:
-        return
-    what, fix = f"model_name_or_path: the generation_config.json of '{path}'", "Correct or delete that file."
-    for name in ("temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty"):
-        value = getattr(settings, name, None)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
-            raise ConfigurationError(f"{what} has {name} {value!r}, which is no number. {fix}")
-    try:
-        try:
-            settings.validate(strict=True)  # as a save does once the tokenizer's tokens have been put in
-        except ValueError:
-            if settings.do_sample:
-                raise
-            # Published models often have a temperature and do not say that they sample, which they mean.
-            settings.do_sample = True
-            settings.validate(strict=True)
-            logger.warning("%s names how to sample, but not do_sample: true; the saved model's does", what)
-    except (ValueError, TypeError, AttributeError) as error:
-        said = " ".join(str(error).splitlines()[:2])
-        raise ConfigurationError(f"{what} could not be saved again ({brief(said)}). {fix}") from None
-    size = model.config.get_text_config().vocab_size
-    ends = settings.eos_token_id if isinstance(settings.eos_token_id, list) else [settings.eos_token_id]
-    odd = next((end for end in ends if end is not None and not (isinstance(end, int) and 0 <= end < size)), None)
-    if odd is not None:
-        raise ConfigurationError(f"{what} has eos_token_id {odd!r}, and the model has {size:,} tokens. {fix}")
-
-
-def check_kind(path: str, model: PreTrainedModel, *, revision: str | None, trust_remote_code: bool) -> None:
-    """Refuse a model that was loaded as another kind than its config.json says, such as a BERT's as a Llama.
-
-    Args:
-        path: Where it is from.
-        model: The model.
-        revision: As it was loaded.
-        trust_remote_code: As it was loaded.
-
-    Raises:
-        ConfigurationError: It was.
-    """
-    said = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
-    if not isinstance(model.config, (type(said), type(said.get_text_config()))):
-        raise ConfigurationError(
-            f"model_name_or_path: the config.json of '{path}' says model_type '{said.model_type}', and its "
-            f"architectures are of '{model.config.model_type}'. {_AGAIN}"
-        )
-
-
-def _some(names: Iterable[Any]) -> str:
-    words = sorted(str(name[0] if isinstance(name, tuple) else name) for name in names)
-    return ", ".join(words[:2]) + (f" and {len(words) - 2} more" if len(words) > 2 else "")
-
-
-def model_fingerprint(name: str | None, *, revision: str | None = None) -> str:
-    """Return a SHA-256 that changes when the model's numbers may.
-
-    Of a folder: names and whole contents of config.json, of every file with weights, and of an adapter's configuration
-    and base model. Reading all weights takes about a second a gigabyte, so a large file's hash is kept in the cache,
-    until its size, inode or a time of change is another. Of a hub model: its name and commit, under which the hub keeps
-    its files for good.
-
-    Args:
-        name: As for `load_tokenizer`.
-        revision: Branch, tag or commit of a hub model.
-
-    Raises:
-        ConfigurationError: The folder holds no model.
-    """
-    path = pretrained_path(name)
-    folder = Path(path)
-    if not folder.is_dir():
-        return hashlib.sha256(f"{path}@{_hub_commit(path, revision)}".encode()).hexdigest()
-    files = sorted(_model_files(folder))
-    if not files:
-        raise ConfigurationError(
-            f"model_name_or_path: '{path}' holds no model (no config.json or {_ADAPTER}). Name a folder that "
-            "save_pretrained wrote."
-        )
-    digest = hashlib.sha256()
-    for file, contents in zip(files, _known_sha256_of(files), strict=True):
-        digest.update(f"{file.name} {contents}\n".encode())
-    base = adapter_base(folder)
-    if base is not None:
-        digest.update(model_fingerprint(base).encode())
-    return digest.hexdigest()
-
-
-def _model_files(folder: Path) -> Iterator[Path]:
-    for pattern in ("config.json", _ADAPTER, "*.safetensors", "*.bin"):
-        yield from folder.glob(pattern)
-
-
-def _known_sha256_of(files: Sequence[Path]) -> list[str]:
-    """Return the SHA-256 of files of one folder, of large ones that are as they were from the cache."""
-    folder = os.fsencode(files[0].parent.resolve())
-    kept = default_cache() / "sha256" / f"{hashlib.sha256(folder).hexdigest()[:32]}.json"
-    known: dict[str, Any] = {}
-    with suppress(ProFitError):  # it is damaged, and written anew
-        known = read_json(kept, "") if kept.is_file() else {}
-    states = {file: file.stat() for file in files}
-    keys = {file: f"{file.name} {s.st_size} {s.st_ino} {s.st_mtime_ns} {s.st_ctime_ns}" for file, s in states.items()}
-    unread = [file for file in files if keys[file] not in known]
-    read = dict(zip(unread, sha256_of(unread), strict=True))
-    found = {file: read[file] if file in read else str(known[keys[file]]) for file in files}
-    # One that was written a moment ago may be written again within a tick of the clock that times of change are from.
-    settled = time.time_ns() - _TICK_NS
-    worth = [file for file, s in states.items() if s.st_size >= _LARGE and max(s.st_mtime_ns, s.st_ctime_ns) < settled]
-    if read.keys() & set(worth):
-        with suppress(OSError):  # a cache that cannot be written costs the next start its time
-            write_text(kept, json.dumps({keys[file]: found[file] for file in worth}))
-    return list(found.values())
-
-
-def _hub_commit(name: str, revision: str | None) -> str:
-    """Return the commit of a hub model. The cache keeps each file under the commit it came from."""
-    try:
-        try:
-            file = hf_hub_download(name, "config.json", revision=revision)
-        except EntryNotFoundError:
-            file = hf_hub_download(name, _ADAPTER, revision=revision)
-    except (OSError, ValueError, EntryNotFoundError) as error:
-        raise ConfigurationError(
-            f"model_name_or_path: '{name}' is neither a folder nor a model of the hub ({first_line(error)})."
-        ) from None
-    return Path(file).parent.name
 
 
 def _why(path: str, error: Exception) -> str:

@@ -48,8 +48,8 @@ def render_page(
         >>> "A &amp; B" in html, html.count("</script>")
         (True, 2)
     """
-    style = "\n".join(_asset(name) for name in ("base.css", *styles))
-    script = '"use strict";\n' + "\n".join(_asset(name) for name in ("base.js", *scripts))
+    style = "\n".join(asset(name) for name in ("base.css", *styles))
+    script = '"use strict";\n' + "\n".join(asset(name) for name in ("base.js", *scripts))
     return _ENVIRONMENT.get_template(template).render(
         values,
         version=package_versions(["profit-sft"])["profit-sft"],
@@ -106,7 +106,8 @@ def embedded_json(data: Any) -> Markup:
     return Markup(text.encode("utf-8", "backslashreplace").decode())
 
 
-def _asset(name: str) -> str:
+def asset(name: str) -> str:
+    """Return the text of a file in `templates/`."""
     return (files("profit_sft.pages") / "templates" / name).read_text(encoding="utf-8")
 
 

@@ -6,14 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from profit_sft.errors import ConfigurationError, DataError
-from profit_sft.files import check_regular_file
+from profit_sft.errors import ConfigurationError
+from profit_sft.files import check_regular_file, read_json
 from profit_sft.runs.figures import Logs, warnings_in
 
 METRICS_FILE = "metrics.jsonl"
 ABOUT_FILE = "run.json"
 ROWS_FILE = "rows.json"
 PAGE = "report.html"
+PACKAGES = ("profit-sft", "torch", "transformers", "trl", "datasets", "peft")  # whose versions a run tells
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -161,13 +162,4 @@ def read_metrics(folder: Path, say: Callable[[str], None] = lambda text: None) -
 
 
 def _json(path: Path) -> dict[str, Any] | None:
-    check_regular_file(path)
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except ValueError:
-        found = None
-    if not isinstance(found, dict):
-        raise DataError(f"{path}: this is no JSON object. Delete it; the page does without.")
-    return found
+    return read_json(path, "Delete it; the page does without.") if path.exists() else None

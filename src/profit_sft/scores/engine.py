@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from profit_sft.data import IGNORE_INDEX
+from profit_sft.data import IGNORE_INDEX, TOKEN_KINDS
 from profit_sft.head import apply_profit, causal_lm, look_through_head, remove_profit, selective_head
 from profit_sft.objectives import FROM_THE_BATCH, NLL, Objective
 
@@ -107,6 +107,31 @@ def score_labels(
     ):
         found |= batch
     return [found[index] for index in range(len(examples))]
+
+
+def mean_figures(examples: Sequence[LabelExample], scores: Sequence[LabelScores]) -> dict[str, float]:
+    """Return means over the label tokens: `nll` (plain, nats a token), `mean_p`, and `kept_share` of non-zero weight.
+
+    Where the examples have token kinds there are also those of one kind alone, `nll_core`, `kept_share_style` and so
+    on; of a kind without tokens there are none.
+
+    Args:
+        examples: What was scored.
+        scores: What was found, example by example.
+    """
+    log_probs = np.concatenate([found.log_probs for found in scores]).astype(np.float64)
+    kept = np.concatenate([found.token_weights for found in scores]) != 0
+    groups = {"": np.ones(log_probs.size, bool)}
+    kinds = [example.token_kinds for example in examples if example.token_kinds is not None]
+    if kinds:
+        groups |= {f"_{kind}": np.concatenate(kinds) == TOKEN_KINDS[kind] for kind in ("core", "style")}
+    means: dict[str, float] = {}
+    for end, chosen in groups.items():
+        if chosen.any():
+            of_group = log_probs[chosen]
+            means |= {f"nll{end}": -float(of_group.mean()), f"mean_p{end}": float(np.exp(of_group).mean())}
+            means[f"kept_share{end}"] = float(kept[chosen].mean())
+    return means
 
 
 def score_in_batches(

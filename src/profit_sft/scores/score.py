@@ -29,7 +29,8 @@ from profit_sft.errors import DataError
 from profit_sft.files import sole_use
 from profit_sft.head import apply_profit
 from profit_sft.interrupts import FirstSignal, signals_handled
-from profit_sft.models.pretrained import DTYPES, load_model, load_tokenizer, model_fingerprint
+from profit_sft.models.fingerprint import model_fingerprint
+from profit_sft.models.pretrained import DTYPES, load_model, load_tokenizer
 from profit_sft.objectives import NLL
 from profit_sft.ranks import first_decides
 from profit_sft.scores.engine import LabelExample, LabelScores, label_examples, score_in_batches

@@ -107,7 +107,7 @@ class ScoreJob:
     Attributes:
         format: Version of the store.
         model_name_or_path: The frozen model, as given.
-        model_fingerprint: What makes it the same model, see `profit_sft.models.pretrained.model_fingerprint`.
+        model_fingerprint: What makes it the same model, see `profit_sft.models.fingerprint.model_fingerprint`.
         data: `profit_sft.data.DataReport` as a dict: fingerprints of tokens and tokenizer, and counts.
         data_settings: `profit_sft.data.DataSettings` as a dict.
         dtype: The model's dtype.

@@ -18,11 +18,11 @@ from profit_sft.data.rows import evaluation_split
 from profit_sft.data.settings import TEST_SPLIT, DataOptions, DataSettings
 from profit_sft.errors import ConfigurationError, ProFitError, explained, first_line
 from profit_sft.files import read_json, sha256_of, write_text
+from profit_sft.runs.record import read_metrics as read_logs
 from profit_sft.study.layout import CellFolder, StudyFolder
 from profit_sft.study.plan import GENERATED, Cell, StudyPlan
 from profit_sft.study.processes import StopRequest, log_tail, run_child, wait_for_earlier_child
-from profit_sft.train.callbacks import read_metrics as read_logs
-from profit_sft.train.checkpoints import last_whole
+from profit_sft.train.checkpoints import last_whole, step_number
 
 logger = logging.getLogger(__name__)
 
@@ -173,7 +173,7 @@ def train(run: CellRun) -> None:
     if checkpoint is None:
         command += ["--overwrite_output_dir", "True"]
     else:
-        run.report(f"{cell.slug}: going on after step {checkpoint.name.rsplit('-', 1)[1]}")
+        run.report(f"{cell.slug}: going on after step {step_number(checkpoint)}")
         command += ["--resume_from_checkpoint", "latest"]
     start = time.monotonic()
     run.child(command, folder.path / "train.log")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from profit_sft.data import DataSettings, prepare_dataset
-from profit_sft.errors import ConfigurationError, ProFitError
+from profit_sft.errors import ConfigurationError, ProFitError, first_line
 from profit_sft.models.pretrained import load_tokenizer
 from profit_sft.study.cells import data_settings
 from profit_sft.study.estimate import CellEstimate, TrainingData, count_parameters, estimate_cell
@@ -96,6 +96,6 @@ def _parameters(plan: StudyPlan, model: ModelPlan) -> float | None:
         return float(count_parameters(model.model_name_or_path))
     except (OSError, ValueError) as error:
         raise ConfigurationError(
-            f"model '{model.model_name_or_path}' cannot be looked at ({str(error).splitlines()[0]}). Give its "
+            f"model '{model.model_name_or_path}' cannot be looked at ({first_line(error)}). Give its "
             "`parameters` in the study file, such as 4.0e9."
         ) from None

@@ -1,7 +1,7 @@
 """Where everything of a study lies.
 
 output_dir/
-  data/                   generated problems, where the study uses them
+  data/                   generated problems, train.jsonl and heldout.jsonl, where the study uses them
   scores/MODEL/           reference log-probabilities of the training data under a starting model
   scores/MODEL.job/       request and log of that job
   cells/CELL/
@@ -9,6 +9,7 @@ output_dir/
     config.yaml           settings of its `profit train` process
     run/                  the run folder of `profit train`
     model/                the untrained model with the chat template of the runs, where it has none
+    measure.json          what the measuring process is to do
     trained.json          training is complete, and how long it took
     heldout.json          plain NLL on held-out data
     evaluation/           results and samples of the evaluation, and scores by token budget
@@ -20,82 +21,41 @@ output_dir/
   report.html, report.md, results.json
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 
 
-@dataclass(frozen=True, slots=True)
 class CellFolder:
-    """The files of one cell."""
+    """The files of one cell, as the tree above has them.
 
-    path: Path
+    Args:
+        path: The folder.
+    """
 
-    @property
-    def settings(self) -> Path:
-        """What the cell is."""
-        return self.path / "settings.json"
-
-    @property
-    def config(self) -> Path:
-        """What `profit train --config` gets."""
-        return self.path / "config.yaml"
-
-    @property
-    def run(self) -> Path:
-        """The run folder."""
-        return self.path / "run"
-
-    @property
-    def trained(self) -> Path:
-        """There once training is complete."""
-        return self.path / "trained.json"
-
-    @property
-    def request(self) -> Path:
-        """What the measuring process is to do."""
-        return self.path / "measure.json"
-
-    @property
-    def heldout(self) -> Path:
-        """Plain NLL on held-out data."""
-        return self.path / "heldout.json"
-
-    @property
-    def evaluation(self) -> Path:
-        """Output folder of the evaluation."""
-        return self.path / "evaluation"
-
-    @property
-    def attempts(self) -> Path:
-        """Who works or worked here, one line an attempt."""
-        return self.path / "attempts.jsonl"
-
-    @property
-    def finished(self) -> Path:
-        """There once the cell is finished."""
-        return self.path / "cell.json"
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.settings = path / "settings.json"
+        self.config = path / "config.yaml"
+        self.run = path / "run"
+        self.trained = path / "trained.json"
+        self.request = path / "measure.json"
+        self.heldout = path / "heldout.json"
+        self.evaluation = path / "evaluation"
+        self.attempts = path / "attempts.jsonl"
+        self.finished = path / "cell.json"
 
 
-@dataclass(frozen=True, slots=True)
 class StudyFolder:
-    """The files of a study."""
+    """The files of a study, as the tree above has them.
 
-    path: Path
+    Args:
+        path: The folder.
+    """
 
-    @property
-    def driver(self) -> Path:
-        """Who runs the study, while it runs."""
-        return self.path / "driver.json"
-
-    @property
-    def train_file(self) -> Path:
-        """Generated training problems."""
-        return self.path / "data" / "train.jsonl"
-
-    @property
-    def heldout_file(self) -> Path:
-        """Generated held-out problems."""
-        return self.path / "data" / "heldout.jsonl"
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.driver = path / "driver.json"
+        self.train_file = path / "data" / "train.jsonl"
+        self.heldout_file = path / "data" / "heldout.jsonl"
 
     def scores(self, model_name: str) -> Path:
         """Return the score store of a starting model."""

@@ -1,6 +1,6 @@
 """Measure one model of a study: plain NLL on held-out data, and the evaluation. Runs as a process of its own.
 
-    python -m profit_sft.study.child LOCK_FILE profit_sft.study.measure CELL_FOLDER
+    python -m profit_sft.study.processes LOCK_FILE profit_sft.study.measure CELL_FOLDER
 
 so that its memory is free again afterwards, and a crash takes down one cell.
 """
@@ -16,10 +16,10 @@ import typer
 from huggingface_hub import snapshot_download
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from profit_sft.data import TOKEN_KINDS, DataSettings, prepare_dataset
+from profit_sft.data import DataSettings, prepare_dataset
 from profit_sft.files import write_text
 from profit_sft.models.pretrained import default_device, load_model, load_tokenizer, pretrained_path
-from profit_sft.scores.engine import label_examples, score_labels
+from profit_sft.scores.engine import label_examples, mean_figures, score_labels
 from profit_sft.study.layout import CellFolder
 
 if TYPE_CHECKING:
@@ -34,19 +34,12 @@ def heldout_nll(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sett
         `answer_spans`, `nll_core` and `nll_style`, which are NLL of those tokens alone.
     """
     examples = label_examples(prepare_dataset(settings, tokenizer, False).dataset[:])
-    rows = [-found.log_probs.astype(np.float64) for found in score_labels(model, examples)]
-    nll = np.concatenate(rows)
-    by_kind: dict[str, float] = {}
-    if examples[0].token_kinds is not None:
-        kinds = np.concatenate([example.token_kinds for example in examples if example.token_kinds is not None])
-        for kind in ("core", "style"):
-            of_kind = nll[kinds == TOKEN_KINDS[kind]]
-            by_kind |= {f"nll_{kind}": float(of_kind.mean())} if of_kind.size else {}
+    scores = score_labels(model, examples)
+    rows = [-found.log_probs.astype(np.float64) for found in scores]
+    means = mean_figures(examples, scores)
     return {
-        "nll": float(nll.mean()),
-        "mean_p": float(np.exp(-nll).mean()),
-        **by_kind,
-        "label_tokens": nll.size,
+        **{name: means[name] for name in ("nll", "mean_p", "nll_core", "nll_style") if name in means},
+        "label_tokens": sum(row.size for row in rows),
         "rows": [[float(row.sum()), row.size] for row in rows],
     }
 

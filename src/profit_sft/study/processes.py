@@ -1,6 +1,12 @@
-"""Child processes of a study: output to a log file, stopped on request, and never outliving the study."""
+"""Child processes of a study: output to a log file, stopped on request, and never outliving the study.
+
+    python -m profit_sft.study.processes LOCK_FILE MODULE [ARGUMENTS]
+
+is such a child.
+"""
 
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -9,6 +15,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+
+from profit_sft.errors import explained
+from profit_sft.interrupts import stop_with_parent
 
 _LOCK = "child.lock"  # beside the log
 _POLL_SECONDS = 0.2
@@ -72,7 +81,7 @@ def run_child(
         Interrupted: `stop` was asked.
     """
     log_file.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "profit_sft.study.child", str(log_file.with_name(_LOCK)), *arguments]
+    command = [sys.executable, "-m", __name__, str(log_file.with_name(_LOCK)), *arguments]
     with log_file.open("ab") as log:
         process = subprocess.Popen(
             command,
@@ -128,3 +137,25 @@ def log_tail(log_file: Path, lines: int = 8) -> str:
     """Return the last lines a child wrote, for an error message."""
     text = log_file.read_text(encoding="utf-8", errors="replace") if log_file.exists() else ""
     return "\n".join(f"    {line}" for line in text.strip().splitlines()[-lines:])
+
+
+def main() -> None:
+    """Be a child: become a module as `python -m` would, and stop when the process that started this one dies.
+
+    It stops as at SIGTERM, so that `profit train` saves a checkpoint and everything else ends. The next child waits for
+    the lock, which this one holds as long as it lives.
+    """
+    stop_with_parent()
+    lock_file, *sys.argv = sys.argv[1:]
+    try:
+        with FileLock(lock_file):
+            runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+    except Exception as error:
+        told = explained(error)
+        if told is None:
+            raise
+        sys.exit(f"error: {told}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,6 +1,6 @@
 """Score a study's training data under its starting model. Runs as a process of its own.
 
-python -m profit_sft.study.child LOCK_FILE profit_sft.study.score_data REQUEST_FILE
+python -m profit_sft.study.processes LOCK_FILE profit_sft.study.score_data REQUEST_FILE
 """
 
 import json

@@ -1,11 +1,13 @@
-"""The settings of a run that are neither the trainer's nor the model's."""
+"""The settings of a run that are neither the trainer's nor the model's. Imports nothing heavy, for the short help."""
 
 from dataclasses import dataclass, field
 from typing import Any
 
 from profit_sft.data.settings import TEST_SPLIT, DataOptions
-from profit_sft.train.fixed import NAMES
 from profit_sft.train.ranges import check_values
+
+# What a resumed run must not change unless it says so; see `fixed.py`.
+FIXED = ("data", "tokenizer", "reference", "objective", "seed", "model", "precision", "optimizer", "batch")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +64,7 @@ class RunArguments(DataOptions, _Sources):
     allow_changes: list[str] | None = field(
         default=None,
         metadata={
-            "help": f"What a resumed run may change of {', '.join(NAMES)}, with commas or spaces between, in YAML also "
+            "help": f"What a resumed run may change of {', '.join(FIXED)}, with commas or spaces between, in YAML also "
             "a list; other changes of these are refused."
         },
     )
@@ -91,8 +93,8 @@ class RunArguments(DataOptions, _Sources):
     def __post_init__(self) -> None:
         check_values(self)
         for name in self.allowed_changes:
-            if name not in NAMES:
-                raise ValueError(f"allow_changes: {name!r} is none of {', '.join(NAMES)}.")
+            if name not in FIXED:
+                raise ValueError(f"allow_changes: {name!r} is none of {', '.join(FIXED)}.")
         if self.num_processes is not None and self.accelerate_config is None:
             raise ValueError(
                 f"num_processes is {self.num_processes}, which stands in place of a number in accelerate_config, and "

@@ -14,8 +14,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from profit_sft.files import write_text
 from profit_sft.interrupts import FirstSignal, signals_handled
-from profit_sft.runs.record import METRICS_FILE
-from profit_sft.runs.record import read_metrics as read_metrics
+from profit_sft.runs.record import METRICS_FILE, read_metrics
 
 
 def as_json(value: Any) -> Any:
@@ -38,9 +37,7 @@ class MetricsFile(TrainerCallback):
     A resumed run first drops the lines after the checkpoint it starts from, so that each step is there once.
     """
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Keep the lines up to the step the run starts from."""
         if not state.is_world_process_zero:
             return
@@ -157,9 +154,7 @@ class SafeStop(TrainerCallback):
         """The signal that asked for the stop, or None; SIGTERM where another rank has got it."""
         return self._first.signal_number or (signal.SIGTERM if self._another_rank_stops else None)
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Take over the signals."""
         self._signals.enter_context(signals_handled(self._first))
 
@@ -169,9 +164,7 @@ class SafeStop(TrainerCallback):
     def __exit__(self, *exception: object) -> None:
         self._signals.close()
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Give the signals back."""
         self._signals.close()
 

@@ -1,7 +1,8 @@
-"""The probe of the collapse warning: the same training rows, measured again and again while a run goes on."""
+"""The probe of the collapse warning: the same training rows, measured again and again, and the first token by token."""
 
 import dataclasses
 import logging
+import math
 import random
 from collections.abc import Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
@@ -9,14 +10,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import IterableDataset
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from profit_sft.head import look_through_head, selective_head
 from profit_sft.loss import SelectiveLoss
 from profit_sft.objectives import Objective
-from profit_sft.train.probe_rows import SHOWN_ROWS, ProbeRow, probe_rows
 
 if TYPE_CHECKING:
     from trl import SFTTrainer
@@ -27,6 +27,8 @@ LEAST_ROWS = 16  # with fewer, four standard errors are too often exceeded by ch
 MOST_MEASUREMENTS = 20
 COST_SHARE = 0.05  # of the training's time, at most, where the number of measurements is chosen here
 FORWARDS_A_TRAINED_ROW = 3  # what a forward and a backward pass cost, in forward passes
+SHOWN_ROWS = 6
+MOST_TOKENS = 600  # of a row
 _ROWS = "probe_rows"  # in the first log only; a resumed run finds it there
 
 
@@ -64,6 +66,33 @@ class ProbeValues:
         return found
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ProbeRow:
+    """A row under one model; lists of `T` tokens, the first of the row.
+
+    Attributes:
+        row: 1-based, in the training data.
+        input_ids: Its tokens.
+        probs: Of each label token, given everything before it; None where there is no label.
+        token_weights: The objective's, 0 where there is no label.
+        nll: Plain NLL of the whole row, nats a label token; None: not finite.
+    """
+
+    row: int
+    input_ids: Sequence[int]
+    probs: Sequence[float | None]
+    token_weights: Sequence[float]
+    nll: float | None
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what the page shows of it."""
+        return {
+            "p": [None if p is None else float(f"{p:.3g}") for p in self.probs],
+            "w": [float(f"{value:.3g}") for value in self.token_weights],
+            "nll": self.nll,
+        }
+
+
 class CollapseProbe(TrainerCallback):
     """Measure plain NLL and the objective's loss of a few training rows at the start of a run and at some of its logs.
 
@@ -86,15 +115,11 @@ class CollapseProbe(TrainerCallback):
         self._start: ProbeValues | None = None
         self._last_step = 0
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Forget an earlier training by the same trainer."""
         self._batches, self._start, self.seen = None, None, None
 
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Measure before the first step: by then every callback is ready for a log."""
         if self._batches is not None:
             return
@@ -193,6 +218,38 @@ def measure(model: nn.Module, batch: Mapping[str, Any]) -> SelectiveLoss:
     inputs = dict(batch)
     labels = inputs.pop("labels")
     return look_through_head(model, _drawing_alike(selective_head(model).objective), labels=labels, **inputs)
+
+
+def probe_rows(rows: Sequence[int], input_ids: Tensor, found: SelectiveLoss) -> list[ProbeRow]:
+    """Return the rows of one measured batch.
+
+    Args:
+        rows: Number of each.
+        input_ids: `(B, S)`.
+        found: `(B, S)` values, entry t of token t + 1.
+    """
+    log_probs, weights = found.log_probs.cpu().double(), found.token_weights.cpu().double()
+    labels = found.label_mask.cpu()
+    seen = []
+    for index, row in enumerate(rows):
+        has_label, log_p = labels[index].tolist(), log_probs[index].tolist()
+        last = max((at + 1 for at, labeled in enumerate(has_label) if labeled), default=0)  # what follows is padding
+        size = min(last + 1, MOST_TOKENS)
+        mean = -sum(value for value, labeled in zip(log_p, has_label, strict=True) if labeled) / max(1, sum(has_label))
+        seen.append(
+            ProbeRow(
+                row=row,
+                input_ids=input_ids[index, :size].tolist(),
+                probs=[None, *(_prob(log_p[at]) if has_label[at] else None for at in range(size - 1))],
+                token_weights=[0.0, *(weights[index, at].item() if has_label[at] else 0.0 for at in range(size - 1))],
+                nll=mean if math.isfinite(mean) else None,
+            )
+        )
+    return seen
+
+
+def _prob(log_p: float) -> float:
+    return 0.0 if math.isnan(log_p) else math.exp(log_p)
 
 
 def _drawing_alike(objective: Objective) -> Objective:

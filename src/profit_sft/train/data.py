@@ -84,22 +84,12 @@ def _value(setting: Any) -> str:
 
 def training_settings(run: RunArguments, config: ProFitConfig) -> DataSettings:
     """Return how the training data is read, or raise ConfigurationError."""
-    if run.datasets:
-        parts = mixture_parts(run.datasets)
-        name = f"mixture of {', '.join(part.path for part in parts)}"
-        return _settings(
-            run,
-            config,
-            dataset_name=name,
-            datasets=parts,
-            dataset_config=run.dataset_config,
-            dataset_split=run.dataset_train_split,
-            test_split_size=run.test_split_size,
-        )
+    parts = mixture_parts(run.datasets) if run.datasets else None
     return _settings(
         run,
         config,
-        dataset_name=run.dataset_name or "DATA",
+        dataset_name=f"mixture of {', '.join(part.path for part in parts)}" if parts else run.dataset_name or "DATA",
+        datasets=parts,
         dataset_config=run.dataset_config,
         dataset_split=run.dataset_train_split,
         test_split_size=run.test_split_size,

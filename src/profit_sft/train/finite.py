@@ -15,7 +15,7 @@ from datasets import Dataset
 from torch import Tensor
 
 from profit_sft.errors import ProFitError
-from profit_sft.models.pretrained import first_not_finite
+from profit_sft.models.checks import first_not_finite
 
 _LISTED_ROWS = 20
 

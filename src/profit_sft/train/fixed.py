@@ -11,11 +11,11 @@ from trl import ModelConfig
 
 from profit_sft.data import PreparedData
 from profit_sft.errors import ConfigurationError
-from profit_sft.models.pretrained import model_fingerprint
+from profit_sft.models.fingerprint import model_fingerprint
 from profit_sft.scores.store import load_scores
+from profit_sft.train.arguments import FIXED
 from profit_sft.train.config import ProFitConfig
 
-NAMES = ("data", "tokenizer", "reference", "objective", "seed", "model", "precision", "optimizer", "batch")
 _OPTIMIZER = (
     *("learning_rate", "optim", "optim_args", "optim_target_modules", "weight_decay", "adam_beta1", "adam_beta2"),
     *("adam_epsilon", "max_grad_norm", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "warmup_ratio"),
@@ -89,7 +89,7 @@ def _values(settings: object, *names: str) -> dict[str, Any]:
 
 def together(first: Fixed, second: Fixed) -> Fixed:
     """Return both."""
-    return {name: {**first.get(name, {}), **second.get(name, {})} for name in NAMES}
+    return {name: {**first.get(name, {}), **second.get(name, {})} for name in FIXED}
 
 
 def check_unchanged(checkpoint: str | Path, recorded: Fixed, now: Fixed, allowed: Collection[str]) -> None:
@@ -105,7 +105,7 @@ def check_unchanged(checkpoint: str | Path, recorded: Fixed, now: Fixed, allowed
         ConfigurationError: Something else does; says what, how it was and how it is.
     """
     names, parts = [], []
-    for name in NAMES:
+    for name in FIXED:
         before = recorded.get(name, {})
         differing = [key for key, value in now.get(name, {}).items() if key in before and before[key] != value]
         if differing and name not in allowed:

@@ -1,111 +1,28 @@
 """The model card of a run: what it is and is not, how to use it, its data, figures, warnings and sources."""
 
-import json
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jinja2
 import yaml
 
-from profit_sft.files import package_versions, write_text
+from profit_sft.errors import ProFitError
+from profit_sft.files import package_versions, read_json, write_text
 from profit_sft.models.base_card import BaseCard
 from profit_sft.objectives import Objective
+from profit_sft.pages.render import asset
 from profit_sft.runs.figures import Logs, before_after, warnings_in
+from profit_sft.runs.record import PACKAGES
 
 if TYPE_CHECKING:
     from profit_sft.train.config import ProFitConfig
 
-_TEMPLATE = jinja2.Template(
-    """\
----
-{{ front_matter }}---
-
-# {{ title }}
-
-{{ made_by }}{% if base.hub_name %}, from [{{ base.hub_name }}](https://huggingface.co/{{ base.hub_name }})\
-{% else %}, from a local checkpoint{% endif %}.
-{%- if warned %} **The run was warned of {{ warned | length }} time{{ "" if warned | length == 1 else "s" }}, \
-see [below](#warnings).**{% endif %}
-
-
-## Use
-
-```python
-{% if is_adapter -%}
-from peft import AutoPeftModelForCausalLM
-from transformers import AutoTokenizer, pipeline
-
-name = "{{ place }}"
-model = AutoPeftModelForCausalLM.from_pretrained(name)
-generate = pipeline("text-generation", model=model, tokenizer=AutoTokenizer.from_pretrained(name))
-{% else -%}
-from transformers import pipeline
-
-generate = pipeline("text-generation", model="{{ place }}")
-{% endif -%}
-answer = generate([{"role": "user", "content": "..."}], max_new_tokens=256, return_full_text=False)
-print(answer[0]["generated_text"])
-```
-
-## Training
-
-| | |
-|---|---|
-| objective | `{{ objective }}` |
-| normalizer | {{ normalize }} label tokens of the optimizer step |
-| data | {{ data }} |
-| learning rate, schedule | {{ learning_rate }}, {{ schedule }} |
-| batch | {{ batch_size }} sequences a device x {{ accumulation }} micro-batches x {{ ranks }} devices |
-| steps, epochs | {{ steps }}, {{ epochs }} |
-| seed | {{ seed }} |
-| versions | {{ versions }} |
-
-## Evaluation
-
-{% if figures -%}
-First and last log of the training. Only figures named "evaluation" are of data that was not trained on.
-
-| figure | first | last |
-|---|---|---|
-{% for kind, first, last in figures -%}
-| {{ kind.short }} (`{{ kind.name }}`) | {{ kind.text(first) }} | {{ kind.text(last) }} |
-{% endfor %}
-NLL is plain, in nats a label token, of the full reference, whatever is minimized; `loss` is the objective's.
-{% else -%}
-Nothing was logged.
-{% endif %}
-
-{{ benchmarks }}
-
-## Warnings
-
-{% for step, text in warned -%}
-- Step {{ step }}: {{ text }}
-{% else -%}
-The training gave none.{% if not probed %} It was not looked at for a collapse (no probe of training rows).{% endif %}
-
-{% endfor %}
-## License
-
-{% if base.license -%}
-The base model's card says `{{ base.license }}`, which binds this model too. The data may add terms of its own.
-{% else -%}
-That of the base model, which is not known here, and of the data. Look them up before you publish this.
-{% endif %}
-## Citation
-
-The objective, `{{ objective_name }}`: {{ source }}.{% if arxiv %} <https://arxiv.org/abs/{{ arxiv }}>{% endif %}
-
-
-Trained with `profit-sft` {{ version }} on TRL's SFTTrainer (<https://github.com/huggingface/trl>).
-""",
-    keep_trailing_newline=True,
-)
+_TEMPLATE = jinja2.Template(asset("model_card.md"), keep_trailing_newline=True)
 _BENCHMARKS = "<!-- Benchmarks: `profit eval` adds its results here. -->"
 _NO_BENCHMARK = "No benchmark is recorded: `profit eval` measures it on gsm8k, math500, ifeval and others."
-_PACKAGES = ("profit-sft", "torch", "transformers", "trl", "datasets", "peft")
 
 
 def render_model_card(
@@ -133,7 +50,7 @@ def render_model_card(
     source = _source(objective)
     arxiv = re.search(r"arXiv:(\d{4}\.\d{4,5})", source)
     hub_data = dataset_name if dataset_name and _is_hub_name(dataset_name) else None
-    versions = {package: number for package, number in package_versions(_PACKAGES).items() if number}
+    versions = {package: number for package, number in package_versions(PACKAGES).items() if number}
     front_matter = {
         "library_name": "peft" if is_adapter else "transformers",
         "pipeline_tag": "text-generation",
@@ -212,23 +129,12 @@ def _data(folder: Path, dataset_name: str | None) -> str:
     if dataset_name is None:
         return "not recorded"
     told = f"`{dataset_name if _is_hub_name(dataset_name) else Path(dataset_name).name}`".replace("|", "\\|")
-    report = _json(folder / "data.json")
-    try:
+    # A trainer that was given a data set has written no report.
+    with suppress(ProFitError, KeyError, TypeError, ValueError):
+        report = read_json(folder / "data.json", "")
         told += f", {report['rows_used']:,} rows, {report['label_tokens']:,} label tokens of {report['total_tokens']:,}"
         told += f"; sha256 of its tokens {report['fingerprint'][:16]}"
-    except (KeyError, TypeError, ValueError):
-        pass  # a trainer that was given a data set
     return _one_line(told)
-
-
-def _json(path: Path) -> dict[str, Any]:
-    if not path.is_file():  # a pipe would be waited for
-        return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _is_hub_name(name: str) -> bool:

@@ -22,15 +22,10 @@ from profit_sft.data import PreparedData, check_tokens_fit
 from profit_sft.errors import ConfigurationError, ProFitError, blamed_on
 from profit_sft.files import package_versions, sole_use, write_text
 from profit_sft.models import pretrained
-from profit_sft.models.pretrained import (
-    check_generation,
-    check_kind,
-    checked_weights,
-    pretrained_path,
-    require_model,
-    told_as_models,
-)
+from profit_sft.models.checks import check_generation, check_kind, checked_weights
+from profit_sft.models.pretrained import pretrained_path, require_model, told_as_models
 from profit_sft.ranks import first_decides
+from profit_sft.runs.record import PACKAGES
 from profit_sft.train.arguments import RunArguments
 from profit_sft.train.callbacks import SafeStop, as_json
 from profit_sft.train.checkpoints import checkpoints, clear_saving, finish_publishing, read_manifest
@@ -382,7 +377,7 @@ def write_run_files(settings: str, config: ProFitConfig, train_data: PreparedDat
         "platform": platform.platform(),
         "device": device_name(config.device),
         "world_size": config.world_size,
-        "packages": package_versions(_PACKAGES),
+        "packages": package_versions(PACKAGES),
     }
     write_text(output_dir / ENVIRONMENT_FILE, json.dumps(environment, indent=2) + "\n")
     write_text(output_dir / DATA_FILE, json.dumps(dataclasses.asdict(train_data.report), indent=2) + "\n")
@@ -408,8 +403,6 @@ def resolved_config(run: RunArguments, config: ProFitConfig, model_config: Model
     settings["model_name_or_path"] = model_config.model_name_or_path
     return yaml.safe_dump({name: value for name, value in settings.items() if value is not None}, sort_keys=True)
 
-
-_PACKAGES = ("profit-sft", "torch", "transformers", "trl", "datasets", "peft")
 
 _NOT_WRITTEN = {
     *("resume_from_checkpoint", "overwrite_output_dir", "allow_changes"),  # decided anew by each run

@@ -5,19 +5,20 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from profit_sft.files import package_versions, write_text
+from profit_sft.errors import ProFitError
+from profit_sft.files import package_versions, read_json, write_text
 from profit_sft.mask.texts import TokenTexts
 from profit_sft.runs.page import write_run_page
-from profit_sft.runs.record import ABOUT_FILE, ROWS_FILE
-from profit_sft.train.probe_rows import ProbeRow
+from profit_sft.runs.record import ABOUT_FILE, PACKAGES, ROWS_FILE
+from profit_sft.train.collapse_probe import ProbeRow
 from profit_sft.train.run_warnings import tell_trackers
 
-_PACKAGES = ("profit-sft", "torch", "transformers", "trl", "datasets", "peft")
 _TIME_SHARE = 20  # a page that took a second to write is not written again for twenty
 
 
@@ -96,7 +97,7 @@ class RunPage(TrainerCallback):
         assert self._about is not None
         if "facts" in self._about:
             return
-        versions = {name: number for name, number in package_versions(_PACKAGES).items() if number}
+        versions = {name: number for name, number in package_versions(PACKAGES).items() if number}
         self._about |= {"facts": self.facts, "command": _command(), "versions": versions}
         write_text(folder / ABOUT_FILE, json.dumps(self._about, indent=2) + "\n")
         tell_trackers(args, self.facts, callbacks=self._callbacks())
@@ -122,12 +123,9 @@ class RunPage(TrainerCallback):
 
 def _stored_rows(path: Path) -> dict[int, Any]:
     """Return the rows of `rows.json` by number; none where it cannot be read."""
-    if not path.is_file():  # a pipe would be waited for
-        return {}
-    try:
-        return {row["row"]: row for row in json.loads(path.read_text(encoding="utf-8"))["rows"]}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
+    with suppress(ProFitError, KeyError, TypeError):
+        return {row["row"]: row for row in read_json(path, "")["rows"]}
+    return {}
 
 
 def trainer_facts(args: TrainingArguments, model: Any) -> dict[str, str]:

@@ -31,9 +31,7 @@ class RunWarnings(TrainerCallback):
         self._args: TrainingArguments
         self._state: TrainerState
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Begin to listen."""
         if state.is_world_process_zero:
             self._args, self._state = args, state
@@ -41,9 +39,7 @@ class RunWarnings(TrainerCallback):
                 self._show = warnings.showwarning
                 warnings.showwarning = self._heard
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Listen no more."""
         if self._show is not None and warnings.showwarning == self._heard:
             warnings.showwarning, self._show = self._show, None

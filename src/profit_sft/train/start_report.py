@@ -20,12 +20,13 @@ Report = Callable[[Mapping[str, str]], None]
 
 def settled_facts(run: RunArguments, config: ProFitConfig, model_config: ModelConfig, engine: Engine) -> dict[str, str]:
     """Return what is known before anything is read: model, objective, data, batch, device and output folder."""
+    divisor = "all label tokens" if config.normalize == "all" else "the kept tokens"
     compute = "bf16" if config.bf16 else "fp16" if config.fp16 else None
     facts = {
         "model": f"{model_config.model_name_or_path}, {model_config.dtype or 'float32'}"
         + (f", computed in {compute}" if compute else "")
         + (", LoRA" if model_config.use_peft else ""),
-        "objective": f"{config.make_objective()}, divided by {_divisor(config)}",
+        "objective": f"{config.make_objective()}, divided by {divisor}",
     }
     if run.reference_scores is not None:
         facts["scores"] = (
@@ -50,10 +51,6 @@ def _name(data: DataSettings) -> str:
         return data.dataset_name
     part = f"{data.test_split_size:.1%}" if data.test_split_size < 1 else f"{data.test_split_size:.0f} rows"
     return f"{data.dataset_name}, " + (part if data.held_out else f"all but {part}")
-
-
-def _divisor(config: ProFitConfig) -> str:
-    return "all label tokens" if config.normalize == "all" else "the kept tokens"
 
 
 def device_name(device: torch.device) -> str:
@@ -85,9 +82,7 @@ class CountsReport(TrainerCallback):
         self._total, self._trained = parameter_counts(parameters)
         self._report = report
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Report."""
         if not state.is_world_process_zero:
             return
@@ -96,7 +91,7 @@ class CountsReport(TrainerCallback):
         from_step = f", from step {state.global_step:,}" if state.global_step else ""
         facts = {"parameters": f"{self._total:,}, {trained} trained"}
         if self._checkpointing != "as asked":
-            why = "a step is estimated to fit" if self._checkpointing == "kept" else "a step may not fit with all of them"
+            why = "a step is estimated to fit" if self._checkpointing == "kept" else "a step may not fit otherwise"
             facts["memory"] = f"activations are {self._checkpointing}: {why}"
         if data.rows_used:
             facts["tokens"] = f"{data.total_tokens:,}, {data.label_tokens:,} of them labels, in {data.rows_used:,} rows"

@@ -1,4 +1,4 @@
-"""`profit plugin`: where a plug-in for another trainer lies."""
+"""`profit plugin` and `profit llamafactory`: what another trainer is given, and its command with our loss in it."""
 
 import sys
 from pathlib import Path
@@ -18,9 +18,7 @@ _MODULES = {
 }
 
 
-def plugin_command(
-    trainer: Annotated[str, typer.Argument(help="ms-swift.")],
-) -> int:
+def plugin_command(trainer: Annotated[str, typer.Argument(help="ms-swift.")]) -> int:
     """Print the path of the plug-in for a trainer that loads plug-ins by file: `ms-swift`."""
     if trainer in _MODULES:
         raise ConfigurationError(f"{trainer} takes no plug-in file. Write: {_MODULES[trainer]}")
@@ -28,3 +26,13 @@ def plugin_command(
         raise ConfigurationError(f"there is no plug-in file for {trainer!r}. There is one for: {', '.join(_FILES)}.")
     sys.stdout.write(f"{Path(__file__).parents[1] / 'integrations' / _FILES[trainer]}\n")
     return 0
+
+
+def llamafactory_command(context: typer.Context) -> int:
+    """Run LLaMA-Factory's train with a token objective: `train config.yaml [key=value ...]`, as its own command does.
+
+    Ours among its keys: prob_threshold, threshold_direction, objective, objective_kwargs, gradient_budget, statistics.
+    """
+    from profit_sft.integrations.llama_factory import main
+
+    return main(context.args)

@@ -7,7 +7,7 @@ from made_run import HOSTILE, made_run
 from rich.console import Console
 
 from profit_sft.cli.app import run_app
-from profit_sft.cli.watch import sparkline, view
+from profit_sft.cli.runs import sparkline, view
 from profit_sft.runs.record import read_run
 
 

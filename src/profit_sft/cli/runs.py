@@ -1,5 +1,6 @@
-"""`profit watch`: a run's figures and curves in the terminal, while it goes on."""
+"""`profit report` and `profit watch`: a run's figures and curves as a page, and in the terminal while it goes on."""
 
+import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -17,12 +18,28 @@ from rich.text import Text
 
 from profit_sft.cli.options import flag
 from profit_sft.errors import ConfigurationError
-from profit_sft.runs.figures import CHARTS, Metric, Points, metric, points
+from profit_sft.runs.figures import CHARTS, Points, metric, points
 from profit_sft.runs.record import RunRecord, read_run
 from profit_sft.terminal import console
 
 _BARS = "▁▂▃▄▅▆▇█"
 _STALE_SECONDS = 600
+
+
+def report_command(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders `profit train` wrote, 1 to 6.")],
+    output_file: Annotated[
+        Path | None, flag("output_file", "The page (default: report.html or comparison.html in the first).")
+    ] = None,
+) -> int:
+    """Draw a run's curves, warnings and rows as one page, or several runs side by side. It may still be going on."""
+    from profit_sft.files import check_output_file
+    from profit_sft.runs.page import write_run_page
+
+    if output_file is not None:
+        check_output_file(output_file)
+    sys.stdout.write(f"{write_run_page(runs, output_file)}\n")
+    return 0
 
 
 def watch_command(
@@ -79,12 +96,10 @@ def _figures(record: RunRecord, width: int) -> Table:
     for name in (name for _, names in CHARTS for name in names):
         course = points(record.logs, name)
         if course:
-            table.add_row(*_row(metric(name), course, room, record.step))
+            kind = metric(name)
+            line = sparkline(course, room, record.step)
+            table.add_row(kind.short, kind.text(course[0][1]), kind.text(course[-1][1]), line)
     return table
-
-
-def _row(kind: Metric, course: Points, room: int, last_step: int) -> tuple[str, str, str, str]:
-    return kind.short, kind.text(course[0][1]), kind.text(course[-1][1]), sparkline(course, room, last_step)
 
 
 def sparkline(course: Points, width: int, last_step: int) -> str:
