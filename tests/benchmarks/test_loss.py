@@ -67,6 +67,13 @@ def another_gradient(hidden, weight, labels, threshold):
     return right + 0.1 * (right - VARIANTS["ours, nll"].function(hidden, weight.detach(), labels, threshold))
 
 
+def without_numbers(hidden, weight, labels, threshold):
+    """The right loss, and no numbers in the head's gradient."""
+    copied = weight.clone()
+    copied.register_hook(lambda gradient: gradient * math.nan)
+    return VARIANTS["ours, nll"].function(hidden, copied, labels, threshold)
+
+
 def raises(hidden, weight, labels, threshold):
     raise RuntimeError("no such kernel\nand more")
 
@@ -76,6 +83,7 @@ def raises(hidden, weight, labels, threshold):
     [
         (twice, "rel_err_.* is 1.0e[+]00, above 0.01"),
         (another_gradient, "rel_err_dW is 1.0e-01, above 0.01"),
+        (without_numbers, "rel_err_dW is nan, above 0.01"),
         (raises, "RuntimeError: no such kernel"),
     ],
 )
