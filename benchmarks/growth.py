@@ -48,6 +48,32 @@ _PANEL, _LABELS, _LEFT, _TOP, _ROW = (250, 200), 136, 64, 34, 270  # pixels
 _NEAREST = 15  # pixels between two labels
 
 
+def too_large(
+    sizes: Mapping[str, int], before: Sequence[Mapping[str, Any]], limit_s: float, limit_gib: float
+) -> dict[str, str]:
+    """Return {variant: why} for those that would take too long or too much memory, by their figures at the size before.
+
+    Time and memory grow at most as the logits do, with `N * V`.
+
+    Args:
+        sizes: `tokens` and `vocab_size` to come.
+        before: Results as `loss.py` writes them, in the order in which they were measured.
+        limit_s: Seconds that one run may take.
+        limit_gib: Memory that it may take.
+    """
+    found: dict[str, str] = {}
+    for smaller in before:
+        ratio = sizes["tokens"] * sizes["vocab_size"] / (smaller["tokens"] * smaller["vocab_size"])
+        for row in smaller["rows"]:
+            if "median_ms" not in row:
+                continue
+            seconds, gib = ratio * row["median_ms"] / 1000, ratio * (row.get("peak_memory_mib") or 0) / 1024
+            found.pop(row["variant"], None)
+            if "kept_share" in row and (seconds > limit_s or gib > limit_gib):  # the unit has none
+                found[row["variant"]] = f"about {seconds:.3g} s and {gib:.2g} GiB, by its figures at the size before"
+    return found
+
+
 def picture(results: Sequence[Mapping[str, Any]]) -> str:
     """Return an SVG: time and memory down, tokens and vocabulary across; light or dark as the reader's system is.
 

@@ -104,9 +104,8 @@ def oracle(kind: Kind, inputs: Inputs, threshold: float) -> tuple[float, Tensor,
 def relative_error(found: Tensor, exact: Tensor) -> float:
     """Norm of the difference over that of the exact one, a part at a time: the head's gradient in float64 is large."""
     parts = zip(found.split(4096), exact.split(4096), strict=True)
-    return math.sqrt(sum(float((part.double() - wanted).square().sum()) for part, wanted in parts)) / float(
-        exact.norm()
-    )
+    squared = sum(float((part.double() - wanted).square().sum()) for part, wanted in parts)
+    return math.sqrt(squared) / float(exact.norm())
 
 
 def once(variant: Variant, inputs: Inputs, threshold: float) -> tuple[float, Tensor, Tensor]:
@@ -118,13 +117,13 @@ def once(variant: Variant, inputs: Inputs, threshold: float) -> tuple[float, Ten
     return loss.item(), hidden.grad, weight.grad
 
 
+LARGEST_PRODUCT = 2**32
+
+
 def dense_product(hidden: Tensor, weight: Tensor) -> None:
     """The unit; what would take more than `LARGEST_PRODUCT` bytes is made in parts."""
     for part in hidden.split(max(1, LARGEST_PRODUCT // (weight.shape[0] * weight.element_size()))):
         part @ weight.T
-
-
-LARGEST_PRODUCT = 2**32
 
 
 def peak_memory_mib(inputs_file: str, name: str, threshold: float) -> float | None:
@@ -317,7 +316,7 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
     for title, inputs in problems(args):
         hidden, weight, labels = inputs
         dtype = getattr(torch, args.dtype)
-        placed = hidden.to(args.device, dtype), weight.to(args.device, dtype), labels.to(args.device)
+        placed = hidden.to(args.device, dtype).detach(), weight.to(args.device, dtype).detach(), labels.to(args.device)
         sizes = {"tokens": hidden.shape[0], "width": hidden.shape[1], "vocab_size": weight.shape[0]}
         for threshold in args.thresholds:
             # Without a threshold once is enough.
@@ -328,32 +327,14 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
                 rounds=args.rounds,
                 names=wanted,
                 memory=not args.no_memory,
-                left_out=too_large(sizes, [one for one in results if one["threshold"] == threshold], args),
+                left_out=growth.too_large(
+                    sizes, [one for one in results if one["threshold"] == threshold], args.limit_s, args.limit_gib
+                ),
             )
             shape = f"N={hidden.shape[0]} V={weight.shape[0]} D={hidden.shape[1]}"
             print(render(f"{title} {shape}, threshold {threshold}, {args.dtype}", rows), flush=True)
             results.append({"problem": title, **sizes, "dtype": args.dtype, "threshold": threshold, "rows": rows})
     return results
-
-
-def too_large(
-    sizes: Mapping[str, int], before: Sequence[Mapping[str, Any]], args: argparse.Namespace
-) -> dict[str, str]:
-    """Return the variants that would take too long or too much memory here, by their figures at the size before.
-
-    Both grow at most as the logits do, with `N * V`.
-    """
-    found: dict[str, str] = {}
-    for smaller in before:
-        ratio = sizes["tokens"] * sizes["vocab_size"] / (smaller["tokens"] * smaller["vocab_size"])
-        for row in smaller["rows"]:
-            if row["variant"] not in VARIANTS or "median_ms" not in row:
-                continue
-            seconds, gib = ratio * row["median_ms"] / 1000, ratio * (row.get("peak_memory_mib") or 0) / 1024
-            found.pop(row["variant"], None)
-            if seconds > args.limit_s or gib > args.limit_gib:
-                found[row["variant"]] = f"about {seconds:.3g} s and {gib:.2g} GiB, by its figures at the size before"
-    return found
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:

@@ -6,7 +6,6 @@ import math
 import re
 import subprocess
 import sys
-from argparse import Namespace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -103,27 +102,25 @@ def test_a_wrong_loss_is_named_without_figures(monkeypatch, capsys, function, re
 
 def measured(tokens, vocab_size, **figures):
     rows = [
-        {"variant": name, "median_ms": 1000 * seconds, "peak_memory_mib": 1024 * gib}
+        {"variant": name, "kept_share": 0.5, "median_ms": 1000 * seconds, "peak_memory_mib": 1024 * gib}
         for name, (seconds, gib) in figures.items()
     ]
+    rows.append({"variant": benchmark.UNIT, "median_ms": 1e5})
     return {"tokens": tokens, "vocab_size": vocab_size, "width": 8, "rows": rows}
 
 
-def test_what_would_take_too_long_or_too_much_is_left_out_by_its_last_figures(monkeypatch):
-    for name in ("slow", "large", "small"):
-        monkeypatch.setitem(VARIANTS, name, VARIANTS["ours exact"])
-    args = Namespace(limit_s=60, limit_gib=6)
+def test_what_would_take_too_long_or_too_much_is_left_out_by_its_last_figures():
     before = [
         measured(100, 1000, slow=(100, 0), large=(0, 1), small=(1, 0.1)),
         measured(200, 1000, slow=(20, 0), large=(0, 2), small=(2, 0.2)),
     ]
-    found = benchmark.too_large({"tokens": 800, "vocab_size": 1000}, before, args)
+    found = growth.too_large({"tokens": 800, "vocab_size": 1000}, before, 60, 6)
     assert found == {
         "slow": "about 80 s and 0 GiB, by its figures at the size before",
         "large": "about 0 s and 8 GiB, by its figures at the size before",
     }
-    assert benchmark.too_large({"tokens": 100, "vocab_size": 4000}, before, args) == {}
-    assert benchmark.too_large({"tokens": 800, "vocab_size": 1000}, [], args) == {}
+    assert growth.too_large({"tokens": 100, "vocab_size": 4000}, before, 60, 6) == {}
+    assert growth.too_large({"tokens": 800, "vocab_size": 1000}, [], 60, 6) == {}
 
 
 def test_a_variant_that_is_left_out_is_named_and_is_no_failure(capsys):
