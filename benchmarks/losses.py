@@ -114,7 +114,7 @@ class Variant:
     Attributes:
         function: Returns the loss, 0-d.
         kind: The objective it computes.
-        bounds: On the relative error of dH against float64, in fp32 and in bf16.
+        bounds: On the relative errors of loss, dH and dW against float64, in fp32 and in bf16.
         package: Where it comes from, as PyPI names it; None: from here.
         needs_cuda: It has no form for CPUs.
     """
