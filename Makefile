@@ -4,6 +4,7 @@ PYTHON ?= python3
 # The version CI runs. Any later one should do: make TORCH=torch setup
 TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
+NEEDS_CUDA := $(BIN)/python -c "import sys, torch; torch.cuda.is_available() or sys.exit(f'torch {torch.__version__} finds no CUDA device')"
 LOWEST := $(VENV)-lowest
 # In place of the declared bound, where its build for CPUs is not to be had: make LOWEST_TORCH=torch==2.13.0 test-lowest
 LOWEST_TORCH ?=
@@ -45,6 +46,7 @@ lint: $(STAMP)
 check: lint test
 
 test-gpu: $(STAMP)  ## the table of the loss, the head and one trainer step, on a CUDA device
+	$(NEEDS_CUDA)
 	$(BIN)/python -m pytest -m gpu tests/loss tests/test_gpu.py
 
 test-lowest: $(LOWEST)/.installed  ## loss, head and trainer on the lowest versions that pyproject.toml declares
@@ -71,11 +73,15 @@ $(PEER_VENV)/.installed: tests/peers/$(PEER).txt pyproject.toml
 	$(PEER_VENV)/bin/python -m pip install --quiet --no-deps -e .
 	touch $@
 
-bench-gpu: $(STAMP)  ## the same on a CUDA device, in bf16, at the sizes of real models
-	$(BIN)/python benchmarks/loss.py --device cuda --dtype bfloat16 --planted 8192,2560,151936 16384,4096,151936 \
-		--rounds 20 --json bench-gpu.json
+# torch is named beside each peer, so that none brings another. A peer that does not install (-) is named in the table.
+bench-gpu: $(STAMP)  ## the loss against its peers and a training step on a CUDA device: tables, and bench-gpu.json
+	$(NEEDS_CUDA)
+	-$(BIN)/python -m pip install --quiet "$(TORCH)" cut-cross-entropy liger-kernel
+	-$(BIN)/python -m pip install --quiet "$(TORCH)" quack-kernels
+	$(BIN)/python benchmarks/gpu.py --json bench-gpu.json
 
-bench: $(STAMP)  ## the loss against its peers, on real hidden states
+bench: $(STAMP)  ## the loss against its peers on this CPU, on planted hidden states
+	-$(BIN)/python -m pip install --quiet "$(TORCH)" cut-cross-entropy
 	$(BIN)/python benchmarks/loss.py
 
 docs: $(STAMP)  ## the reference pages that are generated from the code, and the site, in site/

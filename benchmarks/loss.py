@@ -2,13 +2,14 @@
 
     python benchmarks/loss.py                             planted inputs
     python benchmarks/loss.py --data gsm8k_train.jsonl    real hidden states of SmolLM2-135M-Instruct
-    python benchmarks/loss.py --growth                    planted inputs, growing N and V
-    python benchmarks/loss.py --device cuda --dtype bfloat16 --planted 8192,2560,151936    on a GPU (make bench-gpu)
+    python benchmarks/loss.py --growth --picture FILE.svg planted inputs, growing N and V, and a picture of it
+    python benchmarks/loss.py --device cuda --dtype bfloat16 --planted 8192,2560,151936    on a GPU (or make bench-gpu)
     python benchmarks/loss.py --data gsm8k_train.jsonl --tokens 8192 --save real.npz    for --load elsewhere
 
-The unit is ONE dense forward product `H @ W.T` in the dtype of the run. Errors are against float64; a variant outside
-its bound prints the error and no speed. Peak memory is what a variant takes besides its inputs: on the CPU in a process
-of its own for each variant, on a GPU as the allocator counts it.
+The unit is ONE dense forward product `H @ W.T` in the dtype of the run. Loss and gradients are held against those of
+the same objective in float64. What is outside its bound, not installed, or not made for the device is named with the
+reason and has no figures. Peak memory is what a variant takes besides its inputs: on the CPU in a process of its own,
+on a GPU as the allocator counts it.
 """
 
 import argparse
@@ -22,90 +23,23 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from profit_sft import ProFit, selective_linear_cross_entropy
+import growth
+from losses import VARIANTS, Kind, Variant
+from profit_sft.files import package_versions
 
-Variant = Callable[[Tensor, Tensor, Tensor, float], Tensor]
-
-
-def ours(gradient_budget: float | None) -> Variant:
-    def loss(hidden: Tensor, weight: Tensor, labels: Tensor, threshold: float) -> Tensor:
-        objective = ProFit(threshold=threshold)
-        result = selective_linear_cross_entropy(
-            hidden, weight, labels, objective=objective, gradient_budget=gradient_budget
-        )
-        return result.loss
-
-    return loss
+Inputs = tuple[Tensor, Tensor, Tensor]  # hidden states (N, D), head (V, D), labels (N,)
+Row = dict[str, Any]
 
 
-def masked_mean(log_probs: Tensor, threshold: float) -> Tensor:
-    mask = (log_probs.detach() >= math.log(threshold)).to(log_probs.dtype)
-    return -(mask * log_probs).sum() / log_probs.numel()
-
-
-def full_logits(hidden: Tensor, weight: Tensor, labels: Tensor, threshold: float) -> Tensor:
-    """The official code's formula: softmax of all logits, gather, mask."""
-    logits = (hidden @ weight.T).float()
-    return masked_mean(logits.log_softmax(-1).gather(-1, labels[:, None]).squeeze(-1), threshold)
-
-
-def trl_head(hidden: Tensor, weight: Tensor, labels: Tensor, threshold: float) -> Tensor:
-    """TRL's fused head, the mask applied to its log-probabilities."""
-    from trl.trainer.utils import _CHUNKED_LOGPROB_CHUNK_SIZE, _ChunkedLogProbFunction
-
-    found = _ChunkedLogProbFunction.apply(
-        hidden, weight, None, labels, 1.0, _CHUNKED_LOGPROB_CHUNK_SIZE, None, 1.0, ("log_probs",)
-    )
-    return masked_mean(found[0], threshold)
-
-
-def liger(hidden: Tensor, weight: Tensor, labels: Tensor, threshold: float) -> Tensor:
-    """Liger's fused linear cross-entropy: plain NLL, it has no mask by probability."""
-    from liger_kernel.transformers.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyLoss
-
-    return LigerFusedLinearCrossEntropyLoss()(weight, hidden, labels)
-
-
-def cut_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, threshold: float) -> Tensor:
-    """Cut cross-entropy, the mask applied to its per-token losses. Without CUDA its form for torch.compile runs."""
-    from cut_cross_entropy import linear_cross_entropy
-
-    implementation = "cce" if hidden.is_cuda else "torch_compile"
-    losses = linear_cross_entropy(hidden, weight, labels, reduction="none", impl=implementation)
-    return masked_mean(-losses, threshold)
-
-
-def torch_own(hidden: Tensor, weight: Tensor, labels: Tensor, threshold: float) -> Tensor:
-    """Torch's own chunked loss (2.13), the mask applied to its per-token losses."""
-    options = torch.nn.LinearCrossEntropyOptions()
-    losses = torch.nn.functional.linear_cross_entropy(hidden, weight, labels, reduction="none", options=options)
-    return masked_mean(-losses, threshold)
-
-
-# name: (function, bound on the relative error of dH in fp32; None: not comparable, it computes another loss)
-VARIANTS: dict[str, tuple[Variant, float | None]] = {
-    "ours exact": (ours(None), 1e-4),
-    "ours exact, all in fp32": (ours(0.0), 1e-4),
-    "ours delta 0.3%": (ours(0.003), 1e-2),
-    "ours delta 1%": (ours(0.01), 3e-2),
-    "trl fused head": (trl_head, 0.5),
-    "official formula, full logits": (full_logits, 0.5),
-    "liger, plain nll": (liger, None),
-    "cut-cross-entropy": (cut_cross_entropy, 0.5),
-    "torch linear_cross_entropy": (torch_own, 0.5),
-}
-# One rounding of every gradient to bf16, and of the softmax before it.
-BF16_BOUND = 1e-2
-
-
-def planted(tokens: int, vocab_size: int, width: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+def planted(tokens: int, vocab_size: int, width: int, seed: int = 0) -> Inputs:
     """Inputs with likely labels: hidden states lean toward their label's row, by different amounts.
 
     Random inputs would give every label a tiny p, mask everything, and flatter us.
@@ -118,7 +52,7 @@ def planted(tokens: int, vocab_size: int, width: int, seed: int = 0) -> tuple[Te
     return torch.randn(tokens, width, generator=generator) + lean * weight[labels], weight, labels
 
 
-def real(data_file: Path, tokens: int) -> tuple[Tensor, Tensor, Tensor]:
+def real(data_file: Path, tokens: int) -> Inputs:
     """Hidden states of SmolLM2 at the answers of question/answer rows, in its chat template."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -145,33 +79,51 @@ def real(data_file: Path, tokens: int) -> tuple[Tensor, Tensor, Tensor]:
     return torch.cat(states)[:tokens], model.lm_head.weight.detach().clone(), torch.cat(labels)[:tokens]
 
 
-def oracle(hidden: Tensor, weight: Tensor, labels: Tensor, threshold: float) -> tuple[float, Tensor, Tensor, float]:
-    """Loss, dH and dW in float64, a chunk at a time, and the kept share."""
-    tokens = hidden.shape[0]
+def oracle(kind: Kind, inputs: Inputs, threshold: float) -> tuple[float, Tensor, Tensor, float]:
+    """Loss, dH and dW of an objective in float64, a chunk at a time, and the share of tokens with a weight."""
+    hidden, weight, labels = inputs
+    tokens, vocab_size = hidden.shape[0], weight.shape[0]
     weight = weight.double()
     loss, kept = 0.0, 0
     d_hidden, d_weight = torch.zeros_like(hidden, dtype=torch.float64), torch.zeros_like(weight)
-    for start in range(0, tokens, 256):
-        rows = slice(start, start + 256)
+    chunk_size = max(16, min(256, 2**24 // vocab_size))
+    for start in range(0, tokens, chunk_size):
+        rows = slice(start, start + chunk_size)
         chunk = hidden[rows].double()
         log_probs = (chunk @ weight.T).log_softmax(-1)
         own = log_probs.gather(-1, labels[rows, None])
-        mask = (own >= math.log(threshold)).double()
-        loss -= float((mask * own).sum()) / tokens
-        kept += int(mask.sum())
-        gradient = log_probs.exp().scatter_add_(-1, labels[rows, None], -torch.ones_like(own)) * mask / tokens
+        weights = {"mask": (own >= math.log(threshold)).double(), "nll": torch.ones_like(own), "dft": own.exp()}[kind]
+        loss -= float((weights * own).sum()) / tokens
+        kept += int((weights > 0).sum())
+        gradient = log_probs.exp_().scatter_add_(-1, labels[rows, None], -torch.ones_like(own)).mul_(weights / tokens)
         d_hidden[rows] = gradient @ weight
-        d_weight += gradient.T @ chunk
+        d_weight.addmm_(gradient.T, chunk)
     return loss, d_hidden, d_weight, kept / tokens
 
 
-def once(function: Variant, inputs: tuple[Tensor, Tensor, Tensor], threshold: float) -> tuple[float, Tensor, Tensor]:
+def relative_error(found: Tensor, exact: Tensor) -> float:
+    """Norm of the difference over that of the exact one, a part at a time: the head's gradient in float64 is large."""
+    parts = zip(found.split(4096), exact.split(4096), strict=True)
+    squared = sum(float((part.double() - wanted).square().sum()) for part, wanted in parts)
+    return math.sqrt(squared) / float(exact.norm())
+
+
+def once(variant: Variant, inputs: Inputs, threshold: float) -> tuple[float, Tensor, Tensor]:
     hidden, weight, labels = inputs
     hidden, weight = hidden.requires_grad_(), weight.requires_grad_()
     hidden.grad = weight.grad = None
-    loss = function(hidden, weight, labels, threshold)
+    loss = variant.function(hidden, weight, labels, threshold)
     loss.backward()
     return loss.item(), hidden.grad, weight.grad
+
+
+LARGEST_PRODUCT = 2**32
+
+
+def dense_product(hidden: Tensor, weight: Tensor) -> None:
+    """The unit; what would take more than `LARGEST_PRODUCT` bytes is made in parts."""
+    for part in hidden.split(max(1, LARGEST_PRODUCT // (weight.shape[0] * weight.element_size()))):
+        part @ weight.T
 
 
 def peak_memory_mib(inputs_file: str, name: str, threshold: float) -> float | None:
@@ -214,8 +166,9 @@ def time_ms(function: Callable[[], object], device: torch.device) -> float:
 def measure_memory(inputs_file: str, name: str, threshold: float) -> None:
     inputs = tuple(torch.load(inputs_file))
     warm = planted(16, 4096, 32)
-    once(VARIANTS[name][0], warm, threshold)  # imports and thread pools
-    before, peak, done = resident_mib(), 0.0, threading.Event()
+    once(VARIANTS[name], warm, threshold)  # imports and thread pools
+    before, done = resident_mib(), threading.Event()
+    peak = before
 
     def watch() -> None:
         nonlocal peak
@@ -224,71 +177,101 @@ def measure_memory(inputs_file: str, name: str, threshold: float) -> None:
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    once(VARIANTS[name][0], inputs, threshold)
+    once(VARIANTS[name], inputs, threshold)
     done.set()
     watcher.join()
     print(round(peak - before))
 
 
-def compare(
-    inputs: tuple[Tensor, Tensor, Tensor], threshold: float, rounds: int, names: list[str], *, memory: bool
-) -> list[dict[str, object]]:
-    """Check every variant against float64, then time those that pass, interleaved."""
-    loss, d_hidden, d_weight, kept_share = oracle(*(tensor.detach() for tensor in inputs), threshold)
-    rows: list[dict[str, object]] = []
-    running: dict[str, Callable[[], object]] = {}
-    for name in names:
-        function, bound = VARIANTS[name]
-        row: dict[str, object] = {"variant": name, "threshold": threshold, "kept_share": round(kept_share, 3)}
-        rows.append(row)
-        if bound is not None and inputs[0].dtype != torch.float32:
-            bound = max(bound, BF16_BOUND)
-        try:
-            found = once(function, inputs, threshold)
-            once(function, inputs, threshold)  # what is compiled or tuned on first use
-        except (ImportError, RuntimeError, ValueError, AssertionError, AttributeError, TypeError) as error:
-            row["not_run"] = f"{type(error).__name__}: {str(error).splitlines()[0][:80] if str(error) else ''}"
+def check(inputs: Inputs, threshold: float, kind: Kind, rows: Mapping[str, Row]) -> None:
+    """Run the variants of an objective, and put into their rows the errors, or why they get no other figures."""
+    exact = oracle(kind, tuple(tensor.detach() for tensor in inputs), threshold)
+    for name, row in rows.items():
+        variant = VARIANTS[name]
+        if variant.needs_cuda and not inputs[0].is_cuda:
+            row["not_run"] = "needs a CUDA device"
             continue
-        if bound is not None:
-            row["rel_err_loss"] = abs(found[0] - loss) / abs(loss)
-            row["rel_err_dH"] = float((found[1].double() - d_hidden).norm() / d_hidden.norm())
-            row["rel_err_dW"] = float((found[2].double() - d_weight).norm() / d_weight.norm())
-            if not row["rel_err_dH"] <= bound:
-                row["not_run"] = f"dH error above {bound}"
-                continue
-        running[name] = lambda function=function: once(function, inputs, threshold)
-    hidden, weight = (tensor.detach() for tensor in inputs[:2])
-    running["unit"] = lambda: hidden @ weight.T
-    times: dict[str, list[float]] = {name: [] for name in running}
+        try:
+            loss, d_hidden, d_weight = once(variant, inputs, threshold)
+        except ModuleNotFoundError as error:
+            row["not_run"] = f"{error.name} is not installed: pip install {variant.package}"
+            continue
+        except Exception as error:  # whatever a peer's kernels raise; of ours, `failures` tells
+            said = str(error).strip().splitlines()
+            row["not_run"] = f"{type(error).__name__}: {said[0][:120] if said else ''}"
+            continue
+        row["kept_share"] = round(exact[3], 3)
+        row["rel_err_loss"] = abs(loss - exact[0]) / abs(exact[0])
+        row["rel_err_dH"], row["rel_err_dW"] = relative_error(d_hidden, exact[1]), relative_error(d_weight, exact[2])
+        bound = variant.bounds[inputs[0].dtype != torch.float32]
+        off = [name for name in ("rel_err_loss", "rel_err_dH", "rel_err_dW") if not row[name] <= bound]
+        if off:
+            row["not_run"] = f"{off[0]} is {row[off[0]]:.1e}, above {bound}"
+
+
+def compare(
+    inputs: Inputs,
+    threshold: float,
+    *,
+    rounds: int,
+    names: Sequence[str],
+    memory: bool = True,
+    left_out: Mapping[str, str] | None = None,
+) -> list[Row]:
+    """Check every variant against float64, then time those that pass, interleaved.
+
+    Args:
+        inputs: On the device and in the dtype to measure.
+        threshold: Of the mask, a probability.
+        rounds: How often each is timed, two at least.
+        names: Of `VARIANTS`.
+        memory: Take the peak memory, too.
+        left_out: Variants that are not to be run, with the reason.
+
+    Returns:
+        A row a variant, and the unit's. What has no figures has the reason as `not_run` or `left_out`.
+    """
+    rows: dict[str, Row] = {name: {"variant": name, "threshold": threshold} for name in names}
+    for name, reason in (left_out or {}).items():
+        rows[name]["left_out"] = reason
+    for kind in KINDS:
+        wanted = {name: row for name, row in rows.items() if VARIANTS[name].kind == kind and "left_out" not in row}
+        if wanted:
+            check(inputs, threshold, kind, wanted)
+    running: dict[str, Callable[[], object]] = {
+        name: lambda name=name: once(VARIANTS[name], inputs, threshold)
+        for name, row in rows.items()
+        if not {"left_out", "not_run"} & row.keys()
+    }
+    plain = tuple(tensor.detach() for tensor in inputs)
+    times: dict[str, list[float]] = {name: [] for name in [*running, UNIT]}
     for _ in range(rounds):
         for name, function in running.items():
-            times[name].append(time_ms(function, hidden.device))
-    unit = statistics.median(times["unit"])
-    with tempfile.TemporaryDirectory() as folder:
-        inputs_file = os.path.join(folder, "inputs.pt")
-        if memory and not hidden.is_cuda:
-            torch.save([tensor.detach() for tensor in inputs], inputs_file)
-        for row in rows:
-            name = str(row["variant"])
-            if name in times:
-                quartiles = statistics.quantiles(times[name], n=4)
-                row["median_ms"] = round(statistics.median(times[name]), 2)
-                row["iqr_ms"] = round(quartiles[2] - quartiles[0], 2)
-                row["ratio_to_dense_gemm"] = round(statistics.median(times[name]) / unit, 2)
-                if "trl fused head" in times:
-                    row["ratio_to_trl"] = round(
-                        statistics.median(times[name]) / statistics.median(times["trl fused head"]), 2
-                    )
-                if memory and hidden.is_cuda:
-                    for tensor in inputs:
-                        tensor.grad = None
-                    row["peak_memory_mib"] = peak_memory_on_gpu_mib(running[name])
-                elif memory:
-                    row["peak_memory_mib"] = peak_memory_mib(inputs_file, name, threshold)
-    rows.append({"variant": "unit: H @ W.T", "median_ms": round(unit, 2), "ratio_to_dense_gemm": 1.0})
-    return rows
+            times[name].append(time_ms(function, plain[0].device))
+        times[UNIT].append(time_ms(lambda: dense_product(*plain[:2]), plain[0].device))
+    medians = {name: statistics.median(found) for name, found in times.items()}
+    for name in running:
+        row, quartiles = rows[name], statistics.quantiles(times[name], n=4)
+        row |= {"median_ms": round(medians[name], 2), "iqr_ms": round(quartiles[2] - quartiles[0], 2)}
+        row["ratio_to_dense_gemm"] = round(medians[name] / medians[UNIT], 2)
+        if KINDS[VARIANTS[name].kind] in medians:
+            row["ratio_to_trl"] = round(medians[name] / medians[KINDS[VARIANTS[name].kind]], 2)
+        if memory and plain[0].is_cuda:
+            for tensor in inputs:
+                tensor.grad = None
+            row["peak_memory_mib"] = peak_memory_on_gpu_mib(running[name])
+    if memory and not plain[0].is_cuda:
+        with tempfile.TemporaryDirectory() as folder:
+            inputs_file = os.path.join(folder, "inputs.pt")
+            torch.save(list(plain), inputs_file)
+            for name in running:
+                rows[name]["peak_memory_mib"] = peak_memory_mib(inputs_file, name, threshold)
+    return [*rows.values(), {"variant": UNIT, "median_ms": round(medians[UNIT], 2), "ratio_to_dense_gemm": 1.0}]
 
 
+UNIT = "unit: H @ W.T"
+# TRL's row of each objective, to which the others of it are a ratio.
+KINDS: dict[Kind, str] = {"mask": "trl fused head", "nll": "trl fused head, nll", "dft": "trl fused head, dft"}
 COLUMNS = (
     "variant",
     "kept_share",
@@ -303,27 +286,69 @@ COLUMNS = (
 )
 
 
-def render(title: str, rows: list[dict[str, object]]) -> None:
-    print(f"\n### {title}\n\n| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
+def render(title: str, rows: Sequence[Row]) -> str:
+    """Return the table in Markdown, and a line for each variant that is not in it."""
+    lines = [f"### {title}", "", f"| {' | '.join(COLUMNS)} |", f"|{'---|' * len(COLUMNS)}"]
+    missing = []
     for row in rows:
+        reason = row.get("not_run") or row.get("left_out")
+        if reason is not None:
+            missing.append(f"- {'not run' if 'not_run' in row else 'left out'}: {row['variant']} ({reason})")
+            continue
         cells = []
         for name in COLUMNS:
             value = row.get(name, "")
             cells.append(f"{value:.1e}" if name.startswith("rel_err") and isinstance(value, float) else str(value))
-        if "not_run" in row:
-            cells[2] = f"not run ({row['not_run']})"
-        print(f"| {' | '.join(cells)} |")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, *(["", *missing] if missing else []), ""])
 
 
-def main() -> None:
+def failures(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return which of this library's own variants did not run, or not within their bounds."""
+    rows = (row for result in results for row in result["rows"] if "not_run" in row)
+    return [f"{row['variant']}: {row['not_run']}" for row in rows if VARIANTS[row["variant"]].package is None]
+
+
+def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Compare on each problem, print each table when it stands, and return the figures."""
+    results: list[dict[str, Any]] = []
+    names = args.only or list(growth.SHOWN if args.growth else VARIANTS)
+    for title, inputs in problems(args):
+        hidden, weight, labels = inputs
+        dtype = getattr(torch, args.dtype)
+        placed = hidden.to(args.device, dtype).detach(), weight.to(args.device, dtype).detach(), labels.to(args.device)
+        sizes = {"tokens": hidden.shape[0], "width": hidden.shape[1], "vocab_size": weight.shape[0]}
+        for threshold in args.thresholds:
+            # Without a threshold once is enough.
+            wanted = [name for name in names if threshold == args.thresholds[0] or VARIANTS[name].kind == "mask"]
+            rows = compare(
+                placed,
+                threshold,
+                rounds=args.rounds,
+                names=wanted,
+                memory=not args.no_memory,
+                left_out=growth.too_large(
+                    sizes, [one for one in results if one["threshold"] == threshold], args.limit_s, args.limit_gib
+                ),
+            )
+            shape = f"N={hidden.shape[0]} V={weight.shape[0]} D={hidden.shape[1]}"
+            print(render(f"{title} {shape}, threshold {threshold}, {args.dtype}", rows), flush=True)
+            results.append({"problem": title, **sizes, "dtype": args.dtype, "threshold": threshold, "rows": rows})
+    return results
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="question/answer rows (jsonl) to take real hidden states from")
     parser.add_argument("--tokens", type=int, nargs="+", default=[2048])
     parser.add_argument("--thresholds", type=float, nargs="+", default=[0.5, 0.1])
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--only", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
-    parser.add_argument("--growth", action="store_true", help="planted inputs, growing N and V")
+    parser.add_argument("--rounds", type=int, default=7, help="two at least")
+    parser.add_argument("--only", nargs="+", choices=list(VARIANTS), help="default: all; of --growth, those it draws")
     parser.add_argument("--planted", nargs="+", metavar="N,D,V", help="planted inputs of these sizes")
+    parser.add_argument("--growth", action="store_true", help="planted inputs, growing N and V; or those of --planted")
+    parser.add_argument("--picture", type=Path, help="draw the growth into this SVG")
+    parser.add_argument("--limit_s", type=float, default=60, help="a run that would take longer is left out")
+    parser.add_argument("--limit_gib", type=float, help="and one that would take more; default: 6 on the CPU")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--save", type=Path, help="write the real inputs here and measure nothing")
@@ -332,41 +357,46 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write every figure here")
     parser.add_argument("--memory_of", help=argparse.SUPPRESS)
     parser.add_argument("--inputs", help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
+    if args.limit_gib is None:  # a GPU without room says so; a CPU's process is killed
+        args.limit_gib = 6 if args.device == "cpu" else math.inf
+    return args
+
+
+def main() -> None:
+    args = parse()
     if args.memory_of:
         measure_memory(args.inputs, args.memory_of, args.thresholds[0])
         return
     if args.save is not None:
         save(args.save, real(args.data, max(args.tokens)))
         return
-    results = []
-    for title, inputs in problems(args):
-        placed = tuple(
-            tensor.to(args.device, getattr(torch, args.dtype) if tensor.is_floating_point() else None).detach()
-            for tensor in inputs
-        )
-        for threshold in args.thresholds:
-            rows = compare(placed, threshold, args.rounds, args.only, memory=not args.no_memory)
-            render(f"{title}, threshold {threshold}, {args.dtype}", rows)
-            results.append({"problem": title, "threshold": threshold, "dtype": args.dtype, "rows": rows})
+    results = measure(args)
     if args.json is not None:
         args.json.write_text(json.dumps({"environment": environment(), "results": results}, indent=2) + "\n")
+    if args.picture is not None:
+        args.picture.write_text(growth.picture(results), encoding="utf-8")
+    failed = failures(results)
+    if failed:
+        sys.exit("\n".join(failed))
 
 
-def problems(args: argparse.Namespace) -> list[tuple[str, tuple[Tensor, Tensor, Tensor]]]:
-    """Return what to measure on, with titles."""
-    if args.growth:
-        return [(f"planted N={n} V={v} D=576", planted(n, v, 576)) for n, v in GROWTH]
-    if args.planted:
-        sizes = [tuple(int(size) for size in sizes.split(",")) for sizes in args.planted]
-        return [(f"planted N={n} V={v} D={d}", planted(n, v, d)) for n, d, v in sizes]
-    if args.data is not None or args.load is not None:
+def problems(args: argparse.Namespace) -> Iterator[tuple[str, Inputs]]:
+    """Yield what to measure on, with what it is."""
+    if args.planted or args.growth:
+        given = [tuple(int(size) for size in sizes.split(",")) for sizes in args.planted or ()]
+        for tokens, width, vocab_size in given or growth.SIZES:
+            yield "planted", planted(tokens, vocab_size, width)
+    elif args.data is not None or args.load is not None:
         hidden, weight, labels = load(args.load) if args.load is not None else real(args.data, max(args.tokens))
-        return [(f"real N={n} V={weight.shape[0]} D=576", (hidden[:n], weight, labels[:n])) for n in args.tokens]
-    return [(f"planted N={n} V=49152 D=576", planted(n, 49152, 576)) for n in args.tokens]
+        for tokens in args.tokens:
+            yield "real", (hidden[:tokens], weight, labels[:tokens])
+    else:
+        for tokens in args.tokens:
+            yield "planted", planted(tokens, 49_152, 576)
 
 
-def save(path: Path, inputs: tuple[Tensor, Tensor, Tensor]) -> None:
+def save(path: Path, inputs: Inputs) -> None:
     """Write real inputs in bf16, compressed: a tenth of the model they come from."""
     names = ("hidden", "weight", "labels")
     arrays = {
@@ -376,18 +406,16 @@ def save(path: Path, inputs: tuple[Tensor, Tensor, Tensor]) -> None:
     np.savez_compressed(path, **arrays)
 
 
-def load(path: Path) -> tuple[Tensor, Tensor, Tensor]:
+def load(path: Path) -> Inputs:
     """Read what `save` wrote."""
     with np.load(path) as file:
         hidden, weight = (torch.from_numpy(file[name]).view(torch.bfloat16).float() for name in ("hidden", "weight"))
         return hidden, weight, torch.from_numpy(file["labels"]).long()
 
 
-GROWTH = ((512, 49152), (1024, 49152), (4096, 49152), (1024, 12288), (1024, 151936))
-
-
 def environment() -> dict[str, object]:
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    packages = {variant.package for variant in VARIANTS.values()}
     return {
         "command": " ".join(sys.argv),
         "commit": commit,
@@ -396,6 +424,7 @@ def environment() -> dict[str, object]:
         "processor": platform.processor() or platform.machine(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "packages": package_versions(sorted({"profit-sft", "triton", *packages} - {None, "torch"})),
     }
 
 
