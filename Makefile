@@ -50,7 +50,7 @@ test-gpu: $(STAMP)  ## the table of the loss, the head and one trainer step, on 
 	$(BIN)/python -m pytest -m gpu tests/loss tests/test_gpu.py
 
 test-lowest: $(LOWEST)/.installed  ## loss, head and trainer on the lowest versions that pyproject.toml declares
-	$(LOWEST)/bin/python -m pytest -W default -m "not slow" tests/loss tests/test_head*.py tests/test_objectives.py \
+	$(LOWEST)/bin/python -m pytest -W default -m "not slow" tests/loss tests/test_head*.py tests/test_padding.py tests/test_objectives.py \
 		tests/integrations tests/train/test_trainer.py
 
 $(LOWEST)/.installed: pyproject.toml tests/lowest_versions.py
