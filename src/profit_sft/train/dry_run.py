@@ -16,8 +16,9 @@ from profit_sft.train.arguments import RunArguments
 from profit_sft.train.config import ProFitConfig
 from profit_sft.train.data import load_data
 from profit_sft.train.engine import Engine, planned_engine
+from profit_sft.train.memory import planned_memory_gib
 from profit_sft.train.run import build_trainer, load_tokenizer, resolved_config, settle, spread_batch
-from profit_sft.train.settings_report import SettingsReport, planned_memory_gib, settings_report
+from profit_sft.train.settings_report import SettingsReport, settings_report
 from profit_sft.train.start_report import parameter_counts
 from profit_sft.train.steps import planned_steps
 from profit_sft.train.trainer import ProFitTrainer

@@ -17,8 +17,8 @@ from profit_sft.models.pretrained import outline, pretrained_path
 from profit_sft.train.arguments import RunArguments
 from profit_sft.train.config import ProFitConfig
 from profit_sft.train.data import evaluation_settings
-from profit_sft.train.engine import Engine, planned_device, planned_precision, step_of
-from profit_sft.train.memory import estimate_memory_gib
+from profit_sft.train.engine import Engine, step_of
+from profit_sft.train.memory import planned_memory_gib
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,23 +68,6 @@ def settings_report(
         batch=f"{rows * micro_batches * engine.ranks} rows: {step_of(rows, micro_batches, engine.ranks)}",
         not_checked=[f"{what}: {reason}" for reason in reasons],
         memory_gib=memory_gib,
-    )
-
-
-def planned_memory_gib(
-    model: torch.nn.Module, run: RunArguments, config: ProFitConfig, engine: Engine, *, longest: int
-) -> dict[str, float]:
-    """Estimate as `estimate_memory_gib`, of a run on the device and in the precision that its settings name."""
-    launched_in, device = "no", config.device.type
-    if run.accelerate_config is not None:
-        launched_in, device = planned_precision(run.accelerate_config), planned_device(run.accelerate_config)
-    return estimate_memory_gib(
-        model,
-        config,
-        engine,
-        longest=longest,
-        mixed_precision=bool(config.bf16 or config.fp16 or launched_in != "no"),
-        device=torch.device(device),
     )
 
 
