@@ -28,8 +28,7 @@ def data_command(
     dataset_name: Annotated[str, typer.Argument(metavar="DATA", help="File, folder or hub name.", show_default=False)],
     *,
     model_name_or_path: Annotated[
-        str | None,
-        flag("model_name_or_path", "Whose tokenizer and chat template: hub name, folder, embedded."),
+        str | None, flag("model_name_or_path", "Whose tokenizer and chat template: hub name, folder, embedded.")
     ] = None,
     trust_remote_code: Annotated[bool, flag("trust_remote_code", "Run code that comes with the model.")] = False,
     chat_template_path: ChatTemplatePath = None,

@@ -63,8 +63,7 @@ def inspect_command(
     objective_kwargs: Annotated[str | None, flag("objective_kwargs", "Its fields as JSON: '{\"k\": 0.5}'.")] = None,
     examples: Annotated[int | None, flag("examples", "Examples token by token (default: 500; 3 with --plain).")] = None,
     output_file: Annotated[
-        Path | None,
-        flag("output_file", "The page (default: mask.html by the scores).", "--output"),
+        Path | None, flag("output_file", "The page (default: mask.html by the scores).", "--output")
     ] = None,
     plain: Annotated[bool, typer.Option("--plain", help="Print to the terminal in place of a page.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON in place of a page.")] = False,

@@ -82,7 +82,7 @@ def score_command(
         name = signal.Signals(stop.signal_number).name
         console(stderr=True).print(
             f"Stopped by {name}; the shards that were done are kept. Go on with the same command:\n"
-            f"  {command_line(settings)}",
+            f"  {command_line(settings)}"
         )
         return 130
     speaks = PartialState().is_main_process

@@ -18,7 +18,7 @@ from profit_sft.terminal import console
 
 if TYPE_CHECKING:
     from profit_sft.study.analysis import Analysis
-    from profit_sft.study.dry_run import StudyDryRun
+    from profit_sft.study.estimate import StudyDryRun
     from profit_sft.study.plan import StudyPlan
 
 
@@ -38,7 +38,7 @@ def study_command(
 ) -> int:
     """Train and measure the cells of a study, and compare them. Interrupted, it goes on where it was."""
     from profit_sft.files import check_output_folder
-    from profit_sft.study.dry_run import dry_run
+    from profit_sft.study.estimate import dry_run
     from profit_sft.study.flags import check_flags
     from profit_sft.study.plan import load_plan
     from profit_sft.study.report import write_report
@@ -83,7 +83,7 @@ def _run(plan: "StudyPlan", folder: Path, *, cells: str | None, on_ray: bool, jo
     if result.failed:
         messages.print(
             f"{len(result.failed)} cells failed: {', '.join(result.failed)}. Their logs are in {folder}/cells; the "
-            "same command tries them again.",
+            "same command tries them again."
         )
     return 1 if result.failed else 0
 
@@ -133,5 +133,5 @@ def print_dry_run(found: "StudyDryRun", *, as_json: bool) -> None:
     out.print(table)
     out.print(
         f"{len(found.cells) - len(found.finished)} cells to run: about {found.hours:.1f} hours of {found.device}, an "
-        "estimate (assumptions: docs/how-to/study.md).",
+        "estimate (assumptions: docs/how-to/study.md)."
     )

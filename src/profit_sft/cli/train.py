@@ -87,7 +87,7 @@ def print_result(result: "RunResult", *, as_json: bool) -> int:
             f"Stopped by {name} after step {result.global_step}; the checkpoint is saved. Go on with"
             + (", under the same launcher" if "WORLD_SIZE" in os.environ and not is_launched_here() else "")
             + ":\n  "
-            + shlex.join(resumed),
+            + shlex.join(resumed)
         )
         return 130
     took = duration(result.train_runtime_seconds)
@@ -97,7 +97,7 @@ def print_result(result: "RunResult", *, as_json: bool) -> int:
     if result.data["rows_skipped"]:
         messages.print(
             f"{result.data['rows_skipped']} bad rows were left out; {result.output_dir}/data.json lists the first "
-            f"{LISTED_ROWS}.",
+            f"{LISTED_ROWS}."
         )
     if not as_json:
         record = read_run(result.output_dir)

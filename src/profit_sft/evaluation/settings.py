@@ -65,8 +65,7 @@ class EvalSettings:
     )
     apply_chat_template: bool = True
     engine: str = field(
-        default="hf",
-        metadata={"help": "What generates, as lm-eval's --model: hf, vllm, sglang and others."},
+        default="hf", metadata={"help": "What generates, as lm-eval's --model: hf, vllm, sglang and others."}
     )
     engine_args: Mapping[str, Any] = field(default_factory=dict)
     preset: str | None = field(
@@ -185,12 +184,7 @@ _QWEN_OLMO = Decoding(temperature=0.7, top_p=0.8, top_k=20)
 _LLAMA = Decoding(temperature=0.6, top_p=0.9, top_k=0)
 
 # By `model_type` of config.json. The paper's Qwen2.5 models have Qwen3's decoding here; theirs is not told.
-DECODING: Mapping[str, Decoding] = {
-    "qwen2": _QWEN_OLMO,
-    "qwen3": _QWEN_OLMO,
-    "olmo2": _QWEN_OLMO,
-    "llama": _LLAMA,
-}
+DECODING: Mapping[str, Decoding] = {"qwen2": _QWEN_OLMO, "qwen3": _QWEN_OLMO, "olmo2": _QWEN_OLMO, "llama": _LLAMA}
 _PAPER_TASKS: Mapping[str, TaskPreset] = {
     "aime24": TaskPreset(samples=32, max_new_tokens=32_768),
     "aime24_paper": TaskPreset(samples=32, max_new_tokens=32_768),

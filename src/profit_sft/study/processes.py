@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -137,6 +138,15 @@ def log_tail(log_file: Path, lines: int = 8) -> str:
     """Return the last lines a child wrote, for an error message."""
     text = log_file.read_text(encoding="utf-8", errors="replace") if log_file.exists() else ""
     return "\n".join(f"    {line}" for line in text.strip().splitlines()[-lines:])
+
+
+def planned_ranks(settings: Mapping[str, Any]) -> int:
+    """Return how many processes a run with these settings trains in."""
+    if settings.get("accelerate_config") is None:
+        return 1
+    from profit_sft.train.engine import planned_engine  # brings the trainer, which few studies need for it
+
+    return planned_engine(settings["accelerate_config"], settings.get("num_processes")).ranks
 
 
 def main() -> None:

@@ -17,10 +17,9 @@ from typing import Any
 from profit_sft.errors import ConfigurationError, require_extra
 from profit_sft.interrupts import signals_handled
 from profit_sft.study.cells import CellFailed, CellRun, failure_of, run_cell
-from profit_sft.study.estimate import planned_ranks
 from profit_sft.study.layout import StudyFolder
 from profit_sft.study.plan import Cell, StudyPlan
-from profit_sft.study.processes import Interrupted, StopRequest
+from profit_sft.study.processes import Interrupted, StopRequest, planned_ranks
 
 _POLL_SECONDS = 0.5
 # Ray's default is 3. A cell may take hours, on machines that are taken away; a retry costs it minutes.

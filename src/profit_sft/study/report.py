@@ -99,8 +99,7 @@ def render_html(
                     "verdict": row.verdict,
                 }
                 for row in sorted(
-                    analysis.main_comparisons,
-                    key=lambda row: (row.second != plan.baseline, -row.comparison.difference),
+                    analysis.main_comparisons, key=lambda row: (row.second != plan.baseline, -row.comparison.difference)
                 )
                 if row.model == model.name
             ],

@@ -15,8 +15,7 @@ class _Sources:
     """Where the rows to train and to evaluate on are."""
 
     dataset_name: str | None = field(
-        default=None,
-        metadata={"help": "Training data: a file (jsonl, csv, parquet, ...), a folder or a hub name."},
+        default=None, metadata={"help": "Training data: a file (jsonl, csv, parquet, ...), a folder or a hub name."}
     )
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a folder or hub data set."})
     dataset_train_split: str = field(default="train", metadata={"help": "Split of a folder or hub data set."})

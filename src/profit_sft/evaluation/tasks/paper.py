@@ -15,7 +15,7 @@ scores 1.69% on ARC, where guessing gives 25%. Their wording here is that of gpq
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 from profit_sft.evaluation.answers import boxed_answer
@@ -177,16 +177,6 @@ def arc_docs(dataset: "Dataset") -> "Dataset":
     return kept.map(row, remove_columns=kept.column_names)
 
 
-def mmlu_pro_history_docs(dataset: "Dataset") -> "Dataset":
-    """Keep MMLU-Pro's questions on history."""
-    return _mmlu_pro_docs(dataset, "history")
-
-
-def mmlu_pro_chemistry_docs(dataset: "Dataset") -> "Dataset":
-    """Keep MMLU-Pro's questions on chemistry."""
-    return _mmlu_pro_docs(dataset, "chemistry")
-
-
 def _mmlu_pro_docs(dataset: "Dataset", subject: str) -> "Dataset":
     kept = dataset.filter(lambda doc: doc["category"] == subject)
     return kept.map(
@@ -195,12 +185,13 @@ def _mmlu_pro_docs(dataset: "Dataset", subject: str) -> "Dataset":
     )
 
 
+# What the task files name: MMLU-Pro's questions on one subject.
+mmlu_pro_history_docs = partial(_mmlu_pro_docs, subject="history")
+mmlu_pro_chemistry_docs = partial(_mmlu_pro_docs, subject="chemistry")
+
+
 def _choices(question: str, texts: Sequence[str], right: int) -> dict[str, Any]:
-    return {
-        "question": question.strip(),
-        "choices": [str(text).strip() for text in texts],
-        "answer": LETTERS[right],
-    }
+    return {"question": question.strip(), "choices": [str(text).strip() for text in texts], "answer": LETTERS[right]}
 
 
 def code_prompt(doc: Doc) -> str:
@@ -227,25 +218,12 @@ def grade_code(doc: Doc, text: str, truncated: bool = False) -> Grade:
 _passes = lru_cache(maxsize=4096)(passes)  # an answer cut behind its function is the same program at every budget
 
 
-def last_number_results(doc: Doc, results: Sequence[Any]) -> dict[str, list[Record]]:
-    """Grade the samples of a problem by `grade_last_number`."""
-    return _results(grade_last_number, doc, results)
-
-
-def box_results(doc: Doc, results: Sequence[Any]) -> dict[str, list[Record]]:
-    """Grade the samples of a problem by `grade_box`."""
-    return _results(grade_box, doc, results)
-
-
-def letter_results(doc: Doc, results: Sequence[Any]) -> dict[str, list[Record]]:
-    """Grade the samples of a problem by `grade_letter`."""
-    return _results(grade_letter, doc, results)
-
-
-def code_results(doc: Doc, results: Sequence[Any]) -> dict[str, list[Record]]:
-    """Grade the samples of a problem by `grade_code`."""
-    return _results(grade_code, doc, results)
-
-
 def _results(grade: Grader, doc: Doc, results: Sequence[Any]) -> dict[str, list[Record]]:
     return {"accuracy": each_sample(lambda text, truncated: grade(doc, text, truncated), results)}
+
+
+# What the task files name, each grading the samples of a problem.
+last_number_results = partial(_results, grade_last_number)
+box_results = partial(_results, grade_box)
+letter_results = partial(_results, grade_letter)
+code_results = partial(_results, grade_code)
