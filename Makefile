@@ -18,12 +18,14 @@ STAMP := $(VENV)/.installed
 quickstart: $(STAMP)  ## train the embedded model on generated problems, about five minutes on two cores
 	$(BIN)/profit quickstart --output_dir runs/quickstart --overwrite_output_dir
 
-# Two processes of one thread each: on two cores that takes half of the time of one process.
+# Two processes of one thread each: on two cores that takes half of the time of one process. Files are begun in the order
+# of tests/conftest.py, the slow ones first, and not by their number of tests.
 test: $(STAMP)  ## all tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-test-whole: $(STAMP)  ## tables that `test` samples, hours on two cores: kills, full disks, malformed rows, settings, models, engines
-	PROFIT_TESTS=all OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults tests/distributed tests/evaluation
+test-whole: $(STAMP)  ## tables that `test` samples, hours on two cores: kills, full disks, rows, settings, models, engines, the loss
+	PROFIT_TESTS=all OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults tests/distributed tests/evaluation \
+		tests/loss tests/train/test_trainer_moe.py
 
 setup: $(STAMP)
 

@@ -27,6 +27,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from campaign import WHOLE, meeting
+
 _CHROMIUM_FLAGS = (
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
@@ -34,6 +36,26 @@ _CHROMIUM_FLAGS = (
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@pytest.hookimpl(trylast=True)  # of what -m and -k leave
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Sample the tables that are marked `pairs`, and begin with the files of slow tests.
+
+    Rows that only a GPU runs, or that nothing here does, are left as they are, and count for nothing.
+    """
+    tables: dict[str, list[pytest.Item]] = {}
+    for item in items if not WHOLE else ():
+        runs = not item.get_closest_marker("gpu") and not any(mark.args[0] for mark in item.iter_markers("skipif"))
+        if runs and item.get_closest_marker("pairs"):
+            tables.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    left_out: set[pytest.Item] = set()
+    for rows in tables.values():
+        left_out |= set(rows) - {rows[index] for index in meeting([row.callspec.indices for row in rows])}
+    config.hook.pytest_deselected(items=list(left_out))
+    # So that of two processes neither is alone with a long file in the end.
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items[:] = sorted((item for item in items if item not in left_out), key=lambda item: item.path not in slow)
 
 
 def pytest_unconfigure() -> None:

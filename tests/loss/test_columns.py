@@ -38,6 +38,7 @@ def in_two_precisions_bound(values, problem, scale, tail_share):
     return [3 * 2**-9 * tail_share * mass * problem[i].double().norm(dim=-1).max() for i in (1, 0)]
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("objective", [NLL(), ProFit(threshold=THRESHOLD), ASFT()], ids=str)
 @pytest.mark.parametrize("gradient_budget", [None, 0.02])

@@ -8,7 +8,7 @@ import sys
 import fake_accelerator
 import pytest
 import torch
-from problems import CPU, HEADS, OBJECTIVES, PLACES, THRESHOLD, both, planted_problem, selective_loss
+from problems import CPU, HEADS, OBJECTIVES, PLACES, THRESHOLD, beside, both, planted_problem, selective_loss
 
 from profit_sft import NLL, ProFit, selective_linear_cross_entropy
 from profit_sft.loss import chunked, columns, head_gradients
@@ -34,6 +34,7 @@ def test_the_fake_device_is_as_strict_as_a_real_one(place, accelerator):
     assert len(accelerator.waits) == 3
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("place", ACCELERATORS)
 @pytest.mark.parametrize("statistics", ["objective", "ranks"])
 @pytest.mark.parametrize("gradient_budget", [None, 0.0, 0.01])
@@ -48,17 +49,23 @@ def test_no_float64_and_no_trick_of_the_cpu_off_the_cpu(place, head, gradient_bu
         (head_gradients, "add_products"),
     ):
         monkeypatch.setattr(module, name, refused)
-    problem = planted_problem(place, falling=12.0, **HEADS[head])
+    hidden, lm_head_weight, labels, bias, reference = planted_problem(place, falling=12.0, **HEADS[head])
+    inputs = [tensor.requires_grad_() for tensor in (hidden, lm_head_weight, bias) if tensor is not None]
+    options = {name: value for name, value in HEADS[head].items() if name != "bias"}
     for objective in OBJECTIVES:
-        both(
-            problem,
-            objective,
-            place=place,
-            head=HEADS[head],
+        loss = selective_loss(
+            place,
+            *inputs[:2],
+            labels,
+            objective=objective,
+            bias=bias,
             gradient_budget=gradient_budget,
             statistics=statistics,
             chunk_size=place.chunk_size,
-        )
+            **beside(objective, reference),
+            **options,
+        ).loss
+        assert all(gradient.norm() > 0 for gradient in torch.autograd.grad(loss, inputs))
 
 
 def test_the_tricks_are_the_ones_a_cpu_takes(monkeypatch):

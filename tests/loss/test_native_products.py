@@ -38,6 +38,7 @@ def place(request, monkeypatch):
     return NativePlace(**vars(request.param))
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
 def test_every_objective_matches_the_oracle(place, objective, dtype):
@@ -47,6 +48,7 @@ def test_every_objective_matches_the_oracle(place, objective, dtype):
     assert result.loss.item() == pytest.approx(loss.item(), rel=1e-5)
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("gradient_budget", [None, 0.01])
 @pytest.mark.parametrize("head", HEADS)
@@ -67,6 +69,7 @@ def test_every_head_matches_the_oracle_with_and_without_a_budget(place, head, gr
     assert result.loss.item() == pytest.approx(loss.item(), rel=1e-5)
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("head", ["plain", "all"])
 @pytest.mark.parametrize("size", [1e-6, 1e-3, 1.0, 1e4])
 def test_fp16_keeps_the_gradients_of_small_and_large_weights(place, size, head):

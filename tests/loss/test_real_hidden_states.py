@@ -9,14 +9,8 @@ from problems import PLACES, N, assert_close, assert_within_budget, both, select
 from profit_sft import ProFit
 
 
-@pytest.mark.slow
-@pytest.mark.model
-@pytest.mark.parametrize("place", [row for row in PLACES if row.values[0].sizes[0] == N])  # others would take minutes
-@pytest.mark.parametrize("threshold", [0.5, 0.1])
-def test_on_real_hidden_states_the_errors_are_those_promised(
-    place, threshold, smollm2_model, smollm2_tokenizer, shared_data
-):
-    """SmolLM2 on GSM8K answers: exact within 1e-4 of fp64, a budget of 0.3% within 1% on dH, and the stated bound."""
+@pytest.fixture(scope="module")
+def problem(smollm2_model, smollm2_tokenizer, shared_data):
     model = smollm2_model()
     states, labels = [], []
     with (shared_data / "gsm8k_train.jsonl").open() as lines, torch.no_grad():
@@ -26,8 +20,16 @@ def test_on_real_hidden_states_the_errors_are_those_promised(
             states.append(model.model(input_ids=torch.tensor([ids])).last_hidden_state[0, :-1])
             labels.append(torch.tensor(ids[1:]))
     hidden, labels = torch.cat(states), torch.cat(labels)
-    weight = model.lm_head.weight.detach()
-    problem = hidden, weight, labels, None, torch.zeros(len(labels))
+    return hidden, model.lm_head.weight.detach(), labels, None, torch.zeros(len(labels))
+
+
+@pytest.mark.slow
+@pytest.mark.model
+@pytest.mark.parametrize("place", [row for row in PLACES if row.values[0].sizes[0] == N])  # others would take minutes
+@pytest.mark.parametrize("threshold", [0.5, 0.1])
+def test_on_real_hidden_states_the_errors_are_those_promised(place, threshold, problem):
+    """SmolLM2 on GSM8K answers: exact within 1e-4 of fp64, a budget of 0.3% within 1% on dH, and the stated bound."""
+    hidden, weight, labels, *_ = problem
     (result, gradients), (_, exact, values) = both(problem, ProFit(threshold=threshold), place=place)
     assert 0.2 < values["token_weights"].mean() < 0.9
     assert torch.equal(result.token_weights.double(), values["token_weights"])

@@ -23,6 +23,7 @@ from profit_sft.objectives import DFT
 pytestmark = pytest.mark.parametrize("place", PLACES)
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("threshold", [0.1, 0.4])
 def test_prescreen_changes_neither_mask_nor_gradients(place, head, threshold, monkeypatch):
@@ -40,6 +41,7 @@ def test_prescreen_changes_neither_mask_nor_gradients(place, head, threshold, mo
     assert_close(gradients, exact, tolerance(torch.float32, *problem[:2], place))
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("chunks", ["several", "one"])
 @pytest.mark.parametrize("order", ["as they come", "unlikely first", "likely first"])
 def test_many_groups_are_screened_whatever_the_first_tokens_are_like(place, order, chunks, monkeypatch):
@@ -99,6 +101,7 @@ def test_objectives_without_a_floor_measure_every_token(place):
         assert not result.log_probs.isnan().any()
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("gradient_budget", [0.003, 0.01, 0.2])
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("objective", [ProFit(threshold=THRESHOLD), DFT()], ids=str)

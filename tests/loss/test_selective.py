@@ -49,6 +49,7 @@ def test_loss_and_gradients_match_the_oracle(place, objective, dtype):
     assert result.dropped_share == 0
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("objective", [ProFit(threshold=THRESHOLD), DFT()], ids=str)
 @pytest.mark.parametrize("head", HEADS)
@@ -62,6 +63,7 @@ def test_heads_and_chunk_sizes_match_the_oracle(place, objective, head, chunks, 
     assert result.loss.item() == pytest.approx(loss.item(), rel=1e-5)
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize(
     "options", [{"normalize": "kept"}, {"num_items_in_batch": 1000}, {"num_items_in_batch": torch.tensor(7.0)}], ids=str
 )
@@ -111,6 +113,7 @@ def test_all_statistics_match_the_oracle(place, head):
     assert_close(gradients, exact, tolerance(torch.float32, *problem[:2], place))
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
 def test_asking_for_all_statistics_changes_nothing_else(place, objective, dtype):
@@ -218,6 +221,7 @@ def run(place, hidden, lm_head_weight, labels, objective=None, **options):
     return result, hidden.grad, lm_head_weight.grad
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("normalize", ["all", "kept"])
 @pytest.mark.parametrize("case", ["no tokens", "all ignored"])
 @pytest.mark.parametrize("statistics", ["objective", "all"])
