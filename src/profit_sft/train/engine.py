@@ -108,8 +108,11 @@ def launched_engine(config: ProFitConfig) -> Engine:
 
 def _fsdp_version(config: ProFitConfig) -> int | None:
     """Return the version as the flags (`--fsdp`) or else the launcher's environment give it, or None without FSDP."""
-    if config.fsdp_plugin_args is not None:
-        return int(config.fsdp_plugin_args.get("fsdp_version", 1))
+    plugin = getattr(config, "fsdp_plugin_args", None)
+    if plugin is None and config.fsdp:  # transformers 4
+        plugin = {"fsdp_version": (config.fsdp_config or {}).get("version", 1)}
+    if plugin is not None:
+        return int(plugin.get("fsdp_version", 1))
     if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
         return None
     return int(os.environ.get("FSDP_VERSION", 1))

@@ -66,7 +66,8 @@ def check_values(settings: Any) -> None:
             raise TypeError(f"{entry.name} must be {_words(kinds[entry.name])}, got {_short(value)}.")
         if isinstance(value, str) and int in get_args(kinds[entry.name]) and value.lstrip("+-").isdecimal():
             value = int(value)  # as the flag of a setting that takes words as well comes in
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
+        # A default is its library's affair, and may mean something else than a number: -1 for none.
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and value != entry.default:
             _check_number(entry.name, value)
 
 
