@@ -1,6 +1,6 @@
 """Let accelerate build FSDP and DeepSpeed on CPUs with gloo; by itself it does so on accelerators only.
 
-accelerate launch ... cpu_engines.py SCRIPT_OR_MODULE [arguments]       e.g. cpu_engines.py profit_sft.cli train ...
+accelerate launch ... cpu_engines.py MODULE [arguments]       e.g. cpu_engines.py profit_sft.cli train ...
 
 What is changed is which backend accelerate chooses, for which devices it takes up FSDP, and what FSDP1 and DeepSpeed
 ask of a CPU before they start. Nothing that computes is touched.
@@ -9,7 +9,6 @@ ask of a CPU before they start. Nothing that computes is touched.
 import os
 import runpy
 import sys
-from pathlib import Path
 
 import torch
 from accelerate import state
@@ -68,15 +67,11 @@ def install():
     choose_gloo()
     if wants("ACCELERATE_USE_FSDP"):
         give_fsdp1_its_device()
-    if wants("ACCELERATE_USE_DEEPSPEED") or "DS_ACCELERATOR" in os.environ:
+    if wants("ACCELERATE_USE_DEEPSPEED"):
         skip_shared_memory_op()
 
 
 if __name__ == "__main__":
     install()
     target, sys.argv = sys.argv[1], sys.argv[1:]
-    if target.endswith(".py"):
-        sys.path.insert(0, str(Path(target).resolve().parent))
-        runpy.run_path(target, run_name="__main__")
-    else:
-        runpy.run_module(target, run_name="__main__", alter_sys=True)
+    runpy.run_module(target, run_name="__main__", alter_sys=True)

@@ -2,11 +2,18 @@
 
 import functools
 import os
-import subprocess
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from accelerate.commands.launch import launch_command, launch_command_parser
+
+from distributed import cpu_engines
+from forks import run_ranks
 
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
 TIMEOUT_SECONDS = 600
@@ -19,30 +26,40 @@ def environment(**changes: str) -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, "PYTHONWARNINGS": "ignore", **changes}
 
 
-def profit(launcher: Sequence[str], *arguments: str, **changes: str) -> subprocess.CompletedProcess[str]:
-    """Run `profit` under a launcher to its end."""
-    return subprocess.run(
-        [*launcher, "-m", "profit_sft.cli", *arguments],
-        env=environment(**changes),
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_SECONDS,
-        check=False,
-    )
+def accelerate_environment(*flags: str) -> dict[str, str]:
+    """Return what `accelerate launch` with these flags gives to the processes it starts, but for their ranks."""
+    found: dict[str, str] = {}
+    with patch("torch.distributed.run.run", lambda _: found.update(os.environ)):
+        launch_command(launch_command_parser().parse_args([*flags, "script"]))
+    assert found
+    return found
+
+
+def run_on_cpus(main: Callable[..., int | None], *arguments: Any, folder: Path, ranks: int, **environment: str) -> None:
+    """Call a function in so many processes, which have to end well."""
+    statuses, printed = run_ranks(*(main, *arguments), folder=folder, ranks=ranks, environment=os.environ | environment)
+    assert not any(statuses), f"exit statuses {statuses}\n{printed[-4000:]}"
+
+
+def with_cpu_engines(target: Callable[..., int | None], *arguments: Any) -> int | None:
+    """Call a function where accelerate takes up its engines on CPUs."""
+    cpu_engines.install()
+    return target(*arguments)
+
+
+def import_deepspeed() -> None:
+    """Fail where it cannot start."""
+    cpu_engines.skip_shared_memory_op()
+    import deepspeed  # noqa: F401
 
 
 @functools.cache
-def deepspeed_fault():
+def deepspeed_fault() -> str | None:
     """Return why DeepSpeed cannot start on this machine's CPUs, or None."""
     if find_spec("deepspeed") is None:
         return "DeepSpeed is not installed: pip install deepspeed"
-    code = "import cpu_engines; cpu_engines.skip_shared_memory_op(); import deepspeed; print(deepspeed.__version__)"
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env=environment(DS_ACCELERATOR="cpu"),
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return None if done.returncode == 0 else f"DeepSpeed cannot start here: {done.stderr.strip().splitlines()[-1]}"
+    with tempfile.TemporaryDirectory() as folder:
+        statuses, printed = run_ranks(
+            import_deepspeed, ranks=1, folder=Path(folder), environment={**os.environ, "DS_ACCELERATOR": "cpu"}
+        )
+    return None if statuses == [0] else f"DeepSpeed cannot start here: {printed.strip().splitlines()[-1]}"

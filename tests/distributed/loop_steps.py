@@ -1,12 +1,9 @@
 """Two steps of a plain loop around `apply_profit`, under torch's own wrappers. Run by test_engines.py.
 
-torchrun --nproc_per_node 2 loop_steps.py OUT_FOLDER
-
 One launch for all tables: starting its processes takes longer than most of their cases.
 """
 
 import contextlib
-import sys
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -19,7 +16,6 @@ from torch.distributed.fsdp.wrap import lambda_auto_wrap_policy
 from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoModelForCausalLM
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from distributed.cases import GATHERS, LOOPS, MICRO_BATCHES
 from distributed.problem import adamw, make_problem, tiny_causal_lm, with_adapters
 from distributed.recording import STEPS, gathers_counted, gradients_of, parameters_of, rank, record_cases
@@ -151,7 +147,3 @@ def main(out):
         of_case = count_gathers if table == "gathers" else run
         record_cases(cases, of_case, Path(out) / table)
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -1,20 +1,16 @@
-"""One optimizer step of mixtures of experts, by TRL's trainer and by ours. Run by test_trainer_moe.py.
-
-python moe_step.py OUT_FOLDER            one process
-torchrun --nproc_per_node 2 moe_step.py OUT_FOLDER
-"""
+"""One optimizer step of mixtures of experts, by TRL's trainer and by ours. Run by test_trainer_moe.py."""
 
 import os
-import sys
 import tempfile
 import warnings
+from itertools import product
 from pathlib import Path
 
 import torch
 from transformers import MixtralConfig, MixtralForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 from trl import SFTConfig, SFTTrainer
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from campaign import WHOLE, meeting
 from distributed.one_step import CaptureGradients
 from profit_sft.train.config import ProFitConfig
 from profit_sft.train.trainer import ProFitTrainer
@@ -22,7 +18,7 @@ from tiny import VOCAB_SIZE, tiny_dataset, tiny_tokenizer
 
 ROWS = 8
 ACCUMULATION_STEPS = (1, 2, 4)
-COEFFICIENTS = (None, 0.0, 0.7)  # None: the model's own, 0.2
+COEFFICIENTS = (None, 0.7)  # None: the model's own, 0.2
 # TRL's trainer, and what ours is given in its place.
 KINDS = {
     "trl": None,
@@ -57,6 +53,12 @@ def mixtral():
 
 
 FAMILIES = {"qwen3_moe": qwen3_moe, "mixtral": mixtral}
+CASES = [
+    {"family": family, "steps": steps, "coefficient": coefficient}
+    for family, steps, coefficient in product(FAMILIES, ACCUMULATION_STEPS, COEFFICIENTS)
+]
+if not WHOLE:
+    CASES = [CASES[index] for index in meeting(CASES)]
 
 
 def step(family, kind, steps, coefficient):
@@ -100,14 +102,12 @@ def step(family, kind, steps, coefficient):
 
 
 def main(out: Path) -> None:
-    for family in FAMILIES:
-        for kind in KINDS:
-            for steps in ACCUMULATION_STEPS:
-                for coefficient in COEFFICIENTS:
-                    found = step(family, kind, steps, coefficient)
-                    if int(os.environ.get("RANK", "0")) == 0:
-                        torch.save(found, out / f"{family}-{kind}-{steps}-{coefficient}.pt")
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    """Take each case's step, and the same without the auxiliary loss."""
+    for case, kind in product(CASES, KINDS):
+        for coefficient in (case["coefficient"], 0.0):
+            if kind == "everything" and coefficient == 0.0:
+                continue  # compared with TRL's as it is alone
+            family, steps = case["family"], case["steps"]
+            found = step(family, kind, steps, coefficient)
+            if int(os.environ.get("RANK", "0")) == 0:
+                torch.save(found, out / f"{family}-{kind}-{steps}-{coefficient}.pt")

@@ -1,11 +1,6 @@
-"""The gradient of one optimizer step, as the optimizer sees it. Run by test_exactness.py.
-
-python one_step.py OUT_FOLDER            one process
-torchrun --nproc_per_node 2 one_step.py OUT_FOLDER
-"""
+"""The gradient of one optimizer step, as the optimizer sees it. Run by test_exactness.py."""
 
 import os
-import sys
 import tempfile
 import warnings
 from pathlib import Path
@@ -13,7 +8,6 @@ from pathlib import Path
 import torch
 from transformers import TrainerCallback
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from profit_sft.train.config import ProFitConfig
 from profit_sft.train.trainer import ProFitTrainer
 from tiny import tiny_dataset, tiny_model, tiny_tokenizer
@@ -87,7 +81,3 @@ def main(out: Path) -> None:
             found = gradient(steps, normalize, threshold)
             if int(os.environ.get("RANK", "0")) == 0:
                 torch.save(found, out / f"{normalize}-{steps}.pt")
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

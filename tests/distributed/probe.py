@@ -1,19 +1,13 @@
-"""The probe of a short run on one or two ranks, and of a model that FSDP2 shards. Run by test_probe.py.
-
-python probe.py OUT_FOLDER            one process
-torchrun --nproc_per_node 2 probe.py OUT_FOLDER
-"""
+"""The probe of a short run on one or two ranks, and of a model that FSDP2 shards. Run by test_probe.py."""
 
 import json
 import os
-import sys
 import tempfile
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from profit_sft.head import apply_profit
 from profit_sft.objectives import ProFit
 from profit_sft.train.collapse_probe import measure
@@ -67,7 +61,3 @@ def main(out: Path) -> None:
     (out / f"{world_size}-{rank}.json").write_text(json.dumps(found))
     if dist.is_initialized():
         dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

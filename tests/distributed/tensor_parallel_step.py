@@ -1,20 +1,13 @@
-"""One optimizer step under tensor parallelism, or in one process. Run by test_trainer_tensor_parallel.py.
-
-python tensor_parallel_step.py MODEL_FOLDER OUT_FILE
-torchrun --nproc_per_node 2 tensor_parallel_step.py MODEL_FOLDER OUT_FILE
-"""
+"""One optimizer step under tensor parallelism, or in one process. Run by test_trainer_tensor_parallel.py."""
 
 import os
-import sys
 import tempfile
-from pathlib import Path
 
 import torch
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType
 from transformers import AutoModelForCausalLM
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from distributed.one_step import CaptureGradients
 from profit_sft.train.config import ProFitConfig
 from profit_sft.train.trainer import ProFitTrainer
@@ -68,7 +61,3 @@ def main(folder: str, out: str) -> None:
     found = {normalize: step(folder, normalize) for normalize in ("all", "kept")}
     if int(os.environ.get("RANK", "0")) == 0:
         torch.save(found, out)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

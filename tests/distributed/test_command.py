@@ -1,7 +1,12 @@
-"""`profit train` from end to end as recipes/accelerate starts it: two processes train, save and resume as one does."""
+"""`profit train` from end to end as recipes/accelerate starts it: two processes train, save and resume as one does.
+
+Two nodes, and the command that launches itself, are started by accelerate; others get from it the environment that the
+recipe's file asks for.
+"""
 
 import contextlib
 import json
+import os
 import shutil
 import signal
 import socket
@@ -13,9 +18,10 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from launched import TIMEOUT_SECONDS, TORCHRUN, deepspeed_fault, environment
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from distributed.launched import TIMEOUT_SECONDS, accelerate_environment, deepspeed_fault, environment, with_cpu_engines
+from forks import run_ranks
 from profit_sft.cli.app import run_app
 from tiny import save_tiny_chat_model, write_questions
 
@@ -28,23 +34,22 @@ ROWS_A_STEP, STEPS, SAVED = 12, 4, 2
 ON_CPUS = {"DS_ACCELERATOR": "cpu"}
 
 
-def launcher(recipe: str, *flags: str, processes: int = 2) -> list[str]:
-    """The recipe's own file, with what a machine of CPUs needs: fewer processes, fp32, and gloo."""
+def of_recipe(recipe: str) -> list[str]:
+    """Flags of `accelerate launch`: the recipe's own file, with what CPUs need: fewer processes, fp32, and gloo."""
     file = str(ROOT / "recipes" / "accelerate" / f"{recipe}.yaml")
-    accelerate = ["-m", "accelerate.commands.launch", "--config_file", file, "--num_processes", str(processes)]
-    port = ("--main_process_port", "0") if "--main_process_port" not in flags else ()
-    return [sys.executable, *accelerate, *port, "--mixed_precision", "no", *flags, *COMMAND]
+    return ["--config_file", file, "--num_processes", "2", "--mixed_precision", "no"]
 
 
-def ended(command: list[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command, env=environment(**ON_CPUS), capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False
+def run_launched(flags: list[str], words: list[str], folder: Path, *, processes: int = 2) -> None:
+    """Run the words as that many processes, in the environment that `accelerate launch` with the flags gives them."""
+    statuses, printed = run_ranks(
+        *(with_cpu_engines, run_app, [*words, *batch(processes), "--output_dir", str(folder)]),
+        folder=folder.with_name("printed"),
+        ranks=processes,
+        environment={**accelerate_environment(*flags, "--main_process_port", "0"), **ON_CPUS},
+        timeout_seconds=TIMEOUT_SECONDS,
     )
-
-
-def run(command: list[str]) -> None:
-    done = ended(command)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
+    assert not any(statuses), f"{statuses}: {printed[-8000:]}"
 
 
 def batch(processes: int) -> list[str]:
@@ -99,29 +104,28 @@ def check(folder: Path, one_process: Path, flags: list[str], *, first: int = 1) 
     assert (logits - start).abs().max() > 1e-2
 
 
-def resumed(folder: Path, flags: list[str], command: list[str], processes: int) -> Path:
-    """Go on from the checkpoint in the middle, in a folder as a stopped run leaves it."""
-    stopped = folder.with_name("resumed")
-    stopped.mkdir()
-    shutil.copytree(folder / f"checkpoint-{SAVED}", stopped / f"checkpoint-{SAVED}")
-    run([*command, *flags, *batch(processes), "--output_dir", str(stopped), "--resume_from_checkpoint", "latest"])
-    return stopped
+def stopped(folder: Path) -> Path:
+    """A folder as a run leaves it that was stopped at the checkpoint in the middle."""
+    left = folder.with_name("resumed")
+    left.mkdir()
+    shutil.copytree(folder / f"checkpoint-{SAVED}", left / f"checkpoint-{SAVED}")
+    return left
 
 
 def test_fsdp2_trains_as_one_process(flags, one_process, tmp_path):
-    """Launched by accelerate. Going on with another number of ranks is seen where the command launches itself."""
-    folder = tmp_path / "run"
-    run([*launcher("fsdp2_8gpu"), *flags, *batch(2), "--output_dir", str(folder)])
-    check(folder, one_process, flags)
+    """Going on with another number of ranks is seen where the command launches itself."""
+    run_launched(of_recipe("fsdp2_8gpu"), flags, tmp_path / "run")
+    check(tmp_path / "run", one_process, flags)
 
 
 def test_zero3_trains_and_goes_on_as_one_process(flags, one_process, tmp_path):
     if (fault := deepspeed_fault()) is not None:
         pytest.skip(fault)
     folder = tmp_path / "run"
-    run([*launcher("zero3_8gpu"), *flags, *batch(2), "--output_dir", str(folder)])
+    run_launched(of_recipe("zero3_8gpu"), flags, folder)
     check(folder, one_process, flags)
-    check(resumed(folder, flags, launcher("zero3_8gpu"), processes=2), one_process, flags, first=SAVED + 1)
+    run_launched(of_recipe("zero3_8gpu"), [*flags, "--resume_from_checkpoint", "latest"], stopped(folder))
+    check(folder.with_name("resumed"), one_process, flags, first=SAVED + 1)
 
 
 def test_two_nodes_train_as_one_process(flags, one_process, tmp_path):
@@ -129,10 +133,11 @@ def test_two_nodes_train_as_one_process(flags, one_process, tmp_path):
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     folder = tmp_path / "run"
-    address = ("--main_process_ip", "127.0.0.1", "--main_process_port", port)
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", *of_recipe("two_nodes")]
+    launcher += ["--main_process_ip", "127.0.0.1", "--main_process_port", port]
     nodes = [
         subprocess.Popen(
-            [*launcher("two_nodes", "--machine_rank", rank, *address), *flags, *batch(2), "--output_dir", str(folder)],
+            [*launcher, "--machine_rank", rank, *COMMAND, *flags, *batch(2), "--output_dir", str(folder)],
             env=environment(**ON_CPUS),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -171,13 +176,21 @@ def on_cpus(tmp_path, monkeypatch):
 def test_the_command_launches_itself_as_the_file_says_and_goes_on_from_its_own_settings(
     flags, one_process, on_cpus, tmp_path
 ):
+    """It goes on with another number of ranks; tests/cli/test_train.py has a run that launches itself again."""
     folder = tmp_path / "run"
     named = ["--accelerate_config", on_cpus, "--num_processes", "2"]
-    run([*PROFIT, *flags, *batch(2), *named, "--output_dir", str(folder)])
+    command = [*PROFIT, *flags, *batch(2), *named, "--output_dir", str(folder)]
+    done = subprocess.run(
+        command, env=environment(**ON_CPUS), capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
     check(folder, one_process, flags)
-    again = [*PROFIT, "train", "--config", str(folder / "config.yaml"), "--num_processes", "3"]
-    check(resumed(folder, [], again, processes=3), one_process, flags, first=SAVED + 1)
-    assert json.loads((folder.with_name("resumed") / "environment.json").read_text())["world_size"] == 3
+    left = stopped(folder)
+    words = ["train", "--config", str(folder / "config.yaml"), "--resume_from_checkpoint", "latest"]
+    three = ["--num_processes", "3"]
+    run_launched(["--config_file", on_cpus, *three], [*words, *three], left, processes=3)
+    check(left, one_process, flags, first=SAVED + 1)
+    assert json.loads((left / "environment.json").read_text())["world_size"] == 3
 
 
 def processes_of(folder: Path) -> list[str]:
@@ -190,8 +203,7 @@ def processes_of(folder: Path) -> list[str]:
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="processes are looked for in /proc, which is Linux's")
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=str)
-def test_however_the_command_ends_its_ranks_save_a_checkpoint_and_end_too(flags, on_cpus, tmp_path, number):
+def test_even_where_the_command_is_killed_its_ranks_save_a_checkpoint_and_end_too(flags, on_cpus, tmp_path):
     folder = tmp_path / "run"
     long = ["--max_steps", "2000", "--save_strategy", "no", "--output_dir", str(folder)]
     named = ["--accelerate_config", on_cpus, "--num_processes", "2"]
@@ -203,8 +215,8 @@ def test_however_the_command_ends_its_ranks_save_a_checkpoint_and_end_too(flags,
         assert process.poll() is None, (tmp_path / "log").read_text()[-4000:]
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    process.send_signal(number)
-    assert process.wait(timeout=TIMEOUT_SECONDS) == (130 if number == signal.SIGTERM else -signal.SIGKILL)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait(timeout=TIMEOUT_SECONDS) == -signal.SIGKILL
     while processes_of(folder):
         assert time.monotonic() < deadline
         time.sleep(0.1)
@@ -216,9 +228,12 @@ def test_however_the_command_ends_its_ranks_save_a_checkpoint_and_end_too(flags,
 
 def test_what_was_not_launched_as_the_file_says_is_refused(flags, on_cpus, tmp_path):
     folder = tmp_path / "run"
-    done = ended([*TORCHRUN, "-m", *COMMAND[1:], *flags, "--accelerate_config", on_cpus, "--output_dir", str(folder)])
-    assert done.returncode != 0
-    assert f"accelerate_config: '{on_cpus}' asks for 8 ranks, FSDP2, and launched is 2 ranks, DDP." in done.stderr
+    words = [*flags, "--accelerate_config", on_cpus, "--output_dir", str(folder)]
+    statuses, printed = run_ranks(
+        *(with_cpu_engines, run_app, words), folder=tmp_path / "printed", environment={**os.environ, **ON_CPUS}
+    )
+    assert 2 in statuses, printed[-4000:]
+    assert f"accelerate_config: '{on_cpus}' asks for 8 ranks, FSDP2, and launched is 2 ranks, DDP." in printed
     assert not folder.exists()
 
 

@@ -6,65 +6,65 @@ two steps, every parameter after AdamW's first one, and the evaluation loss in b
 
 import functools
 import json
+import os
 import re
-import subprocess
-import sys
+import signal
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 import torch
 
+from distributed import loop_steps, trainer_steps
 from distributed.cases import GATHERS, LOOPS, TRAINERS
 from distributed.judge import errors_of
-from distributed.launched import deepspeed_fault, environment
+from distributed.launched import accelerate_environment, deepspeed_fault, with_cpu_engines
+from forks import run_ranks
 
 pytestmark = pytest.mark.slow
 
-FOLDER = Path(__file__).parent
 TIMEOUT_S = 900
-TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc_per_node=2")
-ACCELERATE = ("accelerate.commands.launch", "--num_processes=2", "--main_process_port=0", "--mixed_precision=no")
-FSDP = ("--use_fsdp", "--fsdp_auto_wrap_policy=TRANSFORMER_BASED_WRAP")
+ACCELERATE = ("--num_processes=2", "--main_process_port=0", "--mixed_precision=no")
+FSDP = (*ACCELERATE, "--use_fsdp", "--fsdp_auto_wrap_policy=TRANSFORMER_BASED_WRAP")
 # FSDP1 sends the first rank's weights to the others through an accelerator only.
-FSDP1 = ("--fsdp_version=1", "--fsdp_sync_module_states=false", "--fsdp_cpu_ram_efficient_loading=false")
-DEEPSPEED = ("--use_deepspeed", "--gradient_accumulation_steps=4")
+FSDP1 = (*FSDP, "--fsdp_version=1", "--fsdp_sync_module_states=false", "--fsdp_cpu_ram_efficient_loading=false")
+DEEPSPEED = (*ACCELERATE, "--use_deepspeed", "--gradient_accumulation_steps=4")
 
 
 @dataclass(frozen=True)
 class Launch:
-    """How two processes of a script are started: arguments of `python -m`, and variables of the environment."""
+    """What two processes do, the flags of `accelerate launch` whose environment they get, and more of it."""
 
-    arguments: tuple[str, ...]
+    main: Callable[..., None]
+    arguments: tuple[str, ...] = ()
+    flags: tuple[str, ...] = ()
     environment: tuple[tuple[str, str], ...] = ()
+
+    def start(self, out):
+        """Run them to their end; return their statuses, and what they printed."""
+        environment = accelerate_environment(*self.flags) if self.flags else dict(os.environ)
+        environment.update(self.environment)
+        on_cpus = (with_cpu_engines,) if self.flags or "ENGINE_PARALLELISM" in environment else ()
+        return run_ranks(
+            *(*on_cpus, self.main, *self.arguments, str(out)),
+            folder=out / "printed",
+            environment=environment,
+            timeout_seconds=TIMEOUT_S,
+        )
+
+
+def _trainer(launch, *flags, **environment):
+    return {launch: Launch(trainer_steps.main, (launch,), flags, tuple(environment.items()))}
 
 
 LAUNCHES = {
-    **dict.fromkeys(("gathers", *LOOPS), Launch((*TORCHRUN, "loop_steps.py"))),
-    "trainer-ddp": Launch((*TORCHRUN, "trainer_steps.py", "trainer-ddp"), (("ACCELERATE_USE_CPU", "true"),)),
-    "trainer-tp": Launch(
-        (*TORCHRUN, "cpu_engines.py", "trainer_steps.py", "trainer-tp"), (("ENGINE_PARALLELISM", "true"),)
-    ),
-    "trainer-fsdp1": Launch((*ACCELERATE, *FSDP, *FSDP1, "cpu_engines.py", "trainer_steps.py", "trainer-fsdp1")),
-    "trainer-fsdp2": Launch(
-        (*ACCELERATE, *FSDP, "--fsdp_version=2", "cpu_engines.py", "trainer_steps.py", "trainer-fsdp2")
-    ),
-    "trainer-deepspeed": Launch(
-        (*ACCELERATE, *DEEPSPEED, "--zero_stage=2", "cpu_engines.py", "trainer_steps.py", "trainer-deepspeed"),
-        (("DS_ACCELERATOR", "cpu"),),
-    ),
-    "trainer-zero3": Launch(
-        (
-            *ACCELERATE,
-            *DEEPSPEED,
-            "--zero_stage=3",
-            "--zero3_init_flag=true",
-            "cpu_engines.py",
-            "trainer_steps.py",
-            "trainer-zero3",
-        ),
-        (("DS_ACCELERATOR", "cpu"),),
-    ),
+    **dict.fromkeys(("gathers", *LOOPS), Launch(loop_steps.main)),
+    **_trainer("trainer-ddp", ACCELERATE_USE_CPU="true"),
+    **_trainer("trainer-tp", ENGINE_PARALLELISM="true"),
+    **_trainer("trainer-fsdp1", *FSDP1),
+    **_trainer("trainer-fsdp2", *FSDP, "--fsdp_version=2"),
+    **_trainer("trainer-deepspeed", *DEEPSPEED, "--zero_stage=2", DS_ACCELERATOR="cpu"),
+    **_trainer("trainer-zero3", *DEEPSPEED, "--zero_stage=3", "--zero3_init_flag=true", DS_ACCELERATOR="cpu"),
 }
 
 
@@ -75,22 +75,13 @@ def records(tmp_path_factory):
     @functools.cache
     def ran(launch):
         out = tmp_path_factory.mktemp("records")
-        arguments = [str(FOLDER / part) if part.endswith(".py") else part for part in launch.arguments]
         # torch's own code crashes now and then at the end of a case (seen: SIGSEGV of one of two processes under FSDP2,
         # on a machine with other load), without a frame of Python. One more try; a fault of ours would be there again.
         for _ in range(2):
-            done = subprocess.run(
-                [sys.executable, "-m", *arguments, str(out)],
-                env=environment(**dict(launch.environment)),
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                timeout=TIMEOUT_S,
-                check=False,
-            )
-            if "(SIGSEGV)" not in done.stdout:
+            statuses, printed = launch.start(out)
+            if -signal.SIGSEGV not in statuses:
                 break
-        return out, f"exit status {done.returncode}\n{done.stdout[-6000:]}"
+        return out, f"exit statuses {statuses}\n{printed[-6000:]}"
 
     @functools.cache
     def of(table):
@@ -102,7 +93,7 @@ def records(tmp_path_factory):
 
 
 def skip_without_its_engine(launch):
-    fault = deepspeed_fault() if "--use_deepspeed" in launch.arguments else None
+    fault = deepspeed_fault() if "--use_deepspeed" in launch.flags else None
     if fault is not None:
         pytest.skip(fault)
 

@@ -1,28 +1,11 @@
 """One step over k micro-batches on r ranks gives the gradient of one big batch, for both normalizers."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 import transformers
 
-SCRIPT = Path(__file__).with_name("one_step.py")
-
-
-def run(out: Path, ranks: int) -> Path:
-    out.mkdir()
-    command = [sys.executable]
-    if ranks > 1:
-        command += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run(
-        [*command, str(SCRIPT), str(out)], env=environment, capture_output=True, text=True, timeout=600, check=False
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    return out
+from distributed import one_step
+from distributed.launched import run_on_cpus
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +14,9 @@ def gradients(tmp_path_factory):
     root = tmp_path_factory.mktemp("exactness")
     found = {}
     for ranks in (1, 2):
-        for file in run(root / str(ranks), ranks).glob("*.pt"):
+        folder = root / str(ranks)
+        run_on_cpus(one_step.main, folder, folder=folder, ranks=ranks, ACCELERATE_USE_CPU="true")
+        for file in folder.glob("*.pt"):
             normalize, steps = file.stem.split("-")
             found[normalize, int(steps), ranks] = torch.load(file)
     return found

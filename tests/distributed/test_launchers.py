@@ -8,8 +8,9 @@ import time
 from pathlib import Path
 
 import pytest
-from launched import TORCHRUN, environment, profit
 
+from distributed.launched import TORCHRUN, environment
+from forks import run_ranks
 from profit_sft.cli.app import run_app
 from tiny import save_tiny_chat_model
 
@@ -64,8 +65,10 @@ def test_overwriting_is_done_by_one_rank_and_completely(train, tmp_path):
     run = tmp_path / "run"
     left(run, "old")
     (run / "notes.txt").write_text("mine")
-    done = profit(TORCHRUN, *train, "--overwrite_output_dir", "True", "--use_peft")
-    assert done.returncode == 0, done.stderr[-4000:]
+    statuses, printed = run_ranks(
+        run_app, [*train, "--overwrite_output_dir", "True", "--use_peft"], folder=tmp_path / "printed"
+    )
+    assert statuses == [0, 0], printed[-4000:]
     assert (run / "adapter_model.safetensors").is_file()
     assert not (run / "model.safetensors").exists()
     assert [path.name for path in run.glob("checkpoint-*")] == ["checkpoint-3"]
@@ -110,9 +113,10 @@ def test_a_rank_that_dies_ends_the_run_with_an_error_and_no_old_model_is_left(tr
 def test_an_evaluation_is_done_by_one_process(train, tmp_path):
     model = train[train.index("--model_name_or_path") + 1]
     flags = ["--tasks", "generated", "--limit", "4", "--greedy", "--max_new_tokens", "4"]
-    done = profit(TORCHRUN, "eval", model, *flags, "--output_dir", str(tmp_path / "together"))
-    assert done.returncode == 0, done.stderr[-4000:]
-    assert done.stderr.count("profit eval uses one process: of the 2 that were launched, 1 have nothing to do.") == 1
+    words = ["eval", model, *flags, "--output_dir", str(tmp_path / "together")]
+    statuses, printed = run_ranks(run_app, words, folder=tmp_path / "printed")
+    assert statuses == [0, 0], printed[-4000:]
+    assert printed.count("profit eval uses one process: of the 2 that were launched, 1 have nothing to do.") == 1
     assert run_app(["eval", model, *flags, "--output_dir", str(tmp_path / "alone")]) == 0
     answers = [(tmp_path / name / "samples" / "generated.jsonl").read_text() for name in ("together", "alone")]
     together, alone = ([{**json.loads(line), "seconds": None} for line in text.splitlines()] for text in answers)
@@ -121,10 +125,12 @@ def test_an_evaluation_is_done_by_one_process(train, tmp_path):
 
 
 def test_an_engine_that_would_be_left_out_is_refused(train, tmp_path):
-    done = profit(TORCHRUN, *train, "--use_cpu", "True", ACCELERATE_USE_FSDP="true")
-    assert done.returncode != 0
-    assert "FSDP was asked for, but accelerate uses it on several accelerators only" in done.stderr
-    done = profit(TORCHRUN, *train, ACCELERATE_USE_FSDP="true")
-    assert done.returncode != 0
-    assert "a launcher started 2 processes, but this one sees no other" in done.stderr
+    for flags, message in (
+        (["--use_cpu", "True"], "FSDP was asked for, but accelerate uses it on several accelerators only"),
+        ([], "a launcher started 2 processes, but this one sees no other"),
+    ):
+        environment = {**os.environ, "ACCELERATE_USE_FSDP": "true"}
+        statuses, printed = run_ranks(run_app, [*train, *flags], folder=tmp_path / "printed", environment=environment)
+        assert 2 in statuses, printed[-4000:]
+        assert message in printed
     assert not (tmp_path / "run").exists()

@@ -1,25 +1,15 @@
 """The collapse probe on two ranks: both measure the same rows, and what one process measures."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).with_name("probe.py")
+from distributed import probe
+from distributed.launched import run_on_cpus
 
 
 def run(out, ranks):
-    command = [sys.executable]
-    if ranks > 1:
-        command += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run(
-        [*command, str(SCRIPT), str(out)], env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+    run_on_cpus(probe.main, out, folder=out, ranks=ranks, ACCELERATE_USE_CPU="true")
     return [json.loads((out / f"{ranks}-{rank}.json").read_text()) for rank in range(ranks)]
 
 

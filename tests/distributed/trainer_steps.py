@@ -1,11 +1,6 @@
-"""Two steps of a trainer under the engine that the launcher set up, evaluated after each. Run by test_engines.py.
-
-torchrun --nproc_per_node 2 trainer_steps.py LAUNCH OUT_FOLDER
-accelerate launch --use_fsdp ... cpu_engines.py trainer_steps.py LAUNCH OUT_FOLDER
-"""
+"""Two steps of a trainer under the engine that a launcher asked for, evaluated after each. Run by test_engines.py."""
 
 import os
-import sys
 import tempfile
 from pathlib import Path
 
@@ -22,7 +17,6 @@ from transformers import (
     TrainingArguments,
 )
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from distributed.cases import TRAINERS
 from distributed.problem import (
     EPSILON,
@@ -200,8 +194,3 @@ def main(launch, out):
 
     TrainingArguments(tempfile.mkdtemp(), report_to=[]).device  # noqa: B018  # starts the processes' group
     record_cases(cases, run_in_environment, Path(out) / launch)
-    os._exit(0)  # DeepSpeed's threads may outlive the group
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -1,9 +1,6 @@
 """Faults that are injected, what became of each, and the table that the campaign reports."""
 
-import os
 import signal
-import sys
-import traceback
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -122,27 +119,6 @@ def ended_wrong(status: int, err: str) -> str | None:
     if not any(character.isalpha() for character in errors[0].removeprefix("error: ")):
         return f"says nothing: {errors[0]!r}"
     return None
-
-
-def run_words(words: Sequence[str], log: str) -> None:
-    """Be the process of `profit` with these words: what it prints goes to a file, and the status is the command's."""
-    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
-    Path(log).with_suffix(".begun").touch()
-    try:
-        status = run_app(words)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is over
-    except KeyboardInterrupt:  # before the command, or after it: as Python does
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        os.kill(os.getpid(), signal.SIGINT)
-        raise
-    except BaseException:
-        traceback.print_exc()
-        status = 1
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)  # what multiprocessing does at a process's end is none of a command's
 
 
 def report(kind: str, found: dict[str, str | None]) -> None:

@@ -6,7 +6,6 @@ own, as always.
 """
 
 import json
-import multiprocessing
 import os
 import shutil
 import signal
@@ -20,9 +19,10 @@ from typing import Any
 
 import pytest
 import yaml
-from injection import TALLY, run_words
+from injection import TALLY
 
 from campaign import WHOLE
+from forks import Process, start
 from profit_sft.scores.store import load_scores
 from profit_sft.study.layout import StudyFolder
 
@@ -148,32 +148,14 @@ def study_job(model: str, rows: str) -> Job:
         progress=lambda folder: count_lines(StudyFolder(folder).cell("nll-s0").run / "metrics.jsonl"),
         total=20,
         result=result,
-        kills=(20, 1),
+        kills=(20, 0),
     )
 
 
 JOBS = {"train": train_job, "score": score_job, "eval": eval_job, "study": study_job}
 
 
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(
-    ["profit_sft.cli.app", "profit_sft.train.run", "profit_sft.scores.score", "profit_sft.evaluation.runner"]
-)
-
-
-def start(words: list[str], log: Path) -> multiprocessing.process.BaseProcess:
-    begun = log.with_suffix(".begun")
-    begun.unlink(missing_ok=True)
-    process = FORKS.Process(target=run_words, args=(words, str(log)))
-    process.start()
-    while process.is_alive() and not begun.exists():
-        time.sleep(0.004)
-    return process
-
-
-def kill_at(
-    process: multiprocessing.process.BaseProcess, moment: Callable[[], bool], number: int, *, twice: bool
-) -> tuple[bool, int | None]:
+def kill_at(process: Process, moment: Callable[[], bool], number: int, *, twice: bool) -> tuple[bool, int | None]:
     """Send a signal as soon as it is the moment; return whether there was somebody to get it, and how it ended."""
     deadline = time.monotonic() + DEADLINE_SECONDS
     while process.is_alive() and not moment() and time.monotonic() < deadline:
@@ -208,7 +190,8 @@ def is_saving(folder: Path) -> bool:
     return saving.is_dir() and any(saving.iterdir())
 
 
-@pytest.mark.parametrize("name", JOBS)
+# A study, which takes the longest, is killed by tests/study/test_real_study.py besides.
+@pytest.mark.parametrize("name", [name for name in JOBS if WHOLE or name != "study"])
 def test_killed_at_random_it_goes_on_and_ends_as_if_nobody_had(name, tiny_folder, rows, tmp_path):
     job, random, log = JOBS[name](tiny_folder, rows), Random(name), tmp_path / "stderr"
     undisturbed = tmp_path / "undisturbed"

@@ -1,50 +1,27 @@
 """Mixtures of experts: their auxiliary loss has the part in a step that it has in TRL's own."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from trl.trainer import utils as trl_utils
+
+from distributed import moe_step
+from distributed.launched import run_on_cpus
 
 pytestmark = pytest.mark.skipif(
     not hasattr(trl_utils, "add_fused_lm_head"),
     reason="this TRL multiplies the auxiliary loss by ranks and micro-batches",
 )
 
-SCRIPT = Path(__file__).resolve().parents[1] / "distributed" / "moe_step.py"
-
-
-def run(out: Path, ranks: int) -> Path:
-    out.mkdir()
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks > 1 else []
-    done = subprocess.run(
-        [sys.executable, *launcher, str(SCRIPT), str(out)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    return out
-
 
 @pytest.fixture(scope="module", params=[1, 2], ids=["1 rank", "2 ranks"])
 def steps(request, tmp_path_factory):
     """{(family, kind, micro-batches, coefficient): gradients and logged figures}, from real processes."""
-    folder = run(tmp_path_factory.mktemp("moe") / str(request.param), request.param)
+    folder = tmp_path_factory.mktemp("moe")
+    run_on_cpus(moe_step.main, folder, folder=folder, ranks=request.param, ACCELERATE_USE_CPU="true")
     return {tuple(file.stem.split("-")): torch.load(file) for file in folder.glob("*.pt")}
 
 
-CASES = [
-    (family, accumulation, coefficient)
-    for family in ("qwen3_moe", "mixtral")
-    for accumulation in ("1", "2", "4")
-    for coefficient in ("None", "0.7")
-]
+CASES = [(case["family"], str(case["steps"]), str(case["coefficient"])) for case in moe_step.CASES]
 
 
 def relative(found, expected):

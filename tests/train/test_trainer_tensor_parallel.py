@@ -1,16 +1,11 @@
 """Ranks that share a model's tensors are given the same rows, which count once."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
+from distributed import tensor_parallel_step
+from distributed.launched import run_on_cpus
 from tiny import tiny_model
-
-SCRIPT = Path(__file__).resolve().parents[1] / "distributed" / "tensor_parallel_step.py"
 
 
 @pytest.fixture(scope="module")
@@ -20,17 +15,9 @@ def steps(tmp_path_factory):
     tiny_model().save_pretrained(folder / "model")
     found = {}
     for ranks in (1, 2):
-        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks > 1 else []
-        done = subprocess.run(
-            [sys.executable, *launcher, str(SCRIPT), str(folder / "model"), str(folder / f"{ranks}.pt")],
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            timeout=600,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr[-4000:]
-        found[ranks] = torch.load(folder / f"{ranks}.pt")
+        out = folder / f"{ranks}.pt"
+        run_on_cpus(tensor_parallel_step.main, str(folder / "model"), str(out), folder=folder / str(ranks), ranks=ranks)
+        found[ranks] = torch.load(out)
     return found
 
 
