@@ -1,14 +1,14 @@
 """`profit eval` as a user calls it: table, JSON, messages, exit codes, signals."""
 
 import json
+import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 
+from forks import start
 from profit_sft.cli.app import run_app
 
 
@@ -132,26 +132,22 @@ def test_another_evaluation_in_the_folder_is_refused(arguments, capsys):
 
 @pytest.mark.slow
 def test_stopped_and_killed_it_goes_on(tiny_folder, tmp_path, capsys):
-    folder = tmp_path / "out"
+    folder, log = tmp_path / "out", tmp_path / "log"
     # 400 problems of 8 samples, more than it gets done before it is stopped.
     command = ["eval", tiny_folder, "--tasks", "generated", "--output_dir", str(folder), "--max_new_tokens", "8"]
     file = folder / "samples" / "generated.jsonl"
     for number in (signal.SIGINT, signal.SIGKILL):
         before = file.read_text() if file.exists() else ""
-        process = subprocess.Popen(
-            [sys.executable, "-m", "profit_sft.cli", *command],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        process = start(command, log)
         deadline = time.monotonic() + 300
         while (not file.exists() or file.stat().st_size <= len(before.encode())) and time.monotonic() < deadline:
-            assert process.poll() is None, process.stderr.read()
+            assert process.is_alive(), log.read_text()
             time.sleep(0.05)
-        process.send_signal(number)
-        out, err = process.communicate(timeout=60)
+        os.kill(process.pid, number)
+        process.join(60)
         if number == signal.SIGINT:
-            assert process.returncode == 130
+            out, err = log.with_suffix(".out").read_text(), log.read_text()
+            assert process.exitcode == 130
             assert f"finished answers are kept in {folder}. The same command goes on." in err.replace("\n", " ")
             assert out == ""
         assert file.read_text().startswith(before)

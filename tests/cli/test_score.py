@@ -5,8 +5,6 @@ import os
 import re
 import shlex
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,6 +12,7 @@ import numpy as np
 import pytest
 import yaml
 
+from forks import start
 from profit_sft.cli.app import run_app
 from profit_sft.scores.store import load_scores
 
@@ -182,18 +181,14 @@ def test_a_signal_keeps_the_shards_and_prints_the_command_that_goes_on(tiny_fold
     options = ["--model", tiny_folder, "--out", str(out), "--shard_rows", "1", "--max_batch_tokens", "1"]
     path = Path(rows)
     path.write_text(path.read_text() * 8)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "profit_sft.cli", "score", rows, *options],
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "COLUMNS": "80"},
-    )
+    process = start(["score", rows, *options], tmp_path / "log", COLUMNS="80")
     deadline = time.monotonic() + 120
-    while len(list(out.glob("shard-*"))) < 3 and process.poll() is None and time.monotonic() < deadline:
+    while len(list(out.glob("shard-*"))) < 3 and process.is_alive() and time.monotonic() < deadline:
         time.sleep(0.002)
-    process.send_signal(signal.SIGTERM)
-    err = process.communicate(timeout=60)[1]
-    assert process.returncode == 130, err
+    os.kill(process.pid, signal.SIGTERM)
+    process.join(60)
+    err = (tmp_path / "log").read_text()
+    assert process.exitcode == 130, err
     assert "Stopped by SIGTERM; the shards that were done are kept. Go on with the same command:" in err
     before = {path.name: path.stat().st_mtime_ns for path in out.glob("shard-*")}
     assert 3 <= len(before) < 16 * 8

@@ -15,6 +15,7 @@ import pytest
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from forks import start
 from profit_sft.cli.app import run_app
 from profit_sft.cli.train import next_commands
 from profit_sft.cli.train_flags import parse
@@ -319,21 +320,30 @@ def test_an_earlier_run_is_not_overwritten_unasked(arguments, capsys):
 @pytest.mark.slow
 @pytest.mark.parametrize("launches", [False, True], ids=["by itself", "launched"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=str)
-def test_a_signal_saves_a_checkpoint_and_the_command_it_prints_goes_on(arguments, tmp_path, capfd, number, launches):
+def test_a_signal_saves_a_checkpoint_and_the_command_it_prints_goes_on(arguments, tmp_path, number, launches):
     arguments[arguments.index("--max_steps") + 1] = "400"
     if launches:
         plan = tmp_path / "plan.yaml"
         plan.write_text("distributed_type: 'NO'\nnum_processes: 1\nuse_cpu: true\n")
         arguments += ["--accelerate_config", str(plan)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen([sys.executable, "-m", "profit_sft.cli", *arguments], env=environment)
+    environment, log = {**os.environ, "OMP_NUM_THREADS": "1"}, tmp_path / "log"
+    if launches:
+        with log.open("w") as file:
+            command = [sys.executable, "-m", "profit_sft.cli", *arguments]
+            process = subprocess.Popen(command, env=environment, stderr=file)
+    else:
+        process = start(arguments, log)
     metrics = tmp_path / "run" / "metrics.jsonl"
     deadline = time.monotonic() + 120
     while not (metrics.exists() and metrics.read_text().count("\n") > 2) and time.monotonic() < deadline:
         time.sleep(0.05)
-    process.send_signal(number)
-    assert process.wait(timeout=60) == 130
-    err = capfd.readouterr().err
+    os.kill(process.pid, number)
+    if launches:
+        assert process.wait(timeout=60) == 130
+    else:
+        process.join(60)
+        assert process.exitcode == 130
+    err = log.read_text()
     # A launched process is told through a pipe, in which signals have no names.
     assert f"Stopped by {signal.SIGTERM.name if launches else number.name} after step" in err
     assert "Traceback" not in err

@@ -15,6 +15,7 @@ import pytest
 from tokenizers import normalizers
 from transformers import AutoTokenizer
 
+from forks import run_ranks
 from profit_sft.data import (
     IGNORE_INDEX,
     TOKEN_KINDS,
@@ -112,27 +113,25 @@ def test_a_preparation_that_failed_or_was_broken_off_leaves_nothing_to_be_found(
 
 
 PREPARE = """
-import os, sys, time
+import os, time
 from profit_sft.data import DataSettings, blocks, prepare_dataset
 from tiny import chat_tokenizer
 original = blocks.label_row
 def counted(row, *arguments, **options):
-    with open(sys.argv[2], "a") as told:
-        told.write(f"{os.getpid()}\\n")
+    with open(told, "a") as lines:
+        lines.write(f"{os.getpid()}\\n")
     time.sleep(0.05)
     return original(row, *arguments, **options)
 blocks.label_row = counted
-print(prepare_dataset(DataSettings(dataset_name=sys.argv[1]), chat_tokenizer()).report.fingerprint)
+print(prepare_dataset(DataSettings(dataset_name=source), chat_tokenizer()).report.fingerprint)
 """
 
 
 def test_of_processes_that_ask_at_once_one_prepares_and_all_get_it(tokenizer, write, prepare, tmp_path):
     source, told = write(*[CHAT] * 5, name="ranks.jsonl"), tmp_path / "told"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    command = [sys.executable, "-c", PREPARE, source, str(told)]
-    ranks = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    found = {rank.communicate()[0].strip() for rank in ranks}
-    assert found == {prepare(tokenizer, source).report.fingerprint}
+    statuses, printed = run_ranks(exec, PREPARE, {"source": source, "told": str(told)}, folder=tmp_path / "printed")
+    assert statuses == [0, 0], printed
+    assert printed.split() == [prepare(tokenizer, source).report.fingerprint] * 2
     assert len(told.read_text().splitlines()) == 5
 
 

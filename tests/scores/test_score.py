@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,6 +11,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from forks import run_ranks, start
+from profit_sft.cli.app import run_app
 from profit_sft.data import DataSettings, prepare_dataset
 from profit_sft.data.generated import generate_problems, write_jsonl
 from profit_sft.errors import ConfigurationError, DataError
@@ -182,13 +182,13 @@ def test_a_signal_stops_after_the_batch_and_the_next_call_goes_on(tiny_folder, r
 @pytest.mark.slow
 def test_a_killed_job_goes_on_without_loss_or_duplication(tiny_folder, rows, tmp_path):
     wanted = settings(tiny_folder, rows, tmp_path / "out", shard_rows=2, max_batch_tokens=40)
-    command = [sys.executable, "-m", "profit_sft.cli", *command_line(wanted).split()[1:]]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = start(command_line(wanted).split()[1:], tmp_path / "log")
     deadline = time.monotonic() + 120
-    while len(shard_bytes(tmp_path / "out")) < 3 and process.poll() is None and time.monotonic() < deadline:
+    while len(shard_bytes(tmp_path / "out")) < 3 and process.is_alive() and time.monotonic() < deadline:
         time.sleep(0.002)
     process.kill()
-    assert process.wait(timeout=60) == -signal.SIGKILL
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
     assert 3 <= len(shard_bytes(tmp_path / "out")) < 30
     with pytest.raises(DataError, match="is unfinished"):
         load_scores(tmp_path / "out")
@@ -203,19 +203,12 @@ def test_a_killed_job_goes_on_without_loss_or_duplication(tiny_folder, rows, tmp
 
 @pytest.mark.slow
 def test_two_ranks_write_what_one_process_writes(tiny_folder, rows, tmp_path):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    wanted = settings(tiny_folder, rows, tmp_path / "two")
-    done = subprocess.run(
-        [*launch, "-m", "profit_sft.cli", *command_line(wanted).split()[1:], "--json"],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    assert json.loads(done.stdout)["examples"] == 60  # once: one rank speaks for all
+    words = [*command_line(settings(tiny_folder, rows, tmp_path / "two")).split()[1:], "--json"]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
+    statuses, printed = run_ranks(run_app, words, folder=tmp_path / "printed", environment=environment)
+    assert statuses == [0, 0], printed[-4000:]
+    (made,) = (json.loads(line) for line in printed.splitlines() if line.startswith("{"))  # one rank speaks for all
+    assert made["examples"] == 60
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -3,8 +3,6 @@
 import os
 import random
 import shutil
-import signal
-import subprocess
 import sys
 import time
 from contextlib import suppress
@@ -13,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from forks import start
 from profit_sft.cli.app import run_app
 from profit_sft.errors import DataError
 from profit_sft.train.callbacks import read_metrics
@@ -234,24 +233,18 @@ def test_a_kill_at_any_moment_of_a_run_loses_no_checkpoint(train_flags, tmp_path
     generator, run = random.Random(0), tmp_path / "run"
     command = [*train_flags, "--max_steps", "4000", "--save_steps", "1", "--save_total_limit", "3"]
     command += ["--output_dir", str(run)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     last = 0
     for attempt in range(5):
         more = ["--resume_from_checkpoint", "latest"] if attempt else []
-        process = subprocess.Popen(
-            [sys.executable, "-m", "profit_sft.cli", *command, *more],
-            env=environment,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        process = start([*command, *more], tmp_path / "log")
         deadline = time.monotonic() + 120
         while not any(path.name == f"checkpoint-{last + 2}" for path in checkpoints(run)):
-            assert process.poll() is None, process.stderr.read()
+            assert process.is_alive(), (tmp_path / "log").read_text()
             assert time.monotonic() < deadline
             time.sleep(0.01)
         time.sleep(generator.random())
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
+        process.kill()
+        process.join()
         found = checkpoints(run)
         assert [check_whole(path).step for path in found] == [int(path.name.split("-")[1]) for path in found]
         assert last_whole(run) == found[0]

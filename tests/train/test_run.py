@@ -3,9 +3,6 @@
 import json
 import math
 import os
-import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -14,6 +11,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 from trl import ModelConfig
 
+from forks import start
 from profit_sft.cli.app import run_app
 from profit_sft.errors import ProFitError
 from profit_sft.train.arguments import RunArguments
@@ -137,31 +135,23 @@ def test_the_same_model_and_rows_elsewhere_are_the_same(stopped, train_flags, tm
 
 
 @pytest.mark.slow
-def test_a_second_run_in_the_folder_is_refused_and_leaves_the_first_alone(train_flags, tmp_path):
-    command = [sys.executable, "-m", "profit_sft.cli", *train_flags, "--max_steps", "100000", "--output_dir"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen([*command, str(tmp_path / "run")], env=environment, stderr=subprocess.PIPE) as first:
-        try:
-            deadline = time.monotonic() + 120
-            while not (tmp_path / "run" / "metrics.jsonl").exists():
-                assert time.monotonic() < deadline
-                time.sleep(0.1)
-            for flag in ("--overwrite_output_dir", "--resume_from_checkpoint"):
-                second = subprocess.run(
-                    [*command, str(tmp_path / "run"), flag, "True"],
-                    env=environment,
-                    capture_output=True,
-                    text=True,
-                    check=False,
-                )
-                assert second.returncode == 2
-                (line,) = second.stderr.splitlines()
-                assert line.startswith(
-                    f"error: output_dir: another run is at work in '{tmp_path / 'run'}'. Wait for it"
-                )
-            assert first.poll() is None
-        finally:
-            first.send_signal(signal.SIGKILL)
+def test_a_second_run_in_the_folder_is_refused_and_leaves_the_first_alone(train_flags, tmp_path, capfd):
+    command = [*train_flags, "--max_steps", "100000", "--output_dir", str(tmp_path / "run")]
+    first = start(command, tmp_path / "log")
+    try:
+        deadline = time.monotonic() + 120
+        while not checkpoints(tmp_path / "run"):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        for flag in ("--overwrite_output_dir", "--resume_from_checkpoint"):
+            capfd.readouterr()
+            assert run_app([*command, flag, "True"]) == 2
+            (line,) = capfd.readouterr().err.splitlines()
+            assert line.startswith(f"error: output_dir: another run is at work in '{tmp_path / 'run'}'. Wait for it")
+        assert first.is_alive()
+    finally:
+        first.kill()
+        first.join()
     assert last_whole(tmp_path / "run") is not None
 
 

@@ -10,9 +10,11 @@ from profit_sft.train.trainer import ProFitTrainer
 from tiny import tiny_dataset, tiny_model, tiny_tokenizer
 
 
-@pytest.mark.parametrize(("rows", "size"), [(7, 2), (8, 2), (9, 4), (1, 4)])
+@pytest.mark.parametrize(("rows", "size"), [(7, 2), (9, 4), (1, 4)])
 def test_steps_are_those_of_the_trainer(tmp_path, rows, size):
-    for micro_batches, epochs, max_steps in itertools.product((1, 3), (0.5, 1.0, 2.3), (-1, 4)):
+    # With max_steps the number of epochs says nothing.
+    ends = ((0.5, -1), (1.0, -1), (2.3, -1), (0.5, 4))
+    for micro_batches, (epochs, max_steps) in itertools.product((1, 3), ends):
         settings = {
             "per_device_train_batch_size": size,
             "gradient_accumulation_steps": micro_batches,
