@@ -17,6 +17,7 @@ import yaml
 from real_study import CELLS, figures, metric_lines
 
 import profit_sft
+from forks import start
 from profit_sft.errors import ConfigurationError
 from profit_sft.study.cells import CellFailed, imitated_share
 from profit_sft.study.layout import StudyFolder
@@ -52,8 +53,8 @@ def test_weights_are_dropped_once_measured(finished_study):
 
 @pytest.mark.slow
 def test_a_study_stopped_and_then_killed_goes_on_and_ends_with_the_same_figures(study_file, finished_study, tmp_path):
-    command = [sys.executable, "-m", "profit_sft.cli", "study", str(study_file), "--output_dir", str(tmp_path / "out")]
-    command += ["--cells", "nll-s0"]
+    words = ["study", str(study_file), "--output_dir", str(tmp_path / "out"), "--cells", "nll-s0"]
+    log = tmp_path / "log"
     cell = StudyFolder(tmp_path / "out").cell("nll-s0")
 
     def lines():
@@ -62,15 +63,15 @@ def test_a_study_stopped_and_then_killed_goes_on_and_ends_with_the_same_figures(
 
     def end_by(number):
         before = lines()
-        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        process = start(words, log)
         deadline = time.monotonic() + 300
         while lines() < before + 3:
             assert time.monotonic() < deadline
             time.sleep(0.01)
-        process.send_signal(number)
-        _, messages = process.communicate()
+        os.kill(process.pid, number)
+        process.join()
         assert not cell.trained.exists()
-        return process.returncode, messages
+        return process.exitcode, log.read_text()
 
     status, messages = end_by(signal.SIGINT)
     assert status == 130
@@ -80,9 +81,10 @@ def test_a_study_stopped_and_then_killed_goes_on_and_ends_with_the_same_figures(
     status, messages = end_by(signal.SIGKILL)
     assert status == -signal.SIGKILL
     assert "nll-s0: going on after step" in messages
-    last = subprocess.run(command, stderr=subprocess.PIPE, text=True)
-    assert last.returncode == 0
-    assert "nll-s0: going on after step" in last.stderr
+    last = start(words, log)
+    last.join()
+    assert last.exitcode == 0
+    assert "nll-s0: going on after step" in log.read_text()
     assert figures(tmp_path / "out", ["nll-s0"]) == figures(finished_study, ["nll-s0"])
     assert metric_lines(tmp_path / "out", "nll-s0") == metric_lines(finished_study, "nll-s0")
     assert json.loads(cell.finished.read_text())["cost"]["attempts"] == 3
@@ -158,7 +160,7 @@ def node(**resources):
     return {"object_store_memory": 80 * 2**20, **resources}
 
 
-def start(study_file, folder, *more):
+def start_on_ray(study_file, folder, *more):
     command = [sys.executable, "-m", "profit_sft.cli", "study", str(study_file), "--output_dir", str(folder)]
     return subprocess.Popen([*command, "--executor", "ray", *more], stderr=subprocess.PIPE, text=True)
 
@@ -193,7 +195,7 @@ def test_a_study_is_stopped_and_loses_a_node_and_ends_as_on_one_machine(cluster,
     folder = tmp_path / "out"
     cell = StudyFolder(folder).cell("nll-s0")
 
-    process = start(study_file, folder)
+    process = start_on_ray(study_file, folder)
     wait_for_steps(cell, 6, process)
     process.send_signal(signal.SIGINT)
     _, messages = process.communicate()
@@ -204,7 +206,7 @@ def test_a_study_is_stopped_and_loses_a_node_and_ends_as_on_one_machine(cluster,
     assert not cell.trained.exists()
 
     steps = (cell.run / "metrics.jsonl").read_text().count("\n")
-    process = start(study_file, folder)
+    process = start_on_ray(study_file, folder)
     wait_for_steps(cell, steps + 6, process)
     kill_node(cluster, attempts(cell)[-1]["pid"])
     _, messages = process.communicate()
@@ -227,13 +229,13 @@ def test_cells_share_the_gpus_of_a_node(cluster, tmp_path):
     }
     study_file, study = tmp_path / "study.yaml", StudyFolder(tmp_path / "out")
     study_file.write_text(yaml.safe_dump(content))
-    process = start(study_file, study.path, "--cells", "*untrained")
+    process = start_on_ray(study_file, study.path, "--cells", "*untrained")
     _, messages = process.communicate()
     assert process.returncode == 0, messages
     gpus = [attempts(study.cell(f"m{index}.untrained"))[0]["gpus"] for index in range(4)]
     assert set(gpus) <= {"0", "1"}
     study_file.write_text(yaml.safe_dump(content | {"train": {"accelerate_config": EIGHT}}))
-    process = start(study_file, tmp_path / "other")
+    process = start_on_ray(study_file, tmp_path / "other")
     _, messages = process.communicate()
     assert process.returncode == 2
     assert "trains on 8 GPUs, and no node of the Ray cluster has more than 2." in messages
