@@ -7,6 +7,7 @@ import sys
 import pytest
 from answer_table import CHOICES, FORMULAS, MATH, SETS_TUPLES_INTERVALS, TRUNCATED
 
+from campaign import sampled
 from profit_sft.evaluation.grading import grade_choice, grade_math
 from profit_sft.evaluation.numbers import plain_numbers
 
@@ -45,11 +46,12 @@ def test_numbers_need_no_judge():
 
 @pytest.mark.slow
 def test_grades_do_not_depend_on_what_else_the_machine_does(judge):
+    rows = sampled(FORMULAS + SETS_TUPLES_INTERVALS, 40)
     busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(3 * (os.cpu_count() or 1))]
     try:
-        found = [grade_math(text, expected, judge).correct for text, expected, _ in FORMULAS + SETS_TUPLES_INTERVALS]
+        found = [grade_math(text, expected, judge).correct for text, expected, _ in rows]
     finally:
         for process in busy:
             process.kill()
             process.wait()
-    assert found == [right for _, _, right in FORMULAS + SETS_TUPLES_INTERVALS]
+    assert found == [right for _, _, right in rows]

@@ -61,9 +61,10 @@ PIECES = [
 
 
 def texts():
-    for piece in PIECES:
+    for index, piece in enumerate(PIECES):
         long = (piece * (LENGTH // len(piece) + 1))[:LENGTH]
-        yield from (long, f"The answer is {long}", f"\\boxed{{{long}}}", f"The answer is 5 {long} 7.")
+        wrapped = (f"The answer is {long}", f"\\boxed{{{long}}}", f"The answer is 5 {long} 7.")
+        yield from (long, *wrapped) if WHOLE else (long, wrapped[index % 3])
     for opening, closing in (("[", "]"), ("(", ")"), ("{", "}"), ("\\frac{", "}{1}"), ("\\sqrt{", "}"), ("-(", ")")):
         yield f"The answer is ${opening * 3000}1{closing * 3000}$"
         yield f"\\boxed{{{opening * 100}1{closing * 100}}}"
