@@ -51,7 +51,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             tables.setdefault(item.nodeid.partition("[")[0], []).append(item)
     left_out: set[pytest.Item] = set()
     for rows in tables.values():
-        left_out |= set(rows) - {rows[index] for index in meeting([row.callspec.indices for row in rows])}
+        # The rows of a table share the objects that are its values.
+        values = [{name: id(value) for name, value in row.callspec.params.items()} for row in rows]
+        left_out |= set(rows) - {rows[index] for index in meeting(values)}
     config.hook.pytest_deselected(items=list(left_out))
     # So that of two processes neither is alone with a long file in the end.
     slow = {item.path for item in items if item.get_closest_marker("slow")}

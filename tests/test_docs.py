@@ -150,7 +150,7 @@ def test_the_tutorial(smollm2_folder, repo_root, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "recipes").symlink_to(repo_root / "recipes")
     text = (repo_root / "docs" / "tutorial.md").read_text(encoding="utf-8")
-    for old, new in (("(160,", "(16,"), ("--limit 60", "--limit 2"), ("--max_new_tokens 64", "--max_new_tokens 4")):
+    for old, new in (("(160,", "(8,"), ("--limit 60", "--limit 2"), ("--max_new_tokens 64", "--max_new_tokens 4")):
         assert old in text
         text = text.replace(old, new)
     printed = {}
