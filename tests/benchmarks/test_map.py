@@ -1,0 +1,106 @@
+"""The map: its pictures and table are those of its committed figures, and say what these say; rows made up for it."""
+
+import importlib.util
+import itertools
+import json
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from color_vision import SIGHTS, difference
+
+ROOT = Path(__file__).resolve().parents[2]
+spec = importlib.util.spec_from_file_location("map_figures", ROOT / "benchmarks" / "map" / "figures.py")
+figures = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(figures)
+
+
+def made_row(objective, *, wrong_share=0.5, start="strong", measure="greedy_old", new_skill=True, **compared):
+    return {
+        "start": start,
+        "wording": "alien",
+        "wrong_share": wrong_share,
+        "new_skill": new_skill,
+        "measure": measure,
+        "objective": objective,
+        "rate": 1e-5,
+        "start_right": {"weak": 0.1, "strong": 0.95}[start],
+        "share_right": 0.75,
+        "kept_share": 0.4,
+        **compared,
+    }
+
+
+def compared(points, p_value, **where):
+    return made_row(
+        "dft", difference=points / 100, low=points / 100 - 0.02, high=points / 100 + 0.02, p_value=p_value, **where
+    )
+
+
+def rows_of(tmp_path, *files):
+    for number, rows in enumerate(files):
+        (tmp_path / f"{number}.json").write_text(json.dumps({"rows": rows}))
+    return figures.read_rows(sorted(tmp_path.glob("*.json")))
+
+
+def words_of(svg):
+    return [element.text for element in ElementTree.fromstring(svg).iter() if element.tag.endswith("text")]
+
+
+def test_committed_pictures_and_table_are_those_of_the_committed_figures():
+    rows = figures.read_rows(sorted((ROOT / "docs" / "results" / "data").glob("map*.json")))
+    for file, text in figures.files_of(rows).items():
+        assert file.read_text() == text, "python benchmarks/map/figures.py docs/results/data/map*.json"
+
+
+def test_a_picture_has_each_difference_in_its_cell_and_a_frame_where_it_is_shown(tmp_path):
+    rows = [made_row("nll"), compared(12, 0.001), compared(-4, 0.2, wrong_share=0.0), made_row("nll", start="weak")]
+    svg = figures.picture(rows_of(tmp_path, rows), ("greedy_old",), None)
+    words = words_of(svg)
+    assert [words.count(word) for word in ("75%", "+12", "+10 to +14", "-4", "-6 to -2")] == [2, 1, 1, 1, 1]
+    assert words.count("·") == 2 * 2 * 2 - len(
+        rows
+    )  # two objectives, starts and kinds of reference: the rest is not run
+    groups = {tuple(child.get("class") for child in group) for group in ElementTree.fromstring(svg) if len(group) == 3}
+    assert groups == {
+        ("cell shown", "number middle shown", "interval middle"),
+        ("cell", "number middle", "interval middle"),
+    }
+    places = [words.index(word) for word in ("50% wrong", "0% wrong")]
+    assert places == sorted(places)  # wrong references are up
+
+
+def test_p_values_are_corrected_over_all_files_of_a_measure(tmp_path):
+    rows = rows_of(
+        tmp_path, [compared(12, 0.03)], [compared(9, 0.01, wrong_share=0.0), compared(3, 0.04, measure="greedy_new")]
+    )
+    assert [row["adjusted_p_value"] for row in rows] == [0.03, 0.02, 0.04]
+    rows = rows_of(tmp_path, [compared(12, 0.03)], [compared(9, 0.03, wrong_share=0.0)])
+    assert [figures.is_shown(row) for row in rows] == [False, False]
+
+
+def test_where_nothing_was_new_the_new_skill_is_not_compared(tmp_path):
+    rows = rows_of(tmp_path, [compared(12, 0.03), compared(0, 1.0, measure="greedy_new", new_skill=False)])
+    assert [row["measure"] for row in rows] == ["greedy_old"]
+
+
+def test_a_comparison_that_two_files_hold_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"strong alien 0.5 True dft greedy_old stands in the files twice"):
+        rows_of(tmp_path, [compared(12, 0.03)], [compared(9, 0.01)])
+
+
+@pytest.mark.parametrize("theme", figures.THEMES)
+def test_colors_can_be_read_and_told_apart_by_all(theme):
+    colors = figures.THEMES[theme]
+    for fill in (*colors["ahead"], *colors["behind"]):
+        assert figures.contrast(figures.text_color(fill), fill) >= 4.5
+    for text, fill in itertools.product(("ink", "pale"), ("paper", "same")):
+        assert figures.contrast(colors[text], colors[fill]) >= 4.5
+    for sight in SIGHTS:
+        for ahead, behind in zip(colors["ahead"], colors["behind"], strict=True):
+            assert difference(channels(ahead), channels(behind), sight) > 12  # 2.3 is just noticeable
+
+
+def channels(color):
+    return tuple(bytes.fromhex(color[1:]))
