@@ -92,14 +92,12 @@ def table(rows: Sequence[Row]) -> str:
     )
     for key, before in zip(keys, [(None, ""), *keys], strict=False):
         row, named = found[(*key, "greedy_old")], key[0] != before[0]
-        head = (
-            [row["start"], f"{row['wrong_share']:.0%} wrong, {_words(row['wording'], row['new_skill'])}"]
-            if named
-            else ["", ""]
-        )
-        name = "nll (plain SFT)" if key[1] == BASELINE else key[1]
-        head += [name, f"{row['rate']:.0e}".replace("e-0", "e-"), f"{row['kept_share']:.0%}"]
-        lines.append(f"| {' | '.join([*head, *(_in_words(found.get((*key, measure))) for measure in MEASURES)])} |")
+        references = f"{row['wrong_share']:.0%} wrong, {_words(row['wording'], row['new_skill'])}"
+        cells = [row["start"], references] if named else ["", ""]
+        cells += ["nll (plain SFT)" if key[1] == BASELINE else key[1]]
+        cells += [f"{row['rate']:.0e}".replace("e-0", "e-"), f"{row['kept_share']:.0%}"]
+        cells += [_in_words(found.get((*key, measure))) for measure in MEASURES]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -151,15 +149,9 @@ def picture(rows: Sequence[Row], measures: Sequence[str], objectives: Sequence[s
             top = body + len(references) * _CELL[1] + 12
         top += 16
     strengths = ", ".join(f"{name} {_strength(rows, name)}" for name in starts)
-    head = [
-        _text(12, 26, "Where a mask helps: points right beyond (+) or short of (-) plain SFT", "title"),
-        _text(
-            12,
-            47,
-            f"Down: references to learn from. Across: the start, and its share right before: {strengths}",
-            "pale",
-        ),
-    ]
+    axes = f"Down: references to learn from. Across: the start, and its share right before: {strengths}"
+    title = "Where a mask helps: points right beyond (+) or short of (-) plain SFT"
+    head = [_text(12, 26, title, "title"), _text(12, 47, axes, "pale")]
     width = max(_LEFT + min(across, len(objectives)) * panel, _WIDTH)
     return _document([*head, *parts, *_legend(top)], width, top + 44)
 
@@ -241,8 +233,8 @@ def _text(x: float, y: float, text: str, kind: str) -> str:
 def _document(parts: Sequence[str], width: int, height: int) -> str:
     styles = [
         "text{font:12px system-ui,sans-serif}.title{font-size:15px}.measure{font-size:14px}",
-        ".title,.measure,.name,.row{font-weight:700}.number{font-size:14px}.interval{font-size:10.5px}.middle{text-anchor:middle}",
-        ".number.shown{font-weight:700}.cell.shown{stroke-width:2.5}",
+        ".title,.measure,.name,.row{font-weight:700}.middle{text-anchor:middle}",
+        ".number{font-size:14px}.interval{font-size:10.5px}.number.shown{font-weight:700}.cell.shown{stroke-width:2.5}",
         _colors("light"),
         f"@media (prefers-color-scheme:dark){{{_colors('dark')}}}",
     ]
@@ -289,12 +281,12 @@ def _luminance(color: str) -> float:
     return sum(factor * value for factor, value in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
 
 
-def files_of(rows: Sequence[Row], docs: Path = DOCS) -> dict[Path, str]:
+def files_of(rows: Sequence[Row]) -> dict[Path, str]:
     """Return what the pictures and the page should hold."""
-    page = docs / "results" / "map.md"
+    page = DOCS / "results" / "map.md"
     before, _, rest = page.read_text().partition(_MARKER)
     after = rest.partition(_MARKER)[2]
-    found = {docs / "images" / name: picture(rows, *of) for name, of in PICTURES.items()}
+    found = {DOCS / "images" / name: picture(rows, *of) for name, of in PICTURES.items()}
     return {**found, page: f"{before}{_MARKER}\n{table(rows)}\n{_MARKER}{after}"}
 
 
