@@ -1,12 +1,13 @@
-"""The map's pictures and its table, of the figures that report.py wrote.
+"""The map's pictures and tables, of the figures that report.py wrote.
 
     python benchmarks/map/figures.py docs/results/data/map*.json
 
-Writes docs/images/map*.svg and the table in docs/results/map.md. A row of a file is a condition, an objective and a
+Writes docs/images/map*.svg and the tables in docs/results/map.md. A row of a file is a condition, an objective and a
 measure. Differences from plain SFT are shown where p < 0.05 after Holm's correction for all of a measure.
 """
 
 import argparse
+import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from html import escape
@@ -30,6 +31,7 @@ TITLES = {
     FIXED_MASK: ("profit 0.1", "mask of the start"),
     "random, as many as profit 0.1": ("random mask", "as many as profit 0.1"),
 }
+_NAMES = {BASELINE: "nll (plain SFT)"}
 # By file: measures and objectives (None: all that there are).
 PICTURES: dict[str, tuple[tuple[str, ...], tuple[str, ...] | None]] = {
     "map.svg": (("greedy_old", "greedy_new"), (BASELINE, MASK, FIXED_MASK)),
@@ -51,7 +53,7 @@ THEMES = {
         "behind": ("#43301c", "#714615", "#b96a14", "#f7b56b"),
     },
 }  # fmt: skip
-_MARKER = "<!-- the table: python benchmarks/map/figures.py docs/results/data/map*.json -->\n"
+_MARKER = "<!-- python benchmarks/map/figures.py docs/results/data/map*.json -->\n"  # a table stands between two
 _CELL, _LEFT, _GAP, _HEAD, _WIDTH = (72, 38), 172, 16, 58, 760  # pixels
 
 
@@ -67,6 +69,11 @@ def read_rows(files: Iterable[Path]) -> list[Row]:
         for row, adjusted in zip(compared, holm([row["p_value"] for row in compared]), strict=True):
             row["adjusted_p_value"] = adjusted
     return [row for row in rows if row["measure"] in MEASURES]
+
+
+def read_tries(files: Iterable[Path]) -> list[Row]:
+    """Return what each rate gave with the first seed, of the files that tell."""
+    return [row for file in files for row in json.loads(file.read_text()).get("tries", [])]
 
 
 def condition(row: Row) -> tuple[str, str, float, bool]:
@@ -94,11 +101,33 @@ def table(rows: Sequence[Row]) -> str:
         row, named = found[(*key, "greedy_old")], key[0] != before[0]
         references = f"{row['wrong_share']:.0%} wrong, {_words(row['wording'], row['new_skill'])}"
         cells = [row["start"], references] if named else ["", ""]
-        cells += ["nll (plain SFT)" if key[1] == BASELINE else key[1]]
-        cells += [f"{row['rate']:.0e}".replace("e-0", "e-"), f"{row['kept_share']:.0%}"]
+        cells += [_NAMES.get(key[1], key[1])]
+        cells += [_rate(row["rate"]), f"{row['kept_share']:.0%}"]
         cells += [_in_words(found.get((*key, measure))) for measure in MEASURES]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def table_of_tries(tries: Sequence[Row], starts: Sequence[str]) -> str:
+    """Return markdown: rates across, and of each the share right of the old skill and of the new one."""
+    rates = sorted({row["rate"] for row in tries})
+    lines = ["| start | references | objective | " + " | ".join(map(_rate, rates)) + " |"]
+    lines += ["|" + "---|" * (3 + len(rates))]
+    found = {(condition(row), row["objective"], row["rate"]): row for row in tries}
+    conditions = sorted({condition(row) for row in tries}, key=lambda one: (starts.index(one[0]), one[1:]))
+    for one, name in itertools.product(conditions, PICTURES["map.svg"][1] or ()):
+        start, wording, wrong_share, new_skill = one
+        cells = [start, f"{wrong_share:.0%} wrong, {_words(wording, new_skill)}"] if name == BASELINE else ["", ""]
+        cells += [_NAMES.get(name, name)]
+        for row in (found.get((one, name, rate)) for rate in rates):
+            right = [f"{row[skill]:.0%}" for skill in ("greedy_old", "greedy_new")] if row else []
+            cells.append(" / ".join(right if new_skill else right[:1]))
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _rate(rate: float) -> str:
+    return f"{rate:.0e}".replace("e-0", "e-")
 
 
 def _in_words(row: Row | None) -> str:
@@ -281,20 +310,20 @@ def _luminance(color: str) -> float:
     return sum(factor * value for factor, value in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
 
 
-def files_of(rows: Sequence[Row]) -> dict[Path, str]:
+def files_of(files: Sequence[Path]) -> dict[Path, str]:
     """Return what the pictures and the page should hold."""
-    page = DOCS / "results" / "map.md"
-    before, _, rest = page.read_text().partition(_MARKER)
-    after = rest.partition(_MARKER)[2]
-    found = {DOCS / "images" / name: picture(rows, *of) for name, of in PICTURES.items()}
-    return {**found, page: f"{before}{_MARKER}\n{table(rows)}\n{_MARKER}{after}"}
+    rows, page = read_rows(files), DOCS / "results" / "map.md"
+    parts = page.read_text().split(_MARKER)
+    parts[1::2] = (f"\n{made}\n" for made in (table_of_tries(read_tries(files), _starts(rows)), table(rows)))
+    pictures = {DOCS / "images" / name: picture(rows, *of) for name, of in PICTURES.items()}
+    return {**pictures, page: _MARKER.join(parts)}
 
 
 def main() -> None:
     """Read the figures, write pictures and page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", type=Path, nargs="+")
-    for file, text in files_of(read_rows(parser.parse_args().files)).items():
+    for file, text in files_of(parser.parse_args().files).items():
         write_text(file, text)
 
 

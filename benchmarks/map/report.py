@@ -33,19 +33,28 @@ def scores(cell: dict[str, Any], measure: str) -> np.ndarray:
 
 def chosen(cells: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
     """Return the runs at the rate that was best on validation with the first seed, by seed."""
-    tries = [cell for cell in cells if cell["seed"] == SEEDS[0]]
+    tries = tries_of(cells)
     if len(tries) < len(RATES):
         return {}
-    rate = max(tries, key=lambda cell: cell["validation"])["rate"]
+    rate = max(tries, key=lambda cell: cell["validation"])["rate"]  # of equals the smallest, as in run.py
     return {cell["seed"]: cell for cell in cells if cell["rate"] == rate}
+
+
+def tries_of(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the runs with the first seed, by rate."""
+    return sorted((cell for cell in cells if cell["seed"] == SEEDS[0]), key=lambda cell: cell["rate"])
+
+
+def finished(objectives: dict[str, list[dict[str, Any]]]) -> dict[str, dict[int, dict[str, Any]]]:
+    """Return the chosen runs, by seed, of each objective that ran with all seeds."""
+    return {name: by_seed for name, cells in objectives.items() if len(by_seed := chosen(cells)) == len(SEEDS)}
 
 
 def compare(
     condition: Condition, objectives: dict[str, list[dict[str, Any]]], start: dict[str, Any]
 ) -> list[dict[str, Any]]:
     """Return a row for each measure and each objective that ran with all seeds."""
-    rows = []
-    runs = {name: by_seed for name, cells in objectives.items() if len(by_seed := chosen(cells)) == len(SEEDS)}
+    rows, runs = [], finished(objectives)
     for measure in MEASURES:
         arrays = {
             name: {seed: scores(cell, measure) for seed, cell in by_seed.items()} for name, by_seed in runs.items()
@@ -80,7 +89,7 @@ def compare(
 
 
 def tries(condition: Condition, objectives: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """Return what each objective gave at each rate with the first seed."""
+    """Return what each finished objective gave at each rate with the first seed."""
     return [
         {
             **asdict(condition),
@@ -89,9 +98,8 @@ def tries(condition: Condition, objectives: dict[str, list[dict[str, Any]]]) -> 
             "validation": cell["validation"],
             **{measure: float(scores(cell, measure).mean()) for measure in MEASURES},
         }
-        for name, cells in objectives.items()
-        for cell in sorted(cells, key=lambda cell: cell["rate"])
-        if cell["seed"] == SEEDS[0]
+        for name in finished(objectives)
+        for cell in tries_of(objectives[name])
     ]
 
 

@@ -3,6 +3,9 @@
 import importlib.util
 import itertools
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -48,9 +51,9 @@ def words_of(svg):
     return [element.text for element in ElementTree.fromstring(svg).iter() if element.tag.endswith("text")]
 
 
-def test_committed_pictures_and_table_are_those_of_the_committed_figures():
-    rows = figures.read_rows(sorted((ROOT / "docs" / "results" / "data").glob("map*.json")))
-    for file, text in figures.files_of(rows).items():
+def test_committed_pictures_and_tables_are_those_of_the_committed_figures():
+    files = sorted((ROOT / "docs" / "results" / "data").glob("map*.json"))
+    for file, text in figures.files_of(files).items():
         assert file.read_text() == text, "python benchmarks/map/figures.py docs/results/data/map*.json"
 
 
@@ -69,6 +72,33 @@ def test_a_picture_has_each_difference_in_its_cell_and_a_frame_where_it_is_shown
     }
     places = [words.index(word) for word in ("50% wrong", "0% wrong")]
     assert places == sorted(places)  # wrong references are up
+
+
+def test_the_report_takes_the_rate_that_was_run_with_more_seeds_and_leaves_out_what_is_not_finished(tmp_path):
+    """Two rates are as good on validation, and `0.0003` stands before `1e-05` among the files: the smaller ran on."""
+    where = {"start": "weak", "wording": "own", "wrong_share": 0.0, "new_skill": True, "kept_share": 1.0}
+    right = {"nll": "0011", "dft": "0111", "eaft": "1111"}
+    for name, digits in right.items():
+        tries = [(rate, 0) for rate in (1e-5, 3e-5, 1e-4, 3e-4, 1e-3)]
+        for rate, seed in [*tries, (1e-5, 1), (1e-5, 2)][: -1 if name == "eaft" else None]:
+            skills = {f"greedy_{skill}": digits for skill in ("old", "new", "longer")}
+            cell = {**where, "objective": name, "rate": rate, "seed": seed, "validation": float(rate in (1e-5, 3e-4))}
+            file = tmp_path / "cells" / "weak own 0 new" / f"{name} {rate:g} {seed}.json"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps({**cell, **skills, "sampled_old": [0.5, 0.25]}))
+    start = {**dict.fromkeys(("greedy_old", "greedy_new", "greedy_longer"), "0001"), "sampled_old": [0.5, 0.0]}
+    (tmp_path / "starts.json").write_text(json.dumps({"weak": {"own": start}}))
+    command = [sys.executable, str(ROOT / "benchmarks" / "map" / "report.py"), str(tmp_path)]
+    subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": str(ROOT / "src")})
+    found = json.loads((tmp_path / "map.json").read_text())
+    rows = {row["objective"]: row for row in found["rows"] if row["measure"] == "greedy_old"}
+    assert {name: (row["rate"], row["share_right"], row["start_right"]) for name, row in rows.items()} == {
+        "nll": (1e-5, 0.5, 0.25),
+        "dft": (1e-5, 0.75, 0.25),
+    }
+    assert rows["dft"]["difference"] == 0.25
+    assert [row["rate"] for row in found["tries"] if row["objective"] == "dft"] == [1e-5, 3e-5, 1e-4, 3e-4, 1e-3]
+    assert {row["objective"] for row in found["tries"]} == {"nll", "dft"}
 
 
 def test_p_values_are_corrected_over_all_files_of_a_measure(tmp_path):
