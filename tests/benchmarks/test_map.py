@@ -1,0 +1,136 @@
+"""The map: its pictures and table are those of its committed figures, and say what these say; rows made up for it."""
+
+import importlib.util
+import itertools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from color_vision import SIGHTS, difference
+
+ROOT = Path(__file__).resolve().parents[2]
+spec = importlib.util.spec_from_file_location("map_figures", ROOT / "benchmarks" / "map" / "figures.py")
+figures = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(figures)
+
+
+def made_row(objective, *, wrong_share=0.5, start="strong", measure="greedy_old", new_skill=True, **compared):
+    return {
+        "start": start,
+        "wording": "alien",
+        "wrong_share": wrong_share,
+        "new_skill": new_skill,
+        "measure": measure,
+        "objective": objective,
+        "rate": 1e-5,
+        "start_right": {"weak": 0.1, "strong": 0.95}[start],
+        "share_right": 0.75,
+        "kept_share": 0.4,
+        **compared,
+    }
+
+
+def compared(points, p_value, **where):
+    return made_row(
+        "dft", difference=points / 100, low=points / 100 - 0.02, high=points / 100 + 0.02, p_value=p_value, **where
+    )
+
+
+def rows_of(tmp_path, *files):
+    for number, rows in enumerate(files):
+        (tmp_path / f"{number}.json").write_text(json.dumps({"rows": rows}))
+    return figures.read_rows(sorted(tmp_path.glob("*.json")))
+
+
+def words_of(svg):
+    return [element.text for element in ElementTree.fromstring(svg).iter() if element.tag.endswith("text")]
+
+
+def test_committed_pictures_and_tables_are_those_of_the_committed_figures():
+    files = sorted((ROOT / "docs" / "results" / "data").glob("map*.json"))
+    for file, text in figures.files_of(files).items():
+        assert file.read_text() == text, "python benchmarks/map/figures.py docs/results/data/map*.json"
+
+
+def test_a_picture_has_each_difference_in_its_cell_and_a_frame_where_it_is_shown(tmp_path):
+    rows = [made_row("nll"), compared(12, 0.001), compared(-4, 0.2, wrong_share=0.0), made_row("nll", start="weak")]
+    svg = figures.picture(rows_of(tmp_path, rows), ("greedy_old",), None)
+    words = words_of(svg)
+    assert [words.count(word) for word in ("75%", "+12", "+10 to +14", "-4", "-6 to -2")] == [2, 1, 1, 1, 1]
+    assert words.count("·") == 2 * 2 * 2 - len(
+        rows
+    )  # two objectives, starts and kinds of reference: the rest is not run
+    groups = {tuple(child.get("class") for child in group) for group in ElementTree.fromstring(svg) if len(group) == 3}
+    assert groups == {
+        ("cell shown", "number middle shown", "interval middle"),
+        ("cell", "number middle", "interval middle"),
+    }
+    places = [words.index(word) for word in ("50% wrong", "0% wrong")]
+    assert places == sorted(places)  # wrong references are up
+
+
+def test_the_report_takes_the_rate_that_was_run_with_more_seeds_and_leaves_out_what_is_not_finished(tmp_path):
+    """Two rates are as good on validation, and `0.0003` stands before `1e-05` among the files: the smaller ran on."""
+    where = {"start": "weak", "wording": "own", "wrong_share": 0.0, "new_skill": True, "kept_share": 1.0}
+    right = {"nll": "0011", "dft": "0111", "eaft": "1111"}
+    for name, digits in right.items():
+        tries = [(rate, 0) for rate in (1e-5, 3e-5, 1e-4, 3e-4, 1e-3)]
+        for rate, seed in [*tries, (1e-5, 1), (1e-5, 2)][: -1 if name == "eaft" else None]:
+            skills = {f"greedy_{skill}": digits for skill in ("old", "new", "longer")}
+            cell = {**where, "objective": name, "rate": rate, "seed": seed, "validation": float(rate in (1e-5, 3e-4))}
+            file = tmp_path / "cells" / "weak own 0 new" / f"{name} {rate:g} {seed}.json"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps({**cell, **skills, "sampled_old": [0.5, 0.25]}))
+    start = {**dict.fromkeys(("greedy_old", "greedy_new", "greedy_longer"), "0001"), "sampled_old": [0.5, 0.0]}
+    (tmp_path / "starts.json").write_text(json.dumps({"weak": {"own": start}}))
+    command = [sys.executable, str(ROOT / "benchmarks" / "map" / "report.py"), str(tmp_path)]
+    subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": str(ROOT / "src")})
+    found = json.loads((tmp_path / "map.json").read_text())
+    rows = {row["objective"]: row for row in found["rows"] if row["measure"] == "greedy_old"}
+    assert {name: (row["rate"], row["share_right"], row["start_right"]) for name, row in rows.items()} == {
+        "nll": (1e-5, 0.5, 0.25),
+        "dft": (1e-5, 0.75, 0.25),
+    }
+    assert rows["dft"]["difference"] == 0.25
+    assert [row["rate"] for row in found["tries"] if row["objective"] == "dft"] == [1e-5, 3e-5, 1e-4, 3e-4, 1e-3]
+    assert {row["objective"] for row in found["tries"]} == {"nll", "dft"}
+
+
+def test_p_values_are_corrected_over_all_files_of_a_measure(tmp_path):
+    rows = rows_of(
+        tmp_path, [compared(12, 0.03)], [compared(9, 0.01, wrong_share=0.0), compared(3, 0.04, measure="greedy_new")]
+    )
+    assert [row["adjusted_p_value"] for row in rows] == [0.03, 0.02, 0.04]
+    rows = rows_of(tmp_path, [compared(12, 0.03)], [compared(9, 0.03, wrong_share=0.0)])
+    assert [figures.is_shown(row) for row in rows] == [False, False]
+
+
+def test_where_nothing_was_new_the_new_skill_is_not_compared(tmp_path):
+    rows = rows_of(tmp_path, [compared(12, 0.03), compared(0, 1.0, measure="greedy_new", new_skill=False)])
+    assert [row["measure"] for row in rows] == ["greedy_old"]
+
+
+def test_a_comparison_that_two_files_hold_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"strong alien 0.5 True dft greedy_old stands in the files twice"):
+        rows_of(tmp_path, [compared(12, 0.03)], [compared(9, 0.01)])
+
+
+@pytest.mark.parametrize("theme", figures.THEMES)
+def test_colors_can_be_read_and_told_apart_by_all(theme):
+    colors = figures.THEMES[theme]
+    for fill in (*colors["ahead"], *colors["behind"]):
+        assert figures.contrast(figures.text_color(fill), fill) >= 4.5
+    for text, fill in itertools.product(("ink", "pale"), ("paper", "same")):
+        assert figures.contrast(colors[text], colors[fill]) >= 4.5
+    for sight in SIGHTS:
+        for ahead, behind in zip(colors["ahead"], colors["behind"], strict=True):
+            assert difference(channels(ahead), channels(behind), sight) > 12  # 2.3 is just noticeable
+
+
+def channels(color):
+    return tuple(bytes.fromhex(color[1:]))
