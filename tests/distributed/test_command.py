@@ -203,7 +203,8 @@ def processes_of(folder: Path) -> list[str]:
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="processes are looked for in /proc, which is Linux's")
-def test_even_where_the_command_is_killed_its_ranks_save_a_checkpoint_and_end_too(flags, on_cpus, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=str)
+def test_however_the_command_ends_its_ranks_save_a_checkpoint_and_end_too(flags, on_cpus, tmp_path, number):
     folder = tmp_path / "run"
     long = ["--max_steps", "2000", "--save_strategy", "no", "--output_dir", str(folder)]
     named = ["--accelerate_config", on_cpus, "--num_processes", "2"]
@@ -215,8 +216,8 @@ def test_even_where_the_command_is_killed_its_ranks_save_a_checkpoint_and_end_to
         assert process.poll() is None, (tmp_path / "log").read_text()[-4000:]
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait(timeout=TIMEOUT_SECONDS) == -signal.SIGKILL
+    process.send_signal(number)
+    assert process.wait(timeout=TIMEOUT_SECONDS) == (130 if number == signal.SIGTERM else -signal.SIGKILL)
     while processes_of(folder):
         assert time.monotonic() < deadline
         time.sleep(0.1)
