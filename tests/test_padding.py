@@ -132,10 +132,11 @@ def test_a_model_that_mixes_rows_runs_the_padded_batch(family):
     assert tokens[-1] == 51
 
 
-def test_where_rows_mix_the_trial_says_so():
-    for family, expected in [("llama", True), ("lfm2", False)]:
-        backbone = backbone_of(make(family, dtype=torch.float32).eval())
-        assert rows_are_independent(backbone, SIZES["vocab_size"], torch.device("cpu")) is expected
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_where_rows_mix_the_trial_says_so(dtype):
+    for family, expected in [("llama", True), ("qwen3_moe", True), ("lfm2", False), ("falcon_h1", False)]:
+        backbone = backbone_of(make(family, dtype=dtype).eval())
+        assert rows_are_independent(backbone, SIZES["vocab_size"], torch.device("cpu")) is expected, family
 
 
 @pytest.mark.parametrize(

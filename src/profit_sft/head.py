@@ -196,7 +196,8 @@ def apply_profit(
         gradient_budget: Share of the gradient mass that may be left out, see `selective_linear_cross_entropy`.
         skip_padding: Run the layers on no padding, and on nothing behind the last label of a row. The loss and its
             gradients stay what they are. It needs PyTorch's attention (`attn_implementation="sdpa"`), layers that mix
-            positions in attention alone, and rows within an attention's window; else batches run as they are.
+            positions in attention alone, rows within an attention's window, and calls shorter than the length by which
+            layers go, such as longrope's; else batches run as they are.
 
     Returns:
         The same model.
