@@ -33,6 +33,7 @@ BALANCED = {"output_router_logits": True, "router_aux_loss_coef": 0.1}
 SKIPPING = {
     "llama": {},
     "qwen2": {"tie_word_embeddings": True},
+    "qwen2_moe": {**EXPERTS, "shared_expert_intermediate_size": 24},  # its window of 0 is none
     "qwen3": {},
     "qwen3_moe": EXPERTS,
     "qwen3_moe, balanced": {**EXPERTS, **BALANCED},

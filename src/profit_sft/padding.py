@@ -102,7 +102,7 @@ def rows_to_run(arguments: dict[str, Any], shift_labels: Tensor, config: Any, *,
         needed = needed & labeled.flip(1).cumsum(1).flip(1).bool()
     rows = TokenRows.of(needed)
     windows = [getattr(config, name, None) for name in _WINDOWS]
-    looks_back = [window for window in windows if isinstance(window, int)]
+    looks_back = [window for window in windows if isinstance(window, int) and window > 0]
     if looks_back and _span(needed) > min(looks_back):
         return None
     longest_call = max(input_ids.shape[1], len(rows.in_batch))
