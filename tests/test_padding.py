@@ -7,9 +7,11 @@ import torch
 import transformers
 from peft import LoraConfig, get_peft_model
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from profit_sft import DFT, NLL, ProFit, apply_profit
-from profit_sft.head import causal_lm, label_statistics, selective_head
+from profit_sft.head import _CACHE, causal_lm, label_statistics, selective_head
 from profit_sft.head_module import backbone_of
 from profit_sft.loss.selective import shifted
 from profit_sft.padding import TokenRows, rows_are_independent
@@ -32,6 +34,7 @@ BALANCED = {"output_router_logits": True, "router_aux_loss_coef": 0.1}
 SKIPPING = {
     "llama": {},
     "qwen2": {"tie_word_embeddings": True},
+    "qwen2_moe": {**EXPERTS, "shared_expert_intermediate_size": 24},  # its window of 0 is none
     "qwen3": {},
     "qwen3_moe": EXPERTS,
     "qwen3_moe, balanced": {**EXPERTS, **BALANCED},
@@ -57,8 +60,8 @@ NOT_SKIPPING = {
 def make(family, attention="sdpa", dtype=None, **overrides):
     torch.manual_seed(0)
     if dtype is None:  # experts are multiplied in float32 at most
-        dtype = torch.float32 if "num_experts_per_tok" in SKIPPING[family] else torch.float64
-    settings = {**SIZES, **(SKIPPING | NOT_SKIPPING)[family], **overrides}
+        dtype = torch.float32 if "num_experts_per_tok" in SKIPPING.get(family, {}) else torch.float64
+    settings = {**SIZES, **(SKIPPING | NOT_SKIPPING).get(family, {}), **overrides}
     config = AutoConfig.for_model(family.partition(",")[0], **settings)
     return AutoModelForCausalLM.from_config(config, attn_implementation=attention).to(dtype).train()
 
@@ -136,10 +139,11 @@ def test_a_model_that_mixes_rows_runs_the_padded_batch(family):
     assert tokens[-1] == 51
 
 
-def test_where_rows_mix_the_trial_says_so():
-    for family, expected in [("llama", True), ("lfm2", False)]:
-        backbone = backbone_of(make(family, dtype=torch.float32).eval())
-        assert rows_are_independent(backbone, SIZES["vocab_size"], torch.device("cpu")) is expected
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_where_rows_mix_the_trial_says_so(dtype):
+    for family, expected in [("llama", True), ("qwen3_moe", True), ("lfm2", False), ("falcon_h1", False)]:
+        backbone = backbone_of(make(family, dtype=dtype).eval())
+        assert rows_are_independent(backbone, SIZES["vocab_size"], torch.device("cpu")) is expected, family
 
 
 @pytest.mark.parametrize(
@@ -287,3 +291,90 @@ def test_places_of_tokens():
     values = torch.randn(1, 5, 2)
     assert torch.equal(rows.taken(rows.laid_out(values)), values)
     assert torch.equal(rows.in_place(values).flatten(0, 1)[rows.in_batch], values[0])
+
+
+def test_a_model_that_counts_positions_from_the_first_token_runs_the_padded_batch():
+    model = apply_profit(make("opt", ffn_dim=48, word_embed_proj_dim=32, dropout=0.0), NLL())
+    tokens = tokens_of_layers(model)
+    assert_same_step(model, batch(left=True), bound=0)
+    assert tokens[-1] == 51
+
+
+LONGROPE = {"type": "longrope", "short_factor": [1.0] * 4, "long_factor": [3.0] * 4}
+DYNAMIC = {"type": "dynamic", "factor": 4.0}
+TEMPERATURE = {"attn_temperature_tuning": True, "no_rope_layers": [0, 1] * 2, "intermediate_size_mlp": 48}
+
+
+@pytest.mark.parametrize(
+    ("family", "settings"),
+    [
+        # The padded batch reaches the length from which on frequencies change, and what is run of it does not.
+        ("phi3", {"rope_scaling": LONGROPE, "max_position_embeddings": 64, "original_max_position_embeddings": 16}),
+        ("llama", {"rope_scaling": DYNAMIC, "max_position_embeddings": 16}),
+        # The other way round: these layers take the place in the call for the position.
+        ("llama4_text", {**TEMPERATURE, "floor_scale": 20, "num_local_experts": 2}),
+    ],
+    ids=["longrope", "dynamic", "temperature"],
+)
+def test_layers_that_go_by_the_length_of_a_call(family, settings):
+    model = apply_profit(make(family, dtype=torch.float32, **settings), NLL())
+    tokens = tokens_of_layers(model)
+    assert_same_step(model, batch(), bound=0)
+    assert tokens[-1] == 51
+    assert_same_step(model, batch((5, 3, 7), size=12))
+    assert tokens[-1] == 12
+
+
+def test_a_hole_counts_to_the_window():
+    inputs = batch((9, 16, 4))
+    inputs["attention_mask"][1, 3:13] = 0
+    inputs["labels"][1, 3:14] = -100
+    model = apply_profit(make("mistral", sliding_window=8), NLL())
+    tokens = tokens_of_layers(model)
+    assert_same_step(model, inputs, bound=0)
+    assert tokens[-1] == 51
+
+
+def test_attention_that_is_changed_later():
+    model = apply_profit(make("llama"), NLL())
+    assert_same_step(model, batch())
+    model.set_attn_implementation("eager")
+    tokens = tokens_of_layers(model)
+    assert_same_step(model, batch(), bound=0)
+    assert tokens[-1] == 51
+
+
+def test_attention_that_another_library_sets(monkeypatch):
+    model = apply_profit(make("llama"), NLL())
+    assert_same_step(model, batch())
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._local_mapping, "sdpa", sdpa_attention_forward)
+    tokens = tokens_of_layers(model)
+    assert_same_step(model, batch())
+    assert tokens[-1] == 27
+
+
+def test_masks_by_the_type_of_layer_leave_the_batch_as_it_is():
+    inputs = batch()
+    causal = torch.ones(17, 17).tril().bool() & inputs["attention_mask"].bool()[:, None, None]
+    inputs["attention_mask"] = {"full_attention": causal, "sliding_attention": causal}
+    model = apply_profit(make("gemma3_text"), NLL())
+    tokens = tokens_of_layers(model)
+    assert_same_step(model, inputs, bound=0)
+    assert tokens[-1] == 51
+
+
+def test_a_cache_is_of_the_padded_batch():
+    output, _ = step(apply_profit(make("llama"), NLL()), batch(), skip_padding=True, use_cache=True)
+    assert output[_CACHE].layers[0].keys.shape[::2] == (3, 17)
+
+
+def test_attention_that_chooses_what_it_sees_runs_the_padded_batch():
+    sizes = {
+        **{"qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 8, "q_lora_rank": 16, "kv_lora_rank": 16},
+        **{"index_topk": 8, "index_n_heads": 2, "index_head_dim": 8, "mlp_layer_types": ["dense"] * 4},
+        **{"num_key_value_heads": 4, "head_dim": 4, "n_routed_experts": 4, "num_experts_per_tok": 2},
+    }
+    model = apply_profit(make("glm_moe_dsa", dtype=torch.float32, **sizes), NLL())
+    tokens = tokens_of_layers(model)
+    assert_same_step(model, batch(), bound=0)
+    assert tokens[-1] == 51

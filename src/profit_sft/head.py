@@ -196,7 +196,8 @@ def apply_profit(
         gradient_budget: Share of the gradient mass that may be left out, see `selective_linear_cross_entropy`.
         skip_padding: Run the layers on no padding, and on nothing behind the last label of a row. The loss and its
             gradients stay what they are. It needs PyTorch's attention (`attn_implementation="sdpa"`), layers that mix
-            positions in attention alone, and rows within an attention's window; else batches run as they are.
+            positions in attention alone, rows within an attention's window, and calls shorter than the length by which
+            layers go, such as longrope's; else batches run as they are.
 
     Returns:
         The same model.
@@ -571,13 +572,12 @@ def _skips_padding(model: Any, device: torch.device) -> bool:
     """Say whether the layers give the same without padding; tried at the first call, by every rank alike."""
     if torch.compiler.is_compiling() or reads_the_layout(model):
         return False
-    installed = _require_installed(model)
+    installed, backbone, config = _require_installed(model), backbone_of(model), model.config.get_text_config()
+    if not can_skip_padding(backbone, config):  # asked each time, since another attention may be set at any
+        return False
     if installed.skips_padding is None:
-        backbone, config = backbone_of(model), model.config.get_text_config()
-        installed.skips_padding = can_skip_padding(backbone, config)
-        if installed.skips_padding:
-            with _in_evaluation_mode(model):
-                installed.skips_padding = rows_are_independent(backbone, config.vocab_size, device)
+        with _in_evaluation_mode(model):
+            installed.skips_padding = rows_are_independent(backbone, config.vocab_size, device)
     return installed.skips_padding
 
 

@@ -10,7 +10,7 @@ listed but tried: `rows_are_independent` runs two short rows both ways.
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -24,11 +24,14 @@ _ATTENTION = "sdpa"  # PyTorch's own, and the default of transformers
 # Below this share of a batch the tokens are not laid out anew, which costs about as much as it saves.
 _WORTH = 0.03
 # What a call of the backbone may name; anything else may belong to the layout of the padded batch.
-_ARGUMENTS = frozenset({"input_ids", "attention_mask", "use_cache", "output_router_logits", "return_dict"})
+_ARGUMENTS = frozenset({"input_ids", "attention_mask", "output_router_logits", "return_dict"})
 # Settings of a model that make it return something of every token of the batch.
 _OF_EVERY_TOKEN = ("output_hidden_states", "output_attentions")
 # Settings that keep attention from looking further back than so many tokens. Shorter rows do not notice.
 _WINDOWS = ("sliding_window", "attention_chunk_size")
+# Rotary embeddings whose frequencies change for all tokens where the last position is far enough.
+_ROPE_BY_LENGTH = ("dynamic", "longrope")
+_ORIGINAL_LENGTH = "original_max_position_embeddings"
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -84,6 +87,8 @@ def rows_to_run(arguments: dict[str, Any], shift_labels: Tensor, config: Any, *,
         every_token: Also those behind the last label, of which something else is asked.
     """
     input_ids, mask = arguments.get("input_ids"), arguments.get("attention_mask")
+    if isinstance(mask, dict):  # of masks that a caller has made, one a type of layer
+        return None
     given = {name for name, value in arguments.items() if value is not None and value is not False}
     if input_ids is None or input_ids.shape != shift_labels.shape or not given <= _ARGUMENTS:
         return None
@@ -97,9 +102,31 @@ def rows_to_run(arguments: dict[str, Any], shift_labels: Tensor, config: Any, *,
         needed = needed & labeled.flip(1).cumsum(1).flip(1).bool()
     rows = TokenRows.of(needed)
     windows = [getattr(config, name, None) for name in _WINDOWS]
-    if any(rows.longest > window for window in windows if isinstance(window, int)):
+    looks_back = [window for window in windows if isinstance(window, int) and window > 0]
+    if looks_back and _span(needed) > min(looks_back):
+        return None
+    longest_call = max(input_ids.shape[1], len(rows.in_batch))
+    if any(longest_call >= length for length in _lengths_that_matter(config)):
         return None
     return rows if 0 < len(rows.in_batch) <= (1 - _WORTH) * input_ids.numel() else None
+
+
+def _span(needed: Tensor) -> int:
+    """Return the most places from the first to the last token of a row that is needed, those between them included."""
+    since_first = (needed.cumsum(1) > 0).cumsum(1)
+    return int((since_first * needed).max())
+
+
+def _lengths_that_matter(config: Any) -> Iterator[int]:
+    """Yield from which lengths on the layers treat every token by how many they are given, or by the last position."""
+    # transformers 4 has `rope_scaling`; in 5 there may be one a type of layer.
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    for entry in (rope, *rope.values()):
+        if isinstance(entry, dict) and entry.get("rope_type", entry.get("type")) in _ROPE_BY_LENGTH:
+            original = (entry.get(_ORIGINAL_LENGTH), getattr(config, _ORIGINAL_LENGTH, None))
+            yield min(length for length in (*original, config.max_position_embeddings) if length)
+    if getattr(config, "attn_temperature_tuning", False):  # Llama 4 counts tokens, whatever their positions
+        yield config.floor_scale
 
 
 def can_skip_padding(backbone: nn.Module, config: Any) -> bool:
@@ -148,22 +175,31 @@ def run_rows(backbone: nn.Module, rows: TokenRows, arguments: dict[str, Any]) ->
 def rows_are_independent(backbone: nn.Module, vocab_size: int, device: torch.device) -> bool:
     """Say whether short rows have the same hidden states end to end as in a padded batch, whatever the other row says.
 
-    The second question finds what the first would take for rounding: in untrained models little goes from row to row.
+    One is padded at the right and one at the left, where a model may count positions from the first token instead.
+    The second question finds what the first would take for rounding: in untrained models little goes from row to row,
+    but what is not a number would.
     The backbone is in evaluation mode, and is called as it would be in a step: where it is sharded, by every rank.
     """
-    size, lengths = 8, torch.tensor([7, 4], device=device)
-    needed = torch.arange(size, device=device) < lengths[:, None]
+    size = 8
+    place = torch.arange(size, device=device)
+    needed = torch.stack([place < 7, place >= 4])
     input_ids = (torch.arange(2 * size, device=device).view(2, size) * 7919 + 11) % vocab_size
     arguments = {"input_ids": input_ids, "attention_mask": needed.long(), "use_cache": False}
-    others = {**arguments, "input_ids": torch.stack([input_ids[0].flip(0), input_ids[1]])}
     rows = TokenRows.of(needed)
     padded = backbone(**arguments).last_hidden_state
     with suppress(TypeError, ValueError, RuntimeError, IndexError):  # a layer that has no place for the argument
-        found, beside_another = (run_rows(backbone, rows, given).last_hidden_state for given in (arguments, others))
+        found = run_rows(backbone, rows, arguments).last_hidden_state
         exact = padded.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled(device.type)
         same = _difference(found[needed], padded[needed]) < (1e-3 if exact else 3e-2)
-        # Only a mixture of experts rounds differently here, whose products have other sizes.
-        return same and _difference(beside_another[1, :4], found[1, :4]) < (1e-5 if exact else 1e-2)
+        first, embeddings = place[:7], backbone.get_input_embeddings()  # type: ignore[operator]  # a PreTrainedModel
+        hook = embeddings.register_forward_hook(
+            lambda _, __, states: states.index_fill(1, first.to(states.device), torch.nan)
+        )
+        try:
+            beside_nan = run_rows(backbone, rows, arguments).last_hidden_state
+        finally:
+            hook.remove()
+        return same and bool(beside_nan[0, :7].isnan().all() & beside_nan[1, 4:].isfinite().all())
     return False
 
 
@@ -178,6 +214,8 @@ def _attention_knows_rows() -> None:
     registered = ALL_ATTENTION_FUNCTIONS[_ATTENTION]
     if not hasattr(registered, "_sees_to_rows"):
         ALL_ATTENTION_FUNCTIONS.register(_ATTENTION, _by_rows(registered))
+        if ALL_ATTENTION_FUNCTIONS[_ATTENTION] is registered:  # set by another library, which hides what is registered
+            ALL_ATTENTION_FUNCTIONS[_ATTENTION] = _by_rows(registered)
 
 
 def _by_rows(attention: Callable[..., Any]) -> Callable[..., Any]:
@@ -187,6 +225,10 @@ def _by_rows(attention: Callable[..., Any]) -> Callable[..., Any]:
         rows: TokenRows | None = kwargs.pop(_ROWS, None)
         if rows is None:
             return attention(module, query, key, value, attention_mask, *args, **kwargs)
+        if attention_mask is not None and attention_mask.numel() != 1:  # sparse attention, which chooses what to see
+            raise ValueError(
+                f"{type(module).__name__} looks at tokens by a mask of its own. Set skip_padding=False to train it."
+            )
         # Causal, and each row at the left: what is behind it is not looked at, so that no mask is needed.
         padded = (rows.laid_out(states.transpose(1, 2)).transpose(1, 2) for states in (query, key, value))
         output, weights = attention(module, *padded, None, *args, **kwargs)

@@ -1,5 +1,6 @@
 """The estimate's parts by hand, engine by engine; measured processes are in tests/benchmarks/test_memory.py."""
 
+import copy
 import dataclasses
 
 import psutil
@@ -109,6 +110,17 @@ def test_the_chunk_of_logits_is_that_of_the_planned_device_or_the_flags(model, t
     assert parts(model, tmp_path, device=GPU, longest=10_000, loss_chunk_size=7)["loss"] == 4 * 7 * V + head
 
 
+def test_eager_attention_holds_its_scores(model, tmp_path):
+    eager = copy.deepcopy(model)
+    eager.set_attn_implementation("eager")
+    scores = 10 * ROWS * LONGEST**2 * 4
+    for checkpointing, layers in [(False, LAYERS), (True, 1)]:
+        found, without = (
+            parts(entry, tmp_path, gradient_checkpointing=checkpointing)["activations"] for entry in (eager, model)
+        )
+        assert found - without == layers * scores
+
+
 def test_a_frozen_model_has_no_gradients_and_no_adam(tmp_path):
     model = LlamaForCausalLM(
         LlamaConfig(vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
@@ -159,6 +171,14 @@ def test_what_was_asked_for_stays(model, tmp_path, monkeypatch, flag, asked):
         assert settled(model, tmp_path, monkeypatch, free=free, **{flag: asked}) == ("as asked", asked)
 
 
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_kwargs` is deprecated:FutureWarning")
+def test_who_says_how_to_compute_again_asks_for_it(model, tmp_path, monkeypatch):
+    how = {"gradient_checkpointing_kwargs": {"use_reentrant": False}}
+    assert settled(model, tmp_path, monkeypatch, free=1e6, **how) == ("as asked", True)
+    off = {**how, "gradient_checkpointing": False}
+    assert settled(model, tmp_path, monkeypatch, free=1e-6, **off) == ("as asked", False)
+
+
 def test_free_memory_is_that_of_the_container(tmp_path, monkeypatch):
     whole = free_memory_gib(CPU)
     assert 0 < whole <= psutil.virtual_memory().total / 2**30
@@ -171,3 +191,8 @@ def test_free_memory_is_that_of_the_container(tmp_path, monkeypatch):
     assert free_memory_gib(CPU) == 2 / 2**10
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     assert free_memory_gib(CPU) == 1 / 2**10
+
+
+def test_free_memory_is_that_of_any_accelerator(monkeypatch):
+    monkeypatch.setattr(torch.xpu, "mem_get_info", lambda device: (3 * 2**29, 2**33))
+    assert free_memory_gib(torch.device("xpu", 1)) == 1.5

@@ -130,6 +130,12 @@ def test_a_flag_that_says_what_is_done_anyway_is_taken(flags):
     refuse_flags(run, config, model_config)
 
 
+@pytest.mark.parametrize(("words", "expected"), [([], True), (["True"], True), (["False"], False)], ids=str)
+def test_the_bare_flag_computes_activations_again(words, expected):
+    _, config, *_ = parse(["--gradient_checkpointing", *words, "--use_cpu", "True"])
+    assert (config.checkpointing, config.gradient_checkpointing) == ("as asked", expected)
+
+
 # A value other than the default for every flag that a run on a CPU can show, in two runs that do not contradict
 # themselves.
 GIVEN = {

@@ -49,7 +49,8 @@ class ProFitConfig(SFTConfig):
             `selective_linear_cross_entropy` for None and 0.
         skip_padding: Run the layers on no padding where that changes nothing, see `apply_profit`.
         gradient_checkpointing: As in TRL, where True is the default; here it is None, and then False on one process or
-            under DDP where a step is estimated to fit into half of the memory that is free, else True.
+            under DDP where a step is estimated to fit into half of the memory that is free, else True. It is also True
+            where `gradient_checkpointing_kwargs` are given.
         loss_chunk_size: Tokens whose logits are held at once. None: chosen.
         probe_rows: Training rows whose plain NLL is measured again and again, to warn of a collapse; 0: none.
         probe_measurements: How often that is done after the start. None: 20 times, or fewer, so that it costs at most
@@ -110,7 +111,9 @@ class ProFitConfig(SFTConfig):
         default=None,
         metadata={
             "help": "Compute activations again in the backward, for a third more time and less memory (default: where "
-            "they may not fit)."
+            "they may not fit).",
+            "nargs": "?",  # the bare flag means True
+            "const": True,
         },
     )
     loss_chunk_size: int | None = field(
@@ -158,10 +161,13 @@ class ProFitConfig(SFTConfig):
         # Before transformers hands it on to DeepSpeed. How many ranks a launcher is yet to start is not known here.
         ranks = int(os.environ.get("WORLD_SIZE", "1"))
         self.spread_batch(ranks, is_final="WORLD_SIZE" in os.environ)
-        asked = (self.gradient_checkpointing, getattr(self, "activation_checkpointing", None))
-        self.checkpointing = "as asked" if any(value is not None for value in asked) else "open"
-        if self.checkpointing == "open":
-            self.gradient_checkpointing = True  # until the model is known, see `settle_checkpointing`
+        names = ("gradient_checkpointing", "activation_checkpointing")  # the second is the name in transformers 5
+        flagged = any(getattr(self, name, None) is not None for name in names)
+        # Who says how to compute them again wants it done.
+        described = any(getattr(self, f"{name}_kwargs", None) for name in names)
+        self.checkpointing = "as asked" if flagged or described else "open"
+        if not flagged:
+            self.gradient_checkpointing = True  # where it is open until the model is known, see `settle_checkpointing`
         counts_over_ranks = self.average_tokens_across_devices  # transformers 4 switches it off for a single rank
         with self._named_engine():
             super().__post_init__()

@@ -49,8 +49,8 @@ def estimate_memory_gib(
             parameters that stay gathered, as far as its default sizes are filled.
         loss: A chunk of fp32 logits, and the fp32 gradient of the head if it is trained.
         activations: Of the longest sequence: 34 bytes a token, layer and hidden unit in 16-bit (Korthikanti et al.
-            2022, arXiv:2205.05198, without attention scores), twice that in fp32; with gradient checkpointing one such
-            layer, and the input of every other.
+            2022, arXiv:2205.05198), and for `eager` attention, which holds its scores, 5 bytes a pair of tokens and
+            head; twice that in fp32; with gradient checkpointing one such layer, and the input of every other.
     """
     parameters = list(model.parameters())
     trainable = [parameter for parameter in parameters if parameter.requires_grad]
@@ -118,9 +118,13 @@ def _set_checkpointing(config: ProFitConfig, value: bool) -> None:
 
 
 def free_memory_gib(device: torch.device) -> float:
-    """Return the free memory of a GPU in GiB, or of the machine, or of a container on it, for one of its ranks."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0] / _GIB
+    """Return the free memory of an accelerator in GiB, or of the machine, or of a container on it, for one rank of it.
+
+    An accelerator that does not tell shares the machine's, as Apple's do.
+    """
+    of_accelerator = getattr(torch.get_device_module(device), "mem_get_info", None)
+    if of_accelerator is not None:
+        return float(of_accelerator(device)[0]) / _GIB
     free = float(psutil.virtual_memory().available)
     for limit, used in _CONTAINER:
         try:
@@ -195,5 +199,8 @@ def _of_the_loss(model: torch.nn.Module, config: ProFitConfig, longest: int, dev
 def _activations(model: torch.nn.Module, config: ProFitConfig, longest: int, compute_bytes: int) -> float:
     text_config = _causal_lm(model).config.get_text_config()
     inputs = _tokens(config, longest) * text_config.hidden_size * compute_bytes
-    layers = text_config.num_hidden_layers
-    return float(17 * inputs + layers * inputs if config.gradient_checkpointing else layers * 17 * inputs)
+    layer, layers = 17 * inputs, text_config.num_hidden_layers
+    if getattr(text_config, "_attn_implementation", None) == "eager":
+        pairs = _tokens(config, longest) * min(longest, config.max_length or longest)
+        layer += 2.5 * pairs * text_config.num_attention_heads * compute_bytes
+    return float(layer + layers * inputs if config.gradient_checkpointing else layers * layer)
