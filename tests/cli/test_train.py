@@ -115,7 +115,8 @@ def test_the_configuration_of_a_run_is_read_back_whole(recipe, tiny_folder, rows
 
 def test_a_flag_wins_over_the_configuration_of_a_run(arguments, tmp_path):
     written = tmp_path / "config.yaml"
-    written.write_text(resolved_config(*parse(arguments[1:])[:3]))
+    written.write_text(resolved_config(*parse([*arguments[1:], "--gradient_checkpointing"])[:3]))
+    assert parse(["--config", str(written)])[1].checkpointing == "as asked"
     assert parse(["--config", str(written)])[1].gradient_checkpointing
     _, config, *_ = parse(["--config", str(written), "--gradient_checkpointing", "False"])
     assert not config.gradient_checkpointing

@@ -130,9 +130,18 @@ def test_a_flag_that_says_what_is_done_anyway_is_taken(flags):
     refuse_flags(run, config, model_config)
 
 
-@pytest.mark.parametrize(("words", "expected"), [([], True), (["True"], True), (["False"], False)], ids=str)
-def test_the_bare_flag_computes_activations_again(words, expected):
-    _, config, *_ = parse(["--gradient_checkpointing", *words, "--use_cpu", "True"])
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--gradient_checkpointing"], True),
+        (["--gradient_checkpointing", "True"], True),
+        (["--gradient_checkpointing", "False"], False),
+        (["--no_gradient_checkpointing"], False),
+    ],
+    ids=str,
+)
+def test_activations_are_computed_again_as_trl_is_told(words, expected):
+    _, config, *_ = parse([*words, "--use_cpu", "True"])
     assert (config.checkpointing, config.gradient_checkpointing) == ("as asked", expected)
 
 

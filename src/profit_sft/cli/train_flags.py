@@ -64,7 +64,8 @@ def make_parser() -> Parser:
     # An abbreviation would mean another flag once a library adds one that begins alike.
     parser = Parser((RunArguments, ProFitConfig, ModelConfig), prog="profit train", add_help=False, allow_abbrev=False)
     # TRL's flag for it goes with a default of True.
-    parser.add_argument("--no_gradient_checkpointing", action="store_false", dest="gradient_checkpointing", default=None)
+    off = {"action": "store_false", "dest": "gradient_checkpointing", "default": None}
+    parser.add_argument("--no_gradient_checkpointing", **off)
     parser.set_defaults(output_dir="profit-output", report_to="none")
     return parser
 

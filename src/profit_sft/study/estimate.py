@@ -178,6 +178,7 @@ def estimate_cell(plan: StudyPlan, cell: Cell, data: TrainingData, parameters: f
         train_seconds = tokens / given.train_tokens_per_second
     else:
         assert parameters is not None
+        # Where nobody has said, it depends on the machine, and the estimate is the larger one.
         factor = 8 if settings.get("gradient_checkpointing", True) else 6
         train_seconds = factor * parameters * tokens / (given.mfu * given.peak_tflops * 1e12)
     if given.evaluate_seconds is not None:
