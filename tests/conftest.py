@@ -3,6 +3,7 @@
 The environment is set before anything imports transformers, which reads it once.
 """
 
+import gc
 import os
 import shutil
 import tempfile
@@ -159,4 +160,7 @@ def browser():
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, headless=True, args=list(_CHROMIUM_FLAGS))
         yield browser
+        # Workers of a data loader that nobody holds any more, but that were forked while the browser was open, have its
+        # pipes, too: closing would wait for their end.
+        gc.collect()
         browser.close()
