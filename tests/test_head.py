@@ -21,22 +21,8 @@ from profit_sft import NLL, ProFit, apply_profit, remove_profit
 from profit_sft.errors import UnsupportedModelError
 from profit_sft.head import label_statistics, selective_head
 from profit_sft.objectives import ASFT, DFT
-from tiny import tiny_dataset, tiny_model, tiny_tokenizer
+from tiny import EXPERTS, SIZES, tiny_dataset, tiny_model, tiny_tokenizer
 
-SIZES = {
-    "vocab_size": 211,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 64,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 FAMILIES = {
     "llama": {},
     "qwen2": {"tie_word_embeddings": True},

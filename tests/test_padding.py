@@ -10,34 +10,22 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+import tiny
 from profit_sft import DFT, NLL, ProFit, apply_profit
 from profit_sft.head import _CACHE, causal_lm, label_statistics, selective_head
 from profit_sft.head_module import backbone_of
 from profit_sft.loss.selective import shifted
 from profit_sft.padding import TokenRows, rows_are_independent
 
-SIZES = {
-    "vocab_size": 211,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 64,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+SIZES = {**tiny.SIZES, "num_hidden_layers": 4}
 BALANCED = {"output_router_logits": True, "router_aux_loss_coef": 0.1}
 SKIPPING = {
     "llama": {},
     "qwen2": {"tie_word_embeddings": True},
-    "qwen2_moe": {**EXPERTS, "shared_expert_intermediate_size": 24},  # its window of 0 is none
+    "qwen2_moe": {**tiny.EXPERTS, "shared_expert_intermediate_size": 24},  # its window of 0 is none
     "qwen3": {},
-    "qwen3_moe": EXPERTS,
-    "qwen3_moe, balanced": {**EXPERTS, **BALANCED},
+    "qwen3_moe": tiny.EXPERTS,
+    "qwen3_moe, balanced": {**tiny.EXPERTS, **BALANCED},
     "mixtral, balanced": {"num_local_experts": 4, "num_experts_per_tok": 2, **BALANCED},
     "olmo2": {},
     "gemma3_text": {"sliding_window": 64},
@@ -52,7 +40,7 @@ SKIPPING = {
 # What goes from token to token elsewhere than in attention.
 NOT_SKIPPING = {
     "lfm2": {"layer_types": ["conv", "full_attention"] * 2},
-    "qwen3_next": {**EXPERTS, "layer_types": ["linear_attention", "full_attention"] * 2},
+    "qwen3_next": {**tiny.EXPERTS, "layer_types": ["linear_attention", "full_attention"] * 2},
     "falcon_h1": {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8},
 }
 

@@ -28,7 +28,7 @@ from profit_sft.head_module import backbone_of, head_linears, tail_of, through_h
 from profit_sft.loss import SelectiveLoss, selective_linear_cross_entropy
 from profit_sft.loss.selective import Backend, Normalize, Statistics, shifted
 from profit_sft.objectives import FROM_THE_BATCH, NLL, Objective, ProFit
-from profit_sft.padding import can_skip_padding, reads_the_layout, rows_are_independent, rows_to_run, run_rows
+from profit_sft.padding import can_skip_padding, rows_are_independent, rows_to_run, run_rows
 
 _IGNORE_INDEX = -100  # what transformers and TRL write into labels
 _INSTALLED = "_profit_head"
@@ -512,16 +512,16 @@ def _loss_forward(
     balanced = _wants_router_logits(model, kwargs)
     given = labels if shift_labels is None else shift_labels
     assert given is not None
-    rows = None
-    if settings.skip_padding and _skips_padding(model, given.device):
-        predicted = shifted(given, _IGNORE_INDEX) if shift_labels is None else given
-        rows = rows_to_run(kwargs, predicted, model.config.get_text_config(), every_token=balanced is not None)
-    outputs = backbone_of(model)(**kwargs) if rows is None else run_rows(backbone_of(model), rows, kwargs)
-    hidden_states = outputs.last_hidden_state  # (B, S, D)
-    hidden_states = _kept_positions(hidden_states, given, logits_to_keep)
     if shift_labels is None:
         shift_labels = shifted(given, _IGNORE_INDEX)
         beside = {name: None if value is None else shifted(value, 0.0) for name, value in beside.items()}
+    rows = None
+    if settings.skip_padding and _skips_padding(model, given.device):
+        predicts = shift_labels != _IGNORE_INDEX
+        rows = rows_to_run(kwargs, predicts, model.config.get_text_config(), every_token=balanced is not None)
+    outputs = backbone_of(model)(**kwargs) if rows is None else run_rows(backbone_of(model), rows, kwargs)
+    hidden_states = outputs.last_hidden_state  # (B, S, D)
+    hidden_states = _kept_positions(hidden_states, given, logits_to_keep)
     # The loss would take weights in place of an objective that does not read them, such as an evaluation's.
     beside = {name: value for name, value in beside.items() if value is not None and name in settings.objective.needs}
 
@@ -570,14 +570,13 @@ def _loss_forward(
 
 def _skips_padding(model: Any, device: torch.device) -> bool:
     """Say whether the layers give the same without padding; tried at the first call, by every rank alike."""
-    if torch.compiler.is_compiling() or reads_the_layout(model):
+    if torch.compiler.is_compiling() or not can_skip_padding(model):
         return False
-    installed, backbone, config = _require_installed(model), backbone_of(model), model.config.get_text_config()
-    if not can_skip_padding(backbone, config):  # asked each time, since another attention may be set at any
-        return False
+    installed = _require_installed(model)
     if installed.skips_padding is None:
+        vocab_size = model.config.get_text_config().vocab_size
         with _in_evaluation_mode(model):
-            installed.skips_padding = rows_are_independent(backbone, config.vocab_size, device)
+            installed.skips_padding = rows_are_independent(backbone_of(model), vocab_size, device)
     return installed.skips_padding
 
 

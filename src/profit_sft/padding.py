@@ -62,9 +62,7 @@ class TokenRows:
 
     def laid_out(self, values: Tensor) -> Tensor:
         """Pad `(1, T, ...)` to `(num_rows, longest, ...)`, zeros behind each row."""
-        size = (self.shape[0] * self.longest, *values.shape[2:])
-        padded = values.new_zeros(size).index_copy(0, self.in_rows.to(values.device), values[0])
-        return padded.view(self.shape[0], self.longest, *size[1:])
+        return _put(values, self.in_rows, (self.shape[0], self.longest))
 
     def taken(self, values: Tensor) -> Tensor:
         """Return `(1, T, ...)` of `(num_rows, longest, ...)`."""
@@ -72,17 +70,20 @@ class TokenRows:
 
     def in_place(self, values: Tensor) -> Tensor:
         """Put `(1, T, ...)` where the tokens stand in the batch: `(B, S, ...)`, zeros elsewhere."""
-        size = (self.shape[0] * self.shape[1], *values.shape[2:])
-        placed = values.new_zeros(size).index_copy(0, self.in_batch.to(values.device), values[0])
-        return placed.view(*self.shape, *size[1:])
+        return _put(values, self.in_batch, self.shape)
 
 
-def rows_to_run(arguments: dict[str, Any], shift_labels: Tensor, config: Any, *, every_token: bool) -> TokenRows | None:
+def _put(values: Tensor, places: Tensor, shape: tuple[int, int]) -> Tensor:
+    flat = values.new_zeros((shape[0] * shape[1], *values.shape[2:]))
+    return flat.index_copy(0, places.to(values.device), values[0]).view(*shape, *values.shape[2:])
+
+
+def rows_to_run(arguments: dict[str, Any], predicts: Tensor, config: Any, *, every_token: bool) -> TokenRows | None:
     """Return which tokens to run, or None where the batch is to be run as it is.
 
     Args:
         arguments: Those of a call of the backbone.
-        shift_labels: `(B, S)`, -100 where a position predicts nothing that is trained.
+        predicts: `(B, S)`, bool: whether a position predicts a label.
         config: The backbone's.
         every_token: Also those behind the last label, of which something else is asked.
     """
@@ -90,16 +91,16 @@ def rows_to_run(arguments: dict[str, Any], shift_labels: Tensor, config: Any, *,
     if isinstance(mask, dict):  # of masks that a caller has made, one a type of layer
         return None
     given = {name for name, value in arguments.items() if value is not None and value is not False}
-    if input_ids is None or input_ids.shape != shift_labels.shape or not given <= _ARGUMENTS:
+    if input_ids is None or input_ids.shape != predicts.shape or not given <= _ARGUMENTS:
         return None
     if any(getattr(config, name, False) for name in _OF_EVERY_TOKEN):
         return None
-    labeled = (shift_labels != -100).to(input_ids.device)
-    needed = torch.ones_like(labeled) if mask is None else mask.bool()
-    if needed.shape != labeled.shape or bool((labeled & ~needed).any()):  # a label that padding predicts
+    predicts = predicts.to(input_ids.device)
+    needed = torch.ones_like(predicts) if mask is None else mask.bool()
+    if needed.shape != predicts.shape or bool((predicts & ~needed).any()):  # a label that padding predicts
         return None
     if not every_token:
-        needed = needed & labeled.flip(1).cumsum(1).flip(1).bool()
+        needed = needed & predicts.flip(1).cumsum(1).flip(1).bool()
     rows = TokenRows.of(needed)
     windows = [getattr(config, name, None) for name in _WINDOWS]
     looks_back = [window for window in windows if isinstance(window, int) and window > 0]
@@ -129,23 +130,17 @@ def _lengths_that_matter(config: Any) -> Iterator[int]:
         yield config.floor_scale
 
 
-def can_skip_padding(backbone: nn.Module, config: Any) -> bool:
-    """Say whether a model is to be tried at all: it uses PyTorch's attention, and its layers take further arguments."""
-    if getattr(config, "_attn_implementation", None) != _ATTENTION:
-        return False
-    parameters = inspect.signature(backbone.forward).parameters.values()
-    return any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
+def can_skip_padding(model: Any) -> bool:
+    """Say whether a model may be tried as it is set now: by PyTorch's attention, and nothing else goes by the layout.
 
-
-def reads_the_layout(model: Any) -> bool:
-    """Say whether something beside the layers, in training alone, goes by the shape of the batch.
-
-    That is the noise of NEFTune (arXiv:2310.05914), scaled by the length of the padded rows, and adapters that begin at
-    a place of each row (aLoRA, arXiv:2504.12397).
+    Beside the layers, and in training alone, that is the noise of NEFTune (arXiv:2310.05914), scaled by the length of
+    the padded rows, and adapters that begin at a place of each row (aLoRA, arXiv:2504.12397).
     """
+    if getattr(model.config.get_text_config(), "_attn_implementation", None) != _ATTENTION:
+        return False
     noise = getattr(model.get_input_embeddings(), "neftune_noise_alpha", None)
     adapters = (getattr(model, "peft_config", None) or {}).values()
-    return bool(noise) or any(getattr(adapter, "alora_invocation_tokens", None) for adapter in adapters)
+    return not (noise or any(getattr(adapter, "alora_invocation_tokens", None) for adapter in adapters))
 
 
 def run_rows(backbone: nn.Module, rows: TokenRows, arguments: dict[str, Any]) -> Any:
@@ -180,6 +175,9 @@ def rows_are_independent(backbone: nn.Module, vocab_size: int, device: torch.dev
     but what is not a number would.
     The backbone is in evaluation mode, and is called as it would be in a step: where it is sharded, by every rank.
     """
+    parameters = inspect.signature(backbone.forward).parameters.values()
+    if all(parameter.kind is not inspect.Parameter.VAR_KEYWORD for parameter in parameters):
+        return False  # it takes no further argument
     size = 8
     place = torch.arange(size, device=device)
     needed = torch.stack([place < 7, place >= 4])

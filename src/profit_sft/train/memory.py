@@ -56,7 +56,7 @@ def estimate_memory_gib(
     trainable = [parameter for parameter in parameters if parameter.requires_grad]
     compute_bytes = 2 if mixed_precision else parameters[0].element_size()
     ranks, stage = engine.ranks, engine.zero_stage
-    weights, gradients = _bytes(parameters), _bytes(trainable)
+    weights, gradients = bytes_of(parameters), bytes_of(trainable)
     adam = 2 * gradients
     if stage is not None:
         weights, gradients = (sum(entry.numel() for entry in some) * compute_bytes for some in (parameters, trainable))
@@ -103,7 +103,7 @@ def settle_checkpointing(model: torch.nn.Module, config: ProFitConfig, engine: E
             mixed_precision=bool(config.bf16 or config.fp16),
             device=config.device,
         )
-        held = _bytes(entry for entry in model.parameters() if entry.device.type == config.device.type) / _GIB
+        held = bytes_of(entry for entry in model.parameters() if entry.device.type == config.device.type) / _GIB
         needed = sum(parts.values()) - held
         # DDP counts on the same of every rank.
         fits = first_decides(lambda: needed <= _SHARE_TO_FILL * free_memory_gib(config.device))
@@ -160,7 +160,8 @@ def planned_memory_gib(
     )
 
 
-def _bytes(parameters: Iterable[torch.Tensor]) -> float:
+def bytes_of(parameters: Iterable[torch.Tensor]) -> float:
+    """Return what they take as they are stored."""
     return sum(parameter.numel() * parameter.element_size() for parameter in parameters)
 
 

@@ -17,7 +17,7 @@ from profit_sft.train.arguments import RunArguments
 from profit_sft.train.config import ProFitConfig
 from profit_sft.train.data import evaluation_settings
 from profit_sft.train.engine import Engine, step_of
-from profit_sft.train.memory import free_memory_gib, planned_memory_gib
+from profit_sft.train.memory import bytes_of, free_memory_gib, planned_memory_gib
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -113,8 +113,9 @@ def _outlined(config: ProFitConfig, model_config: ModelConfig) -> PreTrainedMode
 
 def _larger_than_memory(model: PreTrainedModel | None, model_config: ModelConfig) -> list[str]:
     """Return that the weights do not fit into the free memory, or nothing."""
-    num_bytes = 0 if model is None else sum(entry.numel() * entry.element_size() for entry in model.parameters())
-    size, free = num_bytes / 2**30, free_memory_gib(torch.device("cpu"))
+    if model is None:
+        return []
+    size, free = bytes_of(model.parameters()) / 2**30, free_memory_gib(torch.device("cpu"))
     if size <= free:
         return []
     return [
