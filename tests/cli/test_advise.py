@@ -118,8 +118,8 @@ MODEL = ("--model_name_or_path", "TINY")
     [
         (["SCORES", "--threshold=abc"], 2, "got 'abc'. See profit advise --help."),
         (["SCORES", "--max-samples=2.5"], 2, "unable to parse string as an integer, got '2.5'. See"),
-        ([], 2, "name either scores (profit advise SCORES) or data to score first"),
-        (["SCORES", "--dataset_name", "x.jsonl"], 2, "name either scores"),
+        ([], 2, "name scores (profit advise SCORES), or data to score first"),
+        (["SCORES", "--dataset_name", "x.jsonl"], 2, "is scored already, so --dataset_name would change nothing"),
         (["SCORES", "--threshold", "10"], 2, "threshold must be a probability in [0, 1], got 10.0. Write 10% as 0.1."),
         (
             ["SCORES", "--max_samples", "5", "--scores_dir", "x"],

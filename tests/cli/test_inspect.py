@@ -125,7 +125,7 @@ def test_two_checkpoints_of_a_run_are_scored_and_compared(tiny_folder, rows, tmp
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        ([], "name scores (profit inspect SCORES, or two folders to compare), or data to score first"),
+        ([], "name scores (profit inspect SCORES), or data to score first"),
         (["SCORES", "--threshold", "10"], "threshold must be a probability in [0, 1], got 10.0. Write 10% as 0.1."),
         (["SCORES", "--threshold_direction", "middle"], "direction 'middle' needs upper_threshold"),
         (["SCORES", "--threshold_direction", "up"], "threshold_direction must be 'higher', 'lower' or 'middle' here"),

@@ -3,28 +3,23 @@
 import dataclasses
 import json
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
 from profit_sft.cli.options import (
     DAY_OF_TRAINING,
-    ChatTemplatePath,
-    DataToScore,
     GivenData,
-    ModelToScoreWith,
-    ScoresDir,
     flag,
-    given,
     takes_data_options,
+    takes_settings,
     wrong_values_are_usage_errors,
 )
 from profit_sft.cli.progress import quiet_libraries
-from profit_sft.errors import ConfigurationError
+from profit_sft.cli.score import ScoresToMake, score_sets
 from profit_sft.terminal import console
 
 if TYPE_CHECKING:
@@ -36,48 +31,25 @@ _BAR_WIDTH = 30  # characters of a bar that holds every token
 
 
 @takes_data_options(max_samples=_MAX_SAMPLES, template_date=DAY_OF_TRAINING)
+@takes_settings(ScoresToMake, "to_make")
 def advise_command(
     scores: Annotated[Path | None, typer.Argument(metavar="SCORES", help="A folder `profit score` wrote.")] = None,
     *,
-    dataset_name: DataToScore = None,
-    model_name_or_path: ModelToScoreWith = None,
-    dtype: Annotated[str | None, flag("dtype", "Of that model (default: float32).")] = None,
-    chat_template_path: ChatTemplatePath = None,
+    to_make: dict[str, Any],
     data: GivenData,
-    scores_dir: ScoresDir = None,
     threshold: Annotated[float, flag("threshold", "The threshold to judge, a probability.")] = 0.1,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> int:
     """Say what a threshold would keep of a data set under a model, what it would cost, and what to beware of."""
-    from profit_sft.cli.score import refuse_beside_scores, score_with_progress, scoring_settings
-    from profit_sft.files import check_output_folder
     from profit_sft.mask.advice import advise
     from profit_sft.mask.tokens import checked_thresholds
-    from profit_sft.models.pretrained import require_model
-    from profit_sft.scores.store import load_scores
 
     quiet_libraries()
     with wrong_values_are_usage_errors():
         checked_thresholds([threshold])  # before minutes of scoring
-    if (scores is None) == (dataset_name is None):
-        raise ConfigurationError(
-            "name either scores (profit advise SCORES) or data to score first (profit advise --dataset_name DATA "
-            "--model_name_or_path MODEL)."
-        )
-    model = given({"model_name_or_path": model_name_or_path, "dtype": dtype, "chat_template_path": chat_template_path})
-    if scores is not None:
-        refuse_beside_scores(scores, (*data, *model, *given({"scores_dir": scores_dir})))
-        advice = advise(load_scores(scores), threshold=threshold)
-    else:
-        require_model(model)
-        if scores_dir is not None:
-            check_output_folder(scores_dir, "scores_dir")
-        with tempfile.TemporaryDirectory() as folder:
-            settings = scoring_settings(
-                {"dataset_name": dataset_name, "max_samples": _MAX_SAMPLES, **data},
-                {"output_dir": scores_dir or Path(folder), **model},
-            )
-            advice = advise(score_with_progress(settings)[0], threshold=threshold)
+    folders = [] if scores is None else [scores]
+    with score_sets("advise", folders, to_make, data, max_samples=_MAX_SAMPLES) as (score_set,):
+        advice = advise(score_set, threshold=threshold)
     if as_json:
         sys.stdout.write(json.dumps(dataclasses.asdict(advice)) + "\n")
     else:

@@ -2,9 +2,7 @@
 
 import json
 import sys
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,29 +11,27 @@ import typer
 
 from profit_sft.cli.options import (
     DAY_OF_TRAINING,
-    ChatTemplatePath,
-    DataToScore,
     GivenData,
-    ModelToScoreWith,
-    ScoresDir,
     flag,
     given,
     takes_data_options,
+    takes_settings,
     wrong_values_are_usage_errors,
 )
 from profit_sft.cli.progress import quiet_libraries
+from profit_sft.cli.score import ScoresToMake, score_sets
 from profit_sft.errors import ConfigurationError
 from profit_sft.terminal import console
 
 if TYPE_CHECKING:
     from profit_sft.objectives import Objective
-    from profit_sft.scores.store import ScoreSet
 
 PAGE = "mask.html"
 _MAX_SAMPLES = 500  # as many as a page shows
 
 
 @takes_data_options(max_samples=_MAX_SAMPLES, template_date=DAY_OF_TRAINING)
+@takes_settings(ScoresToMake, "to_make")
 def inspect_command(
     scores: Annotated[
         Path | None, typer.Argument(metavar="SCORES", help="A folder `profit score` wrote.", show_default=False)
@@ -45,13 +41,9 @@ def inspect_command(
         typer.Argument(metavar="SCORES2", help="Another, of the same data, to compare with.", show_default=False),
     ] = None,
     *,
-    dataset_name: DataToScore = None,
-    model_name_or_path: ModelToScoreWith = None,
+    to_make: dict[str, Any],
     compare_to: Annotated[str | None, flag("compare_to", "A second model or checkpoint: how the mask moved.")] = None,
-    dtype: Annotated[str | None, flag("dtype", "Of the models (default: float32).")] = None,
-    chat_template_path: ChatTemplatePath = None,
     data: GivenData,
-    scores_dir: ScoresDir = None,
     threshold: Annotated[
         float | None, flag("threshold", "Where the page starts, a probability (default: 0.1).")
     ] = None,
@@ -69,11 +61,10 @@ def inspect_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON in place of a page.")] = False,
 ) -> int:
     """Show which tokens a threshold masks: a page with every token shaded, or how the mask moved between two models."""
-    from profit_sft.files import check_output_file, check_output_folder
+    from profit_sft.files import check_output_file
     from profit_sft.mask.page import MAX_EXAMPLES, MaskPage
     from profit_sft.mask.report import checked_view, make_report, summary
     from profit_sft.mask.terminal import PLAIN_EXAMPLES, print_report
-    from profit_sft.models.pretrained import require_model
     from profit_sft.objectives import ENTROPY_TOP_K
 
     quiet_libraries()
@@ -86,24 +77,16 @@ def inspect_command(
     if plain and as_json:
         raise ConfigurationError("--plain and --json both print to stdout. Choose one.")
     folders = [folder for folder in (scores, second_scores) if folder is not None]
-    data = given({"dataset_name": dataset_name}) | data
-    scoring = given(
-        {"model_name_or_path": model_name_or_path, "dtype": dtype, "chat_template_path": chat_template_path}
-    )
-    _check_one_source(folders, data, (*data, *scoring, *given({"compare_to": compare_to, "scores_dir": scores_dir})))
-    if scores_dir is not None:
-        check_output_folder(scores_dir, "scores_dir")
-    if not folders:
-        require_model(scoring)
-    if output_file is None and not (plain or as_json):
-        output_file = (scores_dir or Path(*folders[-1:])) / PAGE
-    elif output_file is not None:
+    if output_file is not None:
         check_output_file(output_file)  # before minutes of scoring
-    if weighed_by is not None and "topk_entropy" in weighed_by.needs:
-        scoring["likeliest"] = ENTROPY_TOP_K
-    with _score_sets(folders, data, scoring, compare_to=compare_to, scores_dir=scores_dir) as score_sets:
+    elif not (plain or as_json):
+        output_file = (to_make.get("scores_dir") or Path(*folders[-1:])) / PAGE
+    likeliest = ENTROPY_TOP_K if weighed_by is not None and "topk_entropy" in weighed_by.needs else None
+    with score_sets(
+        "inspect", folders, to_make, data, max_samples=_MAX_SAMPLES, compare_to=compare_to, likeliest=likeliest
+    ) as found:
         with wrong_values_are_usage_errors():
-            report = make_report(score_sets, objective=weighed_by, **(view if weighed_by is None else {}))
+            report = make_report(found, objective=weighed_by, **(view if weighed_by is None else {}))
         if plain:
             print_report(report, console(wrap=False), examples=examples or PLAIN_EXAMPLES)
         if as_json:
@@ -113,19 +96,6 @@ def inspect_command(
             page.write(output_file, date.today())
             _say_where(output_file, page.shortage, alone=not (plain or as_json))
     return 0
-
-
-def _check_one_source(folders: Sequence[Path], data: GivenData, about_data: Sequence[str]) -> None:
-    """Refuse scores together with data to score, and neither of them."""
-    from profit_sft.cli.score import refuse_beside_scores
-
-    if folders:
-        refuse_beside_scores(folders[0], about_data)
-    elif "dataset_name" not in data:
-        raise ConfigurationError(
-            "name scores (profit inspect SCORES, or two folders to compare), or data to score first "
-            "(profit inspect --dataset_name DATA --model_name_or_path MODEL)."
-        )
 
 
 def _objective(name: str | None, kwargs: str | None, view: Mapping[str, Any]) -> "Objective | None":
@@ -160,34 +130,3 @@ def _say_where(page: Path, shortage: str | None, *, alone: bool) -> None:
         messages.print("Open it in a browser; it is one file and needs no network.")
     else:
         messages.print(f"The page: {page}")
-
-
-@contextmanager
-def _score_sets(
-    folders: Sequence[Path],
-    data: Mapping[str, Any],
-    scoring: Mapping[str, Any],
-    *,
-    compare_to: str | None,
-    scores_dir: Path | None,
-) -> "Iterator[Sequence[ScoreSet]]":
-    """Give the score sets: those named, or new ones, which last as long as they are looked at unless kept.
-
-    New ones of one model lie in their folder, of two in its subfolders `before` and `after`.
-    """
-    from profit_sft.cli.score import score_with_progress, scoring_settings
-    from profit_sft.scores.store import load_scores
-
-    if folders:
-        yield [load_scores(folder) for folder in folders]
-        return
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = scores_dir or Path(temporary)
-        jobs = [{**scoring, "output_dir": folder}]
-        if compare_to is not None:
-            after = {**scoring, "model_name_or_path": compare_to, "output_dir": folder / "after"}
-            jobs = [{**scoring, "output_dir": folder / "before"}, after]
-        of_first = scoring_settings({"max_samples": _MAX_SAMPLES, **data}, jobs[0]).data
-        data = {**data, "template_date": of_first.template_date}  # two models are shown the same texts
-        settings = [scoring_settings({"max_samples": _MAX_SAMPLES, **data}, job) for job in jobs]
-        yield [score_with_progress(job)[0] for job in settings]

@@ -5,7 +5,6 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Annotated, Any, get_args
 
 import typer
@@ -37,14 +36,11 @@ def underscored(name: str) -> str:
     return name.replace("-", "_")
 
 
-DataToScore = Annotated[str | None, flag("dataset_name", "Data to score first, in place of SCORES.")]
-ModelToScoreWith = Annotated[str | None, flag("model_name_or_path", "Model to score with: hub name, folder, embedded.")]
 ChatTemplatePath = Annotated[str | None, flag("chat_template_path", "Jinja file, or a model to take it from.")]
 AllowMissingWeights = Annotated[
     bool, flag("allow_missing_weights", "Load a model whose files lack weights, or hold others.")
 ]
 DAY_OF_TRAINING = "the model's in training, else 2024-07-26"  # of chats, where `template_date` is not given
-ScoresDir = Annotated[Path | None, flag("scores_dir", "Keep the scores there (default: thrown away).")]
 
 
 def takes_data_options(**defaults: object) -> Callable[[Callable[..., int]], Callable[..., int]]:

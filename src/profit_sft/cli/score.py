@@ -4,7 +4,10 @@ import json
 import shlex
 import signal
 import sys
-from collections.abc import Iterable, Mapping
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -109,16 +112,80 @@ def scoring_settings(data: Mapping[str, Any], options: Mapping[str, Any]) -> "Sc
         return ScoreSettings(data=DataSettings(**data), **options)
 
 
-def refuse_beside_scores(scores: Path, useless: Iterable[str]) -> None:
-    """Refuse flags about what to score where that is done.
+@dataclass(frozen=True, kw_only=True)
+class ScoresToMake:
+    """What `advise` and `inspect` score, and how, where they are not given a folder of scores."""
+
+    dataset_name: str | None = field(default=None, metadata={"help": "Data to score first, in place of SCORES."})
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Model to score with: hub name, folder, embedded."}
+    )
+    dtype: str | None = field(default=None, metadata={"help": "Of the model (default: float32)."})
+    chat_template_path: str | None = field(default=None, metadata={"help": "Jinja file, or a model to take it from."})
+    scores_dir: Path | None = field(default=None, metadata={"help": "Keep the scores there (default: thrown away)."})
+
+
+@contextmanager
+def score_sets(
+    command: str,
+    folders: Sequence[Path],
+    to_make: Mapping[str, Any],
+    data: GivenData,
+    *,
+    max_samples: int,
+    compare_to: str | None = None,
+    likeliest: int | None = None,
+) -> "Iterator[Sequence[ScoreSet]]":
+    """Give the score sets that are named, or new ones, which last as long as they are looked at unless they are kept.
+
+    New ones of one model lie in their folder, of two in its subfolders `before` and `after`.
 
     Args:
-        scores: The scores that were named.
-        useless: Names of the settings that were given besides.
+        command: Whose flags these are, for the messages.
+        folders: Of scores that are there.
+        to_make: Fields of `ScoresToMake`.
+        data: Fields of `DataSettings`.
+        max_samples: Rows to score, unless `data` says.
+        compare_to: A second model to score with.
+        likeliest: As in `ScoreSettings`.
+
+    Raises:
+        ConfigurationError: There are both scores and something to score, or neither.
     """
-    flags = ", ".join(f"--{name}" for name in useless)
-    if flags:
-        raise ConfigurationError(f"'{scores}' is scored already, so {flags} would change nothing. Leave it out.")
+    from profit_sft.files import check_output_folder
+    from profit_sft.models.pretrained import require_model
+    from profit_sft.scores.store import load_scores
+
+    if folders:
+        flags = ", ".join(f"--{name}" for name in (*data, *to_make, *given({"compare_to": compare_to})))
+        if flags:
+            raise ConfigurationError(
+                f"'{folders[0]}' is scored already, so {flags} would change nothing. Leave it out."
+            )
+        yield [load_scores(folder) for folder in folders]
+        return
+    scoring = dict(to_make)
+    dataset_name, scores_dir = scoring.pop("dataset_name", None), scoring.pop("scores_dir", None)
+    if dataset_name is None:
+        raise ConfigurationError(
+            f"name scores (profit {command} SCORES), or data to score first (profit {command} --dataset_name DATA "
+            "--model_name_or_path MODEL)."
+        )
+    if scores_dir is not None:
+        check_output_folder(scores_dir, "scores_dir")
+    require_model(scoring)
+    scoring |= given({"likeliest": likeliest})
+    data = {"dataset_name": dataset_name, "max_samples": max_samples, **data}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = scores_dir or Path(temporary)
+        jobs = [{**scoring, "output_dir": folder}]
+        if compare_to is not None:
+            after = {**scoring, "model_name_or_path": compare_to, "output_dir": folder / "after"}
+            jobs = [{**scoring, "output_dir": folder / "before"}, after]
+            # Two models are shown the same texts.
+            data["template_date"] = scoring_settings(data, jobs[0]).data.template_date
+        settings = [scoring_settings(data, job) for job in jobs]  # all are looked at before minutes of scoring
+        yield [score_with_progress(job)[0] for job in settings]
 
 
 def score_with_progress(settings: "ScoreSettings") -> "tuple[ScoreSet, ScoreProgress | None]":
