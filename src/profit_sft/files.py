@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -238,7 +238,9 @@ def _check_writable(folder: Path, setting: str) -> None:
 
 
 @contextmanager
-def sole_use(folder: str | Path, what: str) -> Iterator[None]:
+def sole_use(
+    folder: str | Path, what: str, *, lock_file: str = LOCK_FILE, refusal: Callable[[], str] | None = None
+) -> Iterator[None]:
     """Hold a folder for this process: what two wrote at a time would be mixed up. It is made if it is not there.
 
     The operating system frees it however the process ends. A folder that was new and stays empty is removed again.
@@ -246,6 +248,8 @@ def sole_use(folder: str | Path, what: str) -> Iterator[None]:
     Args:
         folder: The folder.
         what: What is at work in it, for the message: `run`.
+        lock_file: Its lock.
+        refusal: Called for another message.
 
     Raises:
         ConfigurationError: Another process holds it, or see `check_output_folder`.
@@ -256,18 +260,17 @@ def sole_use(folder: str | Path, what: str) -> Iterator[None]:
     check_output_folder(folder)
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / LOCK_FILE)
+    lock = FileLock(folder / lock_file)
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise ConfigurationError(
-            f"output_dir: another {what} is at work in '{folder}'. Wait for it, or choose another folder."
-        ) from None
+        told = f"another {what} is at work in '{folder}'. Wait for it, or choose another folder."
+        raise ConfigurationError(f"output_dir: {refusal() if refusal else told}") from None
     try:
         yield
     finally:
-        if made and [path.name for path in folder.iterdir()] == [LOCK_FILE]:
-            (folder / LOCK_FILE).unlink()
+        if made and [path.name for path in folder.iterdir()] == [lock_file]:
+            (folder / lock_file).unlink()
             with suppress(OSError):  # somebody has put something there
                 for path in made:
                     path.rmdir()

@@ -7,10 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
-from profit_sft.errors import ConfigurationError
-from profit_sft.files import write_text
+from profit_sft.files import sole_use, write_text
 from profit_sft.study.layout import StudyFolder
 
 
@@ -21,21 +18,19 @@ def sole_driver(study: StudyFolder) -> Iterator[None]:
     Raises:
         ConfigurationError: Another process holds it; the message names its host and process id.
     """
-    study.path.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(study.path / "driver.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise ConfigurationError(
-            f"output_dir: {_driver_name(study.driver)} is running the study in '{study.path}'. Wait for it or stop it. "
-            "To use more machines or GPUs, run one with --executor ray."
-        ) from None
-    try:
+
+    def refusal() -> str:
+        return (
+            f"{_driver_name(study.driver)} is running the study in '{study.path}'. Wait for it or stop it. To use more "
+            "machines or GPUs, run one with --executor ray."
+        )
+
+    with sole_use(study.path, "study", lock_file="driver.lock", refusal=refusal):
         write_text(study.driver, json.dumps({"host": socket.gethostname(), "pid": os.getpid()}) + "\n")
-        yield
-    finally:
-        study.driver.unlink(missing_ok=True)
-        lock.release()
+        try:
+            yield
+        finally:
+            study.driver.unlink(missing_ok=True)
 
 
 def _driver_name(path: Path) -> str:
