@@ -14,11 +14,10 @@ from safetensors.torch import load_file
 from forks import start
 from profit_sft.cli.app import run_app
 from profit_sft.errors import DataError
-from profit_sft.runs.record import read_metrics
+from profit_sft.runs.record import checkpoints, read_metrics
 from profit_sft.train.checkpoints import (
     MANIFEST,
     check_whole,
-    checkpoints,
     clear_saving,
     last_whole,
     publish,

@@ -14,8 +14,9 @@ from trl import ModelConfig
 from forks import start
 from profit_sft.cli.app import run_app
 from profit_sft.errors import ProFitError
+from profit_sft.runs.record import checkpoints
 from profit_sft.train.arguments import RunArguments
-from profit_sft.train.checkpoints import checkpoints, last_whole
+from profit_sft.train.checkpoints import last_whole
 from profit_sft.train.config import ProFitConfig
 from profit_sft.train.trainer import ProFitTrainer
 from profit_sft.train.tried import try_settings

@@ -1,13 +1,14 @@
 """A run as its folder tells of it, while it goes on or when it is over."""
 
 import json
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from profit_sft.errors import ConfigurationError
-from profit_sft.files import check_regular_file, read_json
+from profit_sft.files import check_regular_file, read_json, write_text
 from profit_sft.runs.figures import Logs, warnings_in
 
 METRICS_FILE = "metrics.jsonl"
@@ -128,15 +129,51 @@ def read_run(folder: str | Path) -> RunRecord:
         about=_json(folder / ABOUT_FILE) or {},
         logs=read_metrics(folder),
         rows=_json(folder / ROWS_FILE),
-        checkpoints=tuple(
-            sorted(int(found.name.rsplit("-", 1)[1]) for found in folder.glob("checkpoint-*") if _is_numbered(found))
-        ),
+        checkpoints=tuple(sorted(map(step_number, checkpoints(folder)))),
         updated=path.stat().st_mtime,
     )
 
 
-def _is_numbered(checkpoint: Path) -> bool:
-    return checkpoint.name.rsplit("-", 1)[1].isdigit()
+def checkpoints(folder: Path) -> list[Path]:
+    """Return the folders of checkpoints, whole or not, that of the latest step first."""
+    found = [path for path in folder.glob("checkpoint-*") if path.is_dir() and is_checkpoint(path)]
+    return sorted(found, key=step_number, reverse=True)
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Say whether a folder is called as checkpoints are."""
+    before, _, number = folder.name.partition("-")
+    return before == "checkpoint" and number.isdecimal()
+
+
+def step_number(checkpoint: Path) -> int:
+    """Return the step a checkpoint was written after, from its name."""
+    return int(checkpoint.name.rsplit("-", 1)[1])
+
+
+def as_json(value: Any) -> Any:
+    """Return a log, or a part of one, as JSON takes it: without NaN and infinity, which become None."""
+    if isinstance(value, Mapping):
+        return {name: as_json(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [as_json(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _line(log: Mapping[str, Any]) -> str:
+    return json.dumps(as_json(log), allow_nan=False) + "\n"
+
+
+def write_metrics(folder: Path, logs: Iterable[Mapping[str, Any]]) -> None:
+    """Write a run folder's `metrics.jsonl` anew, a line a log."""
+    write_text(folder / METRICS_FILE, "".join(map(_line, logs)))
+
+
+def append_metrics(folder: Path, log: Mapping[str, Any]) -> None:
+    """Append a log as a line; the folder need not be there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / METRICS_FILE).open("a", encoding="utf-8") as lines:
+        lines.write(_line(log))
 
 
 def read_metrics(folder: Path, say: Callable[[str], None] = lambda text: None) -> list[dict[str, Any]]:

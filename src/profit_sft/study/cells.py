@@ -19,10 +19,11 @@ from profit_sft.data.settings import TEST_SPLIT, DataOptions, DataSettings
 from profit_sft.errors import ConfigurationError, ProFitError, explained, first_line
 from profit_sft.files import read_json, sha256_of, write_text
 from profit_sft.runs.record import read_metrics as read_logs
+from profit_sft.runs.record import step_number
 from profit_sft.study.layout import CellFolder, StudyFolder
 from profit_sft.study.plan import GENERATED, Cell, StudyPlan
 from profit_sft.study.processes import StopRequest, log_tail, run_child, wait_for_earlier_child
-from profit_sft.train.checkpoints import last_whole, step_number
+from profit_sft.train.checkpoints import last_whole
 
 logger = logging.getLogger(__name__)
 

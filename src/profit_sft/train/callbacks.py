@@ -1,7 +1,5 @@
 """Trainer callbacks: metrics on disk, the collapse warning, a stop that can be resumed."""
 
-import json
-import math
 import signal
 import warnings
 from collections.abc import Mapping, Sequence
@@ -12,23 +10,8 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from profit_sft.files import write_text
 from profit_sft.interrupts import FirstSignal, signals_handled
-from profit_sft.runs.record import METRICS_FILE, read_metrics
-
-
-def as_json(value: Any) -> Any:
-    """Return a log, or a part of one, as JSON takes it: without NaN and infinity, which become None."""
-    if isinstance(value, Mapping):
-        return {name: as_json(part) for name, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [as_json(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def log_line(entry: Mapping[str, Any]) -> str:
-    """Return the entry as a line of JSON, which has no NaN and no infinity: null."""
-    return json.dumps(as_json(entry), allow_nan=False) + "\n"
+from profit_sft.runs.record import append_metrics, read_metrics, write_metrics
 
 
 class MetricsFile(TrainerCallback):
@@ -43,7 +26,7 @@ class MetricsFile(TrainerCallback):
             return
         folder = Path(str(args.output_dir))
         logs = read_metrics(folder, say=warnings.warn) if state.global_step else []
-        write_text(folder / METRICS_FILE, "".join(log_line(log) for log in logs if log["step"] <= state.global_step))
+        write_metrics(folder, [log for log in logs if log["step"] <= state.global_step])
 
     def on_log(
         self,
@@ -55,10 +38,7 @@ class MetricsFile(TrainerCallback):
     ) -> None:
         """Write one line."""
         if state.is_world_process_zero and logs is not None:
-            path = Path(str(args.output_dir)) / METRICS_FILE
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("a", encoding="utf-8") as lines:
-                lines.write(log_line({"step": state.global_step, **logs}))
+            append_metrics(Path(str(args.output_dir)), {"step": state.global_step, **logs})
 
 
 class CollapseWarning(TrainerCallback):

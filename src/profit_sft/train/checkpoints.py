@@ -22,6 +22,7 @@ from typing import Any
 
 from profit_sft.errors import DataError
 from profit_sft.files import check_regular_file, sha256_of, write_text
+from profit_sft.runs.record import checkpoints, is_checkpoint, step_number
 
 SAVING, MANIFEST = ".saving", "manifest.json"
 FORMAT = 1
@@ -112,7 +113,7 @@ def check_whole(checkpoint: Path, *, contents: bool = True) -> CheckpointManifes
         DataError: It is not whole; names the file.
     """
     manifest = read_manifest(checkpoint)
-    if _is_named(checkpoint) and step_number(checkpoint) != manifest.step:
+    if is_checkpoint(checkpoint) and step_number(checkpoint) != manifest.step:
         raise DataError(
             f"'{checkpoint}' is of step {manifest.step}: it was copied or renamed. Call it checkpoint-{manifest.step}."
         )
@@ -130,22 +131,6 @@ def check_whole(checkpoint: Path, *, contents: bool = True) -> CheckpointManifes
             if digest != written:
                 raise DataError(f"'{checkpoint / name}' is damaged: its contents are not those that were written.")
     return manifest
-
-
-def checkpoints(folder: Path) -> list[Path]:
-    """Return the folders of checkpoints, whole or not, that of the latest step first."""
-    found = [path for path in folder.glob("checkpoint-*") if path.is_dir() and _is_named(path)]
-    return sorted(found, key=step_number, reverse=True)
-
-
-def _is_named(checkpoint: Path) -> bool:
-    before, _, number = checkpoint.name.partition("-")
-    return before == "checkpoint" and number.isdecimal()
-
-
-def step_number(checkpoint: Path) -> int:
-    """Return the step a checkpoint was written after, from its name."""
-    return int(checkpoint.name.rsplit("-", 1)[1])
 
 
 def last_whole(folder: Path, *, contents: bool = True, say: Callable[[str], None] = lambda text: None) -> Path | None:

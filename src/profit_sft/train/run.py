@@ -25,10 +25,10 @@ from profit_sft.models import pretrained
 from profit_sft.models.checks import check_generation, check_kind, checked_weights
 from profit_sft.models.pretrained import pretrained_path, require_model, told_as_models
 from profit_sft.ranks import first_decides
-from profit_sft.runs.record import PACKAGES
+from profit_sft.runs.record import PACKAGES, as_json, checkpoints
 from profit_sft.train.arguments import RunArguments
-from profit_sft.train.callbacks import SafeStop, as_json
-from profit_sft.train.checkpoints import checkpoints, clear_saving, finish_publishing, read_manifest
+from profit_sft.train.callbacks import SafeStop
+from profit_sft.train.checkpoints import clear_saving, finish_publishing, read_manifest
 from profit_sft.train.config import ProFitConfig
 from profit_sft.train.data import check_data_is_named, load_data, score_command
 from profit_sft.train.engine import (
@@ -180,10 +180,7 @@ def _noted_in(facts: dict[str, str], report: Report) -> Report:
 def check_before_launch(run: RunArguments, config: ProFitConfig, model_config: ModelConfig) -> None:
     """Refuse what every process that is to be launched would refuse. Arguments and errors as `run_training`."""
     assert run.accelerate_config is not None
-    require_model(vars(model_config))
-    refuse_flags(run, config, model_config)
-    try_settings(config, model_config)
-    check_data_is_named(run, config)
+    _check(run, config, model_config)
     engine = planned_engine(run.accelerate_config, run.num_processes)
     check_installed(engine)
     spread_batch(config, engine)
@@ -281,14 +278,19 @@ def load_tokenizer(model_config: ModelConfig, config: ProFitConfig) -> PreTraine
 
 def settle(run: RunArguments, config: ProFitConfig, model_config: ModelConfig) -> Engine:
     """Make the settings agree before anything is read: model, engine, objective, and where its reference comes from."""
-    require_model(vars(model_config))
-    refuse_flags(run, config, model_config)
-    try_settings(config, model_config)
-    check_data_is_named(run, config)
+    _check(run, config, model_config)
     engine = launched_engine(config)
     command = score_command(run, config, model_config)
     settle_reference(config, given=run.reference_scores is not None, command=command)
     return engine
+
+
+def _check(run: RunArguments, config: ProFitConfig, model_config: ModelConfig) -> None:
+    """Refuse settings that can be seen to be wrong before anything is read."""
+    require_model(vars(model_config))
+    refuse_flags(run, config, model_config)
+    try_settings(config, model_config)
+    check_data_is_named(run, config)
 
 
 def spread_batch(config: ProFitConfig, engine: Engine) -> None:

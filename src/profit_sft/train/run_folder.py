@@ -18,8 +18,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from profit_sft.errors import ConfigurationError, DataError
-from profit_sft.runs.record import ABOUT_FILE, METRICS_FILE, PAGE, ROWS_FILE
-from profit_sft.train.checkpoints import SAVING, check_whole, checkpoints, last_whole
+from profit_sft.runs.record import ABOUT_FILE, METRICS_FILE, PAGE, ROWS_FILE, checkpoints
+from profit_sft.train.checkpoints import SAVING, check_whole, last_whole
 from profit_sft.train.engine import Engine
 
 CONFIG_FILE, ENVIRONMENT_FILE, DATA_FILE, MODEL_CARD = "config.yaml", "environment.json", "data.json", "README.md"

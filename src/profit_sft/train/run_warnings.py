@@ -9,8 +9,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from profit_sft.runs.figures import WARNING
-from profit_sft.runs.record import METRICS_FILE
-from profit_sft.train.callbacks import log_line
+from profit_sft.runs.record import append_metrics
 
 _WITH_ALERTS = ("trackio", "wandb")  # both have `alert` and `config` of the run under way
 
@@ -55,10 +54,7 @@ class RunWarnings(TrainerCallback):
             return
         entry = {"step": self._state.global_step, WARNING: text}
         history.append(entry)
-        path = Path(str(self._args.output_dir)) / METRICS_FILE
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as lines:
-            lines.write(log_line(entry))
+        append_metrics(Path(str(self._args.output_dir)), entry)
         alert_trackers(self._args, text, step=self._state.global_step, callbacks=self._callbacks())
 
 
