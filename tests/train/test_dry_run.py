@@ -15,8 +15,7 @@ from profit_sft.models.pretrained import load_tokenizer
 from profit_sft.objectives import TokenStats
 from profit_sft.train.arguments import RunArguments
 from profit_sft.train.config import ProFitConfig
-from profit_sft.train.dry_run import DryRunReport, dry_run
-from profit_sft.train.settings_report import SettingsReport
+from profit_sft.train.dry_run import DryRunReport, SettingsReport, dry_run
 from tiny import save_tiny_chat_model
 
 

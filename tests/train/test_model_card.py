@@ -5,9 +5,8 @@ import json
 import pytest
 import yaml
 
-from profit_sft.models.base_card import BaseCard, base_card
 from profit_sft.train.config import ProFitConfig
-from profit_sft.train.model_card import add_benchmarks, render_model_card
+from profit_sft.train.model_card import BaseCard, add_benchmarks, base_card, render_model_card
 
 
 def card(folder, *, base=None, dataset_name=None, log_history=(), is_adapter=False, **settings):

@@ -19,9 +19,8 @@ from profit_sft.terminal import console
 
 if TYPE_CHECKING:
     from profit_sft.runs.record import RunRecord
-    from profit_sft.train.dry_run import DryRunReport
+    from profit_sft.train.dry_run import DryRunReport, SettingsReport
     from profit_sft.train.run import RunResult
-    from profit_sft.train.settings_report import SettingsReport
 
 _ON_CPU = ("--use_cpu", "True")
 
@@ -144,7 +143,7 @@ def next_commands(record: "RunRecord") -> list[tuple[str, str]]:
 
 def print_dry_run(report: "DryRunReport | SettingsReport", *, as_json: bool) -> None:
     """Print the report on stdout, as tables or JSON."""
-    from profit_sft.train.settings_report import SettingsReport
+    from profit_sft.train.dry_run import SettingsReport
 
     if as_json:
         sys.stdout.write(json.dumps(dataclasses.asdict(report)) + "\n")

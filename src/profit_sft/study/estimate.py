@@ -29,7 +29,7 @@ from profit_sft.study.layout import StudyFolder
 from profit_sft.study.plan import GENERATED, Assumptions, Cell, ModelPlan, StudyPlan
 from profit_sft.study.processes import planned_ranks
 from profit_sft.study.runner import choose_cells, write_generated
-from profit_sft.train.steps import planned_steps
+from profit_sft.train.engine import planned_steps
 
 # Problems of each task: the sizes of the published test sets, and of the project's own.
 TASK_PROBLEMS = {

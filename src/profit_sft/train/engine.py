@@ -1,6 +1,7 @@
-"""The engine of a run and its ranks: of this process, as launched, or of an accelerate configuration, as planned."""
+"""The engine of a run, its ranks and steps: of this process, as launched, or of an accelerate file, as planned."""
 
 import json
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,6 +58,28 @@ class Engine:
 def step_of(rows: int, micro_batches: int, ranks: int) -> str:
     """Say in words what the rows of an optimizer step are made of."""
     return f"{rows} a device x {micro_batches} accumulated x {ranks} ranks"
+
+
+def planned_steps(
+    batches: int, *, ranks: int = 1, micro_batches: int = 1, epochs: float = 3.0, max_steps: int = -1
+) -> tuple[int, float]:
+    """Return the optimizer steps and the epochs they are, as transformers' Trainer counts them.
+
+    Args:
+        batches: Of one device and epoch, all ranks' together.
+        ranks: Processes that share them.
+        micro_batches: Accumulated by each rank for a step.
+        epochs: As `num_train_epochs`.
+        max_steps: In place of the epochs, where it is positive.
+
+    Example:
+        >>> planned_steps(9, ranks=2, epochs=0.5)
+        (3, 0.5)
+    """
+    a_epoch = max(1, math.ceil(math.ceil(batches / ranks) / micro_batches))
+    if max_steps > 0:
+        return max_steps, max_steps / a_epoch
+    return math.ceil(epochs * a_epoch), epochs
 
 
 def check_installed(engine: Engine) -> None:

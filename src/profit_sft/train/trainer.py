@@ -18,7 +18,6 @@ from trl import SFTTrainer
 from profit_sft.data.chat_dataset import assistant_turns, is_chat, warn_of_every_turn
 from profit_sft.files import write_text
 from profit_sft.head import apply_profit, selective_head
-from profit_sft.models.base_card import base_card
 from profit_sft.objectives import FROM_THE_BATCH
 from profit_sft.train.beside import CollatesBeside, columns_beside, cut_beside, packed
 from profit_sft.train.callbacks import CollapseWarning, MetricsFile
@@ -40,7 +39,7 @@ from profit_sft.train.engine import launched_engine
 from profit_sft.train.finite import FiniteCheck
 from profit_sft.train.memory import settle_checkpointing
 from profit_sft.train.metrics import StepMetrics, memory_in_use_gib
-from profit_sft.train.model_card import render_model_card
+from profit_sft.train.model_card import base_card, render_model_card
 from profit_sft.train.run_folder import check_reaches
 from profit_sft.train.run_page import RunPage
 from profit_sft.train.run_warnings import RunWarnings
