@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from profit_sft.data import DataSettings
-from profit_sft.data.sources import mixture_parts, open_source
+from profit_sft.data.sources import data_to_evaluate, data_to_train, mixture_parts, open_source
 from profit_sft.errors import DataError
 
 
@@ -134,3 +134,14 @@ def test_the_column_that_is_named_is_the_text(tmp_path, row, text, problem):
     path.write_text(json.dumps(row))
     (found,) = open_source(DataSettings(dataset_name=str(path), dataset_text_field="body"))
     assert (found.values.get("text"), found.problem) == (text, problem)
+
+
+def test_evaluation_data_has_the_configuration_and_split_of_what_has_any(sources):
+    asked = {"dataset_name": "openai/gsm8k", "dataset_config": "main", "dataset_test_split": "test", "max_length": 7}
+    trained = data_to_train(asked)
+    assert (trained.dataset_config, trained.dataset_split, trained.max_length) == ("main", "train", 7)
+    evaluated = data_to_evaluate(asked, "openai/gsm8k")
+    assert (evaluated.dataset_config, evaluated.dataset_split, evaluated.max_length) == ("main", "test", 7)
+    of_a_file = data_to_evaluate(asked, str(sources / "b.jsonl"))
+    assert names(of_a_file) == ["b0", "b1", "b2", "b3"]
+    assert of_a_file.max_length == 7

@@ -9,13 +9,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from profit_sft.data import DataSettings, prepare_dataset
 from profit_sft.data.generated import generate_problems, write_jsonl
+from profit_sft.data.sources import data_to_evaluate
 from profit_sft.models.pretrained import load_model, load_tokenizer
-from profit_sft.study.cells import data_settings
 from profit_sft.study.layout import CellFolder
-from profit_sft.study.measure import evaluation_settings, heldout_nll, measure, with_chat_template
-from profit_sft.train.arguments import RunArguments
-from profit_sft.train.config import ProFitConfig
-from profit_sft.train.data import training_settings
+from profit_sft.study.measure import eval_settings, heldout_nll, measure, with_chat_template
 from tiny import CHATML
 
 
@@ -84,12 +81,12 @@ def test_a_base_model_is_measured_with_the_template_of_the_runs(tiny_folder, hel
 
 def test_the_untrained_model_is_measured_on_what_the_runs_are_trained_on(tiny_folder, tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"text": "unread", "body": "two plus two is four"}\n')
-    train = {"dataset_text_field": "body", "eos_token": "<|im_start|>", "max_samples": 1, "test_split_size": 1}
+    train = {"dataset_text_field": "body", "eos_token": "<|im_start|>", "test_split_size": 1}
     row, folder = str(tmp_path / "rows.jsonl"), CellFolder(tmp_path / "cell")
     folder.path.mkdir()
     request = {
         **{"model_name_or_path": tiny_folder, "dtype": "float32", "chat_template_path": None, "evaluate": {}},
-        **{"eos_token": train["eos_token"], "heldout": asdict(data_settings(train, row, training=False))},
+        **{"eos_token": train["eos_token"], "heldout": asdict(data_to_evaluate(train, row))},
     }
     folder.request.write_text(json.dumps(request))
     measure(folder)
@@ -97,15 +94,10 @@ def test_the_untrained_model_is_measured_on_what_the_runs_are_trained_on(tiny_fo
     labels = tokenizer("two plus two is four<|im_start|>")["input_ids"][1:]
     assert json.loads(folder.heldout.read_text())["label_tokens"] == len(labels)
     assert request["heldout"]["dataset_text_field"] == "body"
-    trained = training_settings(
-        RunArguments(dataset_name=row, test_split_size=1, max_samples=1),
-        ProFitConfig(output_dir=str(tmp_path), dataset_text_field="body", use_cpu=True),
-    )
-    assert data_settings(train, row, training=True) == trained
 
 
 def test_evaluation_settings_come_from_plain_values(tmp_path):
-    found = evaluation_settings({"tasks": ["gsm8k"], "data_dir": "data", "greedy": True}, "embedded", tmp_path)
+    found = eval_settings({"tasks": ["gsm8k"], "data_dir": "data", "greedy": True}, "embedded", tmp_path)
     assert (found.tasks, str(found.data_dir), found.samples_per_problem) == (("gsm8k",), "data", 1)
     with pytest.raises(TypeError, match="top_q"):
-        evaluation_settings({"tasks": ["gsm8k"], "top_q": 1}, "embedded", tmp_path)
+        eval_settings({"tasks": ["gsm8k"], "top_q": 1}, "embedded", tmp_path)

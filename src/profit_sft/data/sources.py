@@ -1,8 +1,8 @@
-"""The rows that settings mean: of one source or a mixture, and of those the part that is not held out."""
+"""Which rows a run trains and is evaluated on, and what settings mean: a source or a mixture, less what is held out."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,54 @@ import numpy as np
 
 from profit_sft.data.formats import detect_format
 from profit_sft.data.row import Row, RowSource, chained, first, mapped, selected
-from profit_sft.data.rows import load_rows
-from profit_sft.data.settings import DataSettings, MixturePart
-from profit_sft.errors import DataError
+from profit_sft.data.rows import evaluation_split, has_splits, load_rows
+from profit_sft.data.settings import TEST_SPLIT, DataOptions, DataSettings, MixturePart
+from profit_sft.errors import ConfigurationError, DataError
 from profit_sft.files import read_yaml
 
+_OF_TRL = ("max_length", "truncation_mode", "dataset_num_proc", "dataset_text_field")
 _HELD_OUT_SEED = 42  # one for all runs, so that scores, training and evaluation agree about who is held out
+
+
+def data_to_train(asked: Mapping[str, Any]) -> DataSettings:
+    """Return how `profit train` reads its training data.
+
+    Args:
+        asked: Its settings by name; one that is not there has its default.
+
+    Raises:
+        ConfigurationError: One is out of range.
+        DataError: See `mixture_parts`.
+    """
+    parts = mixture_parts(asked["datasets"]) if asked.get("datasets") else None
+    return _settings(
+        asked,
+        dataset_name=f"mixture of {', '.join(part.path for part in parts)}"
+        if parts
+        else asked["dataset_name"] or "DATA",
+        datasets=parts,
+        dataset_config=asked.get("dataset_config"),
+        dataset_split=asked.get("dataset_train_split", "train"),
+        test_split_size=asked.get("test_split_size"),
+    )
+
+
+def data_to_evaluate(asked: Mapping[str, Any], name: str) -> DataSettings:
+    """Return how it reads evaluation data of that name. A file has neither configurations nor splits."""
+    return _settings(
+        asked,
+        dataset_name=name,
+        dataset_config=asked.get("dataset_config") if has_splits(name) else None,
+        dataset_split=evaluation_split(name, asked.get("dataset_test_split", TEST_SPLIT)),
+    )
+
+
+def _settings(asked: Mapping[str, Any], **source: Any) -> DataSettings:
+    shared = (*(entry.name for entry in fields(DataOptions)), *_OF_TRL)
+    try:
+        return DataSettings(**source, **{name: asked[name] for name in shared if name in asked})
+    except ValueError as error:
+        raise ConfigurationError(str(error)) from None
 
 
 def open_source(settings: DataSettings, *, streaming: bool = False) -> RowSource:

@@ -7,15 +7,14 @@ import shutil
 import socket
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from profit_sft.data.rows import evaluation_split
-from profit_sft.data.settings import TEST_SPLIT, DataOptions, DataSettings
+from profit_sft.data.sources import data_to_evaluate, data_to_train
 from profit_sft.errors import ConfigurationError, ProFitError, explained, first_line
 from profit_sft.files import read_json, sha256_of, write_text
 from profit_sft.runs.record import read_metrics as read_logs
@@ -223,7 +222,7 @@ def ensure_scores(run: CellRun) -> None:
 def score_request(run: CellRun) -> dict[str, Any]:
     """Return what the scoring process is to do: the data as the training runs read it, under the starting model."""
     settings = {**run.plan.train, **run.cell.model.train}
-    data = data_settings(settings, training_data(run), training=True)
+    data = data_to_train({**settings, "dataset_name": training_data(run)})
     return {
         "model_name_or_path": run.cell.model.model_name_or_path,
         "data": asdict(data),
@@ -289,7 +288,7 @@ def measure(run: CellRun) -> None:
     if plan.heldout_dataset_name is not None:
         generated = plan.heldout_dataset_name == GENERATED
         name = str(run.study.heldout_file) if generated else plan.heldout_dataset_name
-        heldout = asdict(data_settings(train_settings, name, training=False))
+        heldout = asdict(data_to_evaluate({**train_settings, "max_samples": None}, name))
     trained = cell.variant.objective is not None
     request = {
         "model_name_or_path": str(run.folder.run) if trained else cell.model.model_name_or_path,
@@ -302,25 +301,6 @@ def measure(run: CellRun) -> None:
     }
     write_text(run.folder.request, json.dumps(request, indent=2) + "\n")
     run.child(["profit_sft.study.measure", str(run.folder.path)], run.folder.path / "measure.log")
-
-
-def data_settings(train_settings: Mapping[str, Any], dataset_name: str, *, training: bool) -> DataSettings:
-    """Return how a `profit train` process with these settings reads its training data, or evaluation data.
-
-    Raises:
-        ConfigurationError: A setting is out of range.
-    """
-    of_trl = ("max_length", "truncation_mode", "dataset_text_field")
-    names = {"dataset_config", "test_split_size", *of_trl, *(entry.name for entry in fields(DataOptions))}
-    split = train_settings.get("dataset_train_split", "train")
-    if not training:
-        names -= {"max_samples", "test_split_size"}
-        split = evaluation_split(dataset_name, train_settings.get("dataset_test_split", TEST_SPLIT))
-    shared = {name: train_settings[name] for name in names if name in train_settings}
-    try:
-        return DataSettings(dataset_name=dataset_name, dataset_split=split, **shared)
-    except ValueError as error:
-        raise ConfigurationError(f"train: {error}") from None
 
 
 def drop_weights(plan: StudyPlan, folder: CellFolder) -> None:

@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from profit_sft.data import DataSettings, prepare_dataset
+from profit_sft.data.sources import data_to_train
 from profit_sft.errors import ConfigurationError, ProFitError, first_line
 from profit_sft.models.pretrained import load_tokenizer, outline
-from profit_sft.study.cells import data_settings
 from profit_sft.study.layout import StudyFolder
 from profit_sft.study.plan import GENERATED, Assumptions, Cell, ModelPlan, StudyPlan
 from profit_sft.study.processes import planned_ranks
@@ -128,7 +128,7 @@ def _training_data(plan: StudyPlan, model: ModelPlan) -> TrainingData:
         if name == GENERATED:
             write_generated(plan, StudyFolder(Path(folder)))
             name = str(StudyFolder(Path(folder)).train_file)
-        asked = data_settings(settings, name, training=True)
+        asked = data_to_train({**settings, "dataset_name": name})
         try:
             return _read_data(asked, model, settings)
         except ProFitError as error:

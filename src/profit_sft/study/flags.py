@@ -69,7 +69,7 @@ def _may_be(kind: Any, value: Any) -> bool:
 def _check_evaluation(plan: StudyPlan) -> None:
     try:
         from profit_sft.evaluation import EvalSettings
-        from profit_sft.study.measure import evaluation_settings
+        from profit_sft.study.measure import eval_settings
 
         own = ("model_name_or_path", "output_dir")
         known = [entry.name for entry in dataclasses.fields(EvalSettings) if entry.name not in own]
@@ -81,7 +81,7 @@ def _check_evaluation(plan: StudyPlan) -> None:
         tasks = plan.evaluate.get("tasks")
         if not isinstance(tasks, list):
             raise plan.file.error(("evaluate", "tasks"), f" must be a list such as [gsm8k, math500], got {tasks!r}.")
-        settings = evaluation_settings(plan.evaluate, plan.models[0].model_name_or_path, Path())
+        settings = eval_settings(plan.evaluate, plan.models[0].model_name_or_path, Path())
         if settings.data_dir is not None and not settings.data_dir.is_dir():
             raise plan.file.error(("evaluate", "data_dir"), f": there is no folder '{settings.data_dir}'.")
     except ModuleNotFoundError as error:

@@ -68,7 +68,7 @@ def _evaluate(request: Mapping[str, Any], folder: CellFolder, report: Callable[[
     name = request["model_name_or_path"]
     if request["chat_template_path"] is not None:
         name = str(with_chat_template(name, request["chat_template_path"], folder.path / "model"))
-    evaluate(evaluation_settings(request["evaluate"], name, folder.evaluation), report=report)
+    evaluate(eval_settings(request["evaluate"], name, folder.evaluation), report=report)
 
 
 def with_chat_template(model_name_or_path: str, chat_template_path: str, folder: Path) -> Path:
@@ -88,7 +88,7 @@ def with_chat_template(model_name_or_path: str, chat_template_path: str, folder:
     return folder
 
 
-def evaluation_settings(settings: Mapping[str, Any], model_name_or_path: str, output_dir: Path) -> "EvalSettings":
+def eval_settings(settings: Mapping[str, Any], model_name_or_path: str, output_dir: Path) -> "EvalSettings":
     """Turn the study file's `evaluate` into settings of `profit eval`.
 
     Raises:

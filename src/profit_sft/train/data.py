@@ -8,10 +8,10 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 from trl import ModelConfig
 
-from profit_sft.data import DataOptions, DataSettings, PreparedData, prepare_dataset, stream_dataset
-from profit_sft.data.rows import evaluation_split, has_splits
+from profit_sft.data import DataSettings, PreparedData, prepare_dataset, stream_dataset
+from profit_sft.data.rows import has_splits
 from profit_sft.data.settings import TEST_SPLIT
-from profit_sft.data.sources import mixture_parts
+from profit_sft.data.sources import data_to_evaluate, data_to_train
 from profit_sft.errors import ConfigurationError
 from profit_sft.scores.score import ScoreSettings, command_line
 from profit_sft.train.arguments import RunArguments
@@ -84,23 +84,15 @@ def _value(setting: Any) -> str:
 
 def training_settings(run: RunArguments, config: ProFitConfig) -> DataSettings:
     """Return how the training data is read, or raise ConfigurationError."""
-    parts = mixture_parts(run.datasets) if run.datasets else None
-    return _settings(
-        run,
-        config,
-        dataset_name=f"mixture of {', '.join(part.path for part in parts)}" if parts else run.dataset_name or "DATA",
-        datasets=parts,
-        dataset_config=run.dataset_config,
-        dataset_split=run.dataset_train_split,
-        test_split_size=run.test_split_size,
-    )
+    return data_to_train(_asked(run, config))
+
+
+def _asked(run: RunArguments, config: ProFitConfig) -> dict[str, Any]:
+    return {**vars(config), **vars(run)}
 
 
 def evaluation_settings(run: RunArguments, config: ProFitConfig) -> DataSettings | None:
-    """Return how the evaluation data is read: what is named, what is held out, or the test split; or None.
-
-    A file has no splits.
-    """
+    """Return how the evaluation data is read: what is named, what is held out, or the test split; or None."""
     if _value(config.eval_strategy) == "no":
         return None
     name = run.eval_dataset_name
@@ -110,22 +102,7 @@ def evaluation_settings(run: RunArguments, config: ProFitConfig) -> DataSettings
         name = run.dataset_name
     if name is None:
         return None
-    return _settings(
-        run,
-        config,
-        dataset_name=name,
-        dataset_config=run.dataset_config if has_splits(name) else None,
-        dataset_split=evaluation_split(name, run.dataset_test_split),
-    )
-
-
-def _settings(run: RunArguments, config: ProFitConfig, **source: Any) -> DataSettings:
-    shared = {entry.name: getattr(run, entry.name) for entry in dataclasses.fields(DataOptions)}
-    of_trl = ("max_length", "truncation_mode", "dataset_num_proc", "dataset_text_field")
-    try:
-        return DataSettings(**source, **shared, **{name: getattr(config, name) for name in of_trl})
-    except ValueError as error:
-        raise ConfigurationError(str(error)) from None
+    return data_to_evaluate(_asked(run, config), name)
 
 
 def score_command(run: RunArguments, config: ProFitConfig, model_config: ModelConfig) -> str:
