@@ -51,8 +51,23 @@ class SkippedRow:
 
 
 @dataclass(kw_only=True)
-class Tally:
-    """What became of some rows; the fields are those of `DataReport`."""
+class RowCounts:
+    """What became of some rows.
+
+    Attributes:
+        dataset_format: Format of the first row that could be used.
+        rows_read: Rows looked at.
+        rows_used: Examples in the data set; a row may give several.
+        rows_skipped: Bad rows left out.
+        skipped: The first of them.
+        rows_truncated: Examples that lost their end to `max_length`.
+        rows_too_long: Rows left out because they are longer, where `drop_long_rows` is set.
+        rows_of_no_weight: Rows left out because they, or all their turns, have the weight 0.
+        total_tokens: Tokens of all rows used.
+        label_tokens: Those that carry a label.
+        longest: Tokens of the longest row, after truncation.
+        notes: What else there is to know: columns and keys that are not used, how chats are rendered.
+    """
 
     dataset_format: str = ""
     rows_read: int = 0
@@ -65,9 +80,15 @@ class Tally:
     total_tokens: int = 0
     label_tokens: int = 0
     longest: int = 0
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(kw_only=True)
+class Tally(RowCounts):
+    """Counts that go on, and whether any example has kinds or weights of its tokens."""
+
     has_kinds: bool = False
     has_weights: bool = False
-    notes: list[str] = field(default_factory=list)
 
     def add(self, other: "Tally") -> None:
         """Add what became of the rows after these."""
@@ -81,7 +102,7 @@ class Tally:
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
 
-_SUMMED = tuple(entry.name for entry in dataclasses.fields(Tally) if entry.type is int and entry.name != "longest")
+_SUMMED = tuple(entry.name for entry in dataclasses.fields(RowCounts) if entry.type is int and entry.name != "longest")
 
 
 class BlockPreparer:

@@ -20,7 +20,7 @@ from datasets import Dataset, Features
 from filelock import FileLock
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from profit_sft.data.blocks import SCHEMA, BlockPreparer, SkippedRow, Tally, prepare_rows, read_tally
+from profit_sft.data.blocks import SCHEMA, BlockPreparer, RowCounts, SkippedRow, Tally, prepare_rows, read_tally
 from profit_sft.data.row import RowSource
 from profit_sft.data.settings import DataSettings
 from profit_sft.data.sources import open_source
@@ -32,43 +32,19 @@ _OPTIONAL = {"has_kinds": "token_kinds", "has_weights": "token_weights"}  # of a
 _REPORT = "report.json"  # written last: a folder without one is unfinished
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DataReport:
-    """What became of the rows.
+@dataclass(kw_only=True)
+class DataReport(RowCounts):
+    """What became of the rows of a data set.
 
     Attributes:
         dataset_name: As given.
-        dataset_format: Format of the first row that could be used.
-        rows_read: Rows looked at.
-        rows_used: Examples in the data set; a row may give several.
-        rows_skipped: Bad rows left out.
-        skipped: The first of them.
-        rows_truncated: Examples that lost their end to `max_length`.
-        rows_too_long: Rows left out because they are longer, where `drop_long_rows` is set.
-        rows_of_no_weight: Rows left out because they, or all their turns, have the weight 0.
-        total_tokens: Tokens of all rows used.
-        label_tokens: Those that carry a label.
-        longest: Tokens of the longest row, after truncation.
         fingerprint: SHA-256 of all input_ids and labels in order; of a stream, of how it is read.
         tokenizer_fingerprint: SHA-256 of vocabulary and chat template.
-        notes: What else there is to know: columns and keys that are not used, how chats are rendered.
     """
 
     dataset_name: str
-    dataset_format: str
-    rows_read: int
-    rows_used: int
-    rows_skipped: int
-    skipped: tuple[SkippedRow, ...]
-    rows_truncated: int
-    rows_too_long: int
-    rows_of_no_weight: int
-    total_tokens: int
-    label_tokens: int
-    longest: int
     fingerprint: str
     tokenizer_fingerprint: str
-    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -216,11 +192,8 @@ def _prepare(
 
 
 def _report(tally: Tally, settings: DataSettings, tokenizer_is: str, *, fingerprint: str) -> DataReport:
-    counts = {entry.name: getattr(tally, entry.name) for entry in dataclasses.fields(tally)}
-    for name in _OPTIONAL:
-        del counts[name]
     return DataReport(
-        **{**counts, "skipped": tuple(tally.skipped), "notes": tuple(tally.notes)},
+        **{entry.name: getattr(tally, entry.name) for entry in dataclasses.fields(RowCounts)},
         dataset_name=settings.dataset_name,
         fingerprint=fingerprint,
         tokenizer_fingerprint=tokenizer_is,
@@ -239,8 +212,7 @@ def _nothing_used(settings: DataSettings, tally: Tally) -> DataError:
 def _load(folder: Path) -> PreparedData:
     kept = json.loads((folder / _REPORT).read_text(encoding="utf-8"))
     absent = [column for name, column in _OPTIONAL.items() if not kept.pop(name)]
-    skipped, notes = kept.pop("skipped"), kept.pop("notes")
-    report = DataReport(**kept, skipped=tuple(SkippedRow(**row) for row in skipped), notes=tuple(notes))
+    report = DataReport(**{**kept, "skipped": [SkippedRow(**row) for row in kept["skipped"]]})
     dataset = datasets.concatenate_datasets([Dataset.from_file(str(file)) for file in sorted(folder.glob("*.arrow"))])
     return PreparedData(dataset=dataset.remove_columns(absent), report=report)
 

@@ -30,6 +30,15 @@ class Row:
         return DataError(f"{self.file}, row {self.number}: {text}")
 
 
+@dataclass(frozen=True, slots=True)
+class AnswerSpan:
+    """Characters `start` to `end` (exclusive) of an answer, all of one kind: `core` or `style`."""
+
+    start: int
+    end: int
+    kind: str
+
+
 class RowSource:
     """Rows that can be counted and read, any number of times, from any of them on, without holding them all.
 

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from profit_sft.data.chat_template import eos_token
 from profit_sft.data.formats import Conversation
 from profit_sft.data.messages import read_list, shown
-from profit_sft.data.row import Row
+from profit_sft.data.row import AnswerSpan, Row
 from profit_sft.data.settings import Labeling
 from profit_sft.data.turns import render_conversation
 from profit_sft.data.weights import WeightedPart, check_parts, given_weights, shifted_parts, spread, weights_of_parts
@@ -42,15 +42,6 @@ class Tokenized:
     token_kinds: list[int] | None
     token_weights: list[float] | None = None
     notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class AnswerSpan:
-    """Characters `start` to `end` (exclusive) of the last answer, all of one kind: `core` or `style`."""
-
-    start: int
-    end: int
-    kind: str
 
 
 @dataclass(frozen=True, slots=True)

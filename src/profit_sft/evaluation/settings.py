@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from profit_sft.errors import ConfigurationError, blamed_on
+from profit_sft.models import DTYPES
 
 TASK_FOLDER = Path(__file__).with_name("tasks")
 TASKS = tuple(sorted(path.stem for path in TASK_FOLDER.glob("[!_]*.yaml")))
-DTYPES = ("auto", "float32", "bfloat16", "float16")
 _DEFAULT_SAMPLES = 8  # the paper's
 
 

@@ -21,7 +21,6 @@ from profit_sft.models.embedded import embedded_model_folder
 logger = logging.getLogger(__name__)
 
 EMBEDDED = "embedded"
-DTYPES = ("float32", "bfloat16", "float16", "auto")
 ADAPTER_FILE = "adapter_config.json"
 _TRIAL_SECONDS, _TRIAL_BYTES, _TRIAL_CHARACTERS = 2, 1 << 30, 10**6  # of a chat template's first rendering
 

@@ -6,7 +6,6 @@ they are the same whoever computes them.
 """
 
 import dataclasses
-import json
 import shlex
 import signal
 import time
@@ -15,7 +14,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -29,12 +27,13 @@ from profit_sft.errors import DataError
 from profit_sft.files import sole_use
 from profit_sft.head import apply_profit
 from profit_sft.interrupts import FirstSignal, signals_handled
+from profit_sft.models import DTYPES
 from profit_sft.models.fingerprint import model_fingerprint
-from profit_sft.models.pretrained import DTYPES, load_model, load_tokenizer
+from profit_sft.models.pretrained import load_model, load_tokenizer
 from profit_sft.objectives import NLL
 from profit_sft.ranks import first_decides
 from profit_sft.scores.engine import LabelExample, LabelScores, label_examples, score_in_batches
-from profit_sft.scores.store import ScoredExample, ScoreJob, ScoreSet, ScoreWriter, load_scores
+from profit_sft.scores.store import ScoredExample, ScoreJob, ScoreSet, ScoreWriter, as_stored, load_scores
 
 MOST_LIKELIEST = 100  # beyond that the scores would be logits in all but name
 
@@ -222,15 +221,11 @@ def _say_how_much(tell: Callable[[str], None], job: ScoreJob, missing: Sequence[
 
 
 def _job(settings: ScoreSettings, prepared: PreparedData) -> ScoreJob:
-    def plain(value: Any) -> Any:
-        # As JSON gives it back, so that what is compared has been through the same.
-        return json.loads(json.dumps(dataclasses.asdict(value)))
-
     return ScoreJob(
         model_name_or_path=settings.model_name_or_path,
         model_fingerprint=model_fingerprint(settings.model_name_or_path, revision=settings.model_revision),
-        data=plain(prepared.report),
-        data_settings=plain(settings.data),
+        data=as_stored(prepared.report),
+        data_settings=as_stored(settings.data),
         dtype=settings.dtype,
         engine="hf",
         shard_rows=settings.shard_rows,

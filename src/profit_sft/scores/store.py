@@ -180,6 +180,12 @@ class ScoreManifest(ScoreJob):
     versions: Mapping[str, str | None]
 
 
+def as_stored(value: Any) -> dict[str, Any]:
+    """Return a `DataReport` or `DataSettings` as a manifest's JSON gives it back, to be compared with one."""
+    stored: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(value)))
+    return stored
+
+
 def data_differences(
     report: Mapping[str, Any],
     settings: Mapping[str, Any],

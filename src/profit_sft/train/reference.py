@@ -1,7 +1,6 @@
 """`--reference_scores`: stored log-probabilities beside the training data, checked to be of that very data."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 from profit_sft.data import IGNORE_INDEX, DataSettings, PreparedData
 from profit_sft.errors import ConfigurationError, DataError
 from profit_sft.objectives import ProFit
-from profit_sft.scores.store import ScoreSet, data_differences, load_scores
+from profit_sft.scores.store import ScoreSet, as_stored, data_differences, load_scores
 from profit_sft.train.config import REFERENCE_COLUMN, ProFitConfig
 
 
@@ -65,7 +64,7 @@ def add_reference_log_probs(
     """
     scores = load_scores(folder)
     manifest = scores.manifest
-    differences = data_differences(manifest.data, manifest.data_settings, _as_stored(data.report), _as_stored(settings))
+    differences = data_differences(manifest.data, manifest.data_settings, as_stored(data.report), as_stored(settings))
     if differences:
         raise ConfigurationError(
             f"reference_scores: '{folder}' holds scores of other data than this run trains on: "
@@ -79,12 +78,6 @@ def add_reference_log_probs(
     )
     column = pyarrow.ListArray.from_arrays(offsets, pyarrow.array(values))
     return dataclasses.replace(data, dataset=Dataset(table.append_column(REFERENCE_COLUMN, column)))
-
-
-def _as_stored(value: Any) -> dict[str, Any]:
-    """Return a report or settings as the manifest's JSON gives them back."""
-    stored: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(value)))
-    return stored
 
 
 def _counts(labels: NDArray[np.int32], offsets: NDArray[np.int32]) -> NDArray[np.bool_]:
