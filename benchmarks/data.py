@@ -24,7 +24,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer
 
-from profit_sft.data import DataSettings, prepare_dataset
+from profit_sft.data.prepare import prepare_dataset
+from profit_sft.data.settings import DataSettings
 from profit_sft.files import package_versions
 from profit_sft.models.pretrained import load_tokenizer
 

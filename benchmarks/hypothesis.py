@@ -24,8 +24,9 @@ from gsm8k_spans import marked_row
 from loss import environment
 from profit_sft import quickstart
 from profit_sft.cli.progress import quiet_libraries
-from profit_sft.data import TOKEN_KINDS, DataSettings
 from profit_sft.data.generated import SYSTEM_PROMPT, generate_problems, write_jsonl
+from profit_sft.data.settings import DataSettings
+from profit_sft.data.tokenize import TOKEN_KINDS
 from profit_sft.files import write_text
 from profit_sft.mask.advice import final_answer_mask
 from profit_sft.mask.kinds import KindComparison, compare_scores

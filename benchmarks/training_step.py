@@ -22,8 +22,9 @@ from trl import SFTConfig, SFTTrainer
 
 from loss import environment, time_ms
 from profit_sft import ProFitConfig, ProFitTrainer
-from profit_sft.data import DataSettings, prepare_dataset
 from profit_sft.data.generated import generate_problems, write_jsonl
+from profit_sft.data.prepare import prepare_dataset
+from profit_sft.data.settings import DataSettings
 from profit_sft.models.embedded import embedded_model_folder
 
 SETTINGS: dict[str, Any] = {

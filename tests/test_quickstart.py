@@ -7,8 +7,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from profit_sft.data import DataSettings, prepare_dataset
 from profit_sft.data.generated import SYSTEM_PROMPT, generate_problems, write_jsonl
+from profit_sft.data.prepare import prepare_dataset
+from profit_sft.data.settings import DataSettings
 from profit_sft.models.pretrained import load_tokenizer
 from profit_sft.objectives import EAFT, NLL, ProFit, TokenStats
 from profit_sft.quickstart import QuickstartReport, Standing, changed_answers, measure, write_page

@@ -17,8 +17,9 @@ import torch
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from trl import ModelConfig
 
-from profit_sft.data import DataSettings, PreparedData, prepare_dataset
 from profit_sft.data.generated import SYSTEM_PROMPT, GeneratedProblem, generate_problems, to_row, write_jsonl
+from profit_sft.data.prepare import PreparedData, prepare_dataset
+from profit_sft.data.settings import DataSettings
 from profit_sft.evaluation.engine import Answer
 from profit_sft.evaluation.grading import MathJudge, grade_math
 from profit_sft.evaluation.statistics import share_interval

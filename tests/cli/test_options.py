@@ -10,7 +10,7 @@ import typer
 from profit_sft.cli.app import app, run_app
 from profit_sft.cli.options import SHORT_FORMS, takes_arguments_as_flags, takes_data_options, underscored
 from profit_sft.cli.train_flags import parse
-from profit_sft.data import DataOptions, DataSettings
+from profit_sft.data.settings import DataOptions, DataSettings
 from profit_sft.train.data import training_settings
 
 OPTIONS = dataclasses.fields(DataOptions)

@@ -4,7 +4,9 @@ import json
 
 import pytest
 
-from profit_sft.data import IGNORE_INDEX, DataSettings, prepare_dataset
+from profit_sft.data.prepare import prepare_dataset
+from profit_sft.data.settings import DataSettings
+from profit_sft.data.tokenize import IGNORE_INDEX
 from tiny import FORGETFUL, chat_tokenizer
 
 

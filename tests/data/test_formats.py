@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from profit_sft.data import FORMATS, Row, detect_format, to_conversation
+from profit_sft.data.formats import FORMATS, detect_format, to_conversation
+from profit_sft.data.row import Row
 from profit_sft.errors import DataError
 
 USER, ASSISTANT = {"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "Four."}

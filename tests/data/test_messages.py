@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from profit_sft.data import Row, to_conversation
+from profit_sft.data.formats import to_conversation
+from profit_sft.data.row import Row
 
 USER = {"role": "user", "content": "2+3?"}
 CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 2, "b": 3}}}

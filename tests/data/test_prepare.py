@@ -16,14 +16,9 @@ from tokenizers import normalizers
 from transformers import AutoTokenizer
 
 from forks import run_ranks
-from profit_sft.data import (
-    IGNORE_INDEX,
-    TOKEN_KINDS,
-    DataSettings,
-    prepare_dataset,
-    stream_dataset,
-    tokenizer_fingerprint,
-)
+from profit_sft.data.prepare import prepare_dataset, stream_dataset, tokenizer_fingerprint
+from profit_sft.data.settings import DataSettings
+from profit_sft.data.tokenize import IGNORE_INDEX, TOKEN_KINDS
 from profit_sft.errors import DataError
 from tiny import chat_tokenizer
 
@@ -114,7 +109,9 @@ def test_a_preparation_that_failed_or_was_broken_off_leaves_nothing_to_be_found(
 
 PREPARE = """
 import os, time
-from profit_sft.data import DataSettings, blocks, prepare_dataset
+from profit_sft.data import blocks
+from profit_sft.data.prepare import prepare_dataset
+from profit_sft.data.settings import DataSettings
 from tiny import chat_tokenizer
 original = blocks.label_row
 def counted(row, *arguments, **options):
@@ -143,7 +140,8 @@ def test_ten_million_tokens_take_less_than_200_mib(tmp_path, rows):
             lines.write(json.dumps({"prompt": "w2", "completion": "w3 w4 " * 2500}) + "\n")
     code = f"""
 import resource, sys
-from profit_sft.data import DataSettings, prepare_dataset
+from profit_sft.data.prepare import prepare_dataset
+from profit_sft.data.settings import DataSettings
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from tiny import tiny_tokenizer
 def prepared(name):

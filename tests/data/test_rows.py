@@ -13,8 +13,7 @@ import pyarrow.parquet
 import pytest
 from datasets import Dataset, DatasetDict
 
-from profit_sft.data import load_rows
-from profit_sft.data.rows import evaluation_split, has_splits
+from profit_sft.data.rows import evaluation_split, has_splits, load_rows
 from profit_sft.errors import DataError
 
 ROWS = [{"question": f"What is {index}?", "answer": f'It is "{index}",\nno more: ü.'} for index in range(3)]

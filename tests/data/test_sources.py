@@ -5,7 +5,7 @@ import json
 import pytest
 import yaml
 
-from profit_sft.data import DataSettings
+from profit_sft.data.settings import DataSettings
 from profit_sft.data.sources import data_to_evaluate, data_to_train, mixture_parts, open_source
 from profit_sft.errors import DataError
 

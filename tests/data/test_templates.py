@@ -13,16 +13,12 @@ import trl
 from datasets import Dataset
 from tokenizers import AddedToken
 
-from profit_sft.data import (
-    IGNORE_INDEX,
-    DataSettings,
-    Labeling,
-    Row,
-    prepare_dataset,
-    to_conversation,
-    tokenize_conversation,
-)
 from profit_sft.data.chat_dataset import assistant_turns
+from profit_sft.data.formats import to_conversation
+from profit_sft.data.prepare import prepare_dataset
+from profit_sft.data.row import Row
+from profit_sft.data.settings import DataSettings, Labeling
+from profit_sft.data.tokenize import IGNORE_INDEX, tokenize_conversation
 from profit_sft.errors import DataError
 from tiny import chat_tokenizer
 

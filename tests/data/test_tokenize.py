@@ -4,8 +4,11 @@ import pytest
 from tokenizers import AddedToken, normalizers, processors
 from tokenizers.pre_tokenizers import ByteLevel, Metaspace
 
-from profit_sft.data import IGNORE_INDEX, TOKEN_KINDS, Labeling, Row, to_conversation, tokenize, tokenize_conversation
-from profit_sft.data.tokenize import LabeledText, tokenize_texts
+from profit_sft.data import tokenize
+from profit_sft.data.formats import to_conversation
+from profit_sft.data.row import Row
+from profit_sft.data.settings import Labeling
+from profit_sft.data.tokenize import IGNORE_INDEX, TOKEN_KINDS, LabeledText, tokenize_conversation, tokenize_texts
 from profit_sft.errors import DataError
 
 USER, ASSISTANT = {"role": "user", "content": "What is 2+2?"}, {"role": "assistant", "content": "It is four."}

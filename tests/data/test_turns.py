@@ -3,8 +3,11 @@
 import pytest
 from tokenizers import AddedToken
 
-from profit_sft.data import Labeling, Row, to_conversation, tokenize_conversation
 from profit_sft.data.chat_template import ChatTemplate
+from profit_sft.data.formats import to_conversation
+from profit_sft.data.row import Row
+from profit_sft.data.settings import Labeling
+from profit_sft.data.tokenize import tokenize_conversation
 from profit_sft.errors import DataError
 from tiny import CHATML
 

@@ -7,15 +7,11 @@ import math
 import pytest
 
 from profit_sft.cli.app import run_app
-from profit_sft.data import (
-    DataSettings,
-    Labeling,
-    Row,
-    prepare_dataset,
-    stream_dataset,
-    to_conversation,
-    tokenize_conversation,
-)
+from profit_sft.data.formats import to_conversation
+from profit_sft.data.prepare import prepare_dataset, stream_dataset
+from profit_sft.data.row import Row
+from profit_sft.data.settings import DataSettings, Labeling
+from profit_sft.data.tokenize import tokenize_conversation
 from profit_sft.errors import DataError
 from tiny import CHATML, FORGETFUL, chat_tokenizer, save_tiny_chat_model
 

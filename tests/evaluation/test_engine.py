@@ -15,8 +15,8 @@ import pytest
 import transformers
 
 from profit_sft.errors import ConfigurationError
-from profit_sft.evaluation import EvalSettings, evaluate
-from profit_sft.evaluation.runner import start_engine
+from profit_sft.evaluation.runner import evaluate, start_engine
+from profit_sft.evaluation.settings import EvalSettings
 
 NEEDED = ("fastapi", "uvicorn", "openai", "aiohttp", "tenacity")
 

@@ -9,11 +9,12 @@ from lm_eval.tasks import TaskManager
 
 from profit_sft.data.generated import generate_problems
 from profit_sft.errors import ConfigurationError, DataError, DownloadError
-from profit_sft.evaluation import EvalSettings, evaluate, harness_tasks
+from profit_sft.evaluation import harness_tasks
 from profit_sft.evaluation.engine import Answer
 from profit_sft.evaluation.grading import grade_math
 from profit_sft.evaluation.harness_tasks import fingerprint, load_task
-from profit_sft.evaluation.settings import TASK_FOLDER, TASKS
+from profit_sft.evaluation.runner import evaluate
+from profit_sft.evaluation.settings import TASK_FOLDER, TASKS, EvalSettings
 from profit_sft.evaluation.tasks import own
 
 

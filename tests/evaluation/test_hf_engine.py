@@ -8,8 +8,9 @@ from tokenizers import processors
 
 from profit_sft.cli.app import run_app
 from profit_sft.cli.score import scoring_settings
-from profit_sft.data import IGNORE_INDEX, DataSettings, prepare_dataset
-from profit_sft.data.settings import TEMPLATE_DATE
+from profit_sft.data.prepare import prepare_dataset
+from profit_sft.data.settings import TEMPLATE_DATE, DataSettings
+from profit_sft.data.tokenize import IGNORE_INDEX
 from profit_sft.errors import ConfigurationError
 from profit_sft.evaluation.engine import Request
 from profit_sft.evaluation.hf_engine import HFEngine

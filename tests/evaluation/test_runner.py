@@ -9,8 +9,9 @@ import torch
 
 from profit_sft.data.generated import generate_problems
 from profit_sft.errors import ConfigurationError
-from profit_sft.evaluation import EvalSettings, evaluate
 from profit_sft.evaluation.budgets import budget_file, read_scores
+from profit_sft.evaluation.runner import evaluate
+from profit_sft.evaluation.settings import EvalSettings
 from profit_sft.models.pretrained import load_model, load_tokenizer
 from profit_sft.quickstart import generate_answers
 from tiny import CHATML

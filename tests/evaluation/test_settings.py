@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from profit_sft.evaluation import TASKS, EvalSettings
+from profit_sft.evaluation.settings import TASKS, EvalSettings
 
 
 def settings(**changes):

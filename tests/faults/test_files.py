@@ -318,7 +318,7 @@ def test_a_file_of_settings_that_is_none_is_refused(command, train, tmp_path, ca
 
 
 def test_a_quote_that_is_not_closed_swallows_no_row(tmp_path):
-    from profit_sft.data import load_rows
+    from profit_sft.data.rows import load_rows
     from profit_sft.errors import DataError
 
     path = tmp_path / "rows.csv"

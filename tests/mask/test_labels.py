@@ -6,7 +6,8 @@ import json
 import pytest
 from rich.console import Console
 
-from profit_sft.data import DataSettings, prepare_dataset
+from profit_sft.data.prepare import prepare_dataset
+from profit_sft.data.settings import DataSettings
 from profit_sft.mask.labels import marked_rows, print_marked_rows, turn_ends
 
 TURNS = [

@@ -5,7 +5,7 @@ import pytest
 from problems import OBJECTIVES
 
 from made_scores import made_example, write_scores
-from profit_sft.data import DataSettings
+from profit_sft.data.settings import DataSettings
 from profit_sft.errors import ConfigurationError
 from profit_sft.mask.report import make_report, objective_weights
 from profit_sft.mask.tokens import label_tokens

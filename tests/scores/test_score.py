@@ -13,8 +13,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from forks import run_ranks, start
 from profit_sft.cli.app import run_app
-from profit_sft.data import DataSettings, prepare_dataset
 from profit_sft.data.generated import generate_problems, write_jsonl
+from profit_sft.data.prepare import prepare_dataset
+from profit_sft.data.settings import DataSettings
 from profit_sft.errors import ConfigurationError, DataError
 from profit_sft.models.pretrained import load_model
 from profit_sft.scores.engine import label_examples, score_labels

@@ -99,7 +99,7 @@ def test_new_tokens_of_an_evaluation(evaluate, tokens):
 
 
 def test_task_sizes_are_known_for_every_task():
-    from profit_sft.evaluation import TASKS
+    from profit_sft.evaluation.settings import TASKS
     from profit_sft.evaluation.tasks.own import GENERATED_PROBLEMS
     from profit_sft.study.estimate import TASK_PROBLEMS
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from profit_sft.data import DataSettings, prepare_dataset
 from profit_sft.data.generated import generate_problems, write_jsonl
+from profit_sft.data.prepare import prepare_dataset
+from profit_sft.data.settings import DataSettings
 from profit_sft.data.sources import data_to_evaluate
 from profit_sft.models.pretrained import load_model, load_tokenizer
 from profit_sft.study.layout import CellFolder

@@ -6,7 +6,8 @@ import pytest
 import yaml
 
 from profit_sft.cli.app import run_app
-from profit_sft.data import DataSettings, prepare_dataset
+from profit_sft.data.prepare import prepare_dataset
+from profit_sft.data.settings import DataSettings
 from tiny import chat_tokenizer, save_tiny_chat_model
 
 # A tiny random model gives every token p near 1/320, under any threshold a person would set.

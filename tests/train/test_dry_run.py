@@ -10,7 +10,8 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 from trl import ModelConfig
 
-from profit_sft.data import DataSettings, prepare_dataset
+from profit_sft.data.prepare import prepare_dataset
+from profit_sft.data.settings import DataSettings
 from profit_sft.models.pretrained import load_tokenizer
 from profit_sft.objectives import TokenStats
 from profit_sft.train.arguments import RunArguments

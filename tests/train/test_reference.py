@@ -11,7 +11,8 @@ import torch
 from datasets import Dataset
 from transformers import TrainerCallback
 
-from profit_sft.data import DataSettings, prepare_dataset
+from profit_sft.data.prepare import prepare_dataset
+from profit_sft.data.settings import DataSettings
 from profit_sft.errors import ConfigurationError, DataError
 from profit_sft.head import selective_head
 from profit_sft.models.pretrained import load_tokenizer

@@ -6,7 +6,8 @@ import pytest
 from datasets import Dataset, IterableDataset
 from transformers import ByT5Tokenizer
 
-from profit_sft.data import DataSettings, prepare_dataset
+from profit_sft.data.prepare import prepare_dataset
+from profit_sft.data.settings import DataSettings
 from profit_sft.errors import DataError
 from profit_sft.train.config import ProFitConfig
 from profit_sft.train.trainer import ProFitTrainer

@@ -37,7 +37,8 @@ def data_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print report and examples as JSON.")] = False,
 ) -> int:
     """Show the first rows as `profit train` would train them, with the tokens that carry labels marked."""
-    from profit_sft.data import DataSettings, prepare_dataset
+    from profit_sft.data.prepare import prepare_dataset
+    from profit_sft.data.settings import DataSettings
     from profit_sft.mask.labels import marked_rows, turn_ends
     from profit_sft.models.pretrained import load_tokenizer, require_model
 

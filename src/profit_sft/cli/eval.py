@@ -17,8 +17,7 @@ from profit_sft.interrupts import signals_handled
 from profit_sft.terminal import HarmlessConsole, console
 
 if TYPE_CHECKING:
-    from profit_sft.evaluation import EvalReport
-    from profit_sft.evaluation.results import TaskResult
+    from profit_sft.evaluation.results import EvalReport, TaskResult
     from profit_sft.evaluation.statistics import Estimate
 
 _FURTHER = {"prompt_loose": "loose", "instruction_strict": "instruction", "instruction_loose": "same, loose"}
@@ -45,7 +44,7 @@ def eval_command(
     require_extra("eval", wanted_by="profit eval")  # it brings all of it, so it is the one to name
     from lm_eval.utils import simple_parse_args_string
 
-    from profit_sft.evaluation import evaluate
+    from profit_sft.evaluation.runner import evaluate
     from profit_sft.train.model_card import add_benchmarks
 
     quiet_libraries()

@@ -102,8 +102,8 @@ def scoring_settings(data: Mapping[str, Any], options: Mapping[str, Any]) -> "Sc
         data: Fields of `DataSettings`. Without `template_date` it is that of the model's training.
         options: Fields of `ScoreSettings`, without `data`.
     """
-    from profit_sft.data import DataSettings
     from profit_sft.data.chat_template import trained_date
+    from profit_sft.data.settings import DataSettings
     from profit_sft.scores.score import ScoreSettings
 
     if "template_date" not in data:

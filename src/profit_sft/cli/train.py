@@ -71,7 +71,7 @@ def print_facts(facts: Mapping[str, str]) -> None:
 def print_result(result: "RunResult", *, as_json: bool) -> int:
     """Say how the run ended and how to go on; return the exit status."""
     from profit_sft.cli.launch import is_launched_here
-    from profit_sft.data import LISTED_ROWS
+    from profit_sft.data.blocks import LISTED_ROWS
     from profit_sft.runs.record import duration, read_run
 
     messages = console(stderr=True)

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from functools import partial, partialmethod
 from typing import TYPE_CHECKING, Any
 
-from profit_sft.data import tokenizer_fingerprint
 from profit_sft.data.chat_template import date_chats
+from profit_sft.data.prepare import tokenizer_fingerprint
 from profit_sft.errors import ConfigurationError, brief, require_extra
 from profit_sft.evaluation.budgets import accuracy_by_budget, budget_file, budgets_up_to, write_scores
 from profit_sft.evaluation.code_check import confirm_run_unsafe_code

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from profit_sft.data import TOKEN_KINDS
+from profit_sft.data.tokenize import TOKEN_KINDS
 from profit_sft.mask.texts import NUMBER, SORTS, WORD_START, TokenTexts
 from profit_sft.mask.tokens import LabelTokens, cells
 

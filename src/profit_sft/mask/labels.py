@@ -9,7 +9,8 @@ from rich.panel import Panel
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
-from profit_sft.data import IGNORE_INDEX, PreparedData
+from profit_sft.data.prepare import PreparedData
+from profit_sft.data.tokenize import IGNORE_INDEX
 from profit_sft.mask.terminal import visible
 from profit_sft.mask.texts import TokenTexts
 

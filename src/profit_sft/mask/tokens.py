@@ -25,7 +25,7 @@ class LabelTokens:
         previous_ids: `(N,)`, int32. The token before each.
         positions: `(N,)`, int32. Index of each among all tokens of its example, at least 1.
         examples: `(N,)`, int64. Which example the token belongs to, counted from 0 in data order.
-        token_kinds: `(N,)`, int8, values of `profit_sft.data.TOKEN_KINDS`; None where no row has `answer_spans`.
+        token_kinds: `(N,)`, int8, values of `data.tokenize.TOKEN_KINDS`; None where no row has `answer_spans`.
         lengths: `(E,)`, int64. All tokens of each example, prompt included.
 
     Raises:

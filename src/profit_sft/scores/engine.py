@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from profit_sft.data import IGNORE_INDEX, TOKEN_KINDS
+from profit_sft.data.tokenize import IGNORE_INDEX, TOKEN_KINDS
 from profit_sft.head import apply_profit, causal_lm, look_through_head, remove_profit, selective_head
 from profit_sft.objectives import FROM_THE_BATCH, NLL, Objective
 
@@ -31,7 +31,7 @@ class LabelExample:
     Attributes:
         input_ids: `(S,)`, int32. All tokens.
         positions: `(T,)`, int32. Indices of the label tokens, each at least 1.
-        token_kinds: `(T,)`, int8, one of `profit_sft.data.TOKEN_KINDS`, or None where they are not known.
+        token_kinds: `(T,)`, int8, one of `data.tokenize.TOKEN_KINDS`, or None where they are not known.
         reference_log_probs: `(T,)`, float32, nats, for objectives that need them, or None.
         token_weights: `(T,)`, float32, weights of the data for objectives that need them, or None.
     """

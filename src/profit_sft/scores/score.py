@@ -22,7 +22,8 @@ from accelerate.utils import parse_flag_from_env
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from profit_sft.data import DataSettings, PreparedData, check_tokens_fit, prepare_dataset
+from profit_sft.data.prepare import PreparedData, check_tokens_fit, prepare_dataset
+from profit_sft.data.settings import DataSettings
 from profit_sft.errors import DataError
 from profit_sft.files import sole_use
 from profit_sft.head import apply_profit

@@ -68,7 +68,7 @@ class ScoredExample:
         entropy: `(T,)`, float32. Entropy of that prediction over the whole vocabulary in nats.
         top1: `(T,)`, int32. Id of the likeliest token.
         rank: `(T,)`, int32. Rank of the label, 1 is the likeliest.
-        token_kinds: `(T,)`, int8, one of `profit_sft.data.TOKEN_KINDS`, or None where rows carry no `answer_spans`.
+        token_kinds: `(T,)`, int8, one of `data.tokenize.TOKEN_KINDS`, or None where rows carry no `answer_spans`.
         likeliest: `(T, K)`, int32. The likeliest tokens, likeliest first; None where none were kept.
         likeliest_log_probs: `(T, K)`, float16. Their `log p`, nats; None as above.
 
@@ -108,8 +108,8 @@ class ScoreJob:
         format: Version of the store.
         model_name_or_path: The frozen model, as given.
         model_fingerprint: What makes it the same model, see `profit_sft.models.fingerprint.model_fingerprint`.
-        data: `profit_sft.data.DataReport` as a dict: fingerprints of tokens and tokenizer, and counts.
-        data_settings: `profit_sft.data.DataSettings` as a dict.
+        data: `profit_sft.data.prepare.DataReport` as a dict: fingerprints of tokens and tokenizer, and counts.
+        data_settings: `profit_sft.data.settings.DataSettings` as a dict.
         dtype: The model's dtype.
         engine: What ran it: `hf`, transformers.
         shard_rows: Examples in every shard but the last.

@@ -21,7 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from profit_sft.data import DataSettings, prepare_dataset
+from profit_sft.data.prepare import prepare_dataset
+from profit_sft.data.settings import DataSettings
 from profit_sft.data.sources import data_to_train
 from profit_sft.errors import ConfigurationError, ProFitError, first_line
 from profit_sft.models.pretrained import load_tokenizer, outline

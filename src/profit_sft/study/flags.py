@@ -68,7 +68,7 @@ def _may_be(kind: Any, value: Any) -> bool:
 
 def _check_evaluation(plan: StudyPlan) -> None:
     try:
-        from profit_sft.evaluation import EvalSettings
+        from profit_sft.evaluation.settings import EvalSettings
         from profit_sft.study.measure import eval_settings
 
         own = ("model_name_or_path", "output_dir")

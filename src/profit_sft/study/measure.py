@@ -16,14 +16,15 @@ import typer
 from huggingface_hub import snapshot_download
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from profit_sft.data import DataSettings, prepare_dataset
+from profit_sft.data.prepare import prepare_dataset
+from profit_sft.data.settings import DataSettings
 from profit_sft.files import write_text
 from profit_sft.models.pretrained import default_device, load_model, load_tokenizer, pretrained_path
 from profit_sft.scores.engine import label_examples, mean_figures, score_labels
 from profit_sft.study.layout import CellFolder
 
 if TYPE_CHECKING:
-    from profit_sft.evaluation import EvalSettings
+    from profit_sft.evaluation.settings import EvalSettings
 
 
 def heldout_nll(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: DataSettings) -> dict[str, Any]:
@@ -63,7 +64,7 @@ def _heldout(request: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _evaluate(request: Mapping[str, Any], folder: CellFolder, report: Callable[[str], None]) -> None:
-    from profit_sft.evaluation import evaluate
+    from profit_sft.evaluation.runner import evaluate
 
     name = request["model_name_or_path"]
     if request["chat_template_path"] is not None:
@@ -95,7 +96,7 @@ def eval_settings(settings: Mapping[str, Any], model_name_or_path: str, output_d
         TypeError: A value is of another type.
         ValueError: A value is out of range.
     """
-    from profit_sft.evaluation import EvalSettings
+    from profit_sft.evaluation.settings import EvalSettings
 
     converted = {**settings, "tasks": tuple(settings.get("tasks", ()))}
     return EvalSettings(model_name_or_path=model_name_or_path, output_dir=output_dir, **converted)

@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from profit_sft.data import DataSettings
+from profit_sft.data.settings import DataSettings
 from profit_sft.scores.score import ScoreSettings, score_dataset
 
 

@@ -8,9 +8,9 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 from trl import ModelConfig
 
-from profit_sft.data import DataSettings, PreparedData, prepare_dataset, stream_dataset
+from profit_sft.data.prepare import PreparedData, prepare_dataset, stream_dataset
 from profit_sft.data.rows import has_splits
-from profit_sft.data.settings import TEST_SPLIT
+from profit_sft.data.settings import TEST_SPLIT, DataSettings
 from profit_sft.data.sources import data_to_evaluate, data_to_train
 from profit_sft.errors import ConfigurationError
 from profit_sft.scores.score import ScoreSettings, command_line

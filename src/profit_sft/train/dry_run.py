@@ -12,7 +12,7 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from transformers import PreTrainedModel
 from trl import ModelConfig
 
-from profit_sft.data import PreparedData
+from profit_sft.data.prepare import PreparedData
 from profit_sft.data.rows import means_a_file, near_name
 from profit_sft.data.sources import mixture_parts
 from profit_sft.errors import ConfigurationError

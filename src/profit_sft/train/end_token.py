@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from profit_sft.data import IGNORE_INDEX
+from profit_sft.data.tokenize import IGNORE_INDEX
 from profit_sft.models.pretrained import end_tokens
 
 _ROWS = 256  # looked at; a template ends every turn alike

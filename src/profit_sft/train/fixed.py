@@ -9,7 +9,7 @@ from typing import Any
 
 from trl import ModelConfig
 
-from profit_sft.data import PreparedData
+from profit_sft.data.prepare import PreparedData
 from profit_sft.errors import ConfigurationError
 from profit_sft.models.fingerprint import model_fingerprint
 from profit_sft.scores.store import load_scores

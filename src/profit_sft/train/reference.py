@@ -9,7 +9,9 @@ import pyarrow
 from datasets import Dataset
 from numpy.typing import NDArray
 
-from profit_sft.data import IGNORE_INDEX, DataSettings, PreparedData
+from profit_sft.data.prepare import PreparedData
+from profit_sft.data.settings import DataSettings
+from profit_sft.data.tokenize import IGNORE_INDEX
 from profit_sft.errors import ConfigurationError, DataError
 from profit_sft.objectives import ProFit
 from profit_sft.scores.store import ScoreSet, as_stored, data_differences, load_scores

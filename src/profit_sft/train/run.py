@@ -18,7 +18,7 @@ from transformers.trainer_pt_utils import AcceleratorConfig
 from trl import ModelConfig, get_peft_config, get_quantization_config
 from trl.trainer.utils import create_model_from_path
 
-from profit_sft.data import PreparedData, check_tokens_fit
+from profit_sft.data.prepare import PreparedData, check_tokens_fit
 from profit_sft.errors import ConfigurationError, ProFitError, blamed_on
 from profit_sft.files import package_versions, sole_use, write_text
 from profit_sft.models import pretrained

@@ -7,7 +7,8 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import ModelConfig
 
-from profit_sft.data import DataReport, DataSettings
+from profit_sft.data.prepare import DataReport
+from profit_sft.data.settings import DataSettings
 from profit_sft.loss.devices import cpu_multiplies_bf16
 from profit_sft.scores.store import load_scores
 from profit_sft.train.arguments import RunArguments
