@@ -22,7 +22,7 @@ if not torch.cuda.is_available():
     # DeepSpeed, a dependency of the tests alone, would say on stderr that it finds no GPU.
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,6 +63,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def pytest_unconfigure() -> None:
     shutil.rmtree(os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def precision_of_one_test() -> Iterator[None]:
+    """transformers 4 leaves the precision of one configuration in the environment, where the next one reads it."""
+    name = "ACCELERATE_MIXED_PRECISION"
+    before = os.environ.pop(name, None)
+    yield
+    os.environ.pop(name, None)
+    if before is not None:
+        os.environ[name] = before
 
 
 @pytest.fixture(scope="session")
