@@ -88,7 +88,7 @@ def compare(model: Path, data_file: Path, scores_dir: Path) -> dict[str, Any]:
         data=DataSettings(dataset_name=str(data_file), max_length=None),
         output_dir=scores_dir,
     )
-    scores = score_dataset(settings, report=lambda line: print(line, file=sys.stderr))
+    scores = score_dataset(settings, say=lambda line: print(line, file=sys.stderr))
     return {
         "scores": scores,
         "rows": len(scores),

@@ -9,7 +9,7 @@ import torch
 from profit_sft import NLL, ProFit, apply_profit, selective_linear_cross_entropy
 from profit_sft.head import label_statistics
 from profit_sft.objectives import DFT
-from profit_sft.scores.engine import label_examples, score_labels
+from profit_sft.scores.loop import label_examples, score_labels
 from tiny import tiny_dataset, tiny_model, tiny_tokenizer
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]

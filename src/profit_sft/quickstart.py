@@ -30,7 +30,7 @@ from profit_sft.models.embedded import embedded_model_folder
 from profit_sft.models.pretrained import EMBEDDED, default_device, end_tokens, load_model
 from profit_sft.objectives import Objective
 from profit_sft.runs.page import write_run_page
-from profit_sft.scores.engine import LabelScores, label_examples, mean_figures, score_labels
+from profit_sft.scores.loop import LabelScores, label_examples, mean_figures, score_labels
 from profit_sft.scores.score import ScoreSettings, write_scores
 from profit_sft.train.arguments import RunArguments
 from profit_sft.train.config import ProFitConfig
@@ -104,7 +104,7 @@ def run_quickstart(
     threshold: float | None = None,
     overwrite: bool = False,
     callbacks: Sequence[TrainerCallback] = (),
-    report: Callable[[str], None] = lambda text: None,
+    say: Callable[[str], None] = lambda text: None,
     train_rows: int = TRAIN_ROWS,
     held_out_rows: int = HELD_OUT_ROWS,
 ) -> QuickstartReport:
@@ -116,7 +116,7 @@ def run_quickstart(
         threshold: Its threshold, where it has one.
         overwrite: Replace earlier runs.
         callbacks: For the trainers, such as a progress display.
-        report: Called with one line of text before each slow step.
+        say: Called with one line of text before each slow step.
         train_rows: Training problems.
         held_out_rows: Held-out problems.
 
@@ -128,19 +128,19 @@ def run_quickstart(
     configs = {PLAIN_SFT: _config(output_dir / PLAIN_SFT, PLAIN_SFT, None)}
     configs[objective] = _config(output_dir / objective, objective, threshold)
     made = configs[objective].make_objective()
-    folder = embedded_model_folder(progress=report)
+    folder = embedded_model_folder(progress=say)
     train_file, test_file = output_dir / "data" / "train.jsonl", output_dir / "data" / "test.jsonl"
     held_out = generate_problems(held_out_rows, seed=1, split="test")
     write_jsonl(generate_problems(train_rows, seed=0, split="train"), train_file, system_prompt=SYSTEM_PROMPT)
     write_jsonl(held_out, test_file, system_prompt=SYSTEM_PROMPT)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     data = prepare_dataset(DataSettings(dataset_name=str(test_file), max_length=None), tokenizer)
-    report("measuring the untrained model on held-out problems")
+    say("measuring the untrained model on held-out problems")
     before, scores_before = measure(str(folder), tokenizer, held_out, data, made)
     standings: dict[str, Standing] = {}
     page = comparison = None
     for name, config in configs.items():
-        report(f"training on {train_rows} problems: {'plain SFT' if name == PLAIN_SFT else made}")
+        say(f"training on {train_rows} problems: {'plain SFT' if name == PLAIN_SFT else made}")
         run = run_training(
             RunArguments(dataset_name=str(train_file), overwrite_output_dir=overwrite),
             config,
@@ -150,10 +150,10 @@ def run_quickstart(
         )
         if run.stopped_by is not None:
             break
-        report("measuring the trained model")
+        say("measuring the trained model")
         standings[name], scores_after = measure(str(run.output_dir), tokenizer, held_out, data, made)
     else:
-        report("drawing the mask before and after")
+        say("drawing the mask before and after")
         page = output_dir / "mask.html"
         scores = {EMBEDDED: scores_before, str(run.output_dir): scores_after}
         write_page(page, scores, data, tokenizer, threshold=threshold)

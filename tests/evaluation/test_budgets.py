@@ -7,8 +7,8 @@ from profit_sft.evaluation import budgets
 from profit_sft.evaluation.budgets import (
     accuracy_by_budget,
     budgets_up_to,
-    read_scores,
-    write_scores,
+    read_budgets,
+    write_budgets,
 )
 from profit_sft.evaluation.grading import grade_math
 from profit_sft.evaluation.results import summarize
@@ -96,8 +96,8 @@ def test_texts_of_other_tokens_than_were_generated_are_counted():
 def test_scores_are_written_and_read(tmp_path):
     tokenizer = chat_tokenizer()
     table = accuracy_by_budget([record(tokenizer, 0, LONG)], tokenizer, graded, max_new_tokens=600)
-    write_scores(tmp_path / "by_budget" / "gsm8k.jsonl", table)
-    read = read_scores(tmp_path / "by_budget" / "gsm8k.jsonl")
+    write_budgets(tmp_path / "by_budget" / "gsm8k.jsonl", table)
+    read = read_budgets(tmp_path / "by_budget" / "gsm8k.jsonl")
     assert [(row.budget, row.truncated_share) for row in read] == [(r.budget, r.truncated_share) for r in table.rows]
     assert {row.budget: list(row.scores) for row in read} == table.scores
     assert [(row.budget, row.truncated_share, row.scores) for row in read][:2] == [
@@ -106,7 +106,7 @@ def test_scores_are_written_and_read(tmp_path):
     ]
     (tmp_path / "other.jsonl").write_text('{"budget": 1}')
     with pytest.raises(ValueError, match="no scores by budget"):
-        read_scores(tmp_path / "other.jsonl")
+        read_budgets(tmp_path / "other.jsonl")
 
 
 QUESTIONS = {

@@ -21,9 +21,9 @@ def test_where_nothing_can_be_fetched_the_message_says_what_to_do(monkeypatch, c
     monkeypatch.setattr(nltk.downloader._downloader, "_index", None)
     said = []
     with pytest.raises(DownloadError, match=r"cannot fetch it.*nltk\.downloader punkt_tab.*NLTK_DATA"):
-        ensure_punkt(report=said.append)
+        ensure_punkt(say=said.append)
     assert said == ["fetching NLTK's sentence data for ifeval (4 MB), once"]
 
 
 def test_data_that_is_there_is_not_fetched(punkt):
-    ensure_punkt(report=pytest.fail)
+    ensure_punkt(say=pytest.fail)

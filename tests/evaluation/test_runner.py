@@ -9,7 +9,7 @@ import torch
 
 from profit_sft.data.generated import generate_problems
 from profit_sft.errors import ConfigurationError
-from profit_sft.evaluation.budgets import budget_file, read_scores
+from profit_sft.evaluation.budgets import budget_file, read_budgets
 from profit_sft.evaluation.runner import evaluate
 from profit_sft.evaluation.settings import EvalSettings
 from profit_sft.models.pretrained import load_model, load_tokenizer
@@ -39,7 +39,7 @@ def texts(folder, task="gsm8k"):
 def test_an_evaluation_leaves_records_and_figures(settings, tmp_path, punkt):
     said, seen = [], []
     names = ("gsm8k", "math500", "aime24", "ifeval")
-    report = evaluate(settings(tasks=names), report=said.append, progress=lambda *where: seen.append(where))
+    report = evaluate(settings(tasks=names), say=said.append, progress=lambda *where: seen.append(where))
     assert [result.task for result in report.tasks] == list(names)
     assert seen[-1] == ("ifeval", 4, 4)
     assert "gsm8k: 12 answers to generate, 0 are there" in said
@@ -66,7 +66,7 @@ def test_accuracy_by_budget_ends_with_the_evaluation_itself(settings, tmp_path):
     assert 0 <= found.inexact_cut_share <= 1
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["tasks"][0]["by_budget"][0]["budget"] == 128
-    kept = read_scores(budget_file(tmp_path / "out", "gsm8k"))
+    kept = read_budgets(budget_file(tmp_path / "out", "gsm8k"))
     assert [(row.budget, len(row.scores)) for row in kept] == [(128, 2), (150, 2)]
     assert evaluate(settings(limit=2, max_new_tokens=150)).tasks == report.tasks  # without the model
     assert evaluate(settings(output_dir=tmp_path / "short", max_new_tokens=128)).task("gsm8k").by_budget == ()
@@ -107,7 +107,7 @@ def test_an_interrupted_evaluation_goes_on_and_ends_as_one_that_was_not(settings
     kept = records(tmp_path / "out")
     assert len(kept) == 6
     said = []
-    report = evaluate(settings(), report=said.append)
+    report = evaluate(settings(), say=said.append)
     assert "gsm8k: 6 answers to generate, 6 are there" in said
     now = {(row["problem"], row["sample"]): row for row in records(tmp_path / "out")}
     # With their times: not made again.
@@ -196,7 +196,7 @@ def test_the_limit_of_new_tokens_is_lowered_to_the_window(settings, tmp_path, ti
     model = model_with(tiny_folder, tmp_path / "short", max_position_embeddings=200)
     said = []
     report = evaluate(
-        settings(model_name_or_path=model, max_new_tokens=500, limit=1, samples=1, batch_size=8), report=said.append
+        settings(model_name_or_path=model, max_new_tokens=500, limit=1, samples=1, batch_size=8), say=said.append
     )
     lowered = report.task("gsm8k").max_new_tokens
     assert 0 < lowered < 200

@@ -133,9 +133,9 @@ def test_the_host_waits_as_often_as_the_documentation_says(place, accelerator, c
     inputs = [tensor.to(place.device).requires_grad_() for tensor in problem[:2]]
     labels = problem[2].to(place.device)
     chunks, groups = [], []
-    run_chunk, screen = chunked.ChunkedRun._chunk, chunked.ChunkedRun._may_be_kept
-    monkeypatch.setattr(chunked.ChunkedRun, "_chunk", lambda *args: (chunks.append(1), run_chunk(*args))[1])
-    monkeypatch.setattr(chunked.ChunkedRun, "_may_be_kept", lambda *args: (groups.append(1), screen(*args))[1])
+    run_chunk, screen = chunked.ChunkedCall._chunk, chunked.ChunkedCall._may_be_kept
+    monkeypatch.setattr(chunked.ChunkedCall, "_chunk", lambda *args: (chunks.append(1), run_chunk(*args))[1])
+    monkeypatch.setattr(chunked.ChunkedCall, "_may_be_kept", lambda *args: (groups.append(1), screen(*args))[1])
     monkeypatch.setattr(chunked, "_PILOT_TOKENS", 10)
     accelerator.waits.clear()
     result = selective_linear_cross_entropy(

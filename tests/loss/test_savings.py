@@ -60,13 +60,13 @@ def test_many_groups_are_screened_whatever_the_first_tokens_are_like(place, orde
         hidden, labels = hidden[places], labels[places]
     problem = hidden, lm_head_weight, labels, bias, reference
     sizes = []
-    run_chunk = chunked.ChunkedRun._chunk
+    run_chunk = chunked.ChunkedCall._chunk
 
     def counted(run, tokens, *args):
         sizes.append(tokens.numel())
         run_chunk(run, tokens, *args)
 
-    monkeypatch.setattr(chunked.ChunkedRun, "_chunk", counted)
+    monkeypatch.setattr(chunked.ChunkedCall, "_chunk", counted)
     objective = ProFit(threshold=THRESHOLD)
     (result, gradients), (loss, exact, values) = both(problem, objective, place=place, chunk_size=chunk_size)
     assert torch.equal(result.token_weights[labels != -100].double(), values["token_weights"])

@@ -63,10 +63,10 @@ def test_float64_is_refused_and_not_rounded(dtypes):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_auto_takes_the_kernels_on_a_gpu_for_what_they_compute():
-    from profit_sft.loss.chunked import ChunkedRun
-    from profit_sft.loss.selective import _run_class
-    from profit_sft.loss.triton_kernels import TritonRun
+    from profit_sft.loss.chunked import ChunkedCall
+    from profit_sft.loss.selective import _call_class
+    from profit_sft.loss.triton_kernels import TritonCall
 
-    for dtype, backend in ((torch.float32, TritonRun), (torch.bfloat16, TritonRun), (torch.float64, ChunkedRun)):
+    for dtype, backend in ((torch.float32, TritonCall), (torch.bfloat16, TritonCall), (torch.float64, ChunkedCall)):
         operand = torch.zeros(1, device="cuda", dtype=dtype)
-        assert _run_class("auto", operand, operand) is backend
+        assert _call_class("auto", operand, operand) is backend

@@ -7,7 +7,7 @@ import torch
 
 from made_scores import made_example, made_tokens, write_scores
 from profit_sft.errors import DataError
-from profit_sft.mask.tokens import THRESHOLDS, cells, checked_thresholds, kept_mask, label_tokens, threshold_grid
+from profit_sft.mask.tokens import THRESHOLDS, checked_thresholds, kept_mask, label_tokens, levels, threshold_grid
 from profit_sft.objectives import ProFit, TokenStats
 
 
@@ -104,7 +104,7 @@ def test_cells_mask_exactly_what_the_objective_masks(direction):
     log_probs = np.concatenate(
         [on, np.nextafter(on, -np.inf), np.nextafter(on, np.inf), np.log(random.random(500)).astype(np.float32)]
     )
-    found = cells(log_probs, grid)
+    found = levels(log_probs, grid)
     stats = TokenStats(labels=torch.zeros(len(log_probs)), log_probs=torch.from_numpy(log_probs))
     for index, threshold in enumerate(grid):
         kept = ProFit(threshold=threshold, direction=direction).token_weights(stats).bool().numpy()

@@ -11,7 +11,7 @@ from profit_sft.mask.report import make_report, objective_weights
 from profit_sft.mask.tokens import label_tokens
 from profit_sft.models.pretrained import load_model
 from profit_sft.objectives import EAFT, ENTROPY_TOP_K, ProFit, Rho
-from profit_sft.scores.engine import LabelExample, score_labels
+from profit_sft.scores.loop import LabelExample, score_labels
 from profit_sft.scores.score import ScoreSettings, score_dataset
 from tiny import save_tiny_chat_model
 

@@ -7,7 +7,7 @@ import pytest
 from made_study import made_plan, made_study
 
 from profit_sft.errors import DataError
-from profit_sft.evaluation.budgets import BudgetTable, budget_file, write_scores
+from profit_sft.evaluation.budgets import BudgetTable, budget_file, write_budgets
 from profit_sft.evaluation.results import BudgetRow
 from profit_sft.evaluation.statistics import estimate_mean
 from profit_sft.study.budgets import BudgetPoint, findings_by_budget, where_it_goes_away
@@ -43,7 +43,7 @@ def test_a_difference_goes_away_where_no_later_interval_excludes_zero(means, exp
         assert found.startswith(f"dft against nll on gsm8k: {expected}")
 
 
-def write_budgets(folder, plan, *, skip=(), problems=120):
+def give_budgets(folder, plan, *, skip=(), problems=120):
     """Give each cell scores by budget, of which the last are those it has."""
     for cell in plan.cells:
         files = StudyFolder(folder).cell(cell.slug)
@@ -58,14 +58,14 @@ def write_budgets(folder, plan, *, skip=(), problems=120):
             accuracy = estimate_mean([[score] for score in scores[budget]])
             rows.append(BudgetRow(budget=budget, truncated_share=0.875 if cut else 0.0, accuracy=accuracy))
         table = BudgetTable(rows=tuple(rows), scores=scores, inexact_cut_share=0.0)
-        write_scores(budget_file(files.evaluation, "generated"), table)
+        write_budgets(budget_file(files.evaluation, "generated"), table)
 
 
 @pytest.fixture
 def study(tmp_path):
     plan = made_plan()
     made_study(tmp_path, plan, RATES)
-    write_budgets(tmp_path, plan)
+    give_budgets(tmp_path, plan)
     return plan, tmp_path
 
 
@@ -104,7 +104,7 @@ def test_the_report_shows_them(study):
 def test_a_task_that_some_cell_lacks_is_left_out(tmp_path):
     plan = made_plan()
     made_study(tmp_path, plan, RATES)
-    write_budgets(tmp_path, plan, skip=("dft-s1",))
+    give_budgets(tmp_path, plan, skip=("dft-s1",))
     assert findings_by_budget(plan, read_results(plan, tmp_path)).curves == ()
     write_report(plan, tmp_path, command="profit study x.yaml")
     assert "By token budget" not in (tmp_path / "report.md").read_text()

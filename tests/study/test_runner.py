@@ -29,7 +29,7 @@ def plan_without_measuring(**changes):
 
 def test_a_failed_cell_is_reported_and_the_others_run(tmp_path):
     lines = []
-    result = run_study(plan_without_measuring(), tmp_path, cells="[!n]*", report=lines.append)
+    result = run_study(plan_without_measuring(), tmp_path, cells="[!n]*", say=lines.append)
     assert result.finished == ("untrained",)
     assert list(result.failed) == ["profit-t0.1-s0", "random-as-profit-t0.1-s0"]
     assert "no tokenizer could be loaded from 'absent'" in result.failed["profit-t0.1-s0"]

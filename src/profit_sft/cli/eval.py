@@ -73,7 +73,7 @@ def eval_command(
 
         try:
             with signals_handled(interrupt, signal.SIGINT):
-                found = evaluate(settings, report=messages.print, progress=progress)
+                found = evaluate(settings, say=messages.print, progress=progress)
         except KeyboardInterrupt:
             display.stop()
             messages.print(

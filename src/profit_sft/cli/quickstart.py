@@ -38,7 +38,7 @@ def quickstart_command(
             threshold=threshold,
             overwrite=overwrite,
             callbacks=[TrainingBar()],
-            report=messages.print,
+            say=messages.print,
         )
     if found.after is None:
         return print_result(found.run, as_json=as_json)

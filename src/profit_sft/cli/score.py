@@ -209,7 +209,7 @@ def score_with_progress(settings: "ScoreSettings") -> "tuple[ScoreSet, ScoreProg
             display.update("scoring rows", progress.examples, progress.total_examples, figures=speed)
 
     with ProgressDisplay(messages, line="scored {done}/{total} rows", transient=True) as display:
-        scores = score_dataset(settings, report=lambda line: messages.print(line), on_batch=show)
+        scores = score_dataset(settings, say=lambda line: messages.print(line), on_batch=show)
     return scores, last
 
 

@@ -75,7 +75,7 @@ def _run(plan: "StudyPlan", folder: Path, *, cells: str | None, on_ray: bool, jo
 
     messages = console(stderr=True)
     check_flags(plan)
-    result = run_study(plan, folder, cells=cells, on_ray=on_ray, jobs=jobs, report=messages.print)
+    result = run_study(plan, folder, cells=cells, on_ray=on_ray, jobs=jobs, say=messages.print)
     if result.stopped_by is not None:
         name = signal.Signals(result.stopped_by).name
         messages.print(f"Stopped by {name}. The same command goes on.")

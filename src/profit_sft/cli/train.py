@@ -53,7 +53,7 @@ def train_command(context: typer.Context) -> int:
     if only_dry:
         print_dry_run(dry_run(run, config, model_config), as_json=as_json)
         return 0
-    result = run_training(run, config, model_config, callbacks=[TrainingBar()], report=print_facts)
+    result = run_training(run, config, model_config, callbacks=[TrainingBar()], on_facts=print_facts)
     PartialState().destroy_process_group()  # its threads may abort a rank whose work is done
     if config.process_index == 0:  # one rank speaks for all
         print_result(result, as_json=as_json)

@@ -98,7 +98,7 @@ def budget_file(output_dir: Path, task: str) -> Path:
     return output_dir / "by_budget" / f"{task}.jsonl"
 
 
-def write_scores(path: Path, table: BudgetTable) -> None:
+def write_budgets(path: Path, table: BudgetTable) -> None:
     """Write the scores of each budget, a line of JSON each."""
     lines = [
         json.dumps(
@@ -110,8 +110,8 @@ def write_scores(path: Path, table: BudgetTable) -> None:
     write_text(path, "".join(f"{line}\n" for line in lines))
 
 
-def read_scores(path: Path) -> list[BudgetScores]:
-    """Read what `write_scores` wrote.
+def read_budgets(path: Path) -> list[BudgetScores]:
+    """Read what `write_budgets` wrote.
 
     Raises:
         ValueError: It is something else.

@@ -25,7 +25,7 @@ class KeptAnswers(LM):
         seed: The evaluation's.
         batch_size: Answers generated together.
         started: Called before each batch is kept.
-        report: Called with one line of text before anything is generated.
+        say: Called with one line of text before anything is generated.
         progress: Called after each batch with the task's name, the samples done, and all of them.
     """
 
@@ -40,13 +40,13 @@ class KeptAnswers(LM):
         seed: int,
         batch_size: int,
         started: Callable[[], None],
-        report: Callable[[str], None],
+        say: Callable[[str], None],
         progress: Callable[[str, int, int], None],
     ) -> None:
         super().__init__()
         self._engine, self._task, self._samples = engine, task, samples
         self._seed, self._batch_size = seed, batch_size
-        self._started, self._report, self._progress = started, report, progress
+        self._started, self._say, self._progress = started, say, progress
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> Any:
         """Put messages into the model's chat template."""
@@ -65,7 +65,7 @@ class KeptAnswers(LM):
                 missing.append(Request(key, prompt, arguments, sample_seed(self._seed, self._task, *key)))
         kept = len(requests) - len(missing)
         if missing:
-            self._report(f"{self._task}: {len(missing)} answers to generate, {kept} are there")
+            self._say(f"{self._task}: {len(missing)} answers to generate, {kept} are there")
         # Longest first: a batch that does not fit into memory shows at once, and rows of one length need no padding.
         lengths = {request.prompt: self._engine.length(request.prompt) for request in missing}
         missing.sort(key=lambda request: (-lengths[request.prompt], request.prompt, request.key))

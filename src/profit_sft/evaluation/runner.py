@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from profit_sft.data.chat_template import date_chats
 from profit_sft.data.prepare import tokenizer_fingerprint
 from profit_sft.errors import ConfigurationError, brief, require_extra
-from profit_sft.evaluation.budgets import accuracy_by_budget, budget_file, budgets_up_to, write_scores
+from profit_sft.evaluation.budgets import accuracy_by_budget, budget_file, budgets_up_to, write_budgets
 from profit_sft.evaluation.code_check import confirm_run_unsafe_code
 from profit_sft.evaluation.engine import Answer, Engine, ServedEngine
 from profit_sft.evaluation.harness_tasks import fingerprint, grades_each_sample, load_task, seed_examples
@@ -36,7 +36,7 @@ Progress = Callable[[str, int, int], None]
 def evaluate(
     settings: EvalSettings,
     *,
-    report: Callable[[str], None] = lambda text: None,
+    say: Callable[[str], None] = lambda text: None,
     progress: Progress = lambda task, done, total: None,
 ) -> EvalReport:
     """Answer and grade the problems of the settings' tasks.
@@ -47,7 +47,7 @@ def evaluate(
 
     Args:
         settings: What to evaluate and how.
-        report: Called with one line of text before each slow step.
+        say: Called with one line of text before each slow step.
         progress: Called after each batch with the task's name, its samples done, and all of them.
 
     Returns:
@@ -70,7 +70,7 @@ def evaluate(
         with sole_use(settings.output_dir, "evaluation"):
             decoding = by_task[settings.tasks[0]].decoding  # of all tasks, with what a preset sets
             folder = EvalFolder(settings.output_dir, {**_job(settings, model), **decoding}, jobs)
-            run = _Run(settings, by_task, folder, report, progress)
+            run = _Run(settings, by_task, folder, say, progress)
             found = EvalReport(
                 model_name_or_path=settings.model_name_or_path,
                 model_fingerprint=model,
@@ -131,11 +131,11 @@ class _Run:
         settings: EvalSettings,
         by_task: Mapping[str, EvalSettings],
         folder: EvalFolder,
-        report: Callable[[str], None],
+        say: Callable[[str], None],
         progress: Progress,
     ) -> None:
         self._settings, self._by_task, self._folder = settings, by_task, folder
-        self._report, self._progress = report, progress
+        self._say, self._progress = say, progress
         self._engine: Engine | None = None
 
     @property
@@ -152,7 +152,7 @@ class _Run:
         found = summarize(name, records, max_new_tokens=self._folder.noted(name, "lowered_max_new_tokens"))
         found = self._with_budgets(found, task, records)
         if found.not_judged:
-            self._report(
+            self._say(
                 f"{name}: {found.not_judged} of {len(records)} answers are not judged, since comparing them "
                 "came to no end; they count as neither right nor wrong"
             )
@@ -166,7 +166,7 @@ class _Run:
         tokenizer = load_tokenizer(self._settings.model_name_or_path)
         grade = partial(_grade_cut_off, task)
         table = accuracy_by_budget(records, tokenizer, grade, max_new_tokens=found.max_new_tokens)
-        write_scores(budget_file(self._settings.output_dir, found.task), table)
+        write_budgets(budget_file(self._settings.output_dir, found.task), table)
         return dataclasses.replace(found, by_budget=table.rows, inexact_cut_share=table.inexact_cut_share)
 
     def _answer(self, name: str, task: "ConfigurableTask", samples: SampleFile) -> None:
@@ -178,7 +178,7 @@ class _Run:
 
         settings = self._settings
         if self._engine is None:
-            self._report(f"loading {settings.model_name_or_path}")
+            self._say(f"loading {settings.model_name_or_path}")
             self._engine = start_engine(settings)
         prompts = {
             "system_instruction": settings.system_prompt,
@@ -194,7 +194,7 @@ class _Run:
             seed=settings.seed,
             batch_size=settings.batch_size,
             started=partial(self._folder.start, name, lowered_max_new_tokens=lowered),
-            report=self._report,
+            say=self._say,
             progress=self._progress,
         )
         tasks = {"tasks": {task.task_name: task}}
@@ -218,7 +218,7 @@ class _Run:
                 "Leave out the task or use a model with a longer window."
             )
         if room < wanted:
-            self._report(
+            self._say(
                 f"{name}: max_new_tokens is {room} instead of {wanted}, what the model's "
                 f"window of {engine.window} tokens leaves to the longest prompt"
             )

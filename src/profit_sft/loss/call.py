@@ -60,7 +60,7 @@ class Swept:
         return {name: getattr(self, name) for name in FROM_THE_HEAD}
 
 
-class Run(Protocol):
+class Call(Protocol):
     """A finished computation: the loss, and the gradients on request."""
 
     loss: Tensor
@@ -74,10 +74,10 @@ class AttachGradients(torch.autograd.Function):
     """Give a loss whose gradients are known already its place in the graph."""
 
     @staticmethod
-    def forward(ctx: Any, hidden_states: Tensor, lm_head_weight: Tensor, bias: Tensor | None, run: "Run") -> Tensor:
-        """Return the loss that `run` computed."""
-        ctx.run = run
-        return run.loss
+    def forward(ctx: Any, hidden_states: Tensor, lm_head_weight: Tensor, bias: Tensor | None, call: Call) -> Tensor:
+        """Return the loss that `call` computed."""
+        ctx.call = call
+        return call.loss
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
@@ -87,11 +87,11 @@ class AttachGradients(torch.autograd.Function):
                 "selective_linear_cross_entropy has no second derivative: its token weights are detached and its "
                 "gradients are formed in the forward pass. Call backward without create_graph=True."
             )
-        if ctx.run is None:
+        if ctx.call is None:
             raise RuntimeError(
                 "the gradients of selective_linear_cross_entropy were handed over in an earlier backward and are "
                 "not kept. Call the loss again instead of backward with retain_graph=True."
             )
-        gradients = ctx.run.gradients(grad_outputs[0])
-        ctx.run = None
+        gradients = ctx.call.gradients(grad_outputs[0])
+        ctx.call = None
         return (*gradients, None)

@@ -55,7 +55,7 @@ def chunked_selective_loss(
     num_items_in_batch: int | Tensor | None,
     per_token: dict[str, Tensor | None],
     options: HeadOptions,
-    run_class: "type[ChunkedRun] | None" = None,
+    run_class: "type[ChunkedCall] | None" = None,
 ) -> tuple[Tensor, TokenValues]:
     """Compute the loss and the per-token values.
 
@@ -72,14 +72,14 @@ def chunked_selective_loss(
     Returns:
         The 0-d loss, differentiable in hidden states, matrix and bias, and the values.
     """
-    run = (run_class or ChunkedRun)(hidden_states, lm_head_weight, labels, bias, options)
+    run = (run_class or ChunkedCall)(hidden_states, lm_head_weight, labels, bias, options)
     with torch.no_grad():
         run.all_tokens(num_items_in_batch, per_token)
     loss: Tensor = AttachGradients.apply(hidden_states, lm_head_weight, bias, run)  # type: ignore[no-untyped-call]
     return loss, run.values
 
 
-class ChunkedRun:
+class ChunkedCall:
     """One call of the loss: holds its inputs, and accumulates loss and gradients chunk by chunk."""
 
     def __init__(

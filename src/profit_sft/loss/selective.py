@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from profit_sft.loss.call import HeadOptions
-from profit_sft.loss.chunked import ChunkedRun, chunked_selective_loss
+from profit_sft.loss.chunked import ChunkedCall, chunked_selective_loss
 from profit_sft.objectives import Objective
 
 Backend = Literal["auto", "chunked", "triton"]
@@ -209,7 +209,7 @@ def selective_linear_cross_entropy(
             num_items_in_batch,
             {name: None if value is None else value.reshape(-1) for name, value in per_token.items()},
             options,
-            _run_class(backend, hidden_states, lm_head_weight),
+            _call_class(backend, hidden_states, lm_head_weight),
         )
     if found.nothing_kept and token_weights is None:  # else the caller chose these weights
         warn_nothing_kept(
@@ -251,24 +251,24 @@ def _autocast(operand: Tensor) -> Tensor:
     return operand.to(torch.get_autocast_dtype(operand.device.type))
 
 
-def _run_class(backend: Backend, hidden_states: Tensor, lm_head_weight: Tensor) -> type[ChunkedRun]:
+def _call_class(backend: Backend, hidden_states: Tensor, lm_head_weight: Tensor) -> type[ChunkedCall]:
     """Return the backend's class. Triton is imported only where it will be used."""
     computes_in_float64 = torch.float64 in (hidden_states.dtype, lm_head_weight.dtype)
     kernels_fit = hidden_states.is_cuda and not computes_in_float64 and find_spec("triton")
     if backend == "chunked" or (backend == "auto" and not kernels_fit):
-        return ChunkedRun
+        return ChunkedCall
     if computes_in_float64:
         raise ValueError("backend='triton' computes in fp32, and the inputs are float64. Use backend='chunked'.")
     if find_spec("triton") is None:
         raise ValueError("backend='triton' needs the package triton, which is not installed. Use backend='chunked'.")
-    from profit_sft.loss.triton_kernels import INTERPRETED, TritonRun
+    from profit_sft.loss.triton_kernels import INTERPRETED, TritonCall
 
     if not (hidden_states.is_cuda or INTERPRETED):
         raise ValueError(
             f"backend='triton' runs on CUDA devices, got {hidden_states.device}. Use backend='chunked', or set "
             "TRITON_INTERPRET=1 before the first import to run the kernels slowly on the CPU."
         )
-    return TritonRun
+    return TritonCall
 
 
 def _check(

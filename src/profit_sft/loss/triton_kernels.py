@@ -20,7 +20,7 @@ from torch import Tensor
 from triton.runtime.interpreter import InterpretedFunction
 
 from profit_sft.loss.call import Swept
-from profit_sft.loss.chunked import ChunkedRun, topk_entropy
+from profit_sft.loss.chunked import ChunkedCall, topk_entropy
 
 # Powers of two; a row of 152k logits is 38 steps of the sweep. Untuned: no GPU was at hand.
 _SWEEP_BLOCK_V = 4096
@@ -141,8 +141,8 @@ def _gradient_fwd_kernel(
 INTERPRETED = isinstance(_sweep_fwd_kernel, InterpretedFunction)
 
 
-class TritonRun(ChunkedRun):
-    """`ChunkedRun` with kernels in place of chains of elementwise operations."""
+class TritonCall(ChunkedCall):
+    """`ChunkedCall` with kernels in place of chains of elementwise operations."""
 
     def _sweep(self, tokens: Tensor, logits: Tensor) -> Swept:
         """Read the statistics off the logits `(C, V)`, which stay as they are."""

@@ -1,7 +1,7 @@
 """What a mask hides, counted over every label token: the figures of `profit inspect`, without their drawing.
 
-Every figure is a `Group` of tokens whose counts by cell of the threshold grid (`profit_sft.mask.tokens.cells`) give its
-kept share at any threshold of the grid, exactly.
+Every figure is a `Group` of tokens whose counts by level of the threshold grid (`mask.tokens.levels`) give its kept
+share at any threshold of the grid, exactly.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from profit_sft.data.tokenize import TOKEN_KINDS
 from profit_sft.mask.texts import NUMBER, SORTS, WORD_START, TokenTexts
-from profit_sft.mask.tokens import LabelTokens, cells
+from profit_sft.mask.tokens import LabelTokens, levels
 
 Direction = Literal["higher", "lower", "middle"]
 KINDS = tuple(sorted(TOKEN_KINDS, key=TOKEN_KINDS.__getitem__))  # none, core, style
@@ -29,16 +29,16 @@ _LISTED = 30  # of each sort and kind, at each of those thresholds
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class CellCounts:
-    """Tokens by cell: `counts[k]` tokens have cell `values[k]`, ascending."""
+class LevelCounts:
+    """Tokens by level: `counts[k]` tokens have level `values[k]`, ascending."""
 
     values: NDArray[np.uint16]
     counts: NDArray[np.int64]
 
     @classmethod
-    def of(cls, cell: NDArray[np.uint16]) -> "CellCounts":
-        """Count the tokens of each cell."""
-        values, counts = np.unique(cell, return_counts=True)
+    def of(cls, level: NDArray[np.uint16]) -> "LevelCounts":
+        """Count the tokens of each level."""
+        values, counts = np.unique(level, return_counts=True)
         return cls(values=values, counts=counts)
 
     def at_least(self, index: int) -> int:
@@ -64,8 +64,8 @@ class Group:
         kind: One of `KINDS`, or "" where kinds are mixed or not known.
         count: How many.
         mean_p: Their mean probability under each model.
-        cells: Their cells under each model.
-        both: The lower cell of the two, so that `both.at_least` counts what is likely under both; None for one model.
+        levels: Their levels under each model.
+        both: The lower level of the two, so that `both.at_least` counts what is likely under both; None for one model.
         mean_weight: Their mean weight under each model; empty where the objective is a threshold.
         weighted: How many have a weight that is not 0, under each model.
     """
@@ -75,18 +75,18 @@ class Group:
     kind: str = ""
     count: int
     mean_p: tuple[float, ...]
-    cells: tuple[CellCounts, ...]
-    both: CellCounts | None
+    levels: tuple[LevelCounts, ...]
+    both: LevelCounts | None
     mean_weight: tuple[float, ...] = ()
     weighted: tuple[int, ...] = ()
 
     def kept(self, index: int, direction: Direction, model: int = 0, *, upper: int | None = None) -> int:
         """Return how many tokens the mask at `thresholds[index]` keeps; `middle` those up to `thresholds[upper]`."""
-        cells = self.cells[model]
+        levels = self.levels[model]
         if direction == "middle":
             assert upper is not None
-            return max(0, cells.at_least(index) - cells.above(upper))
-        return cells.at_least(index) if direction == "higher" else self.count - cells.above(index)
+            return max(0, levels.at_least(index) - levels.above(upper))
+        return levels.at_least(index) if direction == "higher" else self.count - levels.above(index)
 
     def moved(self, index: int, direction: Direction) -> dict[str, int]:
         """Return how many tokens are kept by both models, by the first, by the second, or by none.
@@ -98,7 +98,7 @@ class Group:
             raise ValueError("there is one model, so nothing has moved. Give two score sets.")
         first, second, both = (
             counts.at_least(index) if direction == "higher" else counts.above(index)
-            for counts in (*self.cells, self.both)
+            for counts in (*self.levels, self.both)
         )
         kept_by = {"kept_kept": both, "kept_masked": first - both, "masked_kept": second - both}
         kept_by["masked_masked"] = self.count - first - second + both
@@ -115,7 +115,7 @@ class Group:
             "kind": self.kind,
             "count": self.count,
             "p": list(self.mean_p),
-            "cells": [counts.as_json() for counts in self.cells],
+            "levels": [counts.as_json() for counts in self.levels],
             "both": None if self.both is None else self.both.as_json(),
             "weight": list(self.mean_weight),
             "weighted": list(self.weighted),
@@ -155,10 +155,10 @@ class MaskFigures:
 
 @dataclass(frozen=True, slots=True)
 class _Counted:
-    """The label tokens, and their cells and weights under each model, `(M, N)`."""
+    """The label tokens, and their levels and weights under each model, `(M, N)`."""
 
     tokens: LabelTokens
-    cells: NDArray[np.uint16]
+    levels: NDArray[np.uint16]
     weights: NDArray[np.float32] | None
 
 
@@ -173,10 +173,10 @@ def count_figures(
     Args:
         tokens: The label tokens.
         texts: Of their tokenizer.
-        thresholds: The grid their cells refer to.
+        thresholds: The grid their levels refer to.
         token_weights: `(M, N)`, of an objective that is no threshold.
     """
-    counted = _Counted(tokens, cells(tokens.log_probs, thresholds), token_weights)
+    counted = _Counted(tokens, levels(tokens.log_probs, thresholds), token_weights)
     sorts = texts.sorts(tokens.token_ids, tokens.previous_ids)
     words, word_texts = texts.words(tokens.token_ids, sorts, tokens.follows_none)
     kinds = np.zeros(len(sorts), np.int8) if tokens.token_kinds is None else tokens.token_kinds
@@ -207,7 +207,7 @@ def count_figures(
 
 
 def _group(counted: _Counted, where: NDArray[np.int64], label: str, *, sort: str = "", kind: str = "") -> Group:
-    cell = counted.cells[:, where]
+    level = counted.levels[:, where]
     weights = np.zeros((0, 0), np.float32) if counted.weights is None else counted.weights[:, where]
     return Group(
         label=label,
@@ -215,8 +215,8 @@ def _group(counted: _Counted, where: NDArray[np.int64], label: str, *, sort: str
         kind=kind,
         count=len(where),
         mean_p=tuple(np.exp(counted.tokens.log_probs[:, where]).mean(axis=1).tolist()),
-        cells=tuple(CellCounts.of(row) for row in cell),
-        both=None if len(cell) == 1 else CellCounts.of(cell.min(axis=0)),
+        levels=tuple(LevelCounts.of(row) for row in level),
+        both=None if len(level) == 1 else LevelCounts.of(level.min(axis=0)),
         mean_weight=tuple(row.mean(dtype=np.float64).item() for row in weights),
         weighted=tuple(int(np.count_nonzero(row)) for row in weights),
     )
@@ -256,7 +256,7 @@ def _listed(
     there = np.flatnonzero(keys >= 0)
     unique, group = np.unique(keys[there].astype(np.int64) * categories + category[there], return_inverse=True)
     chosen = np.zeros(len(unique), dtype=bool)
-    for chosen_by in _reasons(counted.cells[:, there], at):
+    for chosen_by in _reasons(counted.levels[:, there], at):
         found = np.bincount(group[chosen_by], minlength=len(unique))
         # Within each category the largest come first.
         order = np.lexsort((-found, unique % categories))
@@ -270,16 +270,16 @@ def _listed(
         yield _group(counted, there[wanted[where]], label(key), sort=SORTS[sort], kind=_kind_name(counted, kind))
 
 
-def _reasons(cell: NDArray[np.uint16], at: list[int]) -> Iterator[NDArray[np.bool_]]:
+def _reasons(level: NDArray[np.uint16], at: list[int]) -> Iterator[NDArray[np.bool_]]:
     """Yield what the tables rank by: tokens masked at each of the thresholds, in either direction, and moved ones."""
     for index in at:
-        likely = cell > 2 * index
+        likely = level > 2 * index
         for row in likely:
             yield ~row
-        if len(cell) == 2:
+        if len(level) == 2:
             yield likely[0] & ~likely[1]
             yield ~likely[0] & likely[1]
-    yield from cell > 2 * at[len(at) // 2]
+    yield from level > 2 * at[len(at) // 2]
 
 
 def _histogram(tokens: LabelTokens, kinds: NDArray[np.int8]) -> NDArray[np.int64]:

@@ -116,7 +116,7 @@ def _histogram(report: MaskReport) -> RenderableType:
     table.add_column("")
     indices = [int(np.searchsorted(report.thresholds, band)) for band in _BANDS]
     for start, end, low, high in zip(indices, [*indices[1:-1], None], _BANDS, _BANDS[1:], strict=False):
-        counts = [cell.at_least(start) - (0 if end is None else cell.at_least(end)) for cell in total.cells]
+        counts = [level.at_least(start) - (0 if end is None else level.at_least(end)) for level in total.levels]
         shares = [count / total.count for count in counts]
         bar = "█" * round(_BAR_WIDTH * shares[-1])
         table.add_row(f"{low:g}", f"{high:g}", *map(_share, shares), bar)

@@ -121,10 +121,10 @@ def kept_mask(log_probs: NDArray[np.floating], threshold: float) -> NDArray[np.b
     return kept
 
 
-def cells(log_probs: NDArray[np.floating], thresholds: Sequence[float]) -> NDArray[np.uint16]:
-    """Return each token's *cell*: `p >= thresholds[i]` where `cell > 2 i`, `p > thresholds[i]` where `cell > 2 i + 1`.
+def levels(log_probs: NDArray[np.floating], thresholds: Sequence[float]) -> NDArray[np.uint16]:
+    """Return each token's *level*: `p >= thresholds[i]` where over `2 i`, `p > thresholds[i]` where over `2 i + 1`.
 
-    It is the number of thresholds at or below p plus that of those below p. Counts of cells add up to every kept share
+    It is the number of thresholds at or below p plus that of those below p. Counts of levels add up to every kept share
     on a grid of thresholds exactly, of any number of tokens, whichever side is kept.
 
     Args:

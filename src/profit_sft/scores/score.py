@@ -33,7 +33,7 @@ from profit_sft.models.fingerprint import model_fingerprint
 from profit_sft.models.pretrained import load_model, load_tokenizer
 from profit_sft.objectives import NLL
 from profit_sft.ranks import first_decides
-from profit_sft.scores.engine import LabelExample, LabelScores, label_examples, score_in_batches
+from profit_sft.scores.loop import LabelExample, LabelScores, label_examples, score_in_batches
 from profit_sft.scores.store import ScoredExample, ScoreJob, ScoreSet, ScoreWriter, as_stored, load_scores
 
 MOST_LIKELIEST = 100  # beyond that the scores would be logits in all but name
@@ -147,14 +147,14 @@ def _ignore(told: object) -> None:
 def score_dataset(
     settings: ScoreSettings,
     *,
-    report: Callable[[str], None] = _ignore,
+    say: Callable[[str], None] = _ignore,
     on_batch: Callable[[ScoreProgress], None] = _ignore,
 ) -> ScoreSet:
     """Score every label token of a data set, or go on where an earlier call with these settings stopped.
 
     Args:
         settings: What to score.
-        report: Called on the first rank with one line of text before each slow step.
+        say: Called on the first rank with one line of text before each slow step.
         on_batch: Called after each batch of this process.
 
     Returns:
@@ -171,16 +171,16 @@ def score_dataset(
     state = PartialState(cpu=on_cpu, timeout=timedelta(days=1))
     with ExitStack() as held:
         first_decides(lambda: held.enter_context(sole_use(settings.output_dir, "scoring")))
-        return _scored_alone(settings, state, report, on_batch)
+        return _scored_alone(settings, state, say, on_batch)
 
 
 def _scored_alone(
     settings: ScoreSettings,
     state: PartialState,
-    report: Callable[[str], None],
+    say: Callable[[str], None],
     on_batch: Callable[[ScoreProgress], None],
 ) -> ScoreSet:
-    tell = report if state.is_main_process else _ignore
+    say = say if state.is_main_process else _ignore
     tokenizer = load_tokenizer(
         settings.model_name_or_path,
         revision=settings.model_revision,
@@ -188,7 +188,7 @@ def _scored_alone(
         chat_template_path=settings.chat_template_path,
     )
     prepared = prepare_dataset(settings.data, tokenizer, progress=state.is_main_process)
-    tell(f"reading the weights of {settings.model_name_or_path}, to know them again")
+    say(f"reading the weights of {settings.model_name_or_path}, to know them again")
     writer = ScoreWriter(settings.output_dir, _job(settings, prepared))
     if writer.is_finished:
         return writer.finish()
@@ -196,7 +196,7 @@ def _scored_alone(
     mine = missing[state.process_index :: state.num_processes]
     model = None
     if mine:
-        _say_how_much(tell, writer.job, missing)
+        _say_how_much(say, writer.job, missing)
         model = _model(
             settings, tokenizer, prepared, state.device
         )  # before the folder is begun with one that cannot be had
@@ -213,9 +213,9 @@ def _scored_alone(
     return load_scores(settings.output_dir)
 
 
-def _say_how_much(tell: Callable[[str], None], job: ScoreJob, missing: Sequence[int]) -> None:
+def _say_how_much(say: Callable[[str], None], job: ScoreJob, missing: Sequence[int]) -> None:
     done = job.num_shards - len(missing)
-    tell(
+    say(
         f"scoring {job.num_label_tokens:,} label tokens of {job.num_examples:,} rows in {job.num_shards} shards"
         + (f", of which {done} are there" if done else "")
     )

@@ -51,7 +51,7 @@ class CellRun:
     cell: Cell
     study: StudyFolder
     stop: StopRequest
-    report: Callable[[str], None]
+    say: Callable[[str], None]
     environment: Mapping[str, str]
 
     @property
@@ -173,7 +173,7 @@ def train(run: CellRun) -> None:
     if checkpoint is None:
         command += ["--overwrite_output_dir", "True"]
     else:
-        run.report(f"{cell.slug}: going on after step {step_number(checkpoint)}")
+        run.say(f"{cell.slug}: going on after step {step_number(checkpoint)}")
         command += ["--resume_from_checkpoint", "latest"]
     start = time.monotonic()
     run.child(command, folder.path / "train.log")
@@ -214,7 +214,7 @@ def ensure_scores(run: CellRun) -> None:
     if run.study.scored(run.cell.model.name):
         return
     job = run.study.scores_job(run.cell.model.name)
-    run.report(f"{run.cell.slug}: scoring the training data under the starting model")
+    run.say(f"{run.cell.slug}: scoring the training data under the starting model")
     write_text(job / "request.json", json.dumps(score_request(run), indent=2) + "\n")
     run.child(["profit_sft.study.score_data", str(job / "request.json")], job / "score.log")
 
@@ -275,7 +275,7 @@ def imitated_share(plan: StudyPlan, cell: Cell, study: StudyFolder) -> float:
 
 def last_checkpoint(run: CellRun) -> Path | None:
     """Return the cell's last whole checkpoint, or None. That its contents are whole as well is left to the child."""
-    return last_whole(run.folder.run, contents=False, say=lambda text: run.report(f"{run.cell.slug}: {text}"))
+    return last_whole(run.folder.run, contents=False, say=lambda text: run.say(f"{run.cell.slug}: {text}"))
 
 
 def measure(run: CellRun) -> None:

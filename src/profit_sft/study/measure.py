@@ -20,7 +20,7 @@ from profit_sft.data.prepare import prepare_dataset
 from profit_sft.data.settings import DataSettings
 from profit_sft.files import write_text
 from profit_sft.models.pretrained import default_device, load_model, load_tokenizer, pretrained_path
-from profit_sft.scores.engine import label_examples, mean_figures, score_labels
+from profit_sft.scores.loop import label_examples, mean_figures, score_labels
 from profit_sft.study.layout import CellFolder
 
 if TYPE_CHECKING:
@@ -45,14 +45,14 @@ def heldout_nll(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sett
     }
 
 
-def measure(folder: CellFolder, *, report: Callable[[str], None] = lambda text: None) -> None:
+def measure(folder: CellFolder, *, say: Callable[[str], None] = lambda text: None) -> None:
     """Do what `measure.json` in the folder asks for; what is there already is not done again."""
     request = json.loads(folder.request.read_text(encoding="utf-8"))
     if request["heldout"] is not None and not folder.heldout.exists():
-        report("plain NLL on held-out data")
+        say("plain NLL on held-out data")
         write_text(folder.heldout, json.dumps(_heldout(request), indent=1) + "\n")
     if request["evaluate"] and not (folder.evaluation / "results.json").exists():
-        _evaluate(request, folder, report)
+        _evaluate(request, folder, say)
 
 
 def _heldout(request: Mapping[str, Any]) -> dict[str, Any]:
@@ -63,13 +63,13 @@ def _heldout(request: Mapping[str, Any]) -> dict[str, Any]:
     return heldout_nll(model, tokenizer, DataSettings(**request["heldout"]))
 
 
-def _evaluate(request: Mapping[str, Any], folder: CellFolder, report: Callable[[str], None]) -> None:
+def _evaluate(request: Mapping[str, Any], folder: CellFolder, say: Callable[[str], None]) -> None:
     from profit_sft.evaluation.runner import evaluate
 
     name = request["model_name_or_path"]
     if request["chat_template_path"] is not None:
         name = str(with_chat_template(name, request["chat_template_path"], folder.path / "model"))
-    evaluate(eval_settings(request["evaluate"], name, folder.evaluation), report=report)
+    evaluate(eval_settings(request["evaluate"], name, folder.evaluation), say=say)
 
 
 def with_chat_template(model_name_or_path: str, chat_template_path: str, folder: Path) -> Path:
@@ -103,4 +103,4 @@ def eval_settings(settings: Mapping[str, Any], model_name_or_path: str, output_d
 
 
 if __name__ == "__main__":
-    measure(CellFolder(Path(sys.argv[1])), report=typer.echo)
+    measure(CellFolder(Path(sys.argv[1])), say=typer.echo)

@@ -117,7 +117,7 @@ class _Cluster:
         with self._reading:
             texts = self._messages.get_nowait_batch(self._messages.qsize())
         for text in texts:
-            run.report(text)
+            run.say(text)
 
 
 def _run_on_node(plan: StudyPlan, cell: Cell, study: StudyFolder, started_in: Path, messages: Any) -> str | None:
@@ -131,7 +131,7 @@ def _run_on_node(plan: StudyPlan, cell: Cell, study: StudyFolder, started_in: Pa
     if study.cell(cell.slug).finished.exists():  # by an attempt that could not tell the driver so any more
         return None
     stop = StopRequest()
-    run = CellRun(plan=plan, cell=cell, study=study, stop=stop, report=messages.put, environment={})
+    run = CellRun(plan=plan, cell=cell, study=study, stop=stop, say=messages.put, environment={})
     try:
         # Ray cancels a task by what is a SIGINT to Python. SIGTERM ends this process, and with it its child.
         with signals_handled(stop.ask, signal.SIGINT):

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from profit_sft.errors import DataError
-from profit_sft.evaluation.budgets import BudgetScores, budget_file
-from profit_sft.evaluation.budgets import read_scores as read_budgets
+from profit_sft.evaluation.budgets import BudgetScores, budget_file, read_budgets
 from profit_sft.evaluation.results import Record, judged_score
 from profit_sft.files import read_json
 from profit_sft.study.cells import FORMAT, read_metrics

@@ -67,7 +67,7 @@ def run_study(
     cells: str | None = None,
     on_ray: bool = False,
     jobs: int | None = None,
-    report: Callable[[str], None] = lambda text: None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> RunReport:
     """Run every chosen cell that is not finished.
 
@@ -80,7 +80,7 @@ def run_study(
         cells: Shell pattern for names of cells. None: all.
         on_ray: Run them on the nodes of a Ray cluster, not on this machine.
         jobs: Cells that run at a time. None: one, on Ray as many as there is room for.
-        report: Called with one line of text whenever something begins or ends, from several threads.
+        say: Called with one line of text whenever something begins or ends, from several threads.
 
     Raises:
         ConfigurationError: The folder holds cells with other settings or is another process's at the moment, a chosen
@@ -91,9 +91,9 @@ def run_study(
     for cell in chosen:
         check_settings(plan, cell, study.cell(cell.slug))
     _check_dependencies(plan, chosen, study)
-    loop = _Loop(plan, study, list(chosen), report)
-    engine = ray_cluster(plan, chosen) if on_ray else nullcontext(run_cell)
-    with sole_driver(study), engine as run_one, signals_handled(loop.stop.ask):
+    loop = _Loop(plan, study, list(chosen), say)
+    executor = ray_cluster(plan, chosen) if on_ray else nullcontext(run_cell)
+    with sole_driver(study), executor as run_one, signals_handled(loop.stop.ask):
         write_generated(plan, study)
         loop.run(run_one, jobs or (len(chosen) if on_ray else 1))
     return RunReport(
@@ -139,8 +139,8 @@ def _needed_cell(plan: StudyPlan, cell: Cell) -> Cell | None:
 class _Loop:
     """Hands cells to threads, each of which waits for one."""
 
-    def __init__(self, plan: StudyPlan, study: StudyFolder, pending: list[Cell], report: Callable[[str], None]) -> None:
-        self.plan, self.study, self.report = plan, study, report
+    def __init__(self, plan: StudyPlan, study: StudyFolder, pending: list[Cell], say: Callable[[str], None]) -> None:
+        self.plan, self.study, self.say = plan, study, say
         self.pending = pending
         self.total = len(pending)
         self.failed: dict[str, str] = {}
@@ -188,7 +188,7 @@ class _Loop:
             cell=cell,
             study=self.study,
             stop=self.stop,
-            report=self.report,
+            say=self.say,
             # Several processes with a thread a core each would only get in each other's way.
             environment={} if jobs == 1 else {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", threads)},
         )
@@ -196,12 +196,12 @@ class _Loop:
     def _collect(self, future: "Future[None]", cell: Cell) -> None:
         try:
             future.result()
-            self.report(f"{cell.slug}: finished ({self.total - len(self.pending) - len(self.running)}/{self.total})")
+            self.say(f"{cell.slug}: finished ({self.total - len(self.pending) - len(self.running)}/{self.total})")
         except Interrupted:
-            self.report(f"{cell.slug}: stopped; it goes on from here next time")
+            self.say(f"{cell.slug}: stopped; it goes on from here next time")
         except Exception as error:  # whatever it is, the other cells go on
             self._fail(cell, failure_of(cell, error))
 
     def _fail(self, cell: Cell, reason: str) -> None:
         self.failed[cell.slug] = reason
-        self.report(f"failed: {reason}")
+        self.say(f"failed: {reason}")

@@ -19,7 +19,7 @@ from profit_sft.errors import ConfigurationError
 from profit_sft.head import selective_head
 from profit_sft.mask.labels import MarkedRow, marked_rows, turn_ends
 from profit_sft.models.pretrained import outline, pretrained_path
-from profit_sft.scores.engine import label_examples, mean_figures, score_labels
+from profit_sft.scores.loop import label_examples, mean_figures, score_labels
 from profit_sft.train.arguments import RunArguments
 from profit_sft.train.config import ProFitConfig
 from profit_sft.train.data import evaluation_settings, load_data

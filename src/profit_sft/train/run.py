@@ -51,7 +51,7 @@ from profit_sft.train.run_folder import (
     clear_earlier_run,
     holds_weights,
 )
-from profit_sft.train.start_report import CountsReport, Report, device_name, settled_facts
+from profit_sft.train.start_report import CountsReport, OnFacts, device_name, settled_facts
 from profit_sft.train.trainer import ProFitTrainer
 from profit_sft.train.tried import try_settings
 from profit_sft.train.trl_flags import refuse_flags, settle_done_flags
@@ -84,7 +84,7 @@ def run_training(
     model_config: ModelConfig,
     *,
     callbacks: list[TrainerCallback] | None = None,
-    report: Report = lambda facts: None,
+    on_facts: OnFacts = lambda facts: None,
     progress: bool = True,
 ) -> RunResult:
     """Train as the settings say.
@@ -94,7 +94,7 @@ def run_training(
         config: Trainer settings.
         model_config: Model, precision and LoRA settings, TRL's own.
         callbacks: Further callbacks, such as a progress display.
-        report: Called twice on the first rank with what the run has, by name: settings before the data is read, and
+        on_facts: Called twice on the first rank with what the run has, by name: settings before the data is read, and
             counts before the first step.
         progress: Show a bar while the data is tokenized.
 
@@ -114,14 +114,14 @@ def run_training(
     spread_batch(config, engine)
     output_dir = Path(str(config.output_dir))
     facts: dict[str, str] = {}
-    report = _noted_in(facts, report)
+    tell = _noted_in(facts, on_facts)
     with ExitStack() as held:
         # A folder that is taken is told before the data is read, and by one rank, which has it until all are done.
         first_decides(lambda: held.enter_context(sole_use(output_dir, "run")))
         checkpoint = first_decides(lambda: _start(run, config, model_config, engine))
         settings = resolved_config(run, config, model_config)  # before what follows puts its own marks on `config`
         if config.process_index == 0:
-            report(settled_facts(run, config, model_config, engine))
+            tell(settled_facts(run, config, model_config, engine))
         tokenizer = load_tokenizer(model_config, config)
         train_data, eval_data = load_data(run, config, model_config, tokenizer, progress=progress)
         fixed = first_decides(lambda: _fixed(run, config, model_config, engine, train_data, checkpoint))
@@ -144,7 +144,7 @@ def run_training(
             trainer.model.parameters(),
             trained_end=trainer.trained_end,
             checkpointing=config.checkpointing,
-            report=report,
+            on_facts=tell,
         )
         trainer.add_callback(counts)
         _clear_once(output_dir, config, earlier_run=checkpoint is None and run.overwrite_output_dir)
@@ -167,12 +167,12 @@ def run_training(
     )
 
 
-def _noted_in(facts: dict[str, str], report: Report) -> Report:
-    """Return a report that keeps what it is told in `facts`, too."""
+def _noted_in(facts: dict[str, str], on_facts: OnFacts) -> OnFacts:
+    """Return a function that keeps what it is told in `facts`, too."""
 
     def told(new: Mapping[str, str]) -> None:
         facts.update(new)
-        report(new)
+        on_facts(new)
 
     return told
 

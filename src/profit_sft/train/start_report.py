@@ -16,7 +16,7 @@ from profit_sft.train.config import ProFitConfig
 from profit_sft.train.data import evaluation_settings, training_settings
 from profit_sft.train.engine import Engine, step_of
 
-Report = Callable[[Mapping[str, str]], None]
+OnFacts = Callable[[Mapping[str, str]], None]
 
 
 def settled_facts(run: RunArguments, config: ProFitConfig, model_config: ModelConfig, engine: Engine) -> dict[str, str]:
@@ -67,7 +67,7 @@ class CountsReport(TrainerCallback):
         parameters: The model's, before an engine has sharded it.
         trained_end: The token that ends a trained answer and that the saved model stops at, or None.
         checkpointing: What `settle_checkpointing` has left in the configuration.
-        report: Called with the facts by name.
+        on_facts: Called with the facts by name.
     """
 
     def __init__(
@@ -77,11 +77,11 @@ class CountsReport(TrainerCallback):
         *,
         trained_end: str | None,
         checkpointing: str,
-        report: Report,
+        on_facts: OnFacts,
     ) -> None:
         self._data, self._trained_end, self._checkpointing = data, trained_end, checkpointing
         self._total, self._trained = parameter_counts(parameters)
-        self._report = report
+        self._on_facts = on_facts
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Report."""
@@ -107,7 +107,7 @@ class CountsReport(TrainerCallback):
             facts["end"] = f"{self._trained_end}, where the saved model stops"
         if data.notes:
             facts["notes"] = "; ".join(data.notes)
-        self._report({**facts, "steps": f"{state.max_steps:,}{from_step}"})
+        self._on_facts({**facts, "steps": f"{state.max_steps:,}{from_step}"})
 
 
 def parameter_counts(parameters: Iterable[torch.Tensor]) -> tuple[int, int]:

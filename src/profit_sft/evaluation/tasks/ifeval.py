@@ -35,7 +35,7 @@ _SECONDS = 30.0
 
 def problems(data: "Dataset") -> "Dataset":
     """Return the rows as they are, once NLTK's sentence data is there: it is missed before a model has answered."""
-    ensure_punkt(report=logger.warning)
+    ensure_punkt(say=logger.warning)
     return data
 
 
@@ -64,18 +64,18 @@ instruction_loose = partial(_share, "instruction_loose", True)
 
 
 def ifeval_grader(
-    report: Callable[[str], None], *, cpu_seconds: int = CPU_SECONDS
+    say: Callable[[str], None], *, cpu_seconds: int = CPU_SECONDS
 ) -> Callable[[Mapping[str, Any], str], Grade]:
     """Return the function that grades an answer to a problem of IFEval.
 
     Args:
-        report: Called with one line of text before something is fetched, and for each answer that could not be checked.
+        say: Called with one line of text before something is fetched, and for each answer that could not be checked.
         cpu_seconds: Processor time that checking one instruction may take.
 
     Raises:
         DownloadError: NLTK's sentence data is not there and cannot be fetched.
     """
-    ensure_punkt(report=report)
+    ensure_punkt(say=say)
     import nltk
 
     worker = LimitedProcess(
@@ -90,7 +90,7 @@ def ifeval_grader(
         found = [worker.ask({"problem": {**problem, **instruction}, "text": text}) for instruction in alone]
         unchecked = [name for name, followed in zip(names, found, strict=True) if followed is None]
         if unchecked:
-            report(
+            say(
                 f"ifeval: an answer to problem {problem.get('key')}, of {len(text):,} characters, could not be checked "
                 f"for {', '.join(unchecked)}; it counts as not following that"
             )
@@ -112,13 +112,13 @@ def ifeval_grader(
 _grader = cache(ifeval_grader)
 
 
-def ensure_punkt(*, report: Callable[[str], None] = lambda text: None) -> None:
+def ensure_punkt(*, say: Callable[[str], None] = lambda text: None) -> None:
     """Make sure that NLTK finds its English sentence data, which `nltk.download` fetches on first use (4 MB).
 
     Two of IFEval's checkers need it, and NLTK does not come with it.
 
     Args:
-        report: Called with one line of text before it is fetched.
+        say: Called with one line of text before it is fetched.
 
     Raises:
         DownloadError: It is not there and cannot be fetched; says what to do.
@@ -127,7 +127,7 @@ def ensure_punkt(*, report: Callable[[str], None] = lambda text: None) -> None:
 
     if _is_there(nltk):
         return
-    report("fetching NLTK's sentence data for ifeval (4 MB), once")
+    say("fetching NLTK's sentence data for ifeval (4 MB), once")
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(_SECONDS)  # NLTK sets none, and would wait for a server that does not answer
     try:

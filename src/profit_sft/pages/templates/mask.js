@@ -1,5 +1,5 @@
-// The mask page: its data, what is kept, and words for numbers. A token's cell tells on which side of each threshold it
-// lies (p >= GRID[i] where cell > 2i, p > GRID[i] where cell > 2i + 1), so masked or not is a comparison of whole numbers,
+// The mask page: its data, what is kept, and words for numbers. A token's level tells on which side of each threshold it
+// lies (p >= GRID[i] where level > 2i, p > GRID[i] where level > 2i + 1), so masked or not is a comparison of whole numbers,
 // and every share is exact for all tokens of the data set.
 const GRID = DATA.thresholds;
 const TOTALS = {
@@ -10,7 +10,7 @@ const FLOORS = decode(DATA.floors, Float32Array);
 const SETS = DATA.examples.sets.map((set) => {
   const logProbs = decode(set.log_probs, Float32Array);
   return {
-    logProbs, cells: cellsOf(logProbs), weights: set.weights === null ? null : decode(set.weights, Float32Array), alternatives: set.alternatives,
+    logProbs, levels: levelsOf(logProbs), weights: set.weights === null ? null : decode(set.weights, Float32Array), alternatives: set.alternatives,
     // Read when the first token is pointed at.
     entropy: late(() => wholeNumbers(set.entropy, TOTALS.labels)),
     rank: late(() => wholeNumbers(set.rank, TOTALS.labels)),
@@ -57,8 +57,8 @@ function late(make) {
   return () => (value === undefined ? (value = make()) : value);
 }
 
-function cellsOf(logProbs) {
-  const cells = new Uint16Array(logProbs.length);
+function levelsOf(logProbs) {
+  const levels = new Uint16Array(logProbs.length);
   for (let label = 0; label < logProbs.length; label += 1) {
     let low = 0;
     let high = FLOORS.length;
@@ -68,9 +68,9 @@ function cellsOf(logProbs) {
       else high = middle;
     }
     // `low` thresholds lie at or below p; where one lies exactly at it, it is not below.
-    cells[label] = 2 * low - (low > 0 && FLOORS[low - 1] === logProbs[label] ? 1 : 0);
+    levels[label] = 2 * low - (low > 0 && FLOORS[low - 1] === logProbs[label] ? 1 : 0);
   }
-  return cells;
+  return levels;
 }
 
 /** Say where each example's tokens, label tokens and stretches lie in the packed arrays. */
@@ -116,33 +116,33 @@ function keptWords() {
 
 // ---- Counting ----
 
-/** Count what a list of cell, count, cell, count, ... has beyond a cell. */
-function beyond(pairs, cell) {
+/** Count what a list of level, count, level, count, ... has beyond a level. */
+function beyond(pairs, level) {
   let sum = 0;
-  for (let at = pairs.length - 2; at >= 0 && pairs[at] > cell; at -= 2) sum += pairs[at + 1];
+  for (let at = pairs.length - 2; at >= 0 && pairs[at] > level; at -= 2) sum += pairs[at + 1];
   return sum;
 }
 const atLeast = (pairs, index = state.index) => beyond(pairs, 2 * index);
 const above = (pairs, index = state.index) => beyond(pairs, 2 * index + 1);
 const keptOf = (group, set) => {
   if (state.mode === "weights") return group.weighted[set];
-  const cells = group.cells[set];
-  if (state.direction === "middle") return Math.max(0, atLeast(cells) - above(cells, state.upper));
-  return state.direction === "higher" ? atLeast(cells) : group.count - above(cells);
+  const levels = group.levels[set];
+  if (state.direction === "middle") return Math.max(0, atLeast(levels) - above(levels, state.upper));
+  return state.direction === "higher" ? atLeast(levels) : group.count - above(levels);
 };
 const keptShares = (group) => SETS.map((_, set) => keptOf(group, set) / group.count);
 /** Count the tokens of a group by what becomes of them before and after. */
 function moved(group) {
   const count = state.direction === "higher" ? atLeast : above;
-  const [first, second, both] = [count(group.cells[0]), count(group.cells[1]), count(group.both)];
+  const [first, second, both] = [count(group.levels[0]), count(group.levels[1]), count(group.both)];
   const found = { kk: both, km: first - both, mk: second - both, mm: group.count - first - second + both };
   return state.direction === "higher" ? found : { kk: found.mm, km: found.mk, mk: found.km, mm: found.kk };
 }
 function isKept(set, label) {
   if (state.mode === "weights") return SETS[set].weights[label] !== 0;
-  const cell = SETS[set].cells[label];
-  if (state.direction === "lower") return cell <= 2 * state.index + 1;
-  return cell > 2 * state.index && (state.direction === "higher" || cell <= 2 * state.upper + 1);
+  const level = SETS[set].levels[label];
+  if (state.direction === "lower") return level <= 2 * state.index + 1;
+  return level > 2 * state.index && (state.direction === "higher" || level <= 2 * state.upper + 1);
 }
 const setShown = () => (state.view === "moved" ? 1 : Number(state.view));
 

@@ -178,7 +178,7 @@ function lines(area, all, namedAtEnd = true) {
 function curvePoints(area, y, group, set) {
   const x = across(area);
   const counts = new Float64Array(2 * GRID.length + 2);
-  for (let at = 0; at < group.cells[set].length; at += 2) counts[group.cells[set][at]] += group.cells[set][at + 1];
+  for (let at = 0; at < group.levels[set].length; at += 2) counts[group.levels[set][at]] += group.levels[set][at + 1];
   let beyondIt = 0; // what has p > GRID[index], and then also what has p = GRID[index]
   const points = [];
   for (let index = GRID.length - 1; index >= 0; index -= 1) {
@@ -201,8 +201,8 @@ function curve() {
   ];
   lines(area, all, false);
   nameApart(area, all);
-  const keptAt = (cells, index) => (state.direction === "lower" ? FIGURES.total.count - above(cells, index) : atLeast(cells, index));
-  const sharesAt = (index) => SETS.map((_, set) => keptAt(FIGURES.total.cells[set], index) / FIGURES.total.count);
+  const keptAt = (levels, index) => (state.direction === "lower" ? FIGURES.total.count - above(levels, index) : atLeast(levels, index));
+  const sharesAt = (index) => SETS.map((_, set) => keptAt(FIGURES.total.levels[set], index) / FIGURES.total.count);
   thresholdLines(area, (index) => arrow(sharesAt(index).map(percent)));
   for (const index of thresholdsShown()) {
     for (const share of sharesAt(index)) area.drawing.append(svg("circle", { class: "dot", cx: across(area)(LOGITS[index]), cy: y(share), r: 4 }));

@@ -34,7 +34,7 @@ const ROWS = {
   histogram: () => PANELS.flatMap(({ name, counts }) => counts.map((count, bin) => ({ of: name, p_from: FIGURES.histogram_edges[bin], p_to: FIGURES.histogram_edges[bin + 1], tokens: count }))),
   weights: () => FIGURES.weight_histogram.flatMap((counts, set) => counts.map((count, bin) => ({ of: NAMES[set] || "all tokens", weight_from: FIGURES.weight_edges[bin], weight_to: FIGURES.weight_edges[bin + 1], tokens: count }))),
   curve: () => GRID.map((threshold, index) => ({
-    threshold, ...perModel("share_at_least", SETS.map((_, set) => atLeast(FIGURES.total.cells[set], index) / FIGURES.total.count)),
+    threshold, ...perModel("share_at_least", SETS.map((_, set) => atLeast(FIGURES.total.levels[set], index) / FIGURES.total.count)),
   })),
   density: () => FIGURES.density.flatMap((line, before) => line.map((tokens, after) => ({ bin_before: before, bin_after: after, tokens }))),
   positions: () => groupRows(FIGURES.by_position),

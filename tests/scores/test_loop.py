@@ -10,7 +10,7 @@ from problems import OBJECTIVES
 from profit_sft import NLL, ProFit, apply_profit, remove_profit
 from profit_sft.head import selective_head
 from profit_sft.objectives import Rho, TokenStats
-from profit_sft.scores.engine import LabelExample, batches_by_length, label_examples, score_in_batches, score_labels
+from profit_sft.scores.loop import LabelExample, batches_by_length, label_examples, score_in_batches, score_labels
 from tiny import VOCAB_SIZE, tiny_dataset, tiny_model
 
 
