@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from profit_sft.data.rows import means_a_file
-from profit_sft.errors import missing_extra
+from profit_sft.data.sources import data_to_train
+from profit_sft.errors import ConfigurationError, missing_extra
 from profit_sft.study.plan import GENERATED, StudyPlan
 from profit_sft.study.study_file import Place, unknown_text
 
@@ -15,8 +16,8 @@ def check_flags(plan: StudyPlan) -> None:
     """Refuse settings that `profit train` and `profit eval` would refuse, and data that is not there. Imports both.
 
     Raises:
-        ConfigurationError: A training setting is no flag of `profit train` or no number where it takes one, an
-            evaluation setting is wrong, or the held-out data is missing.
+        ConfigurationError: A training setting is no flag of `profit train`, no number where it takes one, or
+            none that data can be read by, an evaluation setting is wrong, or the held-out data is missing.
     """
     from trl import ModelConfig
 
@@ -43,6 +44,10 @@ def check_flags(plan: StudyPlan) -> None:
             if not _may_be(kinds[key], value):
                 what = "a number" if float in _kinds(kinds[key]) else "a whole number"
                 raise plan.file.error((*place, key), f" must be {what}, got {value!r}.")
+        try:
+            data_to_train({**plan.train, **settings, "dataset_name": plan.dataset_name})
+        except ConfigurationError as error:
+            raise plan.file.error(place, f": {error}") from None
     heldout = plan.heldout_dataset_name
     if heldout is not None and heldout != GENERATED and means_a_file(heldout) and not Path(heldout).exists():
         raise plan.file.error(("heldout_dataset_name",), f": '{heldout}' does not exist. Check the path.")
