@@ -10,6 +10,7 @@ import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 
 from profit_sft.cli.options import SHORT_FORMS, underscored
+from profit_sft.data.settings import DataOptions
 from profit_sft.train.arguments import RunArguments
 
 _WIDTH = 78  # typer leaves a column free to either side of a terminal's 80
@@ -53,15 +54,13 @@ _BESIDE_TRL = {
     "resume_from_checkpoint": "Go on with an interrupted run.",
 }
 
-# Every setting of the parser is in exactly one of these.
-GROUPS: Mapping[str, tuple[str, ...]] = {
+_SUBJECTS: Mapping[str, tuple[str, ...]] = {
     "Objective and mask": (
         *("objective", "objective_kwargs", "threshold", "threshold_direction", "normalize", "reference_scores"),
         *("given_weights", "gradient_budget", "loss_chunk_size", "label_smoothing_factor", "neftune_noise_alpha"),
     ),
     "Data": (
-        *("dataset_name", "dataset_config", "dataset_train_split", "datasets", "dataset_format", "prompt_column"),
-        *("response_column", "dataset_text_field", "max_samples", "skip_bad_rows", "shuffle_dataset"),
+        *("dataset_name", "dataset_config", "dataset_train_split", "datasets", "dataset_text_field", "shuffle_dataset"),
         *("dataset_streaming", "streaming", "dataset_num_proc", "remove_unused_columns"),
     ),
     "Chats and labels": (
@@ -129,6 +128,13 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
         *("label_names", "include_for_metrics", "batch_eval_metrics", "length_column_name", "pad_token", "do_train"),
         *("do_eval", "do_predict"),
     ),
+}
+_PLACED = {name for names in _SUBJECTS.values() for name in names}
+_DATA_OPTIONS = (entry.name for entry in dataclasses.fields(DataOptions))
+# Every setting of the parser is in exactly one of these. A data option is in "Data", unless a subject names it.
+GROUPS: Mapping[str, tuple[str, ...]] = {
+    **_SUBJECTS,
+    "Data": (*_SUBJECTS["Data"], *(name for name in _DATA_OPTIONS if name not in _PLACED)),
 }
 OTHERS = "Others, of the versions of TRL and transformers that are installed"
 
