@@ -10,6 +10,7 @@ from profit_sft.cli import train_help
 from profit_sft.cli.app import run_app
 from profit_sft.cli.train_flags import make_parser, normalized
 from profit_sft.cli.train_help import FIRST_FLAGS, GROUPS, OTHERS, first_help, help_all
+from profit_sft.objectives import OBJECTIVES
 from profit_sft.train.arguments import RunArguments
 from profit_sft.train.config import ProFitConfig
 
@@ -80,6 +81,11 @@ def test_what_this_package_says_of_its_own_flags_is_shown_whole(parser):
     told = {action.dest: " ".join((action.help or "").split()) for action in parser._actions if action.dest in own}
     assert {"gradient_budget", "allow_changes", "skip_bad_rows"} <= set(told)
     assert [name for name, help in told.items() if help % {"default": ""} not in text] == []
+
+
+def test_the_short_help_names_every_objective():
+    named = set(re.findall(r"\w+", train_help._BESIDE_TRL["objective"]))
+    assert named >= OBJECTIVES.keys()
 
 
 def test_the_short_help_names_only_flags_that_exist(parser):
