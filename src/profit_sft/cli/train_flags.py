@@ -14,9 +14,9 @@ from profit_sft.cli.options import SHORT_FORMS, underscored
 from profit_sft.cli.train_help import OF_THE_COMMAND, help_all
 from profit_sft.errors import ConfigurationError, brief
 from profit_sft.files import read_yaml
+from profit_sft.ranges import check_values
 from profit_sft.train.arguments import RunArguments
 from profit_sft.train.config import ProFitConfig
-from profit_sft.train.ranges import check_values
 
 _OF_THE_OBJECTIVE = ("threshold", "threshold_direction", "objective_kwargs")
 _DEFAULT_OBJECTIVE = next(entry.default for entry in dataclasses.fields(ProFitConfig) if entry.name == "objective")

@@ -12,6 +12,7 @@ from datetime import date
 from functools import cached_property
 
 from profit_sft.data.formats import FORMATS
+from profit_sft.ranges import check_values
 
 PART_KINDS = ("thought", "content", "tool_call", "tool_call_turn", "core", "style")  # what `given_weights` may weigh
 TEST_SPLIT = "test"  # evaluated on, where no other is asked for
@@ -144,6 +145,7 @@ class DataSettings(DataOptions, DataSource):
         dataset_text_field: Column that is read as `text`.
 
     Raises:
+        TypeError: A value is of another kind.
         ValueError: A value is out of range.
     """
 
@@ -179,12 +181,7 @@ class DataSettings(DataOptions, DataSource):
             object.__setattr__(self, "given_weights", json.dumps(self.given_weights))
         weights_by_kind(self.given_weights)
         _require_day("template_date", self.template_date)
-        for name in ("max_length", "max_samples", "dataset_num_proc"):
-            value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
-                raise ValueError(f"{name} must be a whole number or None, got {value!r}.")
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}.")
+        check_values(self)
         if not self.dataset_name:
             raise ValueError("dataset_name is empty: name a jsonl, json, parquet or csv file, or a hub data set.")
         size = self.test_split_size

@@ -57,7 +57,7 @@ def _settings(asked: Mapping[str, Any], **source: Any) -> DataSettings:
     shared = (*(entry.name for entry in fields(DataOptions)), *_OF_TRL)
     try:
         return DataSettings(**source, **{name: asked[name] for name in shared if name in asked})
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise ConfigurationError(str(error)) from None
 
 

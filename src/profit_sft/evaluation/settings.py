@@ -7,6 +7,7 @@ from typing import Any
 
 from profit_sft.errors import ConfigurationError, blamed_on
 from profit_sft.models import DTYPES
+from profit_sft.ranges import check_values
 
 TASK_FOLDER = Path(__file__).with_name("tasks")
 TASKS = tuple(sorted(path.stem for path in TASK_FOLDER.glob("[!_]*.yaml")))
@@ -107,17 +108,7 @@ class EvalSettings:
                 raise ValueError(f"{name} is {value}, but preset {self.preset} sets it. Leave out one of the two.")
 
     def _check_numbers(self) -> None:
-        counts = ("max_new_tokens", "batch_size", "limit", "samples")
-        whole = (*counts, "top_k", "seed")
-        for name in (*whole, "temperature", "top_p"):
-            value = getattr(self, name)
-            kinds = int if name in whole else (int, float)
-            if value is not None and (not isinstance(value, kinds) or isinstance(value, bool)):
-                raise TypeError(f"{name} must be a {'whole ' if name in whole else ''}number, got {value!r}.")
-        for name in counts:
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}.")
+        check_values(self, unlimited=("temperature", "top_p", "top_k", "seed"))
         if self.greedy and self.samples not in (None, 1):
             raise ValueError(
                 f"samples is {self.samples}, but greedy decoding gives the same answer each time. Leave out one of the "

@@ -32,6 +32,7 @@ from profit_sft.models import DTYPES
 from profit_sft.models.fingerprint import model_fingerprint
 from profit_sft.models.pretrained import load_model, load_tokenizer
 from profit_sft.objectives import NLL
+from profit_sft.ranges import check_values
 from profit_sft.ranks import first_decides
 from profit_sft.scores.loop import LabelExample, LabelScores, label_examples, score_in_batches
 from profit_sft.scores.store import ScoredExample, ScoreJob, ScoreSet, ScoreWriter, as_stored, load_scores
@@ -59,6 +60,7 @@ class ScoreSettings:
         allow_missing_weights: Load a model whose files lack weights, or hold others.
 
     Raises:
+        TypeError: A value is of another kind.
         ValueError: A value is out of range.
     """
 
@@ -77,10 +79,7 @@ class ScoreSettings:
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}.")
-        for name in ("max_batch_tokens", "shard_rows"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}.")
+        check_values(self, unlimited=("likeliest",))
         if not 0 <= self.likeliest <= MOST_LIKELIEST:
             raise ValueError(f"likeliest must be from 0 to {MOST_LIKELIEST}, got {self.likeliest}.")
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from profit_sft.data.settings import TEST_SPLIT, DataOptions
-from profit_sft.train.ranges import check_values
+from profit_sft.ranges import check_values
 
 # What a resumed run must not change unless it says so; see `fixed.py`.
 FIXED = ("data", "tokenizer", "reference", "objective", "seed", "model", "precision", "optimizer", "batch")

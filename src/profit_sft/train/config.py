@@ -15,8 +15,8 @@ from trl import SFTConfig
 from profit_sft.errors import ConfigurationError, brief, first_line
 from profit_sft.files import read_json
 from profit_sft.objectives import OBJECTIVES, Objective, make_objective
+from profit_sft.ranges import check_values
 from profit_sft.train.collapse_probe import LEAST_ROWS
-from profit_sft.train.ranges import check_values
 
 # Of `accelerate launch`, `no` unless it is told. Read once: transformers 4 writes a configuration's own into it.
 _LAUNCHED_PRECISION = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
@@ -135,7 +135,7 @@ class ProFitConfig(SFTConfig):
     trl_telemetry: bool = field(default=False, metadata={"help": "Let TRL send its usage ping."})
 
     def __post_init__(self) -> None:
-        check_values(self)
+        check_values(self, unlimited=("threshold",))
         if self.output_dir == "":  # a shell's variable that is not set
             raise ValueError("output_dir is empty. Name a folder, or leave it out.")
         self._settle_precision()

@@ -1,4 +1,4 @@
-"""Which values a setting may have: kinds and ranges of the trainer's, the model's and the run's settings.
+"""Which values a setting may have, whatever it is of: its kind, as it is annotated, and a range by its name.
 
 transformers takes nearly any number, and makes of a wrong one another run: -1 epochs train nothing, and succeed.
 """
@@ -7,6 +7,7 @@ import dataclasses
 import enum
 import math
 import types
+from collections.abc import Collection
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from profit_sft.errors import brief
@@ -26,6 +27,7 @@ _COUNTS = (
     *("ddp_timeout", "max_length", "pad_to_multiple_of", "loss_chunk_size", "save_total_limit"),
     "max_skipped_steps",
     *("lora_r", "lora_alpha", "max_samples", "num_processes"),
+    *("max_batch_tokens", "shard_rows", "samples", "max_new_tokens", "batch_size", "limit"),
 )
 # Of numbers that are not just 0 or more. A negative number that means something is in `_MEANING`.
 _RANGES: dict[str, _Range] = {
@@ -42,14 +44,14 @@ _RANGES: dict[str, _Range] = {
 _MEANING = {("max_steps", -1): "num_train_epochs decides", ("local_rank", -1): "no launcher"}
 # ModelConfig makes a word of a list of one, such as all-linear; names with commas between are one word.
 _A_WORD_TOO = ("lora_target_modules", "allow_changes")
-_UNLIMITED = ("threshold",)  # their owners say more of them than a range
 
 
-def check_values(settings: Any) -> None:
+def check_values(settings: Any, *, unlimited: Collection[str] = ()) -> None:
     """Refuse a setting whose value is of another kind than it takes, or a number that cannot be meant.
 
     Args:
-        settings: An instance of a dataclass: the trainer's, the model's or the run's settings.
+        settings: An instance of a dataclass.
+        unlimited: Numbers of which its owner says more than a range.
 
     Raises:
         TypeError: A value is of another kind.
@@ -67,21 +69,24 @@ def check_values(settings: Any) -> None:
         if isinstance(value, str) and int in get_args(kinds[entry.name]) and value.lstrip("+-").isdecimal():
             value = int(value)  # as the flag of a setting that takes words as well comes in
         # A default is its library's affair, and may mean something else than a number: -1 for none.
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and value != entry.default:
+        is_limited = entry.name not in unlimited and value != entry.default
+        if is_limited and isinstance(value, (int, float)) and not isinstance(value, bool):
             _check_number(entry.name, value)
 
 
 def _check_number(name: str, value: float) -> None:
     low, high = _RANGES.get(name, _ANY)
-    if name in _UNLIMITED or (name, value) in _MEANING or (math.isfinite(value) and low <= value <= high):
+    if (name, value) in _MEANING or (math.isfinite(value) and low <= value <= high):
         return
     said = next((f", or {number}: {meaning}" for (of, number), meaning in _MEANING.items() if of == name), "")
-    raise ValueError(f"{name} must be {_range_words(low, high)}{said}, got {_short(value)}.")
+    raise ValueError(f"{name} must be {_range_words(low, high, value)}{said}, got {_short(value)}.")
 
 
-def _range_words(low: float, high: float) -> str:
+def _range_words(low: float, high: float, value: float) -> str:
+    """Say the end of the range that a value is beyond, or both where it is no number."""
     bottom = "above 0" if 0 < low < 1 else f"at least {low:g}"
-    return f"{bottom} and {'below 1' if high == _BELOW_1[1] else f'at most {high:,.0f}'}"
+    top = "below 1" if high == _BELOW_1[1] else f"at most {high:,.0f}"
+    return bottom if value < low else top if value > high else f"{bottom} and {top}"
 
 
 def _fits(value: Any, kind: Any) -> bool:
