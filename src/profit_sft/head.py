@@ -303,13 +303,12 @@ def label_statistics(
     objective: Objective | None = None,
     statistics: Statistics = "all",
     likeliest: int = 0,
-    chunk_size: int | None = None,
-    backend: Backend = "auto",
     **inputs: Any,
 ) -> SelectiveLoss:
     """Look at every label token without training: no gradient, no dropout, never `(N, V)` logits.
 
-    The model is called as a whole, so whatever shards it works as in a step: every rank must call.
+    The model is called as a whole, so whatever shards it works as in a step: every rank must call. Chunks and backend
+    are those of its head. Rows of which the objective keeps nothing are what is looked for, so they are not warned of.
 
     Args:
         model: A causal language model, with or without a selective head, as its engine wrapped it. Its training mode is
@@ -319,8 +318,6 @@ def label_statistics(
         objective: Whose token weights to report; None weighs every label 1.
         statistics: As `selective_linear_cross_entropy` takes them.
         likeliest: As there.
-        chunk_size: Tokens whose logits are held at once. None: chosen.
-        backend: Backend of the loss.
         **inputs: What else the model takes, such as `attention_mask`.
 
     Returns:
@@ -340,38 +337,17 @@ def label_statistics(
         normalize="all",
         statistics=statistics,
         likeliest=likeliest,
-        chunk_size=chunk_size,
-        backend=backend,
         adds_aux_loss=False,
     )
     try:
-        with _in_evaluation_mode(base):
+        with _in_evaluation_mode(base), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*teaches nothing")
             found: SelectiveLoss = model(input_ids=input_ids, labels=labels, use_cache=False, **inputs)["selective"]
     finally:
         installed.look = None
         if not was_installed:
             remove_profit(model)
     return found
-
-
-def look_through_head(
-    model: nn.Module, objective: Objective | None, *, statistics: Statistics = "all", **inputs: Any
-) -> SelectiveLoss:
-    """Return `label_statistics` with the chunks and the backend of the head that is installed.
-
-    Rows of which the objective keeps nothing are what is looked for, so they are not warned of.
-    """
-    head = selective_head(model)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*teaches nothing")
-        return label_statistics(
-            model,
-            objective=objective,
-            statistics=statistics,
-            chunk_size=head.chunk_size,
-            backend=head.backend,
-            **inputs,
-        )
 
 
 @contextmanager

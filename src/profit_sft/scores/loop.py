@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from profit_sft.data.tokenize import IGNORE_INDEX, TOKEN_KINDS
-from profit_sft.head import apply_profit, causal_lm, look_through_head, remove_profit, selective_head
+from profit_sft.head import apply_profit, causal_lm, label_statistics, remove_profit, selective_head
 from profit_sft.objectives import FROM_THE_BATCH, NLL, Objective
 
 # The head's logits are held in chunks whatever the batch, so a batch costs its hidden states. On two cores a batch of
@@ -211,7 +211,7 @@ def _scored(
     model: nn.Module, batch: Sequence[LabelExample], objective: Objective | None, likeliest: int, device: torch.device
 ) -> list[LabelScores]:
     inputs = {name: value.to(device) for name, value in _padded(batch).items()}
-    found = look_through_head(model, objective, statistics="ranks", likeliest=likeliest, **inputs)
+    found = label_statistics(model, objective=objective, statistics="ranks", likeliest=likeliest, **inputs)
     values: dict[str, NDArray[Any]] = {}
     for name, dtype in _FOUND.items():
         value: Tensor | None = getattr(found, name)

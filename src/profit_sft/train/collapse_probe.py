@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import IterableDataset
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from profit_sft.head import look_through_head, selective_head
+from profit_sft.head import label_statistics, selective_head
 from profit_sft.loss import SelectiveLoss
 from profit_sft.objectives import Objective
 
@@ -215,9 +215,7 @@ def measure(model: nn.Module, batch: Mapping[str, Any]) -> SelectiveLoss:
         Values `(B, S)`, aligned with the positions that predict. An objective that draws at random draws the same
         every time.
     """
-    inputs = dict(batch)
-    labels = inputs.pop("labels")
-    return look_through_head(model, _drawing_alike(selective_head(model).objective), labels=labels, **inputs)
+    return label_statistics(model, objective=_drawing_alike(selective_head(model).objective), **batch)
 
 
 def probe_rows(rows: Sequence[int], input_ids: Tensor, found: SelectiveLoss) -> list[ProbeRow]:
