@@ -7,7 +7,6 @@ import pytest
 from profit_sft.errors import ConfigurationError, DataError
 from profit_sft.files import write_text
 from profit_sft.study.cells import needs_scores
-from profit_sft.study.driver import sole_driver
 from profit_sft.study.layout import StudyFolder
 from profit_sft.study.plan import parse_plan
 from profit_sft.study.results import read_results
@@ -86,7 +85,7 @@ def test_cells_of_other_rows_of_the_same_name_are_not_mixed(tmp_path):
 
 def test_a_folder_that_another_driver_has_is_refused_before_anything_is_written(tmp_path):
     study = StudyFolder(tmp_path)
-    with sole_driver(study), pytest.raises(ConfigurationError, match="is running the study in"):
+    with study.driven(), pytest.raises(ConfigurationError, match="is running the study in"):
         run_study(plan_without_measuring(), tmp_path)
     assert not (tmp_path / "cells").exists()
 

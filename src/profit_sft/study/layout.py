@@ -1,4 +1,4 @@
-"""Where everything of a study lies.
+"""Where everything of a study lies, and that one process at a time hands out its cells.
 
 output_dir/
   data/                   generated problems, train.jsonl and heldout.jsonl, where the study uses them
@@ -21,7 +21,14 @@ output_dir/
   report.html, report.md, results.json
 """
 
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from profit_sft.files import sole_use, write_text
 
 
 class CellFolder:
@@ -72,3 +79,31 @@ class StudyFolder:
     def cell(self, slug: str) -> CellFolder:
         """Return the folder of a cell."""
         return CellFolder(self.path / "cells" / slug)
+
+    @contextmanager
+    def driven(self) -> Iterator[None]:
+        """Be the study's driver, the process that hands out its cells; the lock dies with it, however it ends.
+
+        Raises:
+            ConfigurationError: Another process is; the message names its host and process id.
+        """
+
+        def refusal() -> str:
+            return (
+                f"{self._driver_name()} is running the study in '{self.path}'. Wait for it or stop it. To use more "
+                "machines or GPUs, run one with --executor ray."
+            )
+
+        with sole_use(self.path, "study", lock_file="driver.lock", refusal=refusal):
+            write_text(self.driver, json.dumps({"host": socket.gethostname(), "pid": os.getpid()}) + "\n")
+            try:
+                yield
+            finally:
+                self.driver.unlink(missing_ok=True)
+
+    def _driver_name(self) -> str:
+        try:
+            driver = json.loads(self.driver.read_text(encoding="utf-8"))
+        except (OSError, json.JSONDecodeError):  # it has the lock, and is about to write this or gone again
+            return "another process"
+        return f"process {driver['pid']} on {driver['host']}"

@@ -21,7 +21,6 @@ from profit_sft.study.cells import (
     needs_scores,
     run_cell,
 )
-from profit_sft.study.driver import sole_driver
 from profit_sft.study.layout import StudyFolder
 from profit_sft.study.plan import GENERATED, Cell, StudyPlan
 from profit_sft.study.processes import Interrupted, StopRequest
@@ -93,7 +92,7 @@ def run_study(
     _check_dependencies(plan, chosen, study)
     loop = _Loop(plan, study, list(chosen), say)
     executor = ray_cluster(plan, chosen) if on_ray else nullcontext(run_cell)
-    with sole_driver(study), executor as run_one, signals_handled(loop.stop.ask):
+    with study.driven(), executor as run_one, signals_handled(loop.stop.ask):
         write_generated(plan, study)
         loop.run(run_one, jobs or (len(chosen) if on_ray else 1))
     return RunReport(

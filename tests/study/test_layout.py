@@ -8,14 +8,12 @@ import sys
 import pytest
 
 from profit_sft.errors import ConfigurationError
-from profit_sft.study.driver import sole_driver
 from profit_sft.study.layout import StudyFolder
 
 HOLD = """
 import pathlib, sys
-from profit_sft.study.driver import sole_driver
 from profit_sft.study.layout import StudyFolder
-with sole_driver(StudyFolder(pathlib.Path(sys.argv[1]))):
+with StudyFolder(pathlib.Path(sys.argv[1])).driven():
     print("held", flush=True)
     input()
 """
@@ -32,11 +30,11 @@ def start_driver(folder):
 def test_a_second_driver_is_told_who_the_first_one_is(tmp_path):
     study = StudyFolder(tmp_path / "out")
     message = f"process {os.getpid()} on {socket.gethostname()} is running the study in '{study.path}'. Wait for it or"
-    with sole_driver(study), pytest.raises(ConfigurationError, match=message), sole_driver(study):
+    with study.driven(), pytest.raises(ConfigurationError, match=message), study.driven():
         raise AssertionError
-    with sole_driver(study):
+    with study.driven():
         study.driver.unlink()  # as in the moment before it is written
-        with pytest.raises(ConfigurationError, match="output_dir: another process is running"), sole_driver(study):
+        with pytest.raises(ConfigurationError, match="output_dir: another process is running"), study.driven():
             raise AssertionError
     assert not study.driver.exists()
 
@@ -44,10 +42,10 @@ def test_a_second_driver_is_told_who_the_first_one_is(tmp_path):
 def test_another_process_is_seen_and_once_killed_forgotten(tmp_path):
     study = StudyFolder(tmp_path)
     process = start_driver(study.path)
-    with pytest.raises(ConfigurationError, match=f"process {process.pid} on "), sole_driver(study):
+    with pytest.raises(ConfigurationError, match=f"process {process.pid} on "), study.driven():
         raise AssertionError
     process.kill()
     process.communicate()
     assert study.driver.exists()  # it could not take this away
-    with sole_driver(study):
+    with study.driven():
         assert str(os.getpid()) in study.driver.read_text()
