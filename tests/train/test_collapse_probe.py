@@ -234,6 +234,6 @@ def test_measure_puts_everything_back(tmp_path):
     assert torch.equal(torch.get_rng_state(), state)
     assert found.num_labels == 3
     assert not found.loss.requires_grad
-    with pytest.raises(KeyError):
-        measure(model, {"input_ids": batch["input_ids"]})
+    with pytest.raises(ValueError, match="outside the vocabulary"):
+        measure(model, {**batch, "labels": batch["labels"] + 1000})
     assert [module.training for module in model.modules()] == modes
