@@ -1,6 +1,6 @@
 """Where does a mask help? Start strength x references x objective, on models small enough for two cores.
 
-    python benchmarks/map/run.py OUT [--grid corners|whole] [--jobs 2]
+    python benchmarks/map/run.py OUT [--grid new old objectives between check] [--jobs 2]
 
 A cell is one fine-tuning, a file in OUT/cells; a second call goes on with those that are missing. Each objective tries
 five learning rates with seed 0, and the one with the best validation score is run with two more seeds.
@@ -10,126 +10,169 @@ import argparse
 import itertools
 import json
 import time
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import LlamaForCausalLM
 
 from profit_sft.files import write_text
 from profit_sft.objectives import OBJECTIVES
-from train import STRENGTHS, fine_tune, make_starts, measure, training_rows, validation_score
+from train import STRENGTHS, fine_tune, make_starts, measure, new_model, profile, training_rows, validate
 
 RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
-SEEDS = (0, 1, 2)
 OBJECTIVE_SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "nll": ("nll", {}),
-    "profit 0.05": ("profit", {"threshold": 0.05}),
     "profit 0.1": ("profit", {"threshold": 0.1}),
-    "profit 0.3": ("profit", {"threshold": 0.3}),
     "profit 0.1, reference": ("profit", {"threshold": 0.1, "mask_source": "reference"}),
     "dft": ("dft", {}),
+    "profit 0.05": ("profit", {"threshold": 0.05}),
+    "profit 0.3": ("profit", {"threshold": 0.3}),
     "eaft": ("eaft", {}),
     "trsft": ("trsft", {}),
     "deft": ("deft", {}),
     "psft": ("psft", {}),
 }
 RANDOM = "random, as many as profit 0.1"
+FEW = tuple(OBJECTIVE_SETTINGS)[:4]  # run everywhere
+ALL = (*(name for name, (kind, _) in OBJECTIVE_SETTINGS.items() if kind in OBJECTIVES), RANDOM)
+SEEDS = (0, 1, 2)
 
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """What is fine-tuned on what."""
+    """What is fine-tuned on what; `seeds` are those of the data and of training."""
 
     start: str
     wording: str
     wrong_share: float
     new_skill: bool
+    rows: int = 512
+    seeds: tuple[int, ...] = SEEDS
+
+    @property
+    def label(self) -> str:
+        """Name of its folder."""
+        skill = "new" if self.new_skill else "old"
+        return f"{self.start} {self.wording} {self.wrong_share:g} {skill} {self.rows}"
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """What its references are drawn by."""
+        return {
+            "wording": self.wording,
+            "wrong_share": self.wrong_share,
+            "new_skill": self.new_skill,
+            "rows": self.rows,
+        }
 
 
-GRIDS = {
-    "corners": [
-        Condition("strong", "alien", 0.5, True),
-        Condition("strong", "alien", 0.0, True),
-        Condition("weak", "own", 0.0, True),
-        Condition("strong", "alien", 0.5, False),
-        Condition("strong", "own", 0.5, True),
-        Condition("weak", "alien", 0.5, True),
-        Condition("half", "alien", 0.3, True),
-        Condition("good", "alien", 0.3, True),
-    ],
-    "whole": [
-        Condition(*factors)
-        for factors in itertools.product(STRENGTHS, ("own", "alien"), (0.0, 0.1, 0.3, 0.5), (False, True))
+Grid = list[tuple[Condition, tuple[str, ...]]]
+
+
+def _crossed(starts: Iterable[str], wordings: Iterable[str], wrong_shares: Iterable[float], new_skill: bool) -> Grid:
+    factors = itertools.product(starts, wordings, wrong_shares)
+    return [(Condition(start, *of_start, new_skill), FEW) for start, *of_start in factors]
+
+
+_BOTH = ("own", "alien")
+GRIDS: dict[str, Grid] = {
+    "new": _crossed(STRENGTHS, _BOTH, (0.0, 0.5), True),
+    "old": _crossed(("half", "strong"), _BOTH, (0.0, 0.5), False),
+    "objectives": [(Condition("strong", "alien", 0.5, new_skill), ALL) for new_skill in (False, True)],
+    "between": _crossed(STRENGTHS, _BOTH, (0.1, 0.3), True),
+    # Other seeds, sizes and shares of wrong references than those that a rule was made of.
+    "check": [
+        (Condition(start, wording, wrong_share, new_skill, rows, (3, 4, 5)), FEW[:2])
+        for start, wording, wrong_share, new_skill, rows in (
+            ("weak", "alien", 0.3, True, 128),
+            ("half", "own", 0.3, True, 1024),
+            ("half", "alien", 0.3, False, 128),
+            ("good", "own", 0.0, False, 512),
+            ("good", "alien", 0.5, False, 1024),
+            ("good", "own", 0.3, True, 128),
+            ("strong", "own", 0.3, False, 128),
+            ("strong", "alien", 0.3, False, 1024),
+            ("strong", "alien", 0.1, True, 128),
+            ("strong", "own", 0.1, True, 1024),
+        )
     ],
 }
 
 
-def run_cell(
-    out: Path, condition: Condition, name: str, objective: tuple[str, dict[str, Any]], rate: float, seed: int
-) -> dict[str, Any]:
-    """Run a cell, or read what it gave."""
-    label = f"{condition.start} {condition.wording} {condition.wrong_share:g} {'new' if condition.new_skill else 'old'}"
-    file = out / "cells" / label / f"{name} {rate:g} {seed}.json"
-    if file.exists():
-        return json.loads(file.read_text())
-    began = time.perf_counter()
+def run_objective(
+    out: Path, condition: Condition, name: str, objective: tuple[str, dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Run what an objective still lacks: each rate with the first seed, the best one measured and with all seeds."""
     start = torch.load(out / "starts" / f"{condition.start}.pt", weights_only=True)
-    data = {"wording": condition.wording, "wrong_share": condition.wrong_share, "new_skill": condition.new_skill}
-    model, kept_share = fine_tune(start, training_rows(seed, **data), *objective, rate=rate, seed=seed)
-    found = {
-        **asdict(condition),
-        "objective": name,
-        "rate": rate,
-        "seed": seed,
-        "kept_share": kept_share,
-        "validation": validation_score(model, new_skill=condition.new_skill),
-        **measure(model, wording=condition.wording),
-        "seconds": time.perf_counter() - began,
-    }
-    write_text(file, json.dumps(found) + "\n")
-    return found
+    models: dict[float, Any] = {}
+
+    def cell(rate: float, seed: int, *, measured: bool) -> dict[str, Any]:
+        file = out / "cells" / condition.label / f"{name} {rate:g} {seed}.json"
+        found: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+        if found and ("greedy_old" in found or not measured):
+            return found
+        if seed != condition.seeds[0] or rate not in models:
+            rows = training_rows(seed, **condition.data)
+            models[rate], kept_share = fine_tune(start, rows, *objective, rate=rate, seed=seed)
+            found = {"kept_share": kept_share} | validate(models[rate], new_skill=condition.new_skill)
+        found |= asdict(condition) | {"objective": name, "rate": rate, "seed": seed}
+        if measured:
+            found |= measure(models[rate], wording=condition.wording)
+        write_text(file, json.dumps(found) + "\n")
+        return found
+
+    tries = [cell(rate, condition.seeds[0], measured=False) for rate in RATES]
+    best = max(tries, key=lambda cell: cell["validation"])["rate"]
+    return [cell(best, seed, measured=True) for seed in condition.seeds]
 
 
-def run_condition(out: Path, condition: Condition) -> str:
-    """Run what a condition still lacks: five rates with the first seed, the best one with the others."""
+def run_condition(out: Path, condition: Condition, names: tuple[str, ...]) -> str:
+    """Profile a condition's data under its start, then run its objectives."""
     torch.set_num_threads(1)
     began = time.perf_counter()
+    profiled = out / "profiles" / f"{condition.label}.json"
+    if not profiled.exists():
+        rows = training_rows(condition.seeds[0], **condition.data)
+        write_text(profiled, json.dumps(profile(load_start(out, condition.start), rows)) + "\n")
     kept_share = 0.0
-    objectives = {name: made for name, made in OBJECTIVE_SETTINGS.items() if made[0] in OBJECTIVES}
-    for name, objective in [*objectives.items(), (RANDOM, None)]:
-        made = objective or ("profit", {"direction": "random", "rate": kept_share})
-        tries = [run_cell(out, condition, name, made, rate, SEEDS[0]) for rate in RATES]
-        best = max(tries, key=lambda cell: cell["validation"])
-        for seed in SEEDS[1:]:
-            run_cell(out, condition, name, made, best["rate"], seed)
+    for name in names:
+        random = ("profit", {"direction": "random", "rate": kept_share})
+        runs = run_objective(out, condition, name, random if name == RANDOM else OBJECTIVE_SETTINGS[name])
         if name == "profit 0.1":
-            kept_share = best["kept_share"]
-    return f"{condition}: {time.perf_counter() - began:.0f} s"
+            kept_share = runs[0]["kept_share"]
+    return f"{condition.label}: {time.perf_counter() - began:.0f} s"
+
+
+def load_start(out: Path, name: str) -> LlamaForCausalLM:
+    """Return a start."""
+    model = new_model()
+    model.load_state_dict(torch.load(out / "starts" / f"{name}.pt", weights_only=True))
+    return model.eval()
 
 
 def main() -> None:
     """Make the starts, then the cells."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--grid", choices=GRIDS, default="corners")
+    parser.add_argument("--grid", choices=GRIDS, nargs="+", default=[*GRIDS])
     parser.add_argument("--jobs", type=int, default=2)
     arguments = parser.parse_args()
     make_starts(arguments.out / "starts", lambda line: print(line, flush=True))
     measured = arguments.out / "starts.json"
     if not measured.exists():
         write_text(measured, json.dumps({name: _measured(arguments.out, name) for name in STRENGTHS}) + "\n")
+    items = [item for name in arguments.grid for item in GRIDS[name]]
     with ProcessPoolExecutor(arguments.jobs) as pool:
-        for line in pool.map(run_condition, itertools.repeat(arguments.out), GRIDS[arguments.grid]):
+        for line in pool.map(run_condition, itertools.repeat(arguments.out), *zip(*items, strict=True)):
             print(line, flush=True)
 
 
 def _measured(out: Path, name: str) -> dict[str, Any]:
-    from train import new_model
-
-    model = new_model()
-    model.load_state_dict(torch.load(out / "starts" / f"{name}.pt", weights_only=True))
+    model = load_start(out, name)
     return {wording: measure(model, wording=wording) for wording in ("own", "alien")}
 
 

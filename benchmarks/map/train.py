@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from task import (
     EOS,
+    IGNORE_INDEX,
     LARGEST_ANSWER,
     PAD,
     VOCAB_SIZE,
@@ -26,7 +27,6 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 from profit_sft import apply_profit, make_objective
 
 BATCH_SIZE = 16
-ROWS = 512
 EPOCHS = 2
 STRENGTHS = {"weak": 0.1, "half": 0.5, "good": 0.8, "strong": 0.97}  # share right, at least
 _PRETRAIN_BATCH, _PRETRAIN_STEPS, _PRETRAIN_RATE = 64, 3500, 1e-3
@@ -85,10 +85,10 @@ def draw_problems(random: Random, skill: str, count: int) -> list[Problem]:
     return [draw_problem(random, skill) for _ in range(count)]
 
 
-def training_rows(seed: int, *, wording: str, wrong_share: float, new_skill: bool) -> list[Reference]:
+def training_rows(seed: int, *, wording: str, wrong_share: float, new_skill: bool, rows: int) -> list[Reference]:
     """Draw one reference a problem; with a new skill, half of the problems are of it."""
     random = Random(1000 + seed)
-    skills = ["new" if new_skill and index % 2 else "old" for index in range(ROWS)]
+    skills = ["new" if new_skill and index % 2 else "old" for index in range(rows)]
     return [
         draw_reference(random, draw_problem(random, skill), wording=wording, wrong_share=wrong_share)
         for skill in skills
@@ -109,24 +109,41 @@ def _step(
 
 
 @torch.no_grad()
-def log_probs_of(model: LlamaForCausalLM, batch: dict[str, Tensor]) -> Tensor:
-    """Return log p of every label token under the model, `(B, S)` in the places of the labels; 0 elsewhere."""
-    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.float()
-    labels = batch["labels"][:, 1:]
-    found = logits[:, :-1].log_softmax(-1).gather(-1, labels.clamp(min=0)[..., None])[..., 0]
-    return torch.nn.functional.pad(found * (labels >= 0), (1, 0))
+def log_probs_of(model: LlamaForCausalLM, rows: list[Reference]) -> tuple[Tensor, Tensor, Tensor]:
+    """Return labels, their log p under the model (0 where there is none), and log p of its own choice, `(B, S)`."""
+    batch = batch_of(rows)
+    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1].float()
+    labels, log_probs = batch["labels"][:, 1:], logits.log_softmax(-1)
+    found = log_probs.gather(-1, labels.clamp(min=0)[..., None])[..., 0] * (labels >= 0)
+    return batch["labels"], *(torch.nn.functional.pad(of, (1, 0)) for of in (found, log_probs.amax(-1)))
+
+
+def profile(model: LlamaForCausalLM, rows: list[Reference]) -> dict[str, float]:
+    """Return what scoring the data tells before training: shares of label tokens, and nats a token.
+
+    `confidence_where_it_disagrees` is the mean probability of the model's own choice where that is not the label.
+    """
+    labels, log_probs, own = log_probs_of(model, rows)
+    is_label = labels != IGNORE_INDEX
+    log_probs, own = log_probs[is_label], own[is_label]
+    disagrees = log_probs < own - 1e-6
+    return {
+        "nll": -log_probs.mean().item(),
+        "below_0.1": (log_probs < math.log(0.1)).float().mean().item(),
+        "disagrees": disagrees.float().mean().item(),
+        "confidence_where_it_disagrees": own[disagrees].exp().mean().item(),
+    }
 
 
 def fine_tune(
     start: dict[str, Tensor], rows: list[Reference], objective: str, settings: dict[str, Any], *, rate: float, seed: int
 ) -> tuple[LlamaForCausalLM, float]:
     """Fine-tune a copy of the start; return it with the share of label tokens that had a weight."""
-    model, frozen = new_model(), new_model()
+    model = new_model()
     model.load_state_dict(start)
-    frozen.load_state_dict(start)
-    frozen.eval()
-    torch.manual_seed(seed)
     made = make_objective(objective, **settings)
+    reference = log_probs_of(model.eval(), rows)[1] if "reference_log_probs" in made.needs else None
+    torch.manual_seed(seed)
     apply_profit(model.train(), made)
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.0)
     random, steps, kept, labels = Random(seed), EPOCHS * len(rows) // BATCH_SIZE, 0.0, 0
@@ -134,9 +151,10 @@ def fine_tune(
     for step in range(steps):
         if not order:
             order = random.sample(range(len(rows)), len(rows))
-        batch = batch_of([rows[order.pop()] for _ in range(BATCH_SIZE)])
-        if "reference_log_probs" in made.needs:
-            batch["reference_log_probs"] = log_probs_of(frozen, batch)
+        indices = [order.pop() for _ in range(BATCH_SIZE)]
+        batch = batch_of([rows[index] for index in indices])
+        if reference is not None:
+            batch["reference_log_probs"] = reference[indices, : batch["labels"].shape[1]]
         warm = min(1.0, (step + 1) / (0.1 * steps))
         output = _step(model, optimizer, batch, rate * warm * 0.5 * (1 + math.cos(math.pi * step / steps)))
         kept += output.selective.num_kept.item()
@@ -162,30 +180,37 @@ def answers(model: LlamaForCausalLM, problems: list[Problem], *, temperature: fl
     found: list[tuple[bool, int]] = [(False, 0)] * len(problems)
     for indices in by_length.values():
         current = torch.tensor([encode(problems[index].prompt) for index in indices])
-        cache, done, said = DynamicCache(), torch.zeros(len(indices), dtype=torch.bool), []
-        while len(said) < LARGEST_ANSWER and not done.all():
+        cache, open_rows = DynamicCache(), torch.arange(len(indices))  # rows whose answers have not ended
+        said = torch.full((len(indices), LARGEST_ANSWER), EOS)
+        for place in range(LARGEST_ANSWER):
             logits = model(input_ids=current, past_key_values=cache, use_cache=True).logits[:, -1].float()
             if temperature == 0:
                 token = logits.argmax(-1)
             else:
                 token = torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator)[:, 0]
-            token = torch.where(done, EOS, token)
-            done |= token == EOS
-            said.append(token)
+            said[open_rows, place] = token
+            going_on = (token != EOS).nonzero()[:, 0]
+            if len(going_on) == 0:
+                break
+            if len(going_on) < len(open_rows):
+                cache.batch_select_indices(going_on)
+                open_rows, token = open_rows[going_on], token[going_on]
             current = token[:, None]
-        for index, ids in zip(indices, torch.stack(said, 1).tolist(), strict=True):
+        for index, ids in zip(indices, said.tolist(), strict=True):
             text = decode(ids)
             found[index] = (last_number(text) == problems[index].answer, len(text))
     model.train(training)
     return found
 
 
-def validation_score(model: LlamaForCausalLM, *, new_skill: bool) -> float:
-    """Return the share right on validation problems of the skills in the training data."""
+def validate(model: LlamaForCausalLM, *, new_skill: bool) -> dict[str, float]:
+    """Return the share right on validation problems of the skills in the training data, and the mean of these."""
     random = Random(_VALIDATION_SEED + 1)
     skills = ("old", "new") if new_skill else ("old",)
-    shares = [sum(greedy_scores(model, draw_problems(random, skill, 200))) / 200 for skill in skills]
-    return sum(shares) / len(shares)
+    shares = {skill: sum(greedy_scores(model, draw_problems(random, skill, 200))) / 200 for skill in skills}
+    return {"validation": sum(shares.values()) / len(shares)} | {
+        f"validation_{skill}": share for skill, share in shares.items()
+    }
 
 
 def measure(model: LlamaForCausalLM, *, wording: str) -> dict[str, Any]:
@@ -210,7 +235,7 @@ def measure(model: LlamaForCausalLM, *, wording: str) -> dict[str, Any]:
 
 
 def _nll_by_kind(model: LlamaForCausalLM, references: list[Reference]) -> dict[str, float]:
-    log_probs = log_probs_of(model.eval(), batch_of(references))
+    _, log_probs, _ = log_probs_of(model.eval(), references)
     sums = {"core": [0.0, 0], "style": [0.0, 0]}
     for row, reference in enumerate(references):
         first = len(reference.prompt)
