@@ -1,9 +1,10 @@
 """Where does a mask help? Start strength x references x objective, on models small enough for two cores.
 
-    python benchmarks/map/run.py OUT [--grid new old objectives between check] [--jobs 2]
+    python benchmarks/map/run.py OUT [--grid new old objectives smollm2 check between] [--jobs 2]
 
 A cell is one fine-tuning, a file in OUT/cells; a second call goes on with those that are missing. Each objective tries
-five learning rates with seed 0, and the one with the best validation score is run with two more seeds.
+five learning rates with its first seed (three on SmolLM2), and the one with the best validation score is measured, and
+run with two more seeds.
 """
 
 import argparse
@@ -17,13 +18,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import LlamaForCausalLM
 
 from profit_sft.files import write_text
 from profit_sft.objectives import OBJECTIVES
-from train import STRENGTHS, fine_tune, make_starts, measure, new_model, profile, training_rows, validate
+from train import (
+    FROM_SCRATCH,
+    SMOLLM2,
+    Learner,
+    fine_tune,
+    make_starts,
+    measure,
+    new_learner,
+    profile,
+    smollm2,
+    training_rows,
+    validate,
+)
 
-RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
 OBJECTIVE_SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "nll": ("nll", {}),
     "profit 0.1": ("profit", {"threshold": 0.1}),
@@ -60,6 +71,11 @@ class Condition:
         return f"{self.start} {self.wording} {self.wrong_share:g} {skill} {self.rows}"
 
     @property
+    def rates(self) -> tuple[float, ...]:
+        """Learning rates that each objective tries."""
+        return (1e-5, 3e-5, 1e-4, 3e-4, 1e-3) if self.start in FROM_SCRATCH.strengths else (1e-5, 3e-5, 1e-4)
+
+    @property
     def data(self) -> dict[str, Any]:
         """What its references are drawn by."""
         return {
@@ -79,11 +95,14 @@ def _crossed(starts: Iterable[str], wordings: Iterable[str], wrong_shares: Itera
 
 
 _BOTH = ("own", "alien")
+_STARTS = tuple(FROM_SCRATCH.strengths)
 GRIDS: dict[str, Grid] = {
-    "new": _crossed(STRENGTHS, _BOTH, (0.0, 0.5), True),
+    "new": _crossed(_STARTS, _BOTH, (0.0, 0.5), True),
     "old": _crossed(("half", "strong"), _BOTH, (0.0, 0.5), False),
     "objectives": [(Condition("strong", "alien", 0.5, new_skill), ALL) for new_skill in (False, True)],
-    "between": _crossed(STRENGTHS, _BOTH, (0.1, 0.3), True),
+    "smollm2": [
+        (Condition("smollm2", "alien", wrong_share, True, rows=256), (*FEW, "trsft")) for wrong_share in (0.0, 0.3)
+    ],
     # Other seeds, sizes and shares of wrong references than those that a rule was made of.
     "check": [
         (Condition(start, wording, wrong_share, new_skill, rows, (3, 4, 5)), FEW[:2])
@@ -100,6 +119,7 @@ GRIDS: dict[str, Grid] = {
             ("strong", "own", 0.1, True, 1024),
         )
     ],
+    "between": _crossed(_STARTS, _BOTH, (0.1, 0.3), True),
 }
 
 
@@ -107,7 +127,7 @@ def run_objective(
     out: Path, condition: Condition, name: str, objective: tuple[str, dict[str, Any]]
 ) -> list[dict[str, Any]]:
     """Run what an objective still lacks: each rate with the first seed, the best one measured and with all seeds."""
-    start = torch.load(out / "starts" / f"{condition.start}.pt", weights_only=True)
+    start = load_start(out, condition.start)
     models: dict[float, Any] = {}
 
     def cell(rate: float, seed: int, *, measured: bool) -> dict[str, Any]:
@@ -125,7 +145,7 @@ def run_objective(
         write_text(file, json.dumps(found) + "\n")
         return found
 
-    tries = [cell(rate, condition.seeds[0], measured=False) for rate in RATES]
+    tries = [cell(rate, condition.seeds[0], measured=False) for rate in condition.rates]
     best = max(tries, key=lambda cell: cell["validation"])["rate"]
     return [cell(best, seed, measured=True) for seed in condition.seeds]
 
@@ -147,11 +167,12 @@ def run_condition(out: Path, condition: Condition, names: tuple[str, ...]) -> st
     return f"{condition.label}: {time.perf_counter() - began:.0f} s"
 
 
-def load_start(out: Path, name: str) -> LlamaForCausalLM:
+def load_start(out: Path, name: str) -> Learner:
     """Return a start."""
-    model = new_model()
-    model.load_state_dict(torch.load(out / "starts" / f"{name}.pt", weights_only=True))
-    return model.eval()
+    learner = new_learner() if name in FROM_SCRATCH.strengths else smollm2()
+    learner.model.load_state_dict(torch.load(out / "starts" / f"{name}.pt", weights_only=True))
+    learner.model.eval()
+    return learner
 
 
 def main() -> None:
@@ -161,19 +182,23 @@ def main() -> None:
     parser.add_argument("--grid", choices=GRIDS, nargs="+", default=[*GRIDS])
     parser.add_argument("--jobs", type=int, default=2)
     arguments = parser.parse_args()
-    make_starts(arguments.out / "starts", lambda line: print(line, flush=True))
-    measured = arguments.out / "starts.json"
-    if not measured.exists():
-        write_text(measured, json.dumps({name: _measured(arguments.out, name) for name in STRENGTHS}) + "\n")
     items = [item for name in arguments.grid for item in GRIDS[name]]
+    starts = dict.fromkeys(condition.start for condition, _ in items)
+    for make, lessons in ((new_learner, FROM_SCRATCH), (smollm2, SMOLLM2)):
+        if not lessons.strengths.keys().isdisjoint(starts):
+            make_starts(arguments.out / "starts", make, lessons, lambda line: print(line, flush=True))
+    for name in starts:
+        measured = arguments.out / "starts" / f"{name}.json"
+        if not measured.exists():
+            write_text(measured, json.dumps(_measured(arguments.out, name)) + "\n")
     with ProcessPoolExecutor(arguments.jobs) as pool:
         for line in pool.map(run_condition, itertools.repeat(arguments.out), *zip(*items, strict=True)):
             print(line, flush=True)
 
 
 def _measured(out: Path, name: str) -> dict[str, Any]:
-    model = load_start(out, name)
-    return {wording: measure(model, wording=wording) for wording in ("own", "alien")}
+    learner = load_start(out, name)
+    return {wording: measure(learner, wording=wording) for wording in ("own", "alien")}
 
 
 if __name__ == "__main__":
