@@ -1,6 +1,6 @@
 """Where does a mask help? Start strength x references x objective, on models small enough for two cores.
 
-    python benchmarks/map/run.py OUT [--grid new old objectives smollm2 check between] [--jobs 2]
+    python benchmarks/map/run.py OUT [--grid new old check smollm2 weights objectives between] [--jobs 2]
 
 A cell is one fine-tuning, a file in OUT/cells; a second call goes on with those that are missing. Each objective tries
 five learning rates with its first seed (three on SmolLM2), and the one with the best validation score is measured, and
@@ -48,7 +48,7 @@ OBJECTIVE_SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "psft": ("psft", {}),
 }
 RANDOM = "random, as many as profit 0.1"
-FEW = tuple(OBJECTIVE_SETTINGS)[:4]  # run everywhere
+FEW = tuple(OBJECTIVE_SETTINGS)[:3]  # run everywhere
 ALL = (*(name for name, (kind, _) in OBJECTIVE_SETTINGS.items() if kind in OBJECTIVES), RANDOM)
 SEEDS = (0, 1, 2)
 
@@ -95,13 +95,21 @@ def _crossed(starts: Iterable[str], wordings: Iterable[str], wrong_shares: Itera
 
 
 _BOTH = ("own", "alien")
-_STARTS = tuple(FROM_SCRATCH.strengths)
+_STARTS = tuple(reversed(FROM_SCRATCH.strengths))
 GRIDS: dict[str, Grid] = {
     "new": _crossed(_STARTS, _BOTH, (0.0, 0.5), True),
-    "old": _crossed(("half", "strong"), _BOTH, (0.0, 0.5), False),
+    "old": _crossed(("strong", "half"), _BOTH, (0.0, 0.5), False),
+    "weights": [
+        (condition, ("dft",))
+        for condition, _ in (
+            *_crossed(_STARTS, _BOTH, (0.0, 0.5), True),
+            *_crossed(("strong", "half"), _BOTH, (0.0, 0.5), False),
+        )
+    ],
     "objectives": [(Condition("strong", "alien", 0.5, new_skill), ALL) for new_skill in (False, True)],
     "smollm2": [
-        (Condition("smollm2", "alien", wrong_share, True, rows=256), (*FEW, "trsft")) for wrong_share in (0.0, 0.3)
+        (Condition("smollm2", "alien", wrong_share, True, rows=256), (*FEW, "dft", "trsft"))
+        for wrong_share in (0.0, 0.3)
     ],
     # Other seeds, sizes and shares of wrong references than those that a rule was made of.
     "check": [
