@@ -2,8 +2,8 @@
 
     python benchmarks/map/report.py OUT
 
-Writes OUT/map.json, map-smollm2.json and map-check.json from the cells that are there: the grid, the real model, and
-what a rule is checked on. An objective is taken at the learning rate with the best validation score. Differences are
+Writes OUT/map-cells.json, the cells that are there as they are, and of them map.json, map-smollm2.json and
+map-check.json: the grid, the real model, and what a rule is checked on. An objective is taken at the learning rate with the best validation score. Differences are
 paired by problem and seed. `tries` has what each rate gave with the first seed, on validation problems; `profiles` what
 scoring each condition's references told before training, and how much of problems like theirs its start had right.
 """
@@ -11,7 +11,7 @@ scoring each condition's references told before training, and how much of proble
 import argparse
 import json
 from collections import defaultdict
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import numpy as np
 from profit_sft.files import write_text
 from profit_sft.study.seeds import pooled_seed_variance, seed_comparison
 from profit_sft.study.statistics import paired_comparison
-from run import SEEDS, Condition
+from run import SEEDS, Condition, condition_of
 from train import FROM_SCRATCH
 
 MEASURES = ("greedy_taught", "greedy_old", "sampled_old", "greedy_new", "greedy_longer")
@@ -111,12 +111,6 @@ def tries(condition: Condition, objectives: dict[str, list[dict[str, Any]]]) -> 
     ]
 
 
-def condition_of(cell: dict[str, Any]) -> Condition:
-    """Return a cell's condition."""
-    values = {field.name: cell[field.name] for field in fields(Condition)}
-    return Condition(**values | {"seeds": tuple(values["seeds"])})
-
-
 def figures_of(out: Path, conditions: dict[Condition, dict[str, list[dict[str, Any]]]]) -> str:
     """Return the figures of these conditions as JSON, a row a line."""
     starts = {of.start: json.loads((out / "starts" / f"{of.start}.json").read_text())["own"] for of in conditions}
@@ -133,8 +127,11 @@ def figures_of(out: Path, conditions: dict[Condition, dict[str, list[dict[str, A
         "rows": [row for of, cells in conditions.items() for row in compare(of, cells, starts[of.start])],
         "tries": [row for of, cells in conditions.items() for row in tries(of, cells)],
     }
-    lines = (f'"{name}": [\n' + ",\n".join(map(json.dumps, rows)) + "\n]" for name, rows in parts.items())
-    return "{" + ", ".join(lines) + "}\n"
+    return "{" + ", ".join(f'"{name}": {_lines(rows)}' for name, rows in parts.items()) + "}\n"
+
+
+def _lines(rows: list[dict[str, Any]]) -> str:
+    return "[\n" + ",\n".join(map(json.dumps, rows)) + "\n]"
 
 
 def main() -> None:
@@ -143,9 +140,13 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     out = parser.parse_args().out
     found: dict[Condition, dict[str, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
-    for file in sorted((out / "cells").glob("*/*.json")):
-        cell = json.loads(file.read_text())
+    cells = [json.loads(file.read_text()) for file in sorted((out / "cells").glob("*/*.json"))]
+    for cell in cells:
         found[condition_of(cell)][cell["objective"]].append(cell)
+    starts = {
+        name: json.loads((out / "starts" / f"{name}.json").read_text()) for name in sorted({of.start for of in found})
+    }
+    write_text(out / "map-cells.json", f'{{"starts": {json.dumps(starts)}, "cells": {_lines(cells)}}}\n')
     for name in ("map", "map-smollm2", "map-check"):
         of_file = {of: cells for of, cells in found.items() if file_of(of) == name and finished(cells)}
         if of_file:

@@ -13,7 +13,7 @@ import json
 import time
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +131,30 @@ GRIDS: dict[str, Grid] = {
 }
 
 
+def cell_file(out: Path, condition: Condition, objective: str, rate: float, seed: int) -> Path:
+    """Return where a cell is kept."""
+    return out / "cells" / condition.label / f"{objective} {rate:g} {seed}.json"
+
+
+def condition_of(cell: dict[str, Any]) -> Condition:
+    """Return a cell's condition."""
+    values = {field.name: cell[field.name] for field in fields(Condition)}
+    return Condition(**values | {"seeds": tuple(values["seeds"])})
+
+
+def take_up(out: Path, published: Path) -> None:
+    """Lay out cells that report.py has published, so that they need not run again; refused where the starts differ."""
+    found = json.loads(published.read_text())
+    for name, measured in found["starts"].items():
+        own = out / "starts" / f"{name}.json"
+        if own.exists() and json.loads(own.read_text()) != measured:
+            raise SystemExit(f"{published}: its start '{name}' answers otherwise than the one in {out}: run all anew")
+    for cell in found["cells"]:
+        file = cell_file(out, condition_of(cell), cell["objective"], cell["rate"], cell["seed"])
+        if not file.exists():
+            write_text(file, json.dumps(cell) + "\n")
+
+
 def run_objective(
     out: Path, condition: Condition, name: str, objective: tuple[str, dict[str, Any]]
 ) -> list[dict[str, Any]]:
@@ -139,7 +163,7 @@ def run_objective(
     models: dict[float, Any] = {}
 
     def cell(rate: float, seed: int, *, measured: bool) -> dict[str, Any]:
-        file = out / "cells" / condition.label / f"{name} {rate:g} {seed}.json"
+        file = cell_file(out, condition, name, rate, seed)
         found: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
         if found and ("greedy_old" in found or not measured):
             return found
@@ -189,6 +213,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--grid", choices=GRIDS, nargs="+", default=[*GRIDS])
     parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--known", type=Path, help="Cells that need not run again: docs/results/data/map-cells.json.")
     arguments = parser.parse_args()
     items = [item for name in arguments.grid for item in GRIDS[name]]
     starts = dict.fromkeys(condition.start for condition, _ in items)
@@ -199,6 +224,8 @@ def main() -> None:
         measured = arguments.out / "starts" / f"{name}.json"
         if not measured.exists():
             write_text(measured, json.dumps(_measured(arguments.out, name)) + "\n")
+    if arguments.known:
+        take_up(arguments.out, arguments.known)
     with ProcessPoolExecutor(arguments.jobs) as pool:
         for line in pool.map(run_condition, itertools.repeat(arguments.out), *zip(*items, strict=True)):
             print(line, flush=True)
