@@ -3,9 +3,10 @@
     python benchmarks/map/report.py OUT
 
 Writes OUT/map-cells.json, the cells that are there as they are, and of them map.json, map-smollm2.json and
-map-check.json: the grid, the real model, and what a rule is checked on. An objective is taken at the learning rate with the best validation score. Differences are
-paired by problem and seed. `tries` has what each rate gave with the first seed, on validation problems; `profiles` what
-scoring each condition's references told before training, and how much of problems like theirs its start had right.
+map-check.json: the grid, the real model, and what a rule is checked on. An objective is taken at the learning rate with
+the best validation score. Differences are paired by problem and seed. `tries` has what each rate gave with the first
+seed, on validation problems; `profiles` what scoring each condition's references told before training, and how much of
+problems like theirs its start had right.
 """
 
 import argparse
