@@ -108,7 +108,7 @@ GRIDS: dict[str, Grid] = {
     ],
     "objectives": [(Condition("strong", "alien", 0.5, new_skill), ALL) for new_skill in (False, True)],
     "smollm2": [
-        (Condition("smollm2", "alien", wrong_share, True, rows=256), (*FEW, "dft", "trsft"))
+        (Condition("smollm2", "alien", wrong_share, True, rows=128), (*FEW, "dft", "trsft"))
         for wrong_share in (0.0, 0.3)
     ],
     # Other seeds, sizes and shares of wrong references than those that a rule was made of.
@@ -169,8 +169,9 @@ def run_objective(
             return found
         if seed != condition.seeds[0] or rate not in models:
             rows = training_rows(seed, **condition.data)
-            models[rate], kept_share = fine_tune(start, rows, *objective, rate=rate, seed=seed)
-            found = {"kept_share": kept_share} | validate(models[rate], new_skill=condition.new_skill)
+            models[rate], found["kept_share"] = fine_tune(start, rows, *objective, rate=rate, seed=seed)
+            if seed == condition.seeds[0]:
+                found |= validate(models[rate], new_skill=condition.new_skill)
         found |= asdict(condition) | {"objective": name, "rate": rate, "seed": seed}
         if measured:
             found |= measure(models[rate], wording=condition.wording)

@@ -122,10 +122,31 @@ for problem, (_, length) in zip(problems, answers(learner, problems, temperature
 """
 
 
-def test_answers_are_those_of_generate_though_rows_that_have_ended_leave_the_batch():
+def test_published_cells_are_taken_up_where_the_start_is_the_same(tmp_path):
+    condition = {"start": "weak", "wording": "own", "wrong_share": 0.0, "new_skill": True, "rows": 512}
+    cell = {**condition, "seeds": [0, 1, 2], "objective": "nll", "rate": 1e-5, "seed": 0, "validation": 0.5}
+    published = tmp_path / "map-cells.json"
+    published.write_text(json.dumps({"starts": {"weak": {"own": 1}, "good": {"own": 2}}, "cells": [cell]}))
+    (tmp_path / "starts").mkdir()
+    code = "import sys; from pathlib import Path; from run import take_up; take_up(*map(Path, sys.argv[1:]))"
+    for start, refused in (({"own": 3}, True), ({"own": 1}, False)):
+        (tmp_path / "starts" / "weak.json").write_text(json.dumps(start))
+        run = run_there(code, str(tmp_path), str(published))
+        assert ("its start 'weak' answers otherwise" in run.stderr) == refused
+        assert (tmp_path / "cells").exists() != refused
+    (file,) = (tmp_path / "cells").glob("*/*.json")
+    assert (file.parent.name, file.stem) == ("weak own 0 new 512", "nll 1e-05 0")
+    assert json.loads(file.read_text()) == cell
+
+
+def run_there(code, *arguments):
     folder = ROOT / "benchmarks" / "map"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT / "src", folder)))}
-    run = subprocess.run([sys.executable, "-c", ANSWERS], env=environment, capture_output=True, text=True, check=True)
+    return subprocess.run([sys.executable, "-c", code, *arguments], env=environment, capture_output=True, text=True)
+
+
+def test_answers_are_those_of_generate_though_rows_that_have_ended_leave_the_batch():
+    run = run_there(ANSWERS)
     lengths = [line.split() for line in run.stdout.splitlines()]
     assert [own for _, own in lengths] == [generated for generated, _ in lengths]
     assert len({own for _, own in lengths}) > 10
