@@ -42,7 +42,7 @@ _TEST_SEED, _VALIDATION_SEED = 99, 77
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """How many problems a model is measured on: greedily by skill, of the old one with 8 samples, on validation."""
+    """How many problems a model is measured on: greedily by skill, of the old one with 8 samples each, on validation."""
 
     tested: dict[str, int]
     sampled: int
@@ -95,7 +95,7 @@ def smollm2() -> Learner:
         return found["input_ids"], [end - start for start, end in found["offset_mapping"]]
 
     coder = Coder(encode, tokenizer.decode, pad=tokenizer.pad_token_id, eos=tokenizer.eos_token_id)
-    sizes = Sizes({"old": 200, "new": 100}, sampled=25, validated=50)
+    sizes = Sizes({"old": 200, "new": 100}, sampled=0, validated=50)
     return Learner(AutoModelForCausalLM.from_pretrained(folder), coder, sizes, autocast=True)
 
 
@@ -299,7 +299,7 @@ def measure(learner: Learner, *, wording: str) -> dict[str, Any]:
         found[f"greedy_{skill}"] = "".join(str(int(right)) for right, _ in graded)
         if skill == "old":
             found["length"] = sum(length for _, length in graded) / count
-            sampled = learner.sizes.sampled
+        if skill == "old" and (sampled := learner.sizes.sampled):
             repeated = [problem for problem in problems[:sampled] for _ in range(8)]
             graded = answers(learner, repeated, temperature=0.7)
             rights = [right for right, _ in graded]
