@@ -42,7 +42,7 @@ _TEST_SEED, _VALIDATION_SEED = 99, 77
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """How many problems a model is measured on: greedily by skill, of the old one with 8 samples each, on validation."""
+    """How many problems a model is measured on: greedily by skill, with 8 samples (the old one), on validation."""
 
     tested: dict[str, int]
     sampled: int
