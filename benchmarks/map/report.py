@@ -114,11 +114,13 @@ def tries(condition: Condition, objectives: dict[str, list[dict[str, Any]]]) -> 
 
 def figures_of(out: Path, conditions: dict[Condition, dict[str, list[dict[str, Any]]]]) -> str:
     """Return the figures of these conditions as JSON, a row a line."""
-    starts = {of.start: json.loads((out / "starts" / f"{of.start}.json").read_text())["own"] for of in conditions}
+    measured = {of.start: json.loads((out / "starts" / f"{of.start}.json").read_text()) for of in conditions}
+    starts = {name: of_start["own"] for name, of_start in measured.items()}
     profiles = [
         {
             **asdict(of),
             "start_right": float(scores(starts[of.start], "greedy_taught", new_skill=of.new_skill).mean()),
+            "out_of_reach": float(np.mean([measured[of.start]["out_of_reach"][skill] for skill in skills_of(of)])),
             **json.loads((out / "profiles" / f"{of.label}.json").read_text()),
         }
         for of in conditions
@@ -152,6 +154,11 @@ def main() -> None:
         of_file = {of: cells for of, cells in found.items() if file_of(of) == name and finished(cells)}
         if of_file:
             write_text(out / f"{name}.json", figures_of(out, of_file))
+
+
+def skills_of(condition: Condition) -> tuple[str, ...]:
+    """Return the skills of the problems in a condition's references."""
+    return ("old", "new") if condition.new_skill else ("old",)
 
 
 def file_of(condition: Condition) -> str:

@@ -29,6 +29,7 @@ from train import (
     make_starts,
     measure,
     new_learner,
+    out_of_reach,
     profile,
     smollm2,
     training_rows,
@@ -159,28 +160,40 @@ def run_objective(
     out: Path, condition: Condition, name: str, objective: tuple[str, dict[str, Any]]
 ) -> list[dict[str, Any]]:
     """Run what an objective still lacks: each rate with the first seed, the best one measured and with all seeds."""
-    start = load_start(out, condition.start)
-    models: dict[float, Any] = {}
+    start, first = load_start(out, condition.start), condition.seeds[0]
+    best: dict[str, Any] = {}
+    best_model = None  # where it is not from an earlier call
 
-    def cell(rate: float, seed: int, *, measured: bool) -> dict[str, Any]:
+    def cell(rate: float, seed: int) -> tuple[Path, dict[str, Any]]:
         file = cell_file(out, condition, name, rate, seed)
-        found: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
-        if found and ("greedy_old" in found or not measured):
-            return found
-        if seed != condition.seeds[0] or rate not in models:
-            rows = training_rows(seed, **condition.data)
-            models[rate], found["kept_share"] = fine_tune(start, rows, *objective, rate=rate, seed=seed)
-            if seed == condition.seeds[0]:
-                found |= validate(models[rate], new_skill=condition.new_skill)
-        found |= asdict(condition) | {"objective": name, "rate": rate, "seed": seed}
-        if measured:
-            found |= measure(models[rate], wording=condition.wording)
-        write_text(file, json.dumps(found) + "\n")
-        return found
+        return file, json.loads(file.read_text()) if file.exists() else {}
 
-    tries = [cell(rate, condition.seeds[0], measured=False) for rate in condition.rates]
-    best = max(tries, key=lambda cell: cell["validation"])["rate"]
-    return [cell(best, seed, measured=True) for seed in condition.seeds]
+    def trained(rate: float, seed: int) -> tuple[Learner, dict[str, Any]]:
+        rows = training_rows(seed, **condition.data)
+        model, kept_share = fine_tune(start, rows, *objective, rate=rate, seed=seed)
+        return model, asdict(condition) | {"objective": name, "rate": rate, "seed": seed, "kept_share": kept_share}
+
+    for rate in condition.rates:
+        file, found = cell(rate, first)
+        model = None
+        if not found:
+            model, found = trained(rate, first)
+            found |= validate(model, new_skill=condition.new_skill)
+            write_text(file, json.dumps(found) + "\n")
+        if not best or found["validation"] > best["validation"]:
+            best, best_model = found, model
+    runs = []
+    for seed in condition.seeds:
+        file, found = cell(best["rate"], seed)
+        if "greedy_old" not in found:
+            model = best_model if seed == first else None
+            if model is None:
+                model, made = trained(best["rate"], seed)
+                found = made | found
+            found |= measure(model, wording=condition.wording)
+            write_text(file, json.dumps(found) + "\n")
+        runs.append(found)
+    return runs
 
 
 def run_condition(out: Path, condition: Condition, names: tuple[str, ...]) -> str:
@@ -234,7 +247,8 @@ def main() -> None:
 
 def _measured(out: Path, name: str) -> dict[str, Any]:
     learner = load_start(out, name)
-    return {wording: measure(learner, wording=wording) for wording in ("own", "alien")}
+    reach = {skill: out_of_reach(learner, skill) for skill in ("old", "new")}
+    return {wording: measure(learner, wording=wording) for wording in _BOTH} | {"out_of_reach": reach}
 
 
 if __name__ == "__main__":

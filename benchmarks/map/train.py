@@ -234,6 +234,7 @@ def fine_tune(
         kept += output.selective.num_kept.item()
         labels += output.selective.num_labels.item()
     learner.model.eval()
+    optimizer.zero_grad()
     return learner, kept / labels
 
 
@@ -287,6 +288,14 @@ def validate(learner: Learner, *, new_skill: bool) -> dict[str, float]:
     return {"validation": sum(shares.values()) / len(shares)} | {
         f"validation_{skill}": share for skill, share in shares.items()
     }
+
+
+def out_of_reach(learner: Learner, skill: str) -> float:
+    """Return the share of a skill's problems of which none of 8 samples at 0.7 is right."""
+    count = learner.sizes.validated // 2
+    problems = draw_problems(Random(_TEST_SEED), skill, count)
+    graded = answers(learner, [problem for problem in problems for _ in range(8)], temperature=0.7)
+    return sum(not any(right for right, _ in graded[8 * index : 8 * index + 8]) for index in range(count)) / count
 
 
 def measure(learner: Learner, *, wording: str) -> dict[str, Any]:
