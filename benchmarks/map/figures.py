@@ -1,6 +1,6 @@
-"""The map's pictures and tables, of the figures that report.py wrote.
+"""The map's pictures and tables, of the figures that report.py wrote: map.json, map-smollm2.json and map-check.json.
 
-    python benchmarks/map/figures.py docs/results/data/map*.json
+    python benchmarks/map/figures.py docs/results/data
 
 Writes docs/images/map*.svg and the tables in docs/results/map.md. A row of a file is a condition, an objective and a
 measure. Differences from plain SFT are shown where p < 0.05 after Holm's correction for all of a measure.
@@ -21,6 +21,7 @@ Row = dict[str, Any]
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 BASELINE, MASK, FIXED_MASK = "nll", "profit 0.1", "profit 0.1, reference"
 MEASURES = {
+    "greedy_taught": "Problems like those of the data: of the old skill, and of the new one where there is one",
     "greedy_old": "The old skill: sums of two steps, which the start was taught",
     "sampled_old": "The old skill, 8 samples at temperature 0.7",
     "greedy_new": "The new skill: sums of three steps, in half of the references",
@@ -31,12 +32,17 @@ TITLES = {
     FIXED_MASK: ("profit 0.1", "mask of the start"),
     "random, as many as profit 0.1": ("random mask", "as many as profit 0.1"),
 }
+_COLUMNS = {
+    "greedy_taught": "like the data",
+    "greedy_old": "old skill",
+    "sampled_old": "old skill, 8 samples",
+    "greedy_new": "new skill",
+}
 _NAMES = {BASELINE: "nll (plain SFT)"}
 # By file: measures and objectives (None: all that there are).
 PICTURES: dict[str, tuple[tuple[str, ...], tuple[str, ...] | None]] = {
-    "map.svg": (("greedy_old", "greedy_new"), (BASELINE, MASK, FIXED_MASK)),
-    "map-old-skill.svg": (("greedy_old",), None),
-    "map-new-skill.svg": (("greedy_new",), None),
+    "map.svg": (("greedy_taught", "greedy_old", "greedy_new"), (BASELINE, MASK, FIXED_MASK)),
+    "map-objectives.svg": (("greedy_taught", "greedy_old", "greedy_new"), None),
 }
 LIMITS = (1, 5, 15, 40)  # points: a difference of at least so many has the next color
 # A theme each: paper, ink, paler ink, lines, no difference; then ahead of plain SFT and behind it, by size. Blue and
@@ -53,27 +59,20 @@ THEMES = {
         "behind": ("#43301c", "#714615", "#b96a14", "#f7b56b"),
     },
 }  # fmt: skip
-_MARKER = "<!-- python benchmarks/map/figures.py docs/results/data/map*.json -->\n"  # a table stands between two
-_CELL, _LEFT, _GAP, _HEAD, _WIDTH = (72, 38), 172, 16, 58, 760  # pixels
+_MARKER = "<!-- python benchmarks/map/figures.py docs/results/data -->\n"  # a table stands between two
+_CELL, _LEFT, _GAP, _HEAD, _WIDTH = (66, 36), 172, 14, 58, 760  # pixels
 
 
-def read_rows(files: Iterable[Path]) -> list[Row]:
-    """Return the rows of all files; what is compared gets an adjusted p-value."""
-    rows = [row for file in files for row in json.loads(file.read_text())["rows"]]
-    seen = [(*condition(row), row["objective"], row["measure"]) for row in rows]
-    if twice := [key for key in seen if seen.count(key) > 1]:
-        raise ValueError(f"{' '.join(map(str, twice[0]))} stands in the files twice, give one of them")
+def read_figures(file: Path) -> dict[str, list[Row]]:
+    """Return the figures of a file; of its rows, those of measures shown here, and what is compared gets `shown`."""
+    figures: dict[str, list[Row]] = json.loads(file.read_text())
+    rows = [row for row in figures["rows"] if row["measure"] in MEASURES]
     rows = [row for row in rows if row["new_skill"] or row["measure"] != "greedy_new"]  # nothing was to be learned
     for measure in MEASURES:
         compared = [row for row in rows if row["measure"] == measure and "p_value" in row]
         for row, adjusted in zip(compared, holm([row["p_value"] for row in compared]), strict=True):
             row["adjusted_p_value"] = adjusted
-    return [row for row in rows if row["measure"] in MEASURES]
-
-
-def read_tries(files: Iterable[Path]) -> list[Row]:
-    """Return what each rate gave with the first seed, of the files that tell."""
-    return [row for file in files for row in json.loads(file.read_text()).get("tries", [])]
+    return figures | {"rows": rows}
 
 
 def condition(row: Row) -> tuple[str, str, float, bool]:
@@ -88,8 +87,8 @@ def is_shown(row: Row) -> bool:
 
 def table(rows: Sequence[Row]) -> str:
     """Return markdown: a row a condition and objective."""
-    lines = ["| start | references | objective | rate | kept | old skill | old skill, 8 samples | new skill |"]
-    lines += ["|" + "---|" * 8]
+    lines = ["| start | references | objective | rate | kept | " + " | ".join(_COLUMNS.values()) + " |"]
+    lines += ["|" + "---|" * (5 + len(_COLUMNS))]
     starts = _starts(rows)
     objectives = _objectives(rows)
     found = {(condition(row), row["objective"], row["measure"]): row for row in rows}
@@ -103,7 +102,7 @@ def table(rows: Sequence[Row]) -> str:
         cells = [row["start"], references] if named else ["", ""]
         cells += [_NAMES.get(key[1], key[1])]
         cells += [_rate(row["rate"]), f"{row['kept_share']:.0%}"]
-        cells += [_in_words(found.get((*key, measure))) for measure in MEASURES]
+        cells += [_in_words(found.get((*key, measure))) for measure in _COLUMNS]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -120,8 +119,8 @@ def table_of_tries(tries: Sequence[Row], starts: Sequence[str]) -> str:
         cells = [start, f"{wrong_share:.0%} wrong, {_words(wording, new_skill)}"] if name == BASELINE else ["", ""]
         cells += [_NAMES.get(name, name)]
         for row in (found.get((one, name, rate)) for rate in rates):
-            right = [f"{row[skill]:.0%}" for skill in ("greedy_old", "greedy_new")] if row else []
-            cells.append(" / ".join(right if new_skill else right[:1]))
+            skills = ("old", "new") if new_skill else ("old",)
+            cells.append(" / ".join(f"{row[f'validation_{skill}']:.0%}" for skill in skills) if row else "")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -150,10 +149,11 @@ def _starts(rows: Iterable[Row]) -> list[str]:
 
 
 def _objectives(rows: Iterable[Row]) -> list[str]:
-    """Return the objectives there are: plain SFT, the masks, the weights, the random mask."""
-    order = (BASELINE, "profit", "dft", "eaft", "trsft", "deft", "psft", "random")
-    names = {row["objective"] for row in rows}
-    return sorted(names, key=lambda name: (order.index(name.split(",")[0].split(" ")[0]), "," in name, name))
+    """Return the objectives there are: plain SFT, those of most conditions first."""
+    conditions: dict[str, set[Any]] = {}
+    for row in rows:
+        conditions.setdefault(row["objective"], set()).add(condition(row))
+    return sorted(conditions, key=lambda name: (name != BASELINE, -len(conditions[name]), name == "dft", name))
 
 
 def picture(rows: Sequence[Row], measures: Sequence[str], objectives: Sequence[str] | None) -> str:
@@ -163,10 +163,11 @@ def picture(rows: Sequence[Row], measures: Sequence[str], objectives: Sequence[s
     across = max(3, (_WIDTH - _LEFT) // panel)
     parts, top = [], 74
     for measure in measures:
-        of_measure = [row for row in rows if row["measure"] == measure]
-        references = sorted({condition(row)[1:] for row in of_measure}, key=_rank)
         parts.append(_text(12, top, MEASURES[measure], "measure"))
         for first in range(0, len(objectives), across):
+            of_panels = [row for row in rows if row["objective"] in objectives[first : first + across]]
+            of_measure = [row for row in of_panels if row["measure"] == measure]
+            references = sorted({condition(row)[1:] for row in of_measure}, key=_rank)
             body = top + 14 + _HEAD
             for index, (wording, wrong_share, new_skill) in enumerate(references):
                 y = body + index * _CELL[1]
@@ -310,20 +311,23 @@ def _luminance(color: str) -> float:
     return sum(factor * value for factor, value in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
 
 
-def files_of(files: Sequence[Path]) -> dict[Path, str]:
-    """Return what the pictures and the page should hold."""
-    rows, page = read_rows(files), DOCS / "results" / "map.md"
+def files_of(folder: Path) -> dict[Path, str]:
+    """Return what the pictures and the page should hold, of the folder with the figures."""
+    grid, real = (read_figures(folder / f"{name}.json") for name in ("map", "map-smollm2"))
+    page = DOCS / "results" / "map.md"
     parts = page.read_text().split(_MARKER)
-    parts[1::2] = (f"\n{made}\n" for made in (table_of_tries(read_tries(files), _starts(rows)), table(rows)))
-    pictures = {DOCS / "images" / name: picture(rows, *of) for name, of in PICTURES.items()}
+    tables = [table(grid["rows"]), table_of_tries(grid["tries"], _starts(grid["rows"])), table(real["rows"])]
+    tables += [table_of_tries(real["tries"], _starts(real["rows"]))]
+    parts[1::2] = (f"\n{made}\n" for made in tables)
+    pictures = {DOCS / "images" / name: picture(grid["rows"], *of) for name, of in PICTURES.items()}
     return {**pictures, page: _MARKER.join(parts)}
 
 
 def main() -> None:
     """Read the figures, write pictures and page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", type=Path, nargs="+")
-    for file, text in files_of(parser.parse_args().files).items():
+    parser.add_argument("folder", type=Path)
+    for file, text in files_of(parser.parse_args().folder).items():
         write_text(file, text)
 
 

@@ -2,9 +2,11 @@
 
     python benchmarks/map/report.py OUT
 
-Writes OUT/map.json from the cells that are there; figures.py makes pictures and a table of it. An objective is taken at
-the learning rate with the best validation score. Differences are paired by problem and seed. `tries` has what each rate
-gave with the first seed.
+Writes OUT/map-cells.json, the cells that are there as they are, and of them map.json, map-smollm2.json and
+map-check.json: the grid, the real model, and what a rule is checked on. An objective is taken at the learning rate with
+the best validation score. Differences are paired by problem and seed. `tries` has what each rate gave with the first
+seed, on validation problems; `profiles` what scoring each condition's references told before training, and how much of
+problems like theirs its start had right.
 """
 
 import argparse
@@ -19,35 +21,41 @@ import numpy as np
 from profit_sft.files import write_text
 from profit_sft.study.seeds import pooled_seed_variance, seed_comparison
 from profit_sft.study.statistics import paired_comparison
-from run import RATES, SEEDS, Condition
+from run import SEEDS, Condition, condition_of
+from train import FROM_SCRATCH
 
-MEASURES = ("greedy_old", "sampled_old", "greedy_new", "greedy_longer")
+MEASURES = ("greedy_taught", "greedy_old", "sampled_old", "greedy_new", "greedy_longer")
 BASELINE = "nll"
 
 
-def scores(cell: dict[str, Any], measure: str) -> np.ndarray:
-    """Return a cell's scores, `(P,)`, in [0, 1]."""
-    values = cell[measure]
+def scores(cell: dict[str, Any], measure: str, *, new_skill: bool) -> np.ndarray:
+    """Return a cell's scores, `(P,)`, in [0, 1]; `greedy_taught` is of problems like those of the training data."""
+    if measure == "greedy_taught":
+        count = len(cell["greedy_new"]) if new_skill else len(cell["greedy_old"])
+        values = cell["greedy_old"][:count] + (cell["greedy_new"] if new_skill else "")
+    else:
+        values = cell[measure]
     return np.array([int(digit) for digit in values] if isinstance(values, str) else values, dtype=np.float64)
 
 
 def chosen(cells: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
     """Return the runs at the rate that was best on validation with the first seed, by seed."""
     tries = tries_of(cells)
-    if len(tries) < len(RATES):
+    if len(tries) < len(condition_of(cells[0]).rates):
         return {}
     rate = max(tries, key=lambda cell: cell["validation"])["rate"]  # of equals the smallest, as in run.py
-    return {cell["seed"]: cell for cell in cells if cell["rate"] == rate}
+    return {cell["seed"]: cell for cell in cells if cell["rate"] == rate and "greedy_old" in cell}
 
 
 def tries_of(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the runs with the first seed, by rate."""
-    return sorted((cell for cell in cells if cell["seed"] == SEEDS[0]), key=lambda cell: cell["rate"])
+    return sorted((cell for cell in cells if cell["seed"] == cell["seeds"][0]), key=lambda cell: cell["rate"])
 
 
 def finished(objectives: dict[str, list[dict[str, Any]]]) -> dict[str, dict[int, dict[str, Any]]]:
     """Return the chosen runs, by seed, of each objective that ran with all seeds."""
-    return {name: by_seed for name, cells in objectives.items() if len(by_seed := chosen(cells)) == len(SEEDS)}
+    runs = {name: chosen(cells) for name, cells in objectives.items()}
+    return {name: by_seed for name, by_seed in runs.items() if len(by_seed) == len(objectives[name][0]["seeds"])}
 
 
 def compare(
@@ -56,8 +64,11 @@ def compare(
     """Return a row for each measure and each objective that ran with all seeds."""
     rows, runs = [], finished(objectives)
     for measure in MEASURES:
+        if measure not in start and measure != "greedy_taught":  # a large model is not measured on all
+            continue
         arrays = {
-            name: {seed: scores(cell, measure) for seed, cell in by_seed.items()} for name, by_seed in runs.items()
+            name: {seed: scores(cell, measure, new_skill=condition.new_skill) for seed, cell in by_seed.items()}
+            for name, by_seed in runs.items()
         }
         pooled = pooled_seed_variance(
             [{seed: float(values.mean()) for seed, values in by_seed.items()} for by_seed in arrays.values()]
@@ -67,9 +78,8 @@ def compare(
                 **asdict(condition),
                 "measure": measure,
                 "objective": name,
-                "seeds": len(by_seed),
                 "rate": next(iter(runs[name].values()))["rate"],
-                "start_right": float(scores(start, measure).mean()),
+                "start_right": float(scores(start, measure, new_skill=condition.new_skill).mean()),
                 "share_right": float(np.mean([values.mean() for values in by_seed.values()])),
                 "kept_share": float(np.mean([cell["kept_share"] for cell in runs[name].values()])),
             }
@@ -95,17 +105,36 @@ def tries(condition: Condition, objectives: dict[str, list[dict[str, Any]]]) -> 
             **asdict(condition),
             "objective": name,
             "rate": cell["rate"],
-            "validation": cell["validation"],
-            **{measure: float(scores(cell, measure).mean()) for measure in MEASURES},
+            **{key: value for key, value in cell.items() if key.startswith("validation")},
         }
         for name in finished(objectives)
         for cell in tries_of(objectives[name])
     ]
 
 
-def condition_of(row: dict[str, Any]) -> Condition:
-    """Return a row's condition."""
-    return Condition(row["start"], row["wording"], row["wrong_share"], row["new_skill"])
+def figures_of(out: Path, conditions: dict[Condition, dict[str, list[dict[str, Any]]]]) -> str:
+    """Return the figures of these conditions as JSON, a row a line."""
+    measured = {of.start: json.loads((out / "starts" / f"{of.start}.json").read_text()) for of in conditions}
+    starts = {name: of_start["own"] for name, of_start in measured.items()}
+    profiles = [
+        {
+            **asdict(of),
+            "start_right": float(scores(starts[of.start], "greedy_taught", new_skill=of.new_skill).mean()),
+            "out_of_reach": float(np.mean([measured[of.start]["out_of_reach"][skill] for skill in skills_of(of)])),
+            **json.loads((out / "profiles" / f"{of.label}.json").read_text()),
+        }
+        for of in conditions
+    ]
+    parts = {
+        "profiles": profiles,
+        "rows": [row for of, cells in conditions.items() for row in compare(of, cells, starts[of.start])],
+        "tries": [row for of, cells in conditions.items() for row in tries(of, cells)],
+    }
+    return "{" + ", ".join(f'"{name}": {_lines(rows)}' for name, rows in parts.items()) + "}\n"
+
+
+def _lines(rows: list[dict[str, Any]]) -> str:
+    return "[\n" + ",\n".join(map(json.dumps, rows)) + "\n]"
 
 
 def main() -> None:
@@ -114,17 +143,29 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     out = parser.parse_args().out
     found: dict[Condition, dict[str, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
-    for file in sorted((out / "cells").glob("*/*.json")):
-        cell = json.loads(file.read_text())
+    cells = [json.loads(file.read_text()) for file in sorted((out / "cells").glob("*/*.json"))]
+    for cell in cells:
         found[condition_of(cell)][cell["objective"]].append(cell)
-    starts = json.loads((out / "starts.json").read_text())
-    rows = [row for condition, of in found.items() for row in compare(condition, of, starts[condition.start]["own"])]
-    tried = [row for condition, of in found.items() for row in tries(condition, of)]
-    write_text(out / "map.json", f'{{"rows": [\n{_lines(rows)}\n], "tries": [\n{_lines(tried)}\n]}}\n')
+    starts = {
+        name: json.loads((out / "starts" / f"{name}.json").read_text()) for name in sorted({of.start for of in found})
+    }
+    write_text(out / "map-cells.json", f'{{"starts": {json.dumps(starts)}, "cells": {_lines(cells)}}}\n')
+    for name in ("map", "map-smollm2", "map-check"):
+        of_file = {of: cells for of, cells in found.items() if file_of(of) == name and finished(cells)}
+        if of_file:
+            write_text(out / f"{name}.json", figures_of(out, of_file))
 
 
-def _lines(rows: list[dict[str, Any]]) -> str:
-    return ",\n".join(json.dumps(row) for row in rows)
+def skills_of(condition: Condition) -> tuple[str, ...]:
+    """Return the skills of the problems in a condition's references."""
+    return ("old", "new") if condition.new_skill else ("old",)
+
+
+def file_of(condition: Condition) -> str:
+    """Return the name of the file that a condition's figures stand in."""
+    if condition.start not in FROM_SCRATCH.strengths:
+        return f"map-{condition.start}"
+    return "map" if condition.seeds == SEEDS else "map-check"
 
 
 if __name__ == "__main__":

@@ -1,17 +1,19 @@
 """Where does a mask help? Start strength x references x objective, on models small enough for two cores.
 
-    python benchmarks/map/run.py OUT [--grid corners|whole] [--jobs 2]
+    python benchmarks/map/run.py OUT [--grid new old check smollm2 weights objectives between] [--jobs 2]
 
 A cell is one fine-tuning, a file in OUT/cells; a second call goes on with those that are missing. Each objective tries
-five learning rates with seed 0, and the one with the best validation score is run with two more seeds.
+five learning rates with its first seed (three on SmolLM2), and the one with the best validation score is measured, and
+run with two more seeds.
 """
 
 import argparse
 import itertools
 import json
 import time
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -19,118 +21,234 @@ import torch
 
 from profit_sft.files import write_text
 from profit_sft.objectives import OBJECTIVES
-from train import STRENGTHS, fine_tune, make_starts, measure, training_rows, validation_score
+from train import (
+    FROM_SCRATCH,
+    SMOLLM2,
+    Learner,
+    fine_tune,
+    make_starts,
+    measure,
+    new_learner,
+    out_of_reach,
+    profile,
+    smollm2,
+    training_rows,
+    validate,
+)
 
-RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
-SEEDS = (0, 1, 2)
 OBJECTIVE_SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "nll": ("nll", {}),
-    "profit 0.05": ("profit", {"threshold": 0.05}),
     "profit 0.1": ("profit", {"threshold": 0.1}),
-    "profit 0.3": ("profit", {"threshold": 0.3}),
     "profit 0.1, reference": ("profit", {"threshold": 0.1, "mask_source": "reference"}),
     "dft": ("dft", {}),
+    "profit 0.05": ("profit", {"threshold": 0.05}),
+    "profit 0.3": ("profit", {"threshold": 0.3}),
     "eaft": ("eaft", {}),
     "trsft": ("trsft", {}),
     "deft": ("deft", {}),
     "psft": ("psft", {}),
 }
 RANDOM = "random, as many as profit 0.1"
+FEW = tuple(OBJECTIVE_SETTINGS)[:3]  # run everywhere
+ALL = (*(name for name, (kind, _) in OBJECTIVE_SETTINGS.items() if kind in OBJECTIVES), RANDOM)
+SEEDS = (0, 1, 2)
 
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """What is fine-tuned on what."""
+    """What is fine-tuned on what; `seeds` are those of the data and of training."""
 
     start: str
     wording: str
     wrong_share: float
     new_skill: bool
+    rows: int = 512
+    seeds: tuple[int, ...] = SEEDS
+
+    @property
+    def label(self) -> str:
+        """Name of its folder."""
+        skill = "new" if self.new_skill else "old"
+        return f"{self.start} {self.wording} {self.wrong_share:g} {skill} {self.rows}"
+
+    @property
+    def rates(self) -> tuple[float, ...]:
+        """Learning rates that each objective tries."""
+        return (1e-5, 3e-5, 1e-4, 3e-4, 1e-3) if self.start in FROM_SCRATCH.strengths else (1e-5, 3e-5, 1e-4)
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """What its references are drawn by."""
+        return {
+            "wording": self.wording,
+            "wrong_share": self.wrong_share,
+            "new_skill": self.new_skill,
+            "rows": self.rows,
+        }
 
 
-GRIDS = {
-    "corners": [
-        Condition("strong", "alien", 0.5, True),
-        Condition("strong", "alien", 0.0, True),
-        Condition("weak", "own", 0.0, True),
-        Condition("strong", "alien", 0.5, False),
-        Condition("strong", "own", 0.5, True),
-        Condition("weak", "alien", 0.5, True),
-        Condition("half", "alien", 0.3, True),
-        Condition("good", "alien", 0.3, True),
+Grid = list[tuple[Condition, tuple[str, ...]]]
+
+
+def _crossed(starts: Iterable[str], wordings: Iterable[str], wrong_shares: Iterable[float], new_skill: bool) -> Grid:
+    factors = itertools.product(starts, wordings, wrong_shares)
+    return [(Condition(start, *of_start, new_skill), FEW) for start, *of_start in factors]
+
+
+_BOTH = ("own", "alien")
+_STARTS = tuple(reversed(FROM_SCRATCH.strengths))
+GRIDS: dict[str, Grid] = {
+    "new": _crossed(_STARTS, _BOTH, (0.0, 0.5), True),
+    "old": _crossed(("strong", "half"), _BOTH, (0.0, 0.5), False),
+    "weights": [
+        (condition, ("dft",))
+        for condition, _ in (
+            *_crossed(_STARTS, _BOTH, (0.0, 0.5), True),
+            *_crossed(("strong", "half"), _BOTH, (0.0, 0.5), False),
+        )
     ],
-    "whole": [
-        Condition(*factors)
-        for factors in itertools.product(STRENGTHS, ("own", "alien"), (0.0, 0.1, 0.3, 0.5), (False, True))
+    "objectives": [(Condition("strong", "alien", 0.5, new_skill), ALL) for new_skill in (False, True)],
+    "smollm2": [
+        (Condition("smollm2", "alien", wrong_share, True, rows=128), (*FEW, "dft", "trsft"))
+        for wrong_share in (0.0, 0.3)
     ],
+    # Other seeds, sizes and shares of wrong references than those that a rule was made of.
+    "check": [
+        (Condition(start, wording, wrong_share, new_skill, rows, (3, 4, 5)), FEW[:2])
+        for start, wording, wrong_share, new_skill, rows in (
+            ("weak", "alien", 0.3, True, 128),
+            ("half", "own", 0.3, True, 1024),
+            ("half", "alien", 0.3, False, 128),
+            ("good", "own", 0.0, False, 512),
+            ("good", "alien", 0.5, False, 1024),
+            ("good", "own", 0.3, True, 128),
+            ("strong", "own", 0.3, False, 128),
+            ("strong", "alien", 0.3, False, 1024),
+            ("strong", "alien", 0.1, True, 128),
+            ("strong", "own", 0.1, True, 1024),
+        )
+    ],
+    "between": _crossed(_STARTS, _BOTH, (0.1, 0.3), True),
 }
 
 
-def run_cell(
-    out: Path, condition: Condition, name: str, objective: tuple[str, dict[str, Any]], rate: float, seed: int
-) -> dict[str, Any]:
-    """Run a cell, or read what it gave."""
-    label = f"{condition.start} {condition.wording} {condition.wrong_share:g} {'new' if condition.new_skill else 'old'}"
-    file = out / "cells" / label / f"{name} {rate:g} {seed}.json"
-    if file.exists():
-        return json.loads(file.read_text())
-    began = time.perf_counter()
-    start = torch.load(out / "starts" / f"{condition.start}.pt", weights_only=True)
-    data = {"wording": condition.wording, "wrong_share": condition.wrong_share, "new_skill": condition.new_skill}
-    model, kept_share = fine_tune(start, training_rows(seed, **data), *objective, rate=rate, seed=seed)
-    found = {
-        **asdict(condition),
-        "objective": name,
-        "rate": rate,
-        "seed": seed,
-        "kept_share": kept_share,
-        "validation": validation_score(model, new_skill=condition.new_skill),
-        **measure(model, wording=condition.wording),
-        "seconds": time.perf_counter() - began,
-    }
-    write_text(file, json.dumps(found) + "\n")
-    return found
+def cell_file(out: Path, condition: Condition, objective: str, rate: float, seed: int) -> Path:
+    """Return where a cell is kept."""
+    return out / "cells" / condition.label / f"{objective} {rate:g} {seed}.json"
 
 
-def run_condition(out: Path, condition: Condition) -> str:
-    """Run what a condition still lacks: five rates with the first seed, the best one with the others."""
+def condition_of(cell: dict[str, Any]) -> Condition:
+    """Return a cell's condition."""
+    values = {field.name: cell[field.name] for field in fields(Condition)}
+    return Condition(**values | {"seeds": tuple(values["seeds"])})
+
+
+def take_up(out: Path, published: Path) -> None:
+    """Lay out cells that report.py has published, so that they need not run again; refused where the starts differ."""
+    found = json.loads(published.read_text())
+    for name, measured in found["starts"].items():
+        own = out / "starts" / f"{name}.json"
+        if own.exists() and json.loads(own.read_text()) != measured:
+            raise SystemExit(f"{published}: its start '{name}' answers otherwise than the one in {out}: run all anew")
+    for cell in found["cells"]:
+        file = cell_file(out, condition_of(cell), cell["objective"], cell["rate"], cell["seed"])
+        if not file.exists():
+            write_text(file, json.dumps(cell) + "\n")
+
+
+def run_objective(
+    out: Path, condition: Condition, name: str, objective: tuple[str, dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Run what an objective still lacks: each rate with the first seed, the best one measured and with all seeds."""
+    start, first = load_start(out, condition.start), condition.seeds[0]
+    best: dict[str, Any] = {}
+    best_model = None  # where it is not from an earlier call
+
+    def cell(rate: float, seed: int) -> tuple[Path, dict[str, Any]]:
+        file = cell_file(out, condition, name, rate, seed)
+        return file, json.loads(file.read_text()) if file.exists() else {}
+
+    def trained(rate: float, seed: int) -> tuple[Learner, dict[str, Any]]:
+        rows = training_rows(seed, **condition.data)
+        model, kept_share = fine_tune(start, rows, *objective, rate=rate, seed=seed)
+        return model, asdict(condition) | {"objective": name, "rate": rate, "seed": seed, "kept_share": kept_share}
+
+    for rate in condition.rates:
+        file, found = cell(rate, first)
+        model = None
+        if not found:
+            model, found = trained(rate, first)
+            found |= validate(model, new_skill=condition.new_skill)
+            write_text(file, json.dumps(found) + "\n")
+        if not best or found["validation"] > best["validation"]:
+            best, best_model = found, model
+    runs = []
+    for seed in condition.seeds:
+        file, found = cell(best["rate"], seed)
+        if "greedy_old" not in found:
+            model = best_model if seed == first else None
+            if model is None:
+                model, made = trained(best["rate"], seed)
+                found = made | found
+            found |= measure(model, wording=condition.wording)
+            write_text(file, json.dumps(found) + "\n")
+        runs.append(found)
+    return runs
+
+
+def run_condition(out: Path, condition: Condition, names: tuple[str, ...]) -> str:
+    """Profile a condition's data under its start, then run its objectives."""
     torch.set_num_threads(1)
     began = time.perf_counter()
+    profiled = out / "profiles" / f"{condition.label}.json"
+    if not profiled.exists():
+        rows = training_rows(condition.seeds[0], **condition.data)
+        write_text(profiled, json.dumps(profile(load_start(out, condition.start), rows)) + "\n")
     kept_share = 0.0
-    objectives = {name: made for name, made in OBJECTIVE_SETTINGS.items() if made[0] in OBJECTIVES}
-    for name, objective in [*objectives.items(), (RANDOM, None)]:
-        made = objective or ("profit", {"direction": "random", "rate": kept_share})
-        tries = [run_cell(out, condition, name, made, rate, SEEDS[0]) for rate in RATES]
-        best = max(tries, key=lambda cell: cell["validation"])
-        for seed in SEEDS[1:]:
-            run_cell(out, condition, name, made, best["rate"], seed)
+    for name in names:
+        random = ("profit", {"direction": "random", "rate": kept_share})
+        runs = run_objective(out, condition, name, random if name == RANDOM else OBJECTIVE_SETTINGS[name])
         if name == "profit 0.1":
-            kept_share = best["kept_share"]
-    return f"{condition}: {time.perf_counter() - began:.0f} s"
+            kept_share = runs[0]["kept_share"]
+    return f"{condition.label}: {time.perf_counter() - began:.0f} s"
+
+
+def load_start(out: Path, name: str) -> Learner:
+    """Return a start."""
+    learner = new_learner() if name in FROM_SCRATCH.strengths else smollm2()
+    learner.model.load_state_dict(torch.load(out / "starts" / f"{name}.pt", weights_only=True))
+    learner.model.eval()
+    return learner
 
 
 def main() -> None:
     """Make the starts, then the cells."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--grid", choices=GRIDS, default="corners")
+    parser.add_argument("--grid", choices=GRIDS, nargs="+", default=[*GRIDS])
     parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--known", type=Path, help="Cells that need not run again: docs/results/data/map-cells.json.")
     arguments = parser.parse_args()
-    make_starts(arguments.out / "starts", lambda line: print(line, flush=True))
-    measured = arguments.out / "starts.json"
-    if not measured.exists():
-        write_text(measured, json.dumps({name: _measured(arguments.out, name) for name in STRENGTHS}) + "\n")
+    items = [item for name in arguments.grid for item in GRIDS[name]]
+    starts = dict.fromkeys(condition.start for condition, _ in items)
+    for make, lessons in ((new_learner, FROM_SCRATCH), (smollm2, SMOLLM2)):
+        if not lessons.strengths.keys().isdisjoint(starts):
+            make_starts(arguments.out / "starts", make, lessons, lambda line: print(line, flush=True))
+    for name in starts:
+        measured = arguments.out / "starts" / f"{name}.json"
+        if not measured.exists():
+            write_text(measured, json.dumps(_measured(arguments.out, name)) + "\n")
+    if arguments.known:
+        take_up(arguments.out, arguments.known)
     with ProcessPoolExecutor(arguments.jobs) as pool:
-        for line in pool.map(run_condition, itertools.repeat(arguments.out), GRIDS[arguments.grid]):
+        for line in pool.map(run_condition, itertools.repeat(arguments.out), *zip(*items, strict=True)):
             print(line, flush=True)
 
 
 def _measured(out: Path, name: str) -> dict[str, Any]:
-    from train import new_model
-
-    model = new_model()
-    model.load_state_dict(torch.load(out / "starts" / f"{name}.pt", weights_only=True))
-    return {wording: measure(model, wording=wording) for wording in ("own", "alien")}
+    learner = load_start(out, name)
+    reach = {skill: out_of_reach(learner, skill) for skill in ("old", "new")}
+    return {wording: measure(learner, wording=wording) for wording in _BOTH} | {"out_of_reach": reach}
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ around them its wording. An annotator of one's own words as the start was taught
 has never seen. A wrong reference has a wrong number that later steps follow, or a wrong last number alone.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
@@ -113,31 +114,48 @@ def _wrong(random: Random, number: int) -> int:
             return found
 
 
-def encode(text: str) -> list[int]:
-    """Return token ids, one a character."""
-    return [ID_OF[character] for character in text]
+@dataclass(frozen=True, slots=True)
+class Coder:
+    """Text to token ids and back, for one model.
+
+    Attributes:
+        encode: Token ids of a text, and how many characters each stands for.
+        decode: The text of token ids.
+        pad: Id of what fills up a batch.
+        eos: Id of what ends an answer.
+    """
+
+    encode: Callable[[str], tuple[list[int], list[int]]]
+    decode: Callable[[list[int]], str]
+    pad: int
+    eos: int
+
+    def batch_of(self, references: list[Reference]) -> dict[str, Tensor]:
+        """Return `input_ids`, `labels` and `attention_mask`, `(B, S)`; the answer and its end token carry labels."""
+        rows = [(self.encode(row.prompt)[0], [*self.encode(row.answer)[0], self.eos]) for row in references]
+        longest = max(len(prompt) + len(answer) for prompt, answer in rows)
+        found: dict[str, list[list[int]]] = {"input_ids": [], "labels": [], "attention_mask": []}
+        for prompt, answer in rows:
+            size = len(prompt) + len(answer)
+            found["input_ids"].append(prompt + answer + [self.pad] * (longest - size))
+            found["labels"].append([IGNORE_INDEX] * len(prompt) + answer + [IGNORE_INDEX] * (longest - size))
+            found["attention_mask"].append([1] * size + [0] * (longest - size))
+        return {name: torch.tensor(values) for name, values in found.items()}
+
+    def answer_of(self, ids: list[int]) -> str:
+        """Return the text of token ids up to the end token."""
+        return self.decode(ids[: ids.index(self.eos)] if self.eos in ids else ids)
 
 
-def decode(ids: list[int]) -> str:
-    """Return the text of token ids up to the end token."""
-    ids = ids[: ids.index(EOS)] if EOS in ids else ids
-    return "".join(CHARACTERS[index - 2] for index in ids if index >= 2)
+CHARACTER_CODER = Coder(
+    encode=lambda text: ([ID_OF[character] for character in text], [1] * len(text)),
+    decode=lambda ids: "".join(CHARACTERS[index - 2] for index in ids if index >= 2),
+    pad=PAD,
+    eos=EOS,
+)
 
 
 def last_number(text: str) -> int | None:
     """Return the last number of an answer, or None."""
     digits = "".join(character if character.isdigit() else " " for character in text).split()
     return int(digits[-1]) if digits and len(digits[-1]) < 10 else None
-
-
-def batch_of(references: list[Reference]) -> dict[str, Tensor]:
-    """Return `input_ids`, `labels` and `attention_mask`, `(B, S)`; the answer and its end token carry labels."""
-    rows = [(encode(row.prompt), [*encode(row.answer), EOS]) for row in references]
-    longest = max(len(prompt) + len(answer) for prompt, answer in rows)
-    found: dict[str, list[list[int]]] = {"input_ids": [], "labels": [], "attention_mask": []}
-    for prompt, answer in rows:
-        size = len(prompt) + len(answer)
-        found["input_ids"].append(prompt + answer + [PAD] * (longest - size))
-        found["labels"].append([IGNORE_INDEX] * len(prompt) + answer + [IGNORE_INDEX] * (longest - size))
-        found["attention_mask"].append([1] * size + [0] * (longest - size))
-    return {name: torch.tensor(values) for name, values in found.items()}

@@ -41,10 +41,9 @@ def compared(points, p_value, **where):
     )
 
 
-def rows_of(tmp_path, *files):
-    for number, rows in enumerate(files):
-        (tmp_path / f"{number}.json").write_text(json.dumps({"rows": rows}))
-    return figures.read_rows(sorted(tmp_path.glob("*.json")))
+def rows_of(tmp_path, rows):
+    (tmp_path / "map.json").write_text(json.dumps({"rows": rows}))
+    return figures.read_figures(tmp_path / "map.json")["rows"]
 
 
 def words_of(svg):
@@ -52,9 +51,8 @@ def words_of(svg):
 
 
 def test_committed_pictures_and_tables_are_those_of_the_committed_figures():
-    files = sorted((ROOT / "docs" / "results" / "data").glob("map*.json"))
-    for file, text in figures.files_of(files).items():
-        assert file.read_text() == text, "python benchmarks/map/figures.py docs/results/data/map*.json"
+    for file, text in figures.files_of(ROOT / "docs" / "results" / "data").items():
+        assert file.read_text() == text, "python benchmarks/map/figures.py docs/results/data"
 
 
 def test_a_picture_has_each_difference_in_its_cell_and_a_frame_where_it_is_shown(tmp_path):
@@ -76,18 +74,24 @@ def test_a_picture_has_each_difference_in_its_cell_and_a_frame_where_it_is_shown
 
 def test_the_report_takes_the_rate_that_was_run_with_more_seeds_and_leaves_out_what_is_not_finished(tmp_path):
     """Two rates are as good on validation, and `0.0003` stands before `1e-05` among the files: the smaller ran on."""
-    where = {"start": "weak", "wording": "own", "wrong_share": 0.0, "new_skill": True, "kept_share": 1.0}
+    where = {"start": "weak", "wording": "own", "wrong_share": 0.0, "new_skill": True, "kept_share": 1.0, "rows": 512}
     right = {"nll": "0011", "dft": "0111", "eaft": "1111"}
     for name, digits in right.items():
         tries = [(rate, 0) for rate in (1e-5, 3e-5, 1e-4, 3e-4, 1e-3)]
         for rate, seed in [*tries, (1e-5, 1), (1e-5, 2)][: -1 if name == "eaft" else None]:
-            skills = {f"greedy_{skill}": digits for skill in ("old", "new", "longer")}
+            skills = {f"greedy_{skill}": digits for skill in ("old", "new", "longer")} if rate == 1e-5 else {}
             cell = {**where, "objective": name, "rate": rate, "seed": seed, "validation": float(rate in (1e-5, 3e-4))}
-            file = tmp_path / "cells" / "weak own 0 new" / f"{name} {rate:g} {seed}.json"
+            cell |= {"seeds": [0, 1, 2], "validation_old": 0.5}
+            file = tmp_path / "cells" / "weak own 0 new 512" / f"{name} {rate:g} {seed}.json"
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(json.dumps({**cell, **skills, "sampled_old": [0.5, 0.25]}))
     start = {**dict.fromkeys(("greedy_old", "greedy_new", "greedy_longer"), "0001"), "sampled_old": [0.5, 0.0]}
-    (tmp_path / "starts.json").write_text(json.dumps({"weak": {"own": start}}))
+    for folder, name, content in (
+        ("starts", "weak", {"own": start}),
+        ("profiles", "weak own 0 new 512", {"nll": 0.7}),
+    ):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / f"{name}.json").write_text(json.dumps(content))
     command = [sys.executable, str(ROOT / "benchmarks" / "map" / "report.py"), str(tmp_path)]
     subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": str(ROOT / "src")})
     found = json.loads((tmp_path / "map.json").read_text())
@@ -99,25 +103,65 @@ def test_the_report_takes_the_rate_that_was_run_with_more_seeds_and_leaves_out_w
     assert rows["dft"]["difference"] == 0.25
     assert [row["rate"] for row in found["tries"] if row["objective"] == "dft"] == [1e-5, 3e-5, 1e-4, 3e-4, 1e-3]
     assert {row["objective"] for row in found["tries"]} == {"nll", "dft"}
+    assert [(row["start_right"], row["nll"]) for row in found["profiles"]] == [(0.25, 0.7)]
+    assert [row["share_right"] for row in found["rows"] if row["measure"] == "greedy_taught"] == [0.75, 0.5]
 
 
-def test_p_values_are_corrected_over_all_files_of_a_measure(tmp_path):
-    rows = rows_of(
-        tmp_path, [compared(12, 0.03)], [compared(9, 0.01, wrong_share=0.0), compared(3, 0.04, measure="greedy_new")]
-    )
-    assert [row["adjusted_p_value"] for row in rows] == [0.03, 0.02, 0.04]
-    rows = rows_of(tmp_path, [compared(12, 0.03)], [compared(9, 0.03, wrong_share=0.0)])
+ANSWERS = """
+from random import Random
+import torch
+from train import answers, draw_problems, new_learner
+learner = new_learner()
+with torch.no_grad():
+    learner.model.model.embed_tokens.weight[learner.coder.eos] *= 3  # so that answers end, each in its own place
+problems = draw_problems(Random(0), "old", 24)
+for problem, (_, length) in zip(problems, answers(learner, problems, temperature=0.0), strict=True):
+    ids, _ = learner.coder.encode(problem.prompt)
+    made = learner.model.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=180)
+    print(len(learner.coder.answer_of(made[0, len(ids) :].tolist())), length)
+"""
+
+
+def test_published_cells_are_taken_up_where_the_start_is_the_same(tmp_path):
+    condition = {"start": "weak", "wording": "own", "wrong_share": 0.0, "new_skill": True, "rows": 512}
+    cell = {**condition, "seeds": [0, 1, 2], "objective": "nll", "rate": 1e-5, "seed": 0, "validation": 0.5}
+    published = tmp_path / "map-cells.json"
+    published.write_text(json.dumps({"starts": {"weak": {"own": 1}, "good": {"own": 2}}, "cells": [cell]}))
+    (tmp_path / "starts").mkdir()
+    code = "import sys; from pathlib import Path; from run import take_up; take_up(*map(Path, sys.argv[1:]))"
+    for start, refused in (({"own": 3}, True), ({"own": 1}, False)):
+        (tmp_path / "starts" / "weak.json").write_text(json.dumps(start))
+        run = run_there(code, str(tmp_path), str(published))
+        assert ("its start 'weak' answers otherwise" in run.stderr) == refused
+        assert (tmp_path / "cells").exists() != refused
+    (file,) = (tmp_path / "cells").glob("*/*.json")
+    assert (file.parent.name, file.stem) == ("weak own 0 new 512", "nll 1e-05 0")
+    assert json.loads(file.read_text()) == cell
+
+
+def run_there(code, *arguments):
+    folder = ROOT / "benchmarks" / "map"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT / "src", folder)))}
+    return subprocess.run([sys.executable, "-c", code, *arguments], env=environment, capture_output=True, text=True)
+
+
+def test_answers_are_those_of_generate_though_rows_that_have_ended_leave_the_batch():
+    run = run_there(ANSWERS)
+    lengths = [line.split() for line in run.stdout.splitlines()]
+    assert [own for _, own in lengths] == [generated for generated, _ in lengths]
+    assert len({own for _, own in lengths}) > 10
+
+
+def test_p_values_are_corrected_over_all_of_a_measure(tmp_path):
+    both = [compared(12, 0.03), compared(9, 0.01, wrong_share=0.0), compared(3, 0.04, measure="greedy_new")]
+    assert [row["adjusted_p_value"] for row in rows_of(tmp_path, both)] == [0.03, 0.02, 0.04]
+    rows = rows_of(tmp_path, [compared(12, 0.03), compared(9, 0.03, wrong_share=0.0)])
     assert [figures.is_shown(row) for row in rows] == [False, False]
 
 
 def test_where_nothing_was_new_the_new_skill_is_not_compared(tmp_path):
     rows = rows_of(tmp_path, [compared(12, 0.03), compared(0, 1.0, measure="greedy_new", new_skill=False)])
     assert [row["measure"] for row in rows] == ["greedy_old"]
-
-
-def test_a_comparison_that_two_files_hold_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"strong alien 0.5 True dft greedy_old stands in the files twice"):
-        rows_of(tmp_path, [compared(12, 0.03)], [compared(9, 0.01)])
 
 
 @pytest.mark.parametrize("theme", figures.THEMES)
