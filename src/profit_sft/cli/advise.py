@@ -38,18 +38,25 @@ def advise_command(
     to_make: dict[str, Any],
     data: GivenData,
     threshold: Annotated[float, flag("threshold", "The threshold to judge, a probability.")] = 0.1,
+    eval_results: Annotated[
+        Path | None,
+        flag("eval_results", "What profit eval wrote of the model on problems like these: did a mask help there?"),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> int:
     """Say what a threshold would keep of a data set under a model, what it would cost, and what to beware of."""
+    from profit_sft.evaluation.records import unsolved_share
     from profit_sft.mask.advice import advise
+    from profit_sft.mask.reach import TRIES
     from profit_sft.mask.tokens import checked_thresholds
 
     quiet_libraries()
     with wrong_values_are_usage_errors():
         checked_thresholds([threshold])  # before minutes of scoring
+    unsolved = None if eval_results is None else unsolved_share(eval_results, tries=TRIES)
     folders = [] if scores is None else [scores]
     with score_sets("advise", folders, to_make, data, max_samples=_MAX_SAMPLES) as (score_set,):
-        advice = advise(score_set, threshold=threshold)
+        advice = advise(score_set, threshold=threshold, unsolved_share=unsolved)
     if as_json:
         sys.stdout.write(json.dumps(dataclasses.asdict(advice)) + "\n")
     else:
@@ -78,7 +85,7 @@ def print_advice(advice: "Advice") -> None:
     for warning in advice.warnings:
         out.print("warning:", style="bold yellow", end=" ")
         out.print(warning)
-    for sentence in (*advice.reading, advice.caveat):
+    for sentence in (*advice.reading, *advice.on_the_map, advice.caveat):
         out.print(sentence)
 
 

@@ -156,3 +156,50 @@ class SampleFile:
     def select(self, problems: int, samples: int) -> list[Record]:
         """Return the records of the first `problems` problems and their first `samples` samples, in order."""
         return [self._records[problem, sample] for problem in range(problems) for sample in range(samples)]
+
+
+def read_samples(path: Path, remedy: str) -> list[list[Record]]:
+    """Return the samples of each problem, in the order of the problems.
+
+    Args:
+        path: A file of samples that `profit eval` wrote.
+        remedy: What to do where that fails, a sentence.
+
+    Raises:
+        DataError: It cannot be read.
+    """
+    samples: dict[int, list[Record]] = {}
+    try:
+        with path.open(encoding="utf-8") as lines:
+            for line in lines:
+                record = json.loads(line)
+                samples.setdefault(record["problem"], []).append(record)
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"{path} cannot be read ({error!r}). {remedy}") from None
+    return [of_problem for _, of_problem in sorted(samples.items())]
+
+
+def unsolved_share(output_dir: Path, *, tries: int) -> float:
+    """Return the share of problems of which none of the first `tries` samples is right, over all tasks in a folder.
+
+    That is 1 - pass@k (Chen et al. 2021, arXiv 2107.03374) at k = `tries`. Problems of which no sample was judged are
+    left out.
+
+    Raises:
+        DataError: There is no finished evaluation, or it has fewer samples a problem.
+    """
+    evaluate_again = f"Run profit eval with --samples {tries} into a folder of its own."
+    found = []
+    for path in sorted((output_dir / "samples").glob("*.jsonl")):
+        for problem in read_samples(path, evaluate_again):
+            graded = [sample["correct"] for sample in problem[:tries] if "correct" in sample]
+            if len(graded) < tries:
+                raise DataError(
+                    f"{path}: problem {problem[0]['problem']} has {len(graded)} graded samples, {tries} are needed. "
+                    f"{evaluate_again}"
+                )
+            if any(right is not None for right in graded):
+                found.append(not any(graded))
+    if not found:
+        raise DataError(f"{output_dir} holds no answers of profit eval to problems. {evaluate_again}")
+    return sum(found) / len(found)

@@ -14,6 +14,8 @@ from transformers import PreTrainedTokenizerBase
 
 from profit_sft.data.tokenize import TOKEN_KINDS
 from profit_sft.mask.kinds import KindComparison, compare_kinds
+from profit_sft.mask.reach import THRESHOLD as MAP_THRESHOLD
+from profit_sft.mask.reach import on_the_map
 from profit_sft.mask.tokens import THRESHOLDS, LabelTokens, checked_thresholds, kept_mask, label_tokens
 from profit_sft.scores.store import ScoreSet
 
@@ -116,6 +118,9 @@ class Advice:
         reading: The numbers in plain words.
         caveat: What the numbers do not say.
         kinds: Core against style tokens; None where the data does not tell them apart.
+        unsolved_share: As given.
+        on_the_map: Whether a mask helped where a model could do as much, see `reach.py`; empty where
+            `unsolved_share` is not known.
     """
 
     model_name_or_path: str
@@ -134,18 +139,28 @@ class Advice:
     reading: tuple[str, ...]
     caveat: str
     kinds: KindComparison | None
+    unsolved_share: float | None
+    on_the_map: tuple[str, ...]
 
 
-def advise(scores: ScoreSet, *, threshold: float = 0.1, thresholds: Sequence[float] = THRESHOLDS) -> Advice:
+def advise(
+    scores: ScoreSet,
+    *,
+    threshold: float = 0.1,
+    thresholds: Sequence[float] = THRESHOLDS,
+    unsolved_share: float | None = None,
+) -> Advice:
     """Profile a scored data set.
 
     Args:
         scores: What `load_scores` or `score_dataset` returns.
         threshold: The one to warn about and to read out; added to `thresholds`.
         thresholds: Those of the profile.
+        unsolved_share: Share of held-out problems like the data's of which the model has none of 8 samples right, in
+            [0, 1]; None: not known.
 
     Raises:
-        ValueError: A threshold is no probability.
+        ValueError: A threshold is no probability, or `unsolved_share` no share.
         DataError: There is no label token, or one has no finite log p.
     """
     wanted = checked_thresholds([*thresholds, threshold])
@@ -172,6 +187,10 @@ def advise(scores: ScoreSet, *, threshold: float = 0.1, thresholds: Sequence[flo
         reading=reading_of(row),
         caveat=CAVEAT,
         kinds=_compare_if_marked(tokens, wanted),
+        unsolved_share=unsolved_share,
+        on_the_map=()
+        if unsolved_share is None
+        else on_the_map(unsolved_share, 1.0 - float(kept_mask(log_probs, MAP_THRESHOLD).mean())),
     )
 
 

@@ -1,6 +1,5 @@
 """Read the finished cells of a study back from its folder."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,12 +7,15 @@ from typing import Any
 
 from profit_sft.errors import DataError
 from profit_sft.evaluation.budgets import BudgetScores, budget_file, read_budgets
-from profit_sft.evaluation.results import Record, judged_score
+from profit_sft.evaluation.records import read_samples
+from profit_sft.evaluation.results import judged_score
 from profit_sft.files import read_json
 from profit_sft.study.cells import FORMAT, read_metrics
 from profit_sft.study.layout import CellFolder, StudyFolder
 from profit_sft.study.plan import Cell, StudyPlan
 from profit_sft.train.callbacks import CollapseWarning
+
+_REMEDY = "Delete its cell's folder and run the study again."  # of samples that cannot be read
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,7 +109,7 @@ def read_scores(path: Path) -> list[float]:
     Raises:
         DataError: It cannot be read.
     """
-    return [judged_score(of_problem) for of_problem in _samples(path)]
+    return [judged_score(of_problem) for of_problem in read_samples(path, _REMEDY)]
 
 
 def read_answers(path: Path, most: int) -> list[dict[str, str]]:
@@ -122,20 +124,5 @@ def read_answers(path: Path, most: int) -> list[dict[str, str]]:
     """
     return [
         {name: str(of_problem[0].get(name) or "") for name in ("prompt", "expected", "answer")}
-        for of_problem in _samples(path)[:most]
+        for of_problem in read_samples(path, _REMEDY)[:most]
     ]
-
-
-def _samples(path: Path) -> list[list[Record]]:
-    """Return the samples of each problem, in the order of the problems."""
-    samples: dict[int, list[Record]] = {}
-    try:
-        with path.open(encoding="utf-8") as lines:
-            for line in lines:
-                record = json.loads(line)
-                samples.setdefault(record["problem"], []).append(record)
-    except (OSError, ValueError, KeyError) as error:
-        raise DataError(
-            f"{path} cannot be read ({error!r}). Delete its cell's folder and run the study again."
-        ) from None
-    return [of_problem for _, of_problem in sorted(samples.items())]
