@@ -89,6 +89,29 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     return save_tiny_chat_model(tmp_path_factory.mktemp("tiny"))
 
 
+@pytest.fixture
+def onednn_products(monkeypatch: pytest.MonkeyPatch) -> list[tuple[tuple[int, ...], bool]]:
+    """Shape of each matrix that oneDNN has multiplied for a linear layer, and whether a bias was added.
+
+    On any processor for which there is oneDNN.
+    """
+    from profit_sft import linears
+
+    product = linears._PRODUCT
+    if product is None or not torch.backends.mkldnn.is_available():
+        pytest.skip("no oneDNN: this build of torch has none")
+    found: list[tuple[tuple[int, ...], bool]] = []
+
+    def noted(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *rest: object) -> torch.Tensor:
+        found.append((tuple(weight.shape), bias is not None))
+        made: torch.Tensor = product(rows, weight, bias, *rest)
+        return made
+
+    monkeypatch.setattr(linears, "_PRODUCT", noted)
+    monkeypatch.setattr(linears, "onednn_is_faster", lambda: True)
+    return found
+
+
 @pytest.fixture(scope="session")
 def shared_data(repo_root: Path) -> Path:
     folder = repo_root.parent / "shared" / "data"

@@ -25,6 +25,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from profit_sft.errors import LossBypassedError, UnsupportedModelError
 from profit_sft.head_module import backbone_of, head_linears, tail_of, through_head
+from profit_sft.linears import linears_by_onednn
 from profit_sft.loss import SelectiveLoss, selective_linear_cross_entropy
 from profit_sft.loss.selective import Backend, Normalize, Statistics, shifted
 from profit_sft.objectives import FROM_THE_BATCH, NLL, Objective, ProFit
@@ -340,7 +341,7 @@ def label_statistics(
         adds_aux_loss=False,
     )
     try:
-        with _in_evaluation_mode(base), warnings.catch_warnings():
+        with _in_evaluation_mode(base), linears_by_onednn(backbone_of(base)), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*teaches nothing")
             found: SelectiveLoss = model(input_ids=input_ids, labels=labels, use_cache=False, **inputs)["selective"]
     finally:

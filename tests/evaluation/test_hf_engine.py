@@ -73,6 +73,16 @@ def test_a_batch_of_prompts_of_all_lengths_is_answered_in_order(folder):
     assert {answer.truncated for answer in found} == {True, False}  # or the fixture tests half of it
 
 
+def test_answers_by_onednn_are_those_of_the_plain_model(folder, onednn_products):
+    found = answers(engine_for(folder), [(prompt, 0) for prompt in PROMPTS], 12, GREEDY)
+    model = load_model(folder)
+    shapes = {tuple(layer.weight.shape) for layer in model.modules() if type(layer) is torch.nn.Linear}
+    assert {shape for shape, _ in onednn_products} == shapes  # every one, the head's as well
+    onednn_products.clear()
+    assert found == [likeliest(folder, prompt, 12)[2] for prompt in PROMPTS]
+    assert not onednn_products
+
+
 def test_a_sample_draws_the_same_alone_and_in_any_batch(folder):
     engine = engine_for(folder)
     pairs = [(prompt, seed) for seed, prompt in enumerate(PROMPTS * 2)]

@@ -17,6 +17,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from profit_sft.errors import ConfigurationError, first_line
 from profit_sft.evaluation.engine import Answer, Engine, Request
 from profit_sft.evaluation.settings import EvalSettings
+from profit_sft.linears import linears_by_onednn
 from profit_sft.models.pretrained import end_tokens, load_model, load_tokenizer
 
 
@@ -110,7 +111,8 @@ class HFEngine(Engine):
         """
         self.lm.rows, self.lm.batch_size_per_gpu = requests, len(requests)
         try:
-            return super().answer(requests)
+            with linears_by_onednn(self.lm.model):
+                return super().answer(requests)
         except torch.OutOfMemoryError as error:
             raise ConfigurationError(
                 f"batch_size: {len(requests)} answers do not fit into memory together ({first_line(error)}). "
