@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from profit_sft.files import write_text
+from profit_sft.mask.reach import Region, region_of
 from profit_sft.study.statistics import SIGNIFICANCE, holm
 
 Row = dict[str, Any]
@@ -42,7 +43,7 @@ _NAMES = {BASELINE: "nll (plain SFT)"}
 # By file: measures and objectives (None: all that there are).
 PICTURES: dict[str, tuple[tuple[str, ...], tuple[str, ...] | None]] = {
     "map.svg": (("greedy_taught", "greedy_old", "greedy_new"), (BASELINE, MASK, FIXED_MASK)),
-    "map-objectives.svg": (("greedy_taught", "greedy_old", "greedy_new"), None),
+    "map-short.svg": (("greedy_taught",), (BASELINE, MASK, FIXED_MASK)),
 }
 LIMITS = (1, 5, 15, 40)  # points: a difference of at least so many has the next color
 # A theme each: paper, ink, paler ink, lines, no difference; then ahead of plain SFT and behind it, by size. Blue and
@@ -60,7 +61,7 @@ THEMES = {
     },
 }  # fmt: skip
 _MARKER = "<!-- python benchmarks/map/figures.py docs/results/data -->\n"  # a table stands between two
-_CELL, _LEFT, _GAP, _HEAD, _WIDTH = (66, 36), 172, 14, 58, 760  # pixels
+_CELL, _LEFT, _GAP, _HEAD, _WIDTH = (70, 38), 172, 14, 58, 760  # pixels
 
 
 def read_figures(file: Path) -> dict[str, list[Row]]:
@@ -83,6 +84,45 @@ def condition(row: Row) -> tuple[str, str, float, bool]:
 def is_shown(row: Row) -> bool:
     """Return whether the difference is more than chance."""
     return bool(row["adjusted_p_value"] < SIGNIFICANCE)
+
+
+def regions(figures: dict[str, list[Row]]) -> dict[str, Region]:
+    """Return what was measured of the masks in each region of the rule, see `profit_sft.mask.reach`."""
+    found: dict[str, dict[str, list[Row]]] = {}
+    for region, row in _by_region(figures):
+        found.setdefault(region, {}).setdefault(row["objective"], []).append(row)
+    return {
+        region: Region(
+            len(of[MASK]),
+            *(
+                sum(is_shown(row) and (row["difference"] > 0) == ahead for row in of[mask])
+                for mask in (MASK, FIXED_MASK)
+                for ahead in (True, False)
+            ),
+            *(round(100 * pick(row["difference"] for row in of[MASK]), 1) for pick in (min, max)),
+        )
+        for region, of in found.items()
+    }
+
+
+def hits(figures: dict[str, list[Row]]) -> tuple[int, int, float]:
+    """Return for how many conditions the rule names a side, in how many it is that, and the largest miss in points."""
+    sides = {"new": -1, "wording": 1}
+    signed = [
+        sides[region] * row["difference"]
+        for region, row in _by_region(figures)
+        if region in sides and row["objective"] == MASK
+    ]
+    misses = [-100 * difference for difference in signed if difference <= 0]
+    return len(signed), len(signed) - len(misses), round(max(misses, default=0.0), 1)
+
+
+def _by_region(figures: dict[str, list[Row]]) -> Iterator[tuple[str, Row]]:
+    profiles = {(*condition(row), row["rows"]): row for row in figures["profiles"]}
+    for row in figures["rows"]:
+        if row["measure"] == "greedy_taught" and "difference" in row:
+            profile = profiles[(*condition(row), row["rows"])]
+            yield region_of(profile["out_of_reach"], profile["below_0.1"]), row
 
 
 def table(rows: Sequence[Row]) -> str:

@@ -140,3 +140,39 @@ def test_a_mistake_gets_one_message(scores, tiny_folder, capsys, flags, status, 
     assert out == ""
     assert message in err
     assert "Traceback" not in err
+
+
+def answered(folder, unsolved, *, fingerprint):
+    """Write what profit eval would: ten problems, so many of them never right in eight samples."""
+    (folder / "samples").mkdir(parents=True)
+    job = {"model": "models/b", "model_fingerprint": fingerprint}
+    (folder / "job.json").write_text(json.dumps({"format": 1, "job": job, "tasks": {}}))
+    lines = [
+        json.dumps({"problem": problem, "sample": sample, "correct": problem >= unsolved and sample == 7})
+        for problem in range(10)
+        for sample in range(8)
+    ]
+    (folder / "samples" / "sums.jsonl").write_text("\n".join(lines) + "\n")
+    return str(folder)
+
+
+@pytest.mark.parametrize(("unsolved", "reading"), [(5, "use plain SFT"), (1, "changes little")])
+def test_what_the_model_can_do_before_training_says_where_on_the_map_it_lies(
+    scores, unsolved, reading, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setenv("COLUMNS", "200")
+    answers = answered(tmp_path / "answers", unsolved, fingerprint=None)
+    assert run_app(["advise", scores, "--eval_results", answers]) == 0
+    out = capsys.readouterr().out
+    assert f"solves {1 - unsolved / 10:.0%} of problems like these within 8 tries" in out
+    assert reading in out
+    assert run_app(["advise", scores, "--eval_results", answers, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["unsolved_share"] == unsolved / 10
+    assert reading in found["on_the_map"][0]
+
+
+def test_answers_of_another_model_say_nothing_of_this_one(scores, tmp_path, capsys):
+    answers = answered(tmp_path / "answers", 5, fingerprint="another")
+    assert run_app(["advise", scores, "--eval_results", answers]) == 1
+    assert "has the answers of 'models/b', which is not the model of the scores, 'models/a'" in capsys.readouterr().err

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from profit_sft.errors import ConfigurationError, DataError
-from profit_sft.evaluation.records import EvalFolder, SampleFile
+from profit_sft.evaluation.records import EvalFolder, SampleFile, unsolved_share
 
 JOB = {"model": "a", "model_fingerprint": "1", "seed": 0, "temperature": 0.7}
 TASKS = {"gsm8k": {"fingerprint": "x", "problems": 3}}
@@ -102,3 +102,42 @@ def test_a_job_file_that_cannot_be_read_is_named(tmp_path, content, message):
     (tmp_path / "job.json").write_text(content)
     with pytest.raises(DataError, match=message):
         EvalFolder(tmp_path, JOB, TASKS)
+
+
+def graded(folder, task, *problems):
+    """Write a task's graded samples; a problem is a text of 1 (right), 0 and ? (not judged)."""
+    lines = [
+        record(number, sample, correct={"1": True, "0": False, "?": None}[mark])
+        for number, marks in enumerate(problems)
+        for sample, mark in enumerate(marks)
+    ]
+    (folder / "samples").mkdir(exist_ok=True)
+    (folder / "samples" / f"{task}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_the_unsolved_share_is_over_the_first_tries_of_all_tasks_problems(tmp_path):
+    graded(tmp_path, "one", "0001", "0000", "????", "?00?")
+    graded(tmp_path, "two", "1000")
+    assert unsolved_share(tmp_path, tries=4) == 2 / 4
+    assert unsolved_share(tmp_path, tries=3) == 3 / 4
+
+
+@pytest.mark.parametrize(
+    ("marks", "message"),
+    [
+        ("000", "problem 0 has 3 graded samples, 4 are needed. Run profit eval with --samples 4"),
+        (None, "holds no answers of profit eval"),
+    ],
+)
+def test_too_few_samples_for_an_unsolved_share_are_refused(tmp_path, marks, message):
+    if marks:
+        graded(tmp_path, "one", marks)
+    with pytest.raises(DataError, match=message):
+        unsolved_share(tmp_path, tries=4)
+
+
+def test_samples_not_yet_graded_do_not_count(tmp_path):
+    (tmp_path / "samples").mkdir()
+    (tmp_path / "samples" / "one.jsonl").write_text(json.dumps(record(0)) + "\n")
+    with pytest.raises(DataError, match="has 0 graded samples, 1 are needed"):
+        unsolved_share(tmp_path, tries=1)

@@ -203,3 +203,13 @@ def unsolved_share(output_dir: Path, *, tries: int) -> float:
     if not found:
         raise DataError(f"{output_dir} holds no answers of profit eval to problems. {evaluate_again}")
     return sum(found) / len(found)
+
+
+def refuse_answers_of_another_model(output_dir: Path, model_name_or_path: str, model_fingerprint: str) -> None:
+    """Raise DataError where the answers in the folder of an evaluation are known to be of another model."""
+    job = json.loads((output_dir / _JOB).read_text(encoding="utf-8"))["job"] if (output_dir / _JOB).is_file() else {}
+    if job.get("model_fingerprint") not in (None, model_fingerprint):
+        raise DataError(
+            f"{output_dir} has the answers of '{job['model']}', which is not the model of the scores, "
+            f"'{model_name_or_path}'. Run profit eval on that model: what counts is what it can do before training."
+        )
