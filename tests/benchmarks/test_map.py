@@ -87,7 +87,7 @@ def test_the_report_takes_the_rate_that_was_run_with_more_seeds_and_leaves_out_w
             file.write_text(json.dumps({**cell, **skills, "sampled_old": [0.5, 0.25]}))
     start = {**dict.fromkeys(("greedy_old", "greedy_new", "greedy_longer"), "0001"), "sampled_old": [0.5, 0.0]}
     for folder, name, content in (
-        ("starts", "weak", {"own": start}),
+        ("starts", "weak", {"own": start, "out_of_reach": {"old": 0.5, "new": 1.0}}),
         ("profiles", "weak own 0 new 512", {"nll": 0.7}),
     ):
         (tmp_path / folder).mkdir()
@@ -103,7 +103,7 @@ def test_the_report_takes_the_rate_that_was_run_with_more_seeds_and_leaves_out_w
     assert rows["dft"]["difference"] == 0.25
     assert [row["rate"] for row in found["tries"] if row["objective"] == "dft"] == [1e-5, 3e-5, 1e-4, 3e-4, 1e-3]
     assert {row["objective"] for row in found["tries"]} == {"nll", "dft"}
-    assert [(row["start_right"], row["nll"]) for row in found["profiles"]] == [(0.25, 0.7)]
+    assert [(row["start_right"], row["out_of_reach"], row["nll"]) for row in found["profiles"]] == [(0.25, 0.75, 0.7)]
     assert [row["share_right"] for row in found["rows"] if row["measure"] == "greedy_taught"] == [0.75, 0.5]
 
 
