@@ -41,10 +41,10 @@ def linears_by_onednn(module: nn.Module) -> Iterator[None]:
 
     Args:
         module: A model or part of one. Afterwards it is as it was. Layers that another library has given a forward of
-            its own are left alone, as is what is not fp32 on a CPU.
+            its own are left alone, as is what is not fp32 on a CPU, and a module of which torch.compile has a part.
     """
     changed = []
-    if onednn_is_faster() and not torch.compiler.is_compiling():
+    if onednn_is_faster() and not torch.compiler.is_compiling() and not any(map(_is_compiled, module.modules())):
         changed = [part for part in module.modules() if type(part) is nn.Linear and "forward" not in vars(part)]
     for linear in changed:
         linear.forward = partial(_forward, linear)  # type: ignore[method-assign]
@@ -53,6 +53,11 @@ def linears_by_onednn(module: nn.Module) -> Iterator[None]:
     finally:
         for linear in changed:
             del linear.forward
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    """Say whether it was compiled: what was would be compiled again for layers with a forward of their own."""
+    return module._compiled_call_impl is not None or "_orig_mod" in module._modules
 
 
 def _forward(linear: nn.Linear, input: Tensor) -> Tensor:  # the name that nn.Linear has for it
@@ -97,7 +102,7 @@ class _Linear(torch.autograd.Function):
         return _product(input, weight, bias)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         input, weight = ctx.saved_tensors
         # Contiguous, since a sum's gradient is one number that all entries share.
