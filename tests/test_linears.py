@@ -158,7 +158,7 @@ def gradients(layer, rows, upstream, dtype=torch.float32):
 @pytest.mark.parametrize("has_bias", [False, True])
 @pytest.mark.parametrize("made", [contiguous, transposed_rows, one_number])
 @pytest.mark.parametrize("shape", [(37,), (3, 41), (1, 1), (2, 0)], ids=str)
-def test_gradients_are_as_near_to_those_of_float64_as_pytorchs_own(
+def test_gradients_are_off_those_of_float64_by_at_most_twice_pytorchs_own_error(
     shape, made, has_bias, wanted, onednn_products, monkeypatch
 ):
     torch.manual_seed(0)
@@ -179,7 +179,7 @@ def test_gradients_are_as_near_to_those_of_float64_as_pytorchs_own(
         if ours is not None:
             assert ours.shape == torchs.shape
             assert ours.stride() == torchs.stride()
-            # Sums of a hundred products in another order; a single entry may be off by chance.
+            # oneDNN adds in longer chains: measured 1.0 to 2.0 times MKL's error. A single entry may be off by chance.
             rounding = 2 * torch.finfo(torch.float32).eps * true.norm()
             assert (ours - true).norm() <= 2 * (torchs - true).norm() + rounding
 

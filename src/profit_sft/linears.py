@@ -7,8 +7,8 @@ MKL uses AVX-512 on Intel's processors alone. On one core of an AMD Zen 5, rows 
     oneDNN, ms  0.17  0.28  0.34  0.76  2.40  7.5
 
 So do both products of the backward, of transposed matrices as they lie: 16.0 and 16.5 ms for 1,024 rows by MKL, 7.4 and
-9.1 by oneDNN. Transposing them first costs more than it saves. Both libraries sum in fp32, in another order, so results
-differ by rounding.
+9.1 by oneDNN. Transposing them first costs more than it saves. Both libraries sum in fp32, oneDNN in longer chains:
+its outputs and gradients are 2.5e-7 to 5e-7 off those of float64 where MKL's are 2.5e-7 (relative, 1,024 rows).
 """
 
 from collections.abc import Iterator
