@@ -341,7 +341,7 @@ def label_statistics(
         adds_aux_loss=False,
     )
     try:
-        with _in_evaluation_mode(base), linears_by_onednn(backbone_of(base)), warnings.catch_warnings():
+        with _in_evaluation_mode(base), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*teaches nothing")
             found: SelectiveLoss = model(input_ids=input_ids, labels=labels, use_cache=False, **inputs)["selective"]
     finally:
@@ -496,7 +496,9 @@ def _loss_forward(
     if settings.skip_padding and _skips_padding(model, given.device):
         predicts = shift_labels != _IGNORE_INDEX
         rows = rows_to_run(kwargs, predicts, model.config.get_text_config(), every_token=balanced is not None)
-    outputs = backbone_of(model)(**kwargs) if rows is None else run_rows(backbone_of(model), rows, kwargs)
+    backbone = backbone_of(model)
+    with linears_by_onednn(backbone):
+        outputs = backbone(**kwargs) if rows is None else run_rows(backbone, rows, kwargs)
     hidden_states = outputs.last_hidden_state  # (B, S, D)
     hidden_states = _kept_positions(hidden_states, given, logits_to_keep)
     # The loss would take weights in place of an objective that does not read them, such as an evaluation's.
