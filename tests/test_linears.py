@@ -54,6 +54,14 @@ def test_the_model_is_afterwards_as_it_was(onednn_products):
     assert model.lm_head.forward == forward
 
 
+def test_a_forward_taken_away_meanwhile_leaves_no_other_behind(onednn_products):
+    layers = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    with linears_by_onednn(layers):
+        del layers[0].forward
+    assert not [part for part in layers if "forward" in vars(part)]
+    assert not onednn_products
+
+
 @torch.no_grad()
 def in_autocast(layer, rows):
     with torch.autocast("cpu", torch.bfloat16):
@@ -73,6 +81,12 @@ def in_bf16(layer, rows):
 @torch.no_grad()
 def without_rows(layer, rows):
     return layer(rows[:0])
+
+
+@torch.no_grad()
+def without_outputs(layer, rows):
+    layer.weight, layer.bias = nn.Parameter(layer.weight[:0]), nn.Parameter(layer.bias[:0])
+    return layer(rows)
 
 
 @torch.no_grad()
@@ -104,7 +118,16 @@ def with_what_is_saved_taken_by_hooks(layer, rows):
 
 
 WITH_GRADIENTS = [with_a_linear_of_another_library, with_what_is_saved_taken_by_hooks]
-OTHERS = [*WITH_GRADIENTS, in_autocast, in_float64, in_bf16, without_rows, transposed, of_its_own_class]
+OTHERS = [
+    *WITH_GRADIENTS,
+    in_autocast,
+    in_float64,
+    in_bf16,
+    without_rows,
+    without_outputs,
+    transposed,
+    of_its_own_class,
+]
 
 
 @pytest.mark.parametrize("call", OTHERS)
@@ -122,6 +145,17 @@ def test_what_onednn_is_not_asked_for_is_pytorchs_own(call, onednn_products):
     assert ours.requires_grad == (call in WITH_GRADIENTS)
 
 
+@pytest.mark.parametrize(("shape", "device"), [((5, 23), "cpu"), ((), "cpu"), ((5, 24), "meta")], ids=str)
+def test_a_mistake_is_pytorchs_own(shape, device, onednn_products):
+    layer, rows, said = nn.Linear(24, 40), torch.ones(shape, device=device), []
+    for within in (nullcontext(), linears_by_onednn(layer)):
+        with within, pytest.raises(RuntimeError) as error:
+            layer(rows)
+        said.append(str(error.value))
+    assert said[0] == said[1]
+    assert not onednn_products
+
+
 @torch.no_grad()
 def test_a_forward_that_another_library_installed_is_called(onednn_products):
     layer = nn.Linear(4, 4)
@@ -137,7 +171,7 @@ def contiguous(*shape):
 
 
 def transposed_rows(*shape):
-    return torch.randn(*shape[:-2], shape[-1], shape[-2]).transpose(-1, -2)
+    return torch.randn(shape[::-1]).permute(*range(len(shape))[::-1])
 
 
 def one_number(*shape):
@@ -157,7 +191,7 @@ def gradients(layer, rows, upstream, dtype=torch.float32):
 @pytest.mark.parametrize("wanted", ["all", "frozen", "input without gradient", "bias alone", "nothing"])
 @pytest.mark.parametrize("has_bias", [False, True])
 @pytest.mark.parametrize("made", [contiguous, transposed_rows, one_number])
-@pytest.mark.parametrize("shape", [(37,), (3, 41), (1, 1), (2, 0)], ids=str)
+@pytest.mark.parametrize("shape", [(), (37,), (3, 41), (1, 1), (2, 0)], ids=str)
 def test_gradients_are_off_those_of_float64_by_at_most_twice_pytorchs_own_error(
     shape, made, has_bias, wanted, onednn_products, monkeypatch
 ):

@@ -52,7 +52,7 @@ def linears_by_onednn(module: nn.Module) -> Iterator[None]:
         yield
     finally:
         for linear in changed:
-            del linear.forward
+            vars(linear).pop("forward", None)  # another library, or thread, may have been first
 
 
 def _is_compiled(module: nn.Module) -> bool:
@@ -70,11 +70,13 @@ def _forward(linear: nn.Linear, input: Tensor) -> Tensor:  # the name that nn.Li
 
 def _fits(input: Tensor, weight: Tensor) -> bool:
     return (
-        weight.device.type == "cpu"
+        input.device.type == weight.device.type == "cpu"
         and type(weight) in (nn.Parameter, Tensor)  # neither sharded nor quantized
         and input.dtype == weight.dtype == torch.float32
         and weight.is_contiguous()
+        and input.shape[-1:] == weight.shape[1:]  # PyTorch says what is wrong, oneDNN does not
         and input.numel() > 0
+        and weight.numel() > 0
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
         and F.linear is torch._C._nn.linear  # DeepSpeed has one of its own, which gathers matrices
