@@ -5,7 +5,13 @@ import json
 import pytest
 
 from profit_sft.errors import ConfigurationError, DataError
-from profit_sft.evaluation.records import EvalFolder, SampleFile, unsolved_share
+from profit_sft.evaluation.records import (
+    EvalFolder,
+    SampleFile,
+    read_samples,
+    refuse_answers_of_another_model,
+    unsolved_share,
+)
 
 JOB = {"model": "a", "model_fingerprint": "1", "seed": 0, "temperature": 0.7}
 TASKS = {"gsm8k": {"fingerprint": "x", "problems": 3}}
@@ -95,13 +101,31 @@ def test_samples_without_a_job_are_not_trusted(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [("{}", "no job file"), ("nothing", "no job file"), ('{"format": 9}', "format 9")]
+    ("content", "message"),
+    [
+        ("{}", "no job file"),
+        ("nothing", "no job file"),
+        ("[]", "no job file"),
+        ('{"format": 1, "jo', "no job file"),
+        ('{"format": 1}', "no job file"),
+        ('{"format": 1, "job": "a", "tasks": {}}', "no job file"),
+        ('{"format": 9}', "format 9"),
+    ],
 )
 def test_a_job_file_that_cannot_be_read_is_named(tmp_path, content, message):
     opened(tmp_path)
     (tmp_path / "job.json").write_text(content)
     with pytest.raises(DataError, match=message):
         EvalFolder(tmp_path, JOB, TASKS)
+    with pytest.raises(DataError, match=message):
+        refuse_answers_of_another_model(tmp_path, "a", "1")
+
+
+@pytest.mark.parametrize("line", ['{"problem": 0, "sam', "{}", "[]", "7", "null", '{"problem": []}'])
+def test_samples_that_cannot_be_read_are_named_with_what_to_do(tmp_path, line):
+    (tmp_path / "one.jsonl").write_text(json.dumps(record(0)) + "\n" + line + "\n")
+    with pytest.raises(DataError, match=r"one.jsonl cannot be read .* Run it again."):
+        read_samples(tmp_path / "one.jsonl", "Run it again.")
 
 
 def graded(folder, task, *problems):

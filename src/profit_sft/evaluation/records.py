@@ -35,7 +35,7 @@ class EvalFolder:
     def __init__(self, output_dir: Path, job: Mapping[str, Any], tasks: Mapping[str, Mapping[str, Any]]) -> None:
         self.output_dir = output_dir
         self._path = output_dir / _JOB
-        there = self._read()
+        there = _read_job(self._path)
         if not any((output_dir / "samples").glob("*.jsonl")):
             there = None  # nothing was answered, so no setting is tied to an answer
         elif there is None:
@@ -50,18 +50,6 @@ class EvalFolder:
                 self._refuse_another(earlier[name], tasks[name], f"{name}: ")
         self._content: dict[str, Any] = {"format": _FORMAT, "job": dict(job), "tasks": {**tasks, **earlier}}
         self._started = there is not None
-
-    def _read(self) -> dict[str, Any] | None:
-        if not self._path.is_file():
-            return None
-        try:
-            content: dict[str, Any] = json.loads(self._path.read_text(encoding="utf-8"))
-            found = content["format"]
-        except (ValueError, KeyError, TypeError):
-            raise DataError(f"{self._path} is no job file of an evaluation. Choose another folder.") from None
-        if found != _FORMAT:
-            raise DataError(f"{self._path} has format {found}, this version reads {_FORMAT}. Choose another folder.")
-        return content
 
     def _refuse_another(self, there: Mapping[str, Any], mine: Mapping[str, Any], prefix: str) -> None:
         found = [
@@ -99,6 +87,22 @@ class EvalFolder:
     def write_results(self, results: Mapping[str, Any]) -> None:
         """Write results.json."""
         write_text(self.output_dir / "results.json", json.dumps(results, indent=2) + "\n")
+
+
+def _read_job(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        found = content["format"]
+        is_job = found != _FORMAT or all(isinstance(content[part], dict) for part in ("job", "tasks"))
+    except (ValueError, KeyError, TypeError):
+        is_job = False
+    if not is_job:
+        raise DataError(f"{path} is no job file of an evaluation. Choose another folder.")
+    if found != _FORMAT:
+        raise DataError(f"{path} has format {found}, this version reads {_FORMAT}. Choose another folder.")
+    return content
 
 
 class SampleFile:
@@ -174,7 +178,7 @@ def read_samples(path: Path, remedy: str) -> list[list[Record]]:
             for line in lines:
                 record = json.loads(line)
                 samples.setdefault(record["problem"], []).append(record)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} cannot be read ({error!r}). {remedy}") from None
     return [of_problem for _, of_problem in sorted(samples.items())]
 
@@ -206,10 +210,14 @@ def unsolved_share(output_dir: Path, *, tries: int) -> float:
 
 
 def refuse_answers_of_another_model(output_dir: Path, model_name_or_path: str, model_fingerprint: str) -> None:
-    """Raise DataError where the answers in the folder of an evaluation are known to be of another model."""
-    job = json.loads((output_dir / _JOB).read_text(encoding="utf-8"))["job"] if (output_dir / _JOB).is_file() else {}
+    """Raise DataError where the answers in the folder of an evaluation are known to be of another model.
+
+    Also where its job.json, which tells that, cannot be read.
+    """
+    content = _read_job(output_dir / _JOB)
+    job = {} if content is None else content["job"]
     if job.get("model_fingerprint") not in (None, model_fingerprint):
         raise DataError(
-            f"{output_dir} has the answers of '{job['model']}', which is not the model of the scores, "
+            f"{output_dir} has the answers of '{job.get('model')}', which is not the model of the scores, "
             f"'{model_name_or_path}'. Run profit eval on that model: what counts is what it can do before training."
         )
