@@ -65,7 +65,7 @@ _CELL, _LEFT, _GAP, _HEAD, _WIDTH = (70, 38), 172, 14, 58, 760  # pixels
 
 
 def read_figures(file: Path) -> dict[str, list[Row]]:
-    """Return the figures of a file; of its rows, those of measures shown here, and what is compared gets `shown`."""
+    """Return a file's figures; of its rows those of measures shown here, and Holm's p-value of what is compared."""
     figures: dict[str, list[Row]] = json.loads(file.read_text())
     rows = [row for row in figures["rows"] if row["measure"] in MEASURES]
     rows = [row for row in rows if row["new_skill"] or row["measure"] != "greedy_new"]  # nothing was to be learned
