@@ -55,7 +55,7 @@ def chunked_selective_loss(
     num_items_in_batch: int | Tensor | None,
     per_token: dict[str, Tensor | None],
     options: HeadOptions,
-    run_class: "type[ChunkedCall] | None" = None,
+    call_class: "type[ChunkedCall] | None" = None,
 ) -> tuple[Tensor, TokenValues]:
     """Compute the loss and the per-token values.
 
@@ -67,16 +67,16 @@ def chunked_selective_loss(
         num_items_in_batch: Normalizer, or None to count here.
         per_token: `reference_log_probs` and `token_weights`, each `(N,)` or None.
         options: The rest.
-        run_class: The backend; None is this module's.
+        call_class: The backend; None is this module's.
 
     Returns:
         The 0-d loss, differentiable in hidden states, matrix and bias, and the values.
     """
-    run = (run_class or ChunkedCall)(hidden_states, lm_head_weight, labels, bias, options)
+    call = (call_class or ChunkedCall)(hidden_states, lm_head_weight, labels, bias, options)
     with torch.no_grad():
-        run.all_tokens(num_items_in_batch, per_token)
-    loss: Tensor = AttachGradients.apply(hidden_states, lm_head_weight, bias, run)  # type: ignore[no-untyped-call]
-    return loss, run.values
+        call.all_tokens(num_items_in_batch, per_token)
+    loss: Tensor = AttachGradients.apply(hidden_states, lm_head_weight, bias, call)  # type: ignore[no-untyped-call]
+    return loss, call.values
 
 
 class ChunkedCall:
