@@ -261,6 +261,17 @@ def test_what_was_compiled_is_not_compiled_again(onednn_products):
                 assert ("forward" in vars(model[0])) == (not compiled)
 
 
+def test_what_is_compiled_around_it_is_one_graph():
+    layer, rows = nn.Linear(4, 4), torch.ones(2, 4)
+
+    @torch.compile(backend="eager", fullgraph=True)
+    def compiled(rows):
+        with linears_by_onednn(layer):
+            return layer(rows)
+
+    assert torch.equal(compiled(rows), layer(rows))
+
+
 def step(model, input_ids):
     model.zero_grad()
     loss = model(input_ids=input_ids, labels=input_ids).loss

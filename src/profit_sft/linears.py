@@ -44,7 +44,7 @@ def linears_by_onednn(module: nn.Module) -> Iterator[None]:
             its own are left alone, as is what is not fp32 on a CPU, and a module of which torch.compile has a part.
     """
     changed = []
-    if onednn_is_faster() and not torch.compiler.is_compiling() and not any(map(_is_compiled, module.modules())):
+    if not torch.compiler.is_compiling() and onednn_is_faster() and not any(map(_is_compiled, module.modules())):
         changed = [part for part in module.modules() if type(part) is nn.Linear and "forward" not in vars(part)]
     for linear in changed:
         linear.forward = partial(_forward, linear)  # type: ignore[method-assign]
