@@ -54,6 +54,12 @@ def test_the_model_is_afterwards_as_it_was(onednn_products):
     assert model.lm_head.forward == forward
 
 
+def test_layers_that_lie_elsewhere_are_not_touched(onednn_products):
+    layers = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4, device="meta"))
+    with linears_by_onednn(layers):
+        assert ["forward" in vars(part) for part in layers] == [True, False]
+
+
 def test_a_forward_taken_away_meanwhile_leaves_no_other_behind(onednn_products):
     layers = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     with linears_by_onednn(layers):

@@ -21,23 +21,20 @@ from profit_sft.study.statistics import SIGNIFICANCE, holm
 Row = dict[str, Any]
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 BASELINE, MASK, FIXED_MASK = "nll", "profit 0.1", "profit 0.1, reference"
-MEASURES = {
-    "greedy_taught": "Problems like those of the data: of the old skill, and of the new one where there is one",
-    "greedy_old": "The old skill: sums of two steps, which the start was taught",
-    "sampled_old": "The old skill, 8 samples at temperature 0.7",
-    "greedy_new": "The new skill: sums of three steps, in half of the references",
+MEASURES = {  # a column of tables and a title of pictures each
+    "greedy_taught": (
+        "like the data",
+        "Problems like those of the data: of the old skill, and of the new one where there is one",
+    ),
+    "greedy_old": ("old skill", "The old skill: sums of two steps, which the start was taught"),
+    "sampled_old": ("old skill, 8 samples", "The old skill, 8 samples at temperature 0.7"),
+    "greedy_new": ("new skill", "The new skill: sums of three steps, in half of the references"),
 }
 TITLES = {
     BASELINE: ("plain SFT", "% right after it"),
     MASK: ("profit 0.1", "online mask, as published"),
     FIXED_MASK: ("profit 0.1", "mask of the start"),
     "random, as many as profit 0.1": ("random mask", "as many as profit 0.1"),
-}
-_COLUMNS = {
-    "greedy_taught": "like the data",
-    "greedy_old": "old skill",
-    "sampled_old": "old skill, 8 samples",
-    "greedy_new": "new skill",
 }
 _NAMES = {BASELINE: "nll (plain SFT)"}
 # By file: measures and objectives (None: all that there are).
@@ -127,8 +124,8 @@ def _by_region(figures: dict[str, list[Row]]) -> Iterator[tuple[str, Row]]:
 
 def table(rows: Sequence[Row]) -> str:
     """Return markdown: a row a condition and objective."""
-    lines = ["| start | references | objective | rate | kept | " + " | ".join(_COLUMNS.values()) + " |"]
-    lines += ["|" + "---|" * (5 + len(_COLUMNS))]
+    columns = ["start", "references", "objective", "rate", "kept", *(column for column, _ in MEASURES.values())]
+    lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
     starts = _starts(rows)
     objectives = _objectives(rows)
     found = {(condition(row), row["objective"], row["measure"]): row for row in rows}
@@ -142,7 +139,7 @@ def table(rows: Sequence[Row]) -> str:
         cells = [row["start"], references] if named else ["", ""]
         cells += [_NAMES.get(key[1], key[1])]
         cells += [_rate(row["rate"]), f"{row['kept_share']:.0%}"]
-        cells += [_in_words(found.get((*key, measure))) for measure in _COLUMNS]
+        cells += [_in_words(found.get((*key, measure))) for measure in MEASURES]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -203,17 +200,17 @@ def picture(rows: Sequence[Row], measures: Sequence[str], objectives: Sequence[s
     across = max(3, (_WIDTH - _LEFT) // panel)
     parts, top = [], 74
     for measure in measures:
-        parts.append(_text(12, top, MEASURES[measure], "measure"))
+        parts.append(_text(12, top, MEASURES[measure][1], "measure"))
         for first in range(0, len(objectives), across):
-            of_panels = [row for row in rows if row["objective"] in objectives[first : first + across]]
-            of_measure = [row for row in of_panels if row["measure"] == measure]
+            names = objectives[first : first + across]
+            of_measure = [row for row in rows if row["measure"] == measure and row["objective"] in names]
             references = sorted({condition(row)[1:] for row in of_measure}, key=_rank)
             body = top + 14 + _HEAD
             for index, (wording, wrong_share, new_skill) in enumerate(references):
                 y = body + index * _CELL[1]
                 parts.append(_text(12, y + 17, f"{wrong_share:.0%} wrong", "row"))
                 parts.append(_text(12, y + 32, _words(wording, new_skill), "pale"))
-            for column, name in enumerate(objectives[first : first + across]):
+            for column, name in enumerate(names):
                 one = [row for row in of_measure if row["objective"] == name]
                 parts += _panel(one, name, starts, references, left=_LEFT + column * panel, body=body)
             top = body + len(references) * _CELL[1] + 12

@@ -120,7 +120,7 @@ def figures_of(out: Path, conditions: dict[Condition, dict[str, list[dict[str, A
         {
             **asdict(of),
             "start_right": float(scores(starts[of.start], "greedy_taught", new_skill=of.new_skill).mean()),
-            "out_of_reach": float(np.mean([measured[of.start]["out_of_reach"][skill] for skill in skills_of(of)])),
+            "out_of_reach": float(np.mean([measured[of.start]["out_of_reach"][skill] for skill in of.skills])),
             **json.loads((out / "profiles" / f"{of.label}.json").read_text()),
         }
         for of in conditions
@@ -154,11 +154,6 @@ def main() -> None:
         of_file = {of: cells for of, cells in found.items() if file_of(of) == name and finished(cells)}
         if of_file:
             write_text(out / f"{name}.json", figures_of(out, of_file))
-
-
-def skills_of(condition: Condition) -> tuple[str, ...]:
-    """Return the skills of the problems in a condition's references."""
-    return ("old", "new") if condition.new_skill else ("old",)
 
 
 def file_of(condition: Condition) -> str:

@@ -23,15 +23,13 @@ from profit_sft.files import write_text
 from profit_sft.objectives import OBJECTIVES
 from train import (
     FROM_SCRATCH,
-    SMOLLM2,
     Learner,
     fine_tune,
+    lessons_of,
     make_starts,
     measure,
-    new_learner,
     out_of_reach,
     profile,
-    smollm2,
     training_rows,
     validate,
 )
@@ -74,7 +72,12 @@ class Condition:
     @property
     def rates(self) -> tuple[float, ...]:
         """Learning rates that each objective tries."""
-        return (1e-5, 3e-5, 1e-4, 3e-4, 1e-3) if self.start in FROM_SCRATCH.strengths else (1e-5, 3e-5, 1e-4)
+        return lessons_of(self.start).tried_rates
+
+    @property
+    def skills(self) -> tuple[str, ...]:
+        """Those of the problems in its references."""
+        return ("old", "new") if self.new_skill else ("old",)
 
     @property
     def data(self) -> dict[str, Any]:
@@ -97,16 +100,12 @@ def _crossed(starts: Iterable[str], wordings: Iterable[str], wrong_shares: Itera
 
 _BOTH = ("own", "alien")
 _STARTS = tuple(reversed(FROM_SCRATCH.strengths))
+_NEW = _crossed(_STARTS, _BOTH, (0.0, 0.5), True)
+_OLD = _crossed(("strong", "half"), _BOTH, (0.0, 0.5), False)
 GRIDS: dict[str, Grid] = {
-    "new": _crossed(_STARTS, _BOTH, (0.0, 0.5), True),
-    "old": _crossed(("strong", "half"), _BOTH, (0.0, 0.5), False),
-    "weights": [
-        (condition, ("dft",))
-        for condition, _ in (
-            *_crossed(_STARTS, _BOTH, (0.0, 0.5), True),
-            *_crossed(("strong", "half"), _BOTH, (0.0, 0.5), False),
-        )
-    ],
+    "new": _NEW,
+    "old": _OLD,
+    "weights": [(condition, ("dft",)) for condition, _ in (*_NEW, *_OLD)],
     "objectives": [(Condition("strong", "alien", 0.5, new_skill), ALL) for new_skill in (False, True)],
     "smollm2": [
         (Condition("smollm2", "alien", wrong_share, True, rows=128), (*FEW, "dft", "trsft"))
@@ -178,7 +177,7 @@ def run_objective(
         model = None
         if not found:
             model, found = trained(rate, first)
-            found |= validate(model, new_skill=condition.new_skill)
+            found |= validate(model, condition.skills)
             write_text(file, json.dumps(found) + "\n")
         if not best or found["validation"] > best["validation"]:
             best, best_model = found, model
@@ -215,7 +214,7 @@ def run_condition(out: Path, condition: Condition, names: tuple[str, ...]) -> st
 
 def load_start(out: Path, name: str) -> Learner:
     """Return a start."""
-    learner = new_learner() if name in FROM_SCRATCH.strengths else smollm2()
+    learner = lessons_of(name).make()
     learner.model.load_state_dict(torch.load(out / "starts" / f"{name}.pt", weights_only=True))
     learner.model.eval()
     return learner
@@ -231,10 +230,8 @@ def main() -> None:
     arguments = parser.parse_args()
     items = [item for name in arguments.grid for item in GRIDS[name]]
     starts = dict.fromkeys(condition.start for condition, _ in items)
-    for make, lessons in ((new_learner, FROM_SCRATCH), (smollm2, SMOLLM2)):
-        if not lessons.strengths.keys().isdisjoint(starts):
-            make_starts(arguments.out / "starts", make, lessons, lambda line: print(line, flush=True))
     for name in starts:
+        make_starts(arguments.out / "starts", lessons_of(name), lambda line: print(line, flush=True))
         measured = arguments.out / "starts" / f"{name}.json"
         if not measured.exists():
             write_text(measured, json.dumps(_measured(arguments.out, name)) + "\n")

@@ -3,7 +3,7 @@
 import copy
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -101,9 +101,14 @@ def smollm2() -> Learner:
 
 @dataclass(frozen=True, slots=True)
 class Lessons:
-    """How a start is taught the old skill; `strengths` are shares right, at least, by the start's name."""
+    """How a model is taught the old skill, and the learning rates that objectives try on it afterwards.
+
+    `strengths` are shares right, at least, by the name of the start that is kept when they are reached.
+    """
 
     strengths: dict[str, float]
+    make: Callable[[], Learner]
+    tried_rates: tuple[float, ...]
     batch_size: int
     steps: int
     rate: float
@@ -111,17 +116,40 @@ class Lessons:
     look_every: int
 
 
-SMOLLM2 = Lessons({"smollm2": 0.85}, 16, 400, 1e-4, 20, 20)
-FROM_SCRATCH = Lessons({"weak": 0.1, "half": 0.5, "good": 0.8, "strong": 0.97}, 64, 3500, 1e-3, 100, 25)
+FROM_SCRATCH = Lessons(
+    {"weak": 0.1, "half": 0.5, "good": 0.8, "strong": 0.97},
+    new_learner,
+    (1e-5, 3e-5, 1e-4, 3e-4, 1e-3),
+    batch_size=64,
+    steps=3500,
+    rate=1e-3,
+    warmup_steps=100,
+    look_every=25,
+)
+SMOLLM2 = Lessons(
+    {"smollm2": 0.85},
+    smollm2,
+    (1e-5, 3e-5, 1e-4),
+    batch_size=16,
+    steps=400,
+    rate=1e-4,
+    warmup_steps=20,
+    look_every=20,
+)
 
 
-def make_starts(folder: Path, make: Callable[[], Learner], lessons: Lessons, report: Callable[[str], None]) -> None:
+def lessons_of(start: str) -> Lessons:
+    """Return what a start was taught by."""
+    return next(lessons for lessons in (FROM_SCRATCH, SMOLLM2) if start in lessons.strengths)
+
+
+def make_starts(folder: Path, lessons: Lessons, report: Callable[[str], None]) -> None:
     """Teach the old skill in the start's own words, and keep the model each time it gets so strong."""
     folder.mkdir(parents=True, exist_ok=True)
     wanted = {name: share for name, share in lessons.strengths.items() if not (folder / f"{name}.pt").exists()}
     if not wanted:
         return
-    learner, random, began = make(), Random(1), time.perf_counter()
+    learner, random, began = lessons.make(), Random(1), time.perf_counter()
     optimizer = torch.optim.AdamW(learner.model.train().parameters(), lr=lessons.rate, weight_decay=0.0)
     problems = draw_problems(Random(_VALIDATION_SEED), "old", learner.sizes.validated)
     for step in range(1, lessons.steps + 1):
@@ -279,10 +307,9 @@ def answers(learner: Learner, problems: list[Problem], *, temperature: float) ->
     return found
 
 
-def validate(learner: Learner, *, new_skill: bool) -> dict[str, float]:
-    """Return the share right on validation problems of the skills in the training data, and the mean of these."""
+def validate(learner: Learner, skills: Sequence[str]) -> dict[str, float]:
+    """Return the share right on validation problems of each skill, and the mean of these."""
     random = Random(_VALIDATION_SEED + 1)
-    skills = ("old", "new") if new_skill else ("old",)
     count = learner.sizes.validated
     shares = {skill: sum(greedy_scores(learner, draw_problems(random, skill, count))) / count for skill in skills}
     return {"validation": sum(shares.values()) / len(shares)} | {

@@ -44,8 +44,10 @@ def linears_by_onednn(module: nn.Module) -> Iterator[None]:
             its own are left alone, as is what is not fp32 on a CPU, and a module of which torch.compile has a part.
     """
     changed = []
-    if not torch.compiler.is_compiling() and onednn_is_faster() and not any(map(_is_compiled, module.modules())):
-        changed = [part for part in module.modules() if type(part) is nn.Linear and "forward" not in vars(part)]
+    if not torch.compiler.is_compiling() and onednn_is_faster():
+        parts = list(module.modules())
+        if not any(map(_is_compiled, parts)):
+            changed = [part for part in parts if type(part) is nn.Linear and _may_be_changed(part)]
     for linear in changed:
         linear.forward = partial(_forward, linear)  # type: ignore[method-assign]
     try:
@@ -53,6 +55,11 @@ def linears_by_onednn(module: nn.Module) -> Iterator[None]:
     finally:
         for linear in changed:
             vars(linear).pop("forward", None)  # another library, or thread, may have been first
+
+
+def _may_be_changed(linear: nn.Linear) -> bool:
+    """Say whether its forward is nn.Linear's own, and its weight not on a GPU beside this CPU."""
+    return "forward" not in vars(linear) and linear.weight.device.type == "cpu"
 
 
 def _is_compiled(module: nn.Module) -> bool:

@@ -12,8 +12,10 @@ from xml.etree import ElementTree
 import pytest
 
 from color_vision import SIGHTS, difference
+from profit_sft.mask.reach import AGREED, CHECKED, LARGEST_MISS, REGIONS
 
 ROOT = Path(__file__).resolve().parents[2]
+DATA = ROOT / "docs" / "results" / "data"
 spec = importlib.util.spec_from_file_location("map_figures", ROOT / "benchmarks" / "map" / "figures.py")
 figures = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(figures)
@@ -51,7 +53,7 @@ def words_of(svg):
 
 
 def test_committed_pictures_and_tables_are_those_of_the_committed_figures():
-    for file, text in figures.files_of(ROOT / "docs" / "results" / "data").items():
+    for file, text in figures.files_of(DATA).items():
         assert file.read_text() == text, "python benchmarks/map/figures.py docs/results/data"
 
 
@@ -178,3 +180,16 @@ def test_colors_can_be_read_and_told_apart_by_all(theme):
 
 def channels(color):
     return tuple(bytes.fromhex(color[1:]))
+
+
+def test_the_figures_of_the_rule_are_those_of_the_map():
+    assert figures.regions(figures.read_figures(DATA / "map.json")) == REGIONS
+
+
+def test_the_rule_is_judged_on_conditions_that_did_not_make_it():
+    checked = figures.read_figures(DATA / "map-check.json")
+    made = {
+        (*figures.condition(row), row["rows"], *row["seeds"]) for row in figures.read_figures(DATA / "map.json")["rows"]
+    }
+    assert made.isdisjoint((*figures.condition(row), row["rows"], *row["seeds"]) for row in checked["rows"])
+    assert figures.hits(checked) == (CHECKED, AGREED, LARGEST_MISS)
