@@ -1,4 +1,4 @@
-"""How far apart two colors look, to the color-blind as well.
+"""How far apart two colors look, to the color-blind as well, and their contrast.
 
 A color in linear light times a matrix is what is seen with a kind of cone missing (Machado, Oliveira and Fernandes
 2009, severity 1); the distance is that of CIE Lab (1976), in which 2.3 is just noticeable.
@@ -22,8 +22,17 @@ def difference(one, other, sight):
     return float(np.linalg.norm(first - second))
 
 
-def _lab(color, sight):
+def contrast(one, other):
+    """Return the contrast of two colors, 1 to 21, as WCAG 2 defines it."""
+    lights = sorted(float(_linear(color) @ _TO_XYZ[1]) for color in (one, other))
+    return (lights[1] + 0.05) / (lights[0] + 0.05)
+
+
+def _linear(color):
     share = np.array(color) / 255
-    linear = np.where(share <= 0.04045, share / 12.92, ((share + 0.055) / 1.055) ** 2.4)
-    x, y, z = np.cbrt(np.maximum(_TO_XYZ @ np.clip(sight @ linear, 0, 1) / _WHITE, 1e-6))
+    return np.where(share <= 0.04045, share / 12.92, ((share + 0.055) / 1.055) ** 2.4)
+
+
+def _lab(color, sight):
+    x, y, z = np.cbrt(np.maximum(_TO_XYZ @ np.clip(sight @ _linear(color), 0, 1) / _WHITE, 1e-6))
     return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])

@@ -16,6 +16,7 @@ from typing import Any
 
 from profit_sft.files import write_text
 from profit_sft.mask.reach import Region, region_of
+from profit_sft.study.report import LIMITS, shade
 from profit_sft.study.statistics import SIGNIFICANCE, holm
 
 Row = dict[str, Any]
@@ -42,7 +43,6 @@ PICTURES: dict[str, tuple[tuple[str, ...], tuple[str, ...] | None]] = {
     "map.svg": (("greedy_taught", "greedy_old", "greedy_new"), (BASELINE, MASK, FIXED_MASK)),
     "map-short.svg": (("greedy_taught",), (BASELINE, MASK, FIXED_MASK)),
 }
-LIMITS = (1, 5, 15, 40)  # points: a difference of at least so many has the next color
 # A theme each: paper, ink, paler ink, lines, no difference; then ahead of plain SFT and behind it, by size. Blue and
 # orange are told apart with any kind of color vision.
 THEMES = {
@@ -270,12 +270,6 @@ def _cell(row: Row, x: int, y: int) -> str:
 def _points(share: float) -> str:
     found = round(100 * share)
     return f"{found:+d}" if found else "0"
-
-
-def shade(difference: float) -> str:
-    """Return the class of a cell's color."""
-    size = sum(100 * abs(difference) >= limit for limit in LIMITS)
-    return f"{'ahead' if difference > 0 else 'behind'}{size}" if size else "same"
 
 
 def _legend(top: int) -> Iterator[str]:

@@ -1,11 +1,14 @@
 """The report: what it says, that nothing in it depends on what the run cost, and how the page behaves in a browser."""
 
+import itertools
 import json
+import re
 
 import pytest
 from made_study import made_plan, made_study
 
-from profit_sft.study.report import write_report
+from color_vision import SIGHTS, contrast, difference
+from profit_sft.study.report import shade, write_report
 
 RATES = {"untrained": 0.1, "nll": 0.5, "dft": 0.25, "profit-t0.1": 0.85, "profit-t0.5": 0.5}
 COMMAND = "profit study some.yaml --output_dir out"
@@ -80,6 +83,47 @@ def test_several_models_get_a_column(tmp_path):
     assert '<select id="model">' in (tmp_path / "report.html").read_text()
 
 
+@pytest.fixture
+def two_models(tmp_path):
+    models = [{"model_name_or_path": "embedded", "name": name} for name in ("small", "large", "unfinished")]
+    plan = made_plan(model_name_or_path=None, models=models)
+    unfinished = [cell.slug for cell in plan.cells if cell.model.name == "unfinished"]
+    made_study(tmp_path, plan, RATES, skip=(*unfinished, "large.profit-t0.5-s0"))
+    write_report(plan, tmp_path, command=COMMAND)
+    return tmp_path
+
+
+def test_a_map_has_the_difference_of_each_variant_from_the_baseline_model_by_model(two_models):
+    text = (two_models / "report.md").read_text()
+    rows = text[text.index("\n| variant | small") :].strip().split("\n\n")[0].splitlines()
+    assert rows[0] == "| variant | small, 5.8% | large, 6.7% |", "in the plan's order, with the score before training"
+    assert [row.split(" | ")[0] for row in rows[2:]] == ["| dft", "| profit-t0.1", "| profit-t0.5"]
+    found = json.loads((two_models / "results.json").read_text())["comparisons"]
+    row = next(row for row in found if (row["model"], row["first"]) == ("large", "dft"))
+    difference, low, high = (100 * row["comparison"][name] for name in ("difference", "low", "high"))
+    assert rows[2].endswith(f" | {difference:+.1f} ({low:+.1f} to {high:+.1f}), worse |")
+    assert ", better, these models | " in rows[3], "one seed"
+    assert ", not shown |  |" in rows[4], "not finished"
+
+
+def test_one_model_with_comparisons_has_no_map(tmp_path, report):
+    models = [{"model_name_or_path": "embedded", "name": name} for name in ("small", "large")]
+    plan = made_plan(model_name_or_path=None, models=models)
+    made_study(tmp_path, plan, RATES, skip=[cell.slug for cell in plan.cells if cell.slug.startswith("large.nll")])
+    write_report(plan, tmp_path, command=COMMAND)
+    for folder in (tmp_path, report):
+        assert "model by model" not in (folder / "report.md").read_text()
+        assert 'id="models"' not in (folder / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("points", "look"),
+    [(0, "same"), (-0.9, "same"), (1, "ahead1"), (-14.9, "behind2"), (15, "ahead3"), (-40, "behind4")],
+)
+def test_the_color_of_a_map_is_that_of_sign_and_size(points, look):
+    assert shade(points / 100) == look
+
+
 def test_a_study_without_evaluation_or_a_finished_baseline_still_has_a_report(tmp_path):
     plan = made_plan(evaluate={}, heldout_dataset_name=None)
     made_study(tmp_path, plan, RATES, skip=("nll-s0", "nll-s1", "nll-s2"))
@@ -88,16 +132,28 @@ def test_a_study_without_evaluation_or_a_finished_baseline_still_has_a_report(tm
 
 
 @pytest.fixture
-def page(browser, report):
-    page = browser.new_page(viewport={"width": 1100, "height": 900})
-    problems = []
-    page.on("pageerror", lambda error: problems.append(str(error)))
-    page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
-    page.on("request", lambda request: None if request.url.startswith("file:") else problems.append(request.url))
-    page.goto(f"file://{report}/report.html")
-    yield page
-    page.close()
+def open_page(browser):
+    """Call it for the page in a folder; a request or an error of any page fails the test."""
+    pages, problems = [], []
+
+    def open_report(folder):
+        page = browser.new_page(viewport={"width": 1100, "height": 900})
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
+        page.on("request", lambda request: None if request.url.startswith("file:") else problems.append(request.url))
+        page.goto(f"file://{folder}/report.html")
+        pages.append(page)
+        return page
+
+    yield open_report
+    for page in pages:
+        page.close()
     assert problems == []
+
+
+@pytest.fixture
+def page(open_page, report):
+    return open_page(report)
 
 
 @pytest.mark.slow
@@ -158,3 +214,48 @@ def test_answers_are_found_by_who_is_right(page):
         == "1 of 120 problems; 1 shown"
     )
     assert "<b>17</b> of nll" in page.locator("#problems .answer").all_inner_texts()
+
+
+@pytest.mark.slow
+def test_the_map_is_a_table_framed_where_shown_and_fits_a_phone(open_page, two_models):
+    page = open_page(two_models)
+    grid = page.get_by_role("figure", name="Difference from nll, model by model")
+    grid.focus()
+    assert page.evaluate("document.activeElement.matches('#models figure')"), "scrolled by keys where it is wide"
+    assert grid.get_by_role("columnheader").all_inner_texts() == ["small\n5.8% untrained", "large\n6.7% untrained"]
+    assert grid.get_by_role("rowheader").all_inner_texts() == ["dft", "profit-t0.1", "profit-t0.5"]
+    cell = grid.get_by_role("row", name="dft").get_by_role("cell").last
+    assert re.fullmatch(r"-\d+\.\d -\d+\.\d to -\d+\.\d, worse", cell.text_content())
+    looks = [cell.get_attribute("class") for cell in grid.locator("tbody td").all()]
+    assert looks == ["behind3 shown", "behind3 shown", *["ahead4 here"] * 2, looks[4], ""]
+    assert not looks[4].endswith(("shown", "here"))
+    for width in (1100, 360):
+        page.set_viewport_size({"width": width, "height": 740})
+        for box in (cell.bounding_box() for cell in grid.locator("tbody td").all()):
+            assert 0 <= box["x"] <= width - box["width"], "no cell lies out of sight"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_colors_of_the_map_can_be_read_and_told_apart_by_all(open_page, two_models, theme):
+    page = open_page(two_models)
+    page.evaluate("theme => { document.documentElement.dataset.theme = theme; }", theme)
+    colors = page.locator(".map.legend span").evaluate_all(
+        """spans => spans.map((span) => {
+            const paper = new OffscreenCanvas(1, 1).getContext("2d");
+            return ["backgroundColor", "color"].map((name) => {
+                paper.fillStyle = getComputedStyle(span)[name];
+                paper.fillRect(0, 0, 1, 1);
+                return [...paper.getImageData(0, 0, 1, 1).data].slice(0, 3);
+            });
+        })"""
+    )
+    assert len(colors) == 9
+    for fill, ink in colors:
+        assert contrast(fill, ink) >= 4.5
+    fills = [fill for fill, _ in colors]
+    for sight in SIGHTS:
+        for behind, ahead in zip(fills[:4], reversed(fills), strict=False):
+            assert difference(behind, ahead, sight) > 8, "2.3 is just noticeable"
+        for one, other in itertools.pairwise(fills):
+            assert difference(one, other, sight) > 4

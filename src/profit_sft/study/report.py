@@ -19,6 +19,7 @@ from profit_sft.study.variants import UNTRAINED
 from profit_sft.study.verdict import best_first, headline, limits, standings, summary
 
 _DASH = "\N{EN DASH}"
+LIMITS = (1, 5, 15, 40)  # points: on a map a difference of at least so many has the next color
 _LOOKS = 6  # colors of charts.css; a further round of variants has other dashes and markers with them
 _MOST_PROBLEMS = 500  # whose answers the page has, of each task
 _MOST_CHARACTERS = 500  # of an answer; of a prompt, from its end
@@ -167,6 +168,7 @@ def report_values(plan: StudyPlan, results: Sequence[CellResult], analysis: Anal
         "question": plan.question,
         "baseline": plan.baseline,
         "several_models": len(plan.models) > 1,
+        "map": model_map(plan, analysis),
         "headline": summary(plan, analysis),
         "standings": standings(plan, analysis),
         "limits": limits(plan, analysis),
@@ -228,6 +230,39 @@ def _budget_cell(point: BudgetPoint) -> dict[str, str]:
     }
 
 
+def model_map(plan: StudyPlan, analysis: Analysis) -> dict[str, Any] | None:
+    """Return the differences from the baseline on the first outcome, numbers as text: models across, variants down.
+
+    None where fewer than two models have any. Both are in the order of the plan; under a model stands the score of the
+    untrained one.
+    """
+    found = {(row.model, row.first): row for row in analysis.main_comparisons if row.second == plan.baseline}
+    variants = [variant.name for variant in plan.variants if any(first == variant.name for _, first in found)]
+    models = [model.name for model in plan.models if any((model.name, name) in found for name in variants)]
+    if len(models) < 2:
+        return None
+    before = {row.model: f"{100 * row.scores[0].mean:.1f}%" for row in analysis.rows if row.variant == UNTRAINED}
+    behind = [(shade(-limit / 100), f"-{limit}") for limit in reversed(LIMITS)]
+    ahead = [(shade(limit / 100), f"+{limit}") for limit in LIMITS]
+    return {
+        "outcome": analysis.outcomes[0],
+        "models": [(name, before.get(name, _DASH)) for name in models],
+        "rows": [(variant, [_map_cell(found.get((name, variant))) for name in models]) for variant in variants],
+        "legend": [*behind, ("same", "0"), *ahead],
+    }
+
+
+def shade(difference: float) -> str:
+    """Return the class of the color that a difference, in [-1, 1], has on a map."""
+    size = sum(100 * abs(difference) >= limit for limit in LIMITS)
+    return f"{'ahead' if difference > 0 else 'behind'}{size}" if size else "same"
+
+
+def _map_cell(row: ComparisonRow | None) -> dict[str, str]:
+    frame = "" if row is None else {"no difference": "", "better": "shown", "worse": "shown"}.get(row.shown, "here")
+    return {**_difference(row), "look": "" if row is None else f"{shade(row.comparison.difference)} {frame}".strip()}
+
+
 def _facts(plan: StudyPlan, analysis: Analysis) -> list[tuple[str, str]]:
     problems = ", ".join(f"{count} of {task}" for task, count in analysis.num_problems.items())
     return [
@@ -239,13 +274,8 @@ def _facts(plan: StudyPlan, analysis: Analysis) -> list[tuple[str, str]]:
 
 
 def _table_row(row: VariantRow, against: ComparisonRow | None) -> dict[str, Any]:
-    difference = None if against is None else against.comparison
     return {
-        "difference": "" if difference is None else f"{100 * difference.difference:+.1f}",
-        "difference_interval": ""
-        if difference is None
-        else f"{100 * difference.low:+.1f} to {100 * difference.high:+.1f}",
-        "shown": "" if against is None else _SHOWN[against.shown],
+        **_difference(against),
         "model": row.model,
         "variant": row.variant,
         "seeds": _DASH if row.seeds == (None,) else f"{len(row.seeds)} of {row.planned}",
@@ -262,6 +292,17 @@ def _table_row(row: VariantRow, against: ComparisonRow | None) -> dict[str, Any]
         "heldout_nll_style": _number(row.heldout_nll_style),
         "kept_share": _DASH if row.kept_share is None else f"{100 * row.kept_share:.0f}%",
         "collapsed": f"{row.collapsed} of {len(row.seeds)}" if row.collapsed else "",
+    }
+
+
+def _difference(row: ComparisonRow | None) -> dict[str, str]:
+    if row is None:
+        return dict.fromkeys(("difference", "interval", "shown"), "")
+    found = row.comparison
+    return {
+        "difference": f"{100 * found.difference:+.1f}",
+        "interval": f"{100 * found.low:+.1f} to {100 * found.high:+.1f}",
+        "shown": _SHOWN[row.shown],
     }
 
 
@@ -282,12 +323,11 @@ def _number(value: float | None) -> str:
 def _comparison_row(row: ComparisonRow) -> dict[str, Any]:
     found, seeds = row.comparison, row.seeds
     return {
+        **_difference(row),
         "model": row.model,
         "first": row.first,
         "second": row.second,
         "outcome": row.outcome,
-        "difference": f"{100 * found.difference:+.1f}",
-        "interval": f"{100 * found.low:+.1f} to {100 * found.high:+.1f}",
         "won": f"{found.better} : {found.worse}",
         "p_value": _p_value(found.p_value),
         "p_seeds": _p_value(seeds.p_value),
@@ -296,7 +336,6 @@ def _comparison_row(row: ComparisonRow) -> dict[str, Any]:
         "seeds": _DASH
         if seeds.low is None or seeds.high is None
         else f"{100 * seeds.low:+.1f} to {100 * seeds.high:+.1f}",
-        "shown": row.shown,
         "verdict": row.verdict,
     }
 
