@@ -8,6 +8,7 @@ import pytest
 from made_scores import made_example, write_scores
 from profit_sft.cli.app import run_app
 from profit_sft.data.generated import SYSTEM_PROMPT, generate_problems, write_jsonl
+from profit_sft.models.fingerprint import model_fingerprint
 
 CORE, STYLE = 1, 2
 
@@ -176,3 +177,20 @@ def test_answers_of_another_model_say_nothing_of_this_one(scores, tmp_path, caps
     answers = answered(tmp_path / "answers", 5, fingerprint="another")
     assert run_app(["advise", scores, "--eval_results", answers]) == 1
     assert "has the answers of 'models/b', which is not the model of the scores, 'models/a'" in capsys.readouterr().err
+
+
+def test_answers_of_another_model_are_refused_before_anything_is_scored(rows, tiny_folder, tmp_path, capsys):
+    answers = answered(tmp_path / "answers", 5, fingerprint="another")
+    flags = ["--dataset_name", rows, "--model_name_or_path", tiny_folder, "--scores_dir", str(tmp_path / "kept")]
+    assert run_app(["advise", *flags, "--eval_results", answers]) == 1
+    err = capsys.readouterr().err
+    assert f"which is not the model of the scores, '{tiny_folder}'" in err
+    assert "scoring" not in err
+    assert not list(tmp_path.glob("kept/*"))
+
+
+def test_answers_of_the_model_are_taken_with_what_is_scored(rows, tiny_folder, tmp_path, capsys):
+    answers = answered(tmp_path / "answers", 5, fingerprint=model_fingerprint(tiny_folder))
+    flags = ["--dataset_name", rows, "--model_name_or_path", tiny_folder, "--max_samples", "2"]
+    assert run_app(["advise", *flags, "--eval_results", answers, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["unsolved_share"] == 0.5

@@ -45,7 +45,7 @@ def advise_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> int:
     """Say what a threshold would keep of a data set under a model, what it would cost, and what to beware of."""
-    from profit_sft.evaluation.records import refuse_answers_of_another_model, unsolved_share
+    from profit_sft.evaluation.records import unsolved_share
     from profit_sft.mask.advice import advise
     from profit_sft.mask.reach import TRIES
     from profit_sft.mask.tokens import checked_thresholds
@@ -55,10 +55,9 @@ def advise_command(
         checked_thresholds([threshold])  # before minutes of scoring
     unsolved = None if eval_results is None else unsolved_share(eval_results, tries=TRIES)
     folders = [] if scores is None else [scores]
-    with score_sets("advise", folders, to_make, data, max_samples=_MAX_SAMPLES) as (score_set,):
-        if eval_results is not None:
-            manifest = score_set.manifest
-            refuse_answers_of_another_model(eval_results, manifest.model_name_or_path, manifest.model_fingerprint)
+    with score_sets("advise", folders, to_make, data, max_samples=_MAX_SAMPLES, eval_results=eval_results) as (
+        score_set,
+    ):
         advice = advise(score_set, threshold=threshold, unsolved_share=unsolved)
     if as_json:
         sys.stdout.write(json.dumps(dataclasses.asdict(advice)) + "\n")

@@ -135,6 +135,7 @@ def score_sets(
     max_samples: int,
     compare_to: str | None = None,
     likeliest: int | None = None,
+    eval_results: Path | None = None,
 ) -> "Iterator[Sequence[ScoreSet]]":
     """Give the score sets that are named, or new ones, which last as long as they are looked at unless they are kept.
 
@@ -148,11 +149,15 @@ def score_sets(
         max_samples: Rows to score, unless `data` says.
         compare_to: A second model to score with.
         likeliest: As in `ScoreSettings`.
+        eval_results: An evaluation whose answers must be of the same model, which is looked at before any scoring.
 
     Raises:
         ConfigurationError: There are both scores and something to score, or neither.
+        DataError: The answers are another model's.
     """
+    from profit_sft.evaluation.records import refuse_answers_of_another_model
     from profit_sft.files import check_output_folder
+    from profit_sft.models.fingerprint import model_fingerprint
     from profit_sft.models.pretrained import require_model
     from profit_sft.scores.store import load_scores
 
@@ -162,7 +167,11 @@ def score_sets(
             raise ConfigurationError(
                 f"'{folders[0]}' is scored already, so {flags} would change nothing. Leave it out."
             )
-        yield [load_scores(folder) for folder in folders]
+        found = [load_scores(folder) for folder in folders]
+        if eval_results is not None:
+            for manifest in (scores.manifest for scores in found):
+                refuse_answers_of_another_model(eval_results, manifest.model_name_or_path, manifest.model_fingerprint)
+        yield found
         return
     scoring = dict(to_make)
     dataset_name, scores_dir = scoring.pop("dataset_name", None), scoring.pop("scores_dir", None)
@@ -185,6 +194,9 @@ def score_sets(
             # Two models are shown the same texts.
             data["template_date"] = scoring_settings(data, jobs[0]).data.template_date
         settings = [scoring_settings(data, job) for job in jobs]  # all are looked at before minutes of scoring
+        if eval_results is not None:
+            for name, revision in ((job.model_name_or_path, job.model_revision) for job in settings):
+                refuse_answers_of_another_model(eval_results, name, model_fingerprint(name, revision=revision))
         yield [score_with_progress(job)[0] for job in settings]
 
 
