@@ -8,7 +8,6 @@ from profit_sft.errors import ConfigurationError, DataError
 from profit_sft.evaluation.records import (
     EvalFolder,
     SampleFile,
-    read_samples,
     refuse_answers_of_another_model,
     unsolved_share,
 )
@@ -50,12 +49,25 @@ def test_half_a_line_of_a_killed_run_is_cut_off(tmp_path):
     path = tmp_path / "samples" / "gsm8k.jsonl"
     SampleFile(path).add([record(0)])
     whole = path.read_bytes()
-    path.write_bytes(whole + b'{"problem": 1, "answer": "\xc3')
-    samples = SampleFile(path)
-    assert path.read_bytes() == whole
+    torn = whole + b'{"problem": 1, "answer": "\xc3'
+    path.write_bytes(torn)
+    samples = SampleFile(path, "Run it again.")
     assert samples.get((1, 0)) is None
+    with pytest.raises(DataError, match=r"gsm8k.jsonl ends within a line. Run it again."):
+        samples.by_problem()
+    assert path.read_bytes() == torn, "to read writes nothing"
     samples.add([record(1)])
-    assert SampleFile(path).select(2, 1) == [record(0), record(1)]
+    samples.add([record(2)])
+    assert SampleFile(path).select(3, 1) == [record(0), record(1), record(2)]
+    assert samples.by_problem() == [[record(0)], [record(1)], [record(2)]]
+
+
+def test_samples_are_there_by_problem_in_order(tmp_path):
+    samples = SampleFile(tmp_path / "gsm8k.jsonl", "Run it again.")
+    with pytest.raises(DataError, match=r"gsm8k.jsonl holds no samples. Run it again."):
+        samples.by_problem()
+    samples.add([record(10, 1), record(2), record(10, 0)])
+    assert SampleFile(tmp_path / "gsm8k.jsonl").by_problem() == [[record(2)], [record(10, 0), record(10, 1)]]
 
 
 def test_a_line_nobody_wrote_is_named(tmp_path):
@@ -121,11 +133,13 @@ def test_a_job_file_that_cannot_be_read_is_named(tmp_path, content, message):
         refuse_answers_of_another_model(tmp_path, "a", "1")
 
 
-@pytest.mark.parametrize("line", ['{"problem": 0, "sam', "{}", "[]", "7", "null", '{"problem": []}'])
+@pytest.mark.parametrize(
+    "line", [b'{"problem": 0, "sam', b"{}", b"[]", b"7", b"null", b'{"problem": [], "sample": 0}', b'"\xff"']
+)
 def test_samples_that_cannot_be_read_are_named_with_what_to_do(tmp_path, line):
-    (tmp_path / "one.jsonl").write_text(json.dumps(record(0)) + "\n" + line + "\n")
-    with pytest.raises(DataError, match=r"one.jsonl cannot be read .* Run it again."):
-        read_samples(tmp_path / "one.jsonl", "Run it again.")
+    (tmp_path / "one.jsonl").write_bytes(json.dumps(record(0)).encode() + b"\n" + line + b"\n")
+    with pytest.raises(DataError, match=r"one.jsonl, line 2: not a sample's record. Run it again."):
+        SampleFile(tmp_path / "one.jsonl", "Run it again.")
 
 
 def graded(folder, task, *problems):

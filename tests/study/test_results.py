@@ -21,21 +21,21 @@ def test_finished_cells_come_back_in_order_with_logs_and_scores(tmp_path):
     assert len(results[1].scores["generated"]) == 120
 
 
+def write_samples(path, records):
+    lines = [json.dumps({"problem": problem, "sample": sample, "correct": right}) for problem, sample, right in records]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
 def test_samples_of_a_problem_are_averaged_in_the_order_of_the_problems(tmp_path):
     records = [(1, 0, True), (0, 0, False), (0, 1, True), (1, 1, True), (2, 0, 0.25), (2, 1, 0.75)]
-    path = tmp_path / "task.jsonl"
-    path.write_text(
-        "\n".join(
-            json.dumps({"problem": problem, "sample": sample, "correct": right}) for problem, sample, right in records
-        )
-    )
+    path = write_samples(tmp_path / "task.jsonl", records)
     assert read_scores(path) == [0.5, 1.0, 0.5]
 
 
 def test_samples_that_were_not_judged_are_left_out_and_a_problem_of_them_is_half_right(tmp_path):
-    records = [(0, True), (0, None), (1, None), (1, None), (2, False)]
-    path = tmp_path / "task.jsonl"
-    path.write_text("\n".join(json.dumps({"problem": problem, "correct": right}) for problem, right in records))
+    records = [(0, 0, True), (0, 1, None), (1, 0, None), (1, 1, None), (2, 0, False)]
+    path = write_samples(tmp_path / "task.jsonl", records)
     assert read_scores(path) == [1.0, 0.5, 0.0]
 
 
@@ -44,12 +44,13 @@ def test_what_cannot_be_read_is_named(tmp_path):
     made_study(tmp_path, plan, RATES)
     samples = tmp_path / "cells" / "nll-s0" / "evaluation" / "samples" / "generated.jsonl"
     lines = samples.read_text().splitlines()
-    samples.write_text("\n".join(lines[:-1]))
+    samples.write_text("\n".join(lines[:-1]) + "\n")
     with pytest.raises(DataError, match=r"nll-s0: 119 problems of generated, but untrained has 120"):
         read_results(plan, tmp_path)
-    samples.write_text("{")
-    with pytest.raises(DataError, match=r"generated\.jsonl cannot be read .* Delete its cell's folder"):
-        read_results(plan, tmp_path)
+    for content, what in (("{", " ends within a line"), ("{}\n", ", line 1: not a sample's record")):
+        samples.write_text(content)
+        with pytest.raises(DataError, match=rf"generated\.jsonl{what}\. Delete its cell's folder"):
+            read_results(plan, tmp_path)
     (tmp_path / "cells" / "untrained" / "cell.json").write_text('{"format": 99}')
     with pytest.raises(DataError, match=r"cell\.json has format 99, this version reads 1\. Delete"):
         read_results(plan, tmp_path)

@@ -7,6 +7,7 @@ output_dir/
 """
 
 import json
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -106,32 +107,28 @@ def _read_job(path: Path) -> dict[str, Any] | None:
 
 
 class SampleFile:
-    """Finished samples of one task.
+    """Finished samples of one task. To read them changes nothing.
 
     Args:
-        path: The file. What a killed run left of a line at its end is cut off.
+        path: The file; there may be none yet. What a killed run left of a line at its end is no sample, and goes with
+            the first sample that is added.
+        remedy: What to do where it cannot be read, a sentence.
 
     Raises:
         DataError: A line that is not the last one cannot be read.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, remedy: str = "Delete the line or the file.") -> None:
+        self._path, self._remedy = path, remedy
         self._records: dict[tuple[int, int], Record] = {}
-        if not path.is_file():
-            return
-        content = path.read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]
-        if len(whole) < len(content):
-            with path.open("r+b") as file:
-                file.truncate(len(whole))
-        # Not splitlines, which also splits at the separators that answers may hold.
-        for number, line in enumerate(whole.decode("utf-8").split("\n")[:-1], start=1):
+        content = path.read_bytes() if path.is_file() else b""
+        *lines, self._begun_line = content.split(b"\n")
+        for number, line in enumerate(lines, start=1):
             try:
-                record = json.loads(line)
+                record = json.loads(line.decode())
                 self._records[record["problem"], record["sample"]] = record
             except (ValueError, KeyError, TypeError):
-                raise DataError(f"{path}, line {number}: not a sample's record. Delete the line or the file.") from None
+                raise DataError(f"{path}, line {number}: not a sample's record. {remedy}") from None
 
     def get(self, key: tuple[int, int]) -> Record | None:
         """Return a sample by the numbers of its problem and its own; None: it is not there."""
@@ -145,6 +142,9 @@ class SampleFile:
     def add(self, records: Iterable[Record]) -> None:
         """Append samples and hand them to the operating system, so that killing this process loses none of them."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
+        if self._begun_line:
+            os.truncate(self._path, self._path.stat().st_size - len(self._begun_line))
+            self._begun_line = b""
         with self._path.open("a", encoding="utf-8") as file:
             for record in records:
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
@@ -156,31 +156,25 @@ class SampleFile:
             self._records[key] = {**self._records[key], **grade}
         lines = (json.dumps(self._records[key], ensure_ascii=False) for key in sorted(self._records))
         write_text(self._path, "".join(f"{line}\n" for line in lines))
+        self._begun_line = b""
 
     def select(self, problems: int, samples: int) -> list[Record]:
         """Return the records of the first `problems` problems and their first `samples` samples, in order."""
         return [self._records[problem, sample] for problem in range(problems) for sample in range(samples)]
 
+    def by_problem(self) -> list[list[Record]]:
+        """Return the samples of each problem of a finished evaluation, in order.
 
-def read_samples(path: Path, remedy: str) -> list[list[Record]]:
-    """Return the samples of each problem, in the order of the problems.
-
-    Args:
-        path: A file of samples that `profit eval` wrote.
-        remedy: What to do where that fails, a sentence.
-
-    Raises:
-        DataError: It cannot be read.
-    """
-    samples: dict[int, list[Record]] = {}
-    try:
-        with path.open(encoding="utf-8") as lines:
-            for line in lines:
-                record = json.loads(line)
-                samples.setdefault(record["problem"], []).append(record)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} cannot be read ({error!r}). {remedy}") from None
-    return [of_problem for _, of_problem in sorted(samples.items())]
+        Raises:
+            DataError: There is none, or the file ends within a line.
+        """
+        if self._begun_line or not self._records:
+            what = "ends within a line" if self._begun_line else "holds no samples"
+            raise DataError(f"{self._path} {what}. {self._remedy}")
+        samples: dict[int, list[Record]] = {}
+        for key in sorted(self._records):
+            samples.setdefault(key[0], []).append(self._records[key])
+        return list(samples.values())
 
 
 def unsolved_share(output_dir: Path, *, tries: int) -> float:
@@ -195,7 +189,7 @@ def unsolved_share(output_dir: Path, *, tries: int) -> float:
     evaluate_again = f"Run profit eval with --samples {tries} into a folder of its own."
     found = []
     for path in sorted((output_dir / "samples").glob("*.jsonl")):
-        for problem in read_samples(path, evaluate_again):
+        for problem in SampleFile(path, evaluate_again).by_problem():
             graded = [sample["correct"] for sample in problem[:tries] if "correct" in sample]
             if len(graded) < tries:
                 raise DataError(

@@ -7,7 +7,7 @@ from typing import Any
 
 from profit_sft.errors import DataError
 from profit_sft.evaluation.budgets import BudgetScores, budget_file, read_budgets
-from profit_sft.evaluation.records import read_samples
+from profit_sft.evaluation.records import SampleFile
 from profit_sft.evaluation.results import judged_score
 from profit_sft.files import read_json
 from profit_sft.study.cells import FORMAT, read_metrics
@@ -109,7 +109,7 @@ def read_scores(path: Path) -> list[float]:
     Raises:
         DataError: It cannot be read.
     """
-    return [judged_score(of_problem) for of_problem in read_samples(path, _REMEDY)]
+    return [judged_score(of_problem) for of_problem in SampleFile(path, _REMEDY).by_problem()]
 
 
 def read_answers(path: Path, most: int) -> list[dict[str, str]]:
@@ -124,5 +124,5 @@ def read_answers(path: Path, most: int) -> list[dict[str, str]]:
     """
     return [
         {name: str(of_problem[0].get(name) or "") for name in ("prompt", "expected", "answer")}
-        for of_problem in read_samples(path, _REMEDY)[:most]
+        for of_problem in SampleFile(path, _REMEDY).by_problem()[:most]
     ]
