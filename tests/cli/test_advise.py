@@ -36,7 +36,7 @@ def test_the_tables_show_profile_positions_and_kinds(scores, capsys, monkeypatch
     assert lines[0].startswith("12 examples, 48 label tokens of train.jsonl under models/a: mean p 0.")
     shown = [line.split("│")[1].strip() for line in lines if line.startswith("│")]
     assert shown[:10] == ["0.01", "0.02", "0.05", "0.1", "0.15", "0.2", "0.3", "0.5", "0.7", "0.9"]
-    assert {"1", "2 to 4", "kept at 0.15", "0.0 to 0.1", "0.9 to 1.0"} <= set(shown)
+    assert {"1", "2", "3 to 4", "kept at 0.15", "0.0 to 0.1", "0.9 to 1.0"} <= set(shown)
     for text in (
         "AUC 0.",
         "Mann-Whitney U",

@@ -19,6 +19,7 @@ from profit_sft.mask.advice import (
     reading_of,
     warnings_about,
 )
+from profit_sft.mask.report import make_report
 from profit_sft.mask.tokens import THRESHOLDS, label_tokens
 from tiny import chat_tokenizer
 
@@ -80,16 +81,19 @@ def test_a_row_of_the_profile_by_hand(advice):
 
 
 def test_positions_count_from_the_first_label_token(advice):
-    assert [(found.first, found.last, found.tokens) for found in advice.positions] == [(1, 1, 4), (2, 4, 6)]
+    assert [(found.first, found.last, found.tokens) for found in advice.positions] == [(1, 1, 4), (2, 2, 3), (3, 4, 3)]
     assert advice.positions[0].mean_p == pytest.approx(np.mean([0.9, 0.04, 0.3, 0.5]), abs=1e-6)
-    assert [found.kept_share for found in advice.positions] == [0.75, 0.5]
+    assert [found.kept_share for found in advice.positions] == pytest.approx([3 / 4, 1 / 3, 2 / 3])
 
 
-def test_the_last_bin_of_positions_has_no_end(tmp_path):
+def test_the_bins_of_positions_are_those_of_the_mask_page(tmp_path):
     scores = write_scores(tmp_path, [made_example(0, [-1.0] * 1100, texts="x" * 1100)])
     places = advise(scores).positions
-    assert sum(found.tokens for found in places) == 1100
-    assert (places[-1].first, places[-1].last, places[-1].tokens) == (1025, None, 76)
+    assert [found.tokens for found in places] == [1, 1, *(2**power for power in range(1, 10)), 76]
+    groups = make_report([scores]).figures.by_position
+    assert [(group.label.split("-")[-1], group.count) for group in groups] == [
+        (str(found.last), found.tokens) for found in places
+    ]
 
 
 def test_a_model_that_is_sure_of_everything_leaves_no_shares_undefined(tmp_path):

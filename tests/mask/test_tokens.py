@@ -22,7 +22,7 @@ def test_tokens_keep_data_order_and_know_their_example_and_place(tmp_path):
     assert tokens.log_probs.tolist() == [[-1, -2, -3, -4, -5, -6, -7]]
     assert tokens.log_probs.dtype == np.float64
     assert tokens.examples.tolist() == [0, 0, 1, 2, 2, 2, 3]
-    assert tokens.answer_places.tolist() == [0, 1, 0, 0, 1, 2, 0]
+    assert tokens.answer_places.tolist() == [1, 2, 1, 1, 2, 3, 1]
     assert tokens.token_kinds.tolist() == [1, 2, 0, 2, 1, 1, 1]
     assert tokens.num_examples == 4
     assert tokens.token_ids.tolist() == [4, 5, 4, 4, 5, 6, 4]
@@ -41,7 +41,7 @@ def test_a_chat_is_one_answer_whose_turns_follow_no_label(tmp_path):
     after = with_labels_at(made_example(1, [-1.0] * 21), [21])
     tokens = label_tokens(write_scores(tmp_path, [chat, after]))
     assert tokens.positions.tolist() == [3, 4, 5, 9, 10, 20, 21]
-    assert tokens.answer_places.tolist() == [0, 1, 2, 3, 4, 5, 0]
+    assert tokens.answer_places.tolist() == [1, 2, 3, 4, 5, 6, 1]
     # The second example goes on at 21, where the first ended at 20, and begins anew all the same.
     assert tokens.follows_none.tolist() == [True, False, False, True, False, True, True]
 

@@ -127,9 +127,7 @@ def _position_table(positions: "tuple[PositionRow, ...]", threshold: float) -> T
     for name in ("label tokens", "how many", "mean p", "kept"):
         table.add_column(name, justify="right")
     for row in positions:
-        places = f"{row.first} on" if row.last is None else str(row.first)
-        if row.last is not None and row.last > row.first:
-            places = f"{row.first} to {row.last}"
+        places = str(row.first) if row.first == row.last else f"{row.first} to {row.last}"
         table.add_row(places, f"{row.tokens:,}", f"{row.mean_p:.3f}", f"{row.kept_share:.1%}")
     return table
 

@@ -43,8 +43,6 @@ CAVEAT = (
 )
 
 _NUMBER = re.compile(r"\d(?:[\d.,]*\d)?")
-# Answer positions are shown in bins that grow by four: first and last position, counted from 1; None is no end.
-_POSITION_BINS = ((1, 1), (2, 4), (5, 16), (17, 64), (65, 256), (257, 1024), (1025, None))
 
 Bools = npt.NDArray[np.bool_]
 
@@ -80,18 +78,18 @@ class ThresholdRow:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PositionRow:
-    """Label tokens by their place in the answer.
+    """Label tokens by their place in the answer, see `LabelTokens.by_answer_place`.
 
     Attributes:
-        first: First place of the bin, from 1; see `LabelTokens.answer_places`, which counts from 0.
-        last: Last place, or None for no end.
+        first: First place of the bin, from 1.
+        last: Last place.
         tokens: Label tokens there.
         mean_p: Their mean probability.
         kept_share: Share of them kept at the threshold that is looked at.
     """
 
     first: int
-    last: int | None
+    last: int
     tokens: int
     mean_p: float
     kept_share: float
@@ -372,18 +370,15 @@ def _share(values: npt.NDArray[np.float64], chosen: Bools) -> float:
 
 
 def _positions(tokens: LabelTokens, threshold: float) -> Iterator[PositionRow]:
-    places = tokens.answer_places + 1
     p, kept = np.exp(tokens.log_probs[0]), kept_mask(tokens.log_probs[0], threshold)
-    for first, last in _POSITION_BINS:
-        here = (places >= first) & (places <= (last or places.max()))
-        if here.any():
-            yield PositionRow(
-                first=first,
-                last=last,
-                tokens=int(here.sum()),
-                mean_p=float(p[here].mean()),
-                kept_share=float(kept[here].mean()),
-            )
+    for first, last, here in tokens.by_answer_place():
+        yield PositionRow(
+            first=first,
+            last=last,
+            tokens=here.size,
+            mean_p=float(p[here].mean()),
+            kept_share=float(kept[here].mean()),
+        )
 
 
 def _compare_if_marked(tokens: LabelTokens, thresholds: Sequence[float]) -> KindComparison | None:

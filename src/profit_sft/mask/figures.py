@@ -130,7 +130,7 @@ class MaskFigures:
         total: All label tokens.
         by_kind: Core, style and other tokens; empty where kinds are not known.
         by_sort: Tokens by sort, and by kind where known.
-        by_position: Tokens by place in the answer.
+        by_position: Tokens by place in the answer, see `LabelTokens.by_answer_place`.
         tokens: The tokens masked most, see `_LISTED_AT`.
         words: The same of words and numbers.
         histogram_edges: Probabilities at the edges of the bins.
@@ -193,7 +193,10 @@ def count_figures(
         if tokens.token_kinds is None
         else tuple(_group(counted, where, KINDS[kind], kind=KINDS[kind]) for kind, where in _members(kinds)),
         by_sort=tuple(_by_sort(counted, sorts, kinds)),
-        by_position=tuple(_by_position(counted)),
+        by_position=tuple(
+            _group(counted, where, str(last) if first == last else f"{first}-{last}")
+            for first, last, where in tokens.by_answer_place()
+        ),
         tokens=listed(tokens.token_ids, sorts, texts.text),
         words=tuple(
             dataclasses.replace(group, sort="number" if group.sort == SORTS[NUMBER] else "word")
@@ -239,13 +242,6 @@ def _by_sort(counted: _Counted, sorts: NDArray[np.int8], kinds: NDArray[np.int8]
     for key, where in _members(sorts.astype(np.int64) * len(KINDS) + kinds):
         sort, kind = divmod(key, len(KINDS))
         yield _group(counted, where, SORTS[sort], sort=SORTS[sort], kind=_kind_name(counted, kind))
-
-
-def _by_position(counted: _Counted) -> Iterator[Group]:
-    """Group by place in the answer: first token, second, 3 to 4, 5 to 8, and so on, twice as many each time."""
-    for power, where in _members(np.ceil(np.log2(counted.tokens.answer_places + 1)).astype(np.int64)):
-        first, last = 2**power // 2 + 1, 2**power
-        yield _group(counted, where, str(last) if power < 2 else f"{first}-{last}")
 
 
 def _listed(

@@ -1,7 +1,7 @@
 """The label tokens of a score set as flat arrays, and which of them a threshold keeps."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,15 +57,21 @@ class LabelTokens:
 
     @property
     def answer_places(self) -> NDArray[np.int64]:
-        """`(N,)`: place in the answer, from 0. An example has one answer, all its label tokens, a chat's turns too."""
+        """`(N,)`: place in the answer, from 1. An example has one answer, all its label tokens, a chat's turns too."""
         starts = np.flatnonzero(np.r_[True, self.examples[1:] != self.examples[:-1]])
         lengths = np.diff(np.r_[starts, self.examples.size])
-        return np.arange(self.examples.size) - np.repeat(starts, lengths)
+        return np.arange(1, self.examples.size + 1) - np.repeat(starts, lengths)
+
+    def by_answer_place(self) -> Iterator[tuple[int, int, NDArray[np.int64]]]:
+        """Yield first place, last place and the indices of the tokens there: 1, 2, 3 to 4, 5 to 8, ..."""
+        powers = np.ceil(np.log2(self.answer_places)).astype(np.int64)
+        for power in np.unique(powers).tolist():
+            yield 2**power // 2 + 1, 2**power, np.flatnonzero(powers == power)
 
     @property
     def follows_none(self) -> NDArray[np.bool_]:
         """`(N,)`: True where the token before is no label token, so that no word reaches across."""
-        begins: NDArray[np.bool_] = (np.diff(self.positions, prepend=-1) != 1) | (self.answer_places == 0)
+        begins: NDArray[np.bool_] = (np.diff(self.positions, prepend=-1) != 1) | (self.answer_places == 1)
         return begins
 
 
