@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import numpy as np
@@ -226,8 +227,7 @@ def test_a_shard_takes_its_own_examples_only(tmp_path):
 
 def test_values_that_do_not_line_up_are_refused():
     good = scored(0)
-    values = {name: getattr(good, name) for name in ScoredExample.__slots__}
     with pytest.raises(ValueError, match="example 0: per-token values must be equally long.*'rank': 3"):
-        ScoredExample(**{**values, "rank": good.rank[:3]})
+        dataclasses.replace(good, rank=good.rank[:3])
     with pytest.raises(ValueError, match=r"positions must lie in \[1, 5\), got 0 to 3"):
-        ScoredExample(**{**values, "positions": good.positions - 1})
+        dataclasses.replace(good, positions=good.positions - 1)

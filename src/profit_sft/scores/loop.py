@@ -52,18 +52,18 @@ class LabelScores:
         entropy: `(T,)`, float32. Entropy of that prediction over the whole vocabulary in nats.
         top1: `(T,)`, int32. Id of the likeliest token.
         rank: `(T,)`, int32. Rank of the label, 1 is the likeliest.
-        token_weights: `(T,)`, float32. The objective's; 1 where none was given.
+        token_weights: `(T,)`, float32. The objective's; 1 where none was given. None: scores that were stored.
         likeliest: `(T, K)`, int32. The likeliest tokens, likeliest first, as many as were asked for; None: none were.
-        likeliest_log_probs: `(T, K)`, float32. Their `log p`.
+        likeliest_log_probs: `(T, K)`, float32, or float16 where stored. Their `log p`, nats; None as above.
     """
 
     log_probs: NDArray[np.float32]
     entropy: NDArray[np.float32]
     top1: NDArray[np.int32]
     rank: NDArray[np.int32]
-    token_weights: NDArray[np.float32]
+    token_weights: NDArray[np.float32] | None = None
     likeliest: NDArray[np.int32] | None = None
-    likeliest_log_probs: NDArray[np.float32] | None = None
+    likeliest_log_probs: NDArray[np.floating] | None = None
 
 
 def label_examples(rows: Mapping[str, Sequence[Any]]) -> list[LabelExample]:
@@ -120,7 +120,7 @@ def mean_figures(examples: Sequence[LabelExample], scores: Sequence[LabelScores]
         scores: What was found, example by example.
     """
     log_probs = np.concatenate([found.log_probs for found in scores]).astype(np.float64)
-    kept = np.concatenate([found.token_weights for found in scores]) != 0
+    kept = np.concatenate([found.token_weights for found in scores if found.token_weights is not None]) != 0
     groups = {"": np.ones(log_probs.size, bool)}
     kinds = [example.token_kinds for example in examples if example.token_kinds is not None]
     if kinds:

@@ -14,6 +14,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -341,21 +342,17 @@ def _scored(
                 f"row {row}: log p of token {bad} is not finite under this model. In float16 that is overflow: use "
                 "--dtype bfloat16 or float32. Otherwise the model's weights are damaged."
             )
+        scored: dict[str, Any] = {entry.name: getattr(values, entry.name) for entry in dataclasses.fields(values)}
+        if values.likeliest_log_probs is not None:
+            scored["likeliest_log_probs"] = values.likeliest_log_probs.astype(np.float16)
         found.append(
             ScoredExample(
                 example=number,
                 row=row,
                 input_ids=example.input_ids,
                 positions=example.positions,
-                log_probs=values.log_probs,
-                entropy=values.entropy,
-                top1=values.top1,
-                rank=values.rank,
                 token_kinds=example.token_kinds,
-                likeliest=values.likeliest,
-                likeliest_log_probs=None
-                if values.likeliest_log_probs is None
-                else values.likeliest_log_probs.astype(np.float16),
+                **scored,
             )
         )
     return found

@@ -30,6 +30,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from profit_sft.errors import ConfigurationError, DataError
 from profit_sft.files import atomic_path, check_regular_files, package_versions, write_text
+from profit_sft.scores.loop import LabelScores
 
 FORMAT = 2
 _READ_FORMATS = (1, 2)
@@ -56,21 +57,15 @@ _SCHEMA = pyarrow.schema(
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ScoredExample:
-    """One example and what the model thinks of its `T` label tokens.
+class ScoredExample(LabelScores):
+    """One example, with what the model thinks of its `T` label tokens.
 
     Attributes:
         example: Index in the prepared data set, from 0.
         row: Number of the row in the source file, from 1.
         input_ids: `(S,)`, int32. All tokens.
         positions: `(T,)`, int32. Indices into `input_ids` of the label tokens, each at least 1.
-        log_probs: `(T,)`, float32. `log p` of `input_ids[positions]`, each given everything before it, in nats.
-        entropy: `(T,)`, float32. Entropy of that prediction over the whole vocabulary in nats.
-        top1: `(T,)`, int32. Id of the likeliest token.
-        rank: `(T,)`, int32. Rank of the label, 1 is the likeliest.
         token_kinds: `(T,)`, int8, one of `data.tokenize.TOKEN_KINDS`, or None where rows carry no `answer_spans`.
-        likeliest: `(T, K)`, int32. The likeliest tokens, likeliest first; None where none were kept.
-        likeliest_log_probs: `(T, K)`, float16. Their `log p`, nats; None as above.
 
     Raises:
         ValueError: Lengths differ, or a position lies outside the example.
@@ -80,13 +75,7 @@ class ScoredExample:
     row: int
     input_ids: NDArray[np.int32]
     positions: NDArray[np.int32]
-    log_probs: NDArray[np.float32]
-    entropy: NDArray[np.float32]
-    top1: NDArray[np.int32]
-    rank: NDArray[np.int32]
     token_kinds: NDArray[np.int8] | None = None
-    likeliest: NDArray[np.int32] | None = None
-    likeliest_log_probs: NDArray[np.float16] | None = None
 
     def __post_init__(self) -> None:
         lengths = {name: len(value) for name in _PER_TOKEN if (value := getattr(self, name)) is not None}
