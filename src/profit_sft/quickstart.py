@@ -20,7 +20,7 @@ from trl import ModelConfig
 from profit_sft.data.generated import SYSTEM_PROMPT, GeneratedProblem, generate_problems, to_row, write_jsonl
 from profit_sft.data.prepare import PreparedData, prepare_dataset
 from profit_sft.data.settings import DataSettings
-from profit_sft.evaluation.engine import Answer
+from profit_sft.evaluation.generator import Answer
 from profit_sft.evaluation.grading import MathJudge, grade_math
 from profit_sft.evaluation.statistics import share_interval
 from profit_sft.files import check_output_folder, write_text

@@ -1,4 +1,4 @@
-"""Weights from scores against those the engine finds with the model at hand."""
+"""Weights from scores against those that training finds with the model at hand."""
 
 import numpy as np
 import pytest
@@ -35,7 +35,7 @@ def scored(tmp_path_factory):
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
-def test_weights_are_those_that_the_engine_finds(scored, objective):
+def test_weights_are_those_that_training_finds(scored, objective):
     if not objective.needs <= KNOWN or getattr(objective, "direction", "") == "random":
         pytest.skip("nothing that scores hold, or drawn anew")
     folder, scores = scored

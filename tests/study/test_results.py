@@ -6,19 +6,19 @@ import pytest
 from made_study import made_plan, made_study
 
 from profit_sft.errors import DataError
-from profit_sft.study.results import read_results, read_scores
+from profit_sft.study.results import read_accuracies, read_results
 
 RATES = {"untrained": 0.1, "nll": 0.5, "dft": 0.5, "profit-t0.1": 0.6, "profit-t0.5": 0.4}
 
 
-def test_finished_cells_come_back_in_order_with_logs_and_scores(tmp_path):
+def test_finished_cells_come_back_in_order_with_logs_and_accuracies(tmp_path):
     plan = made_plan()
     made_study(tmp_path, plan, RATES, skip=("dft-s1",))
     results = read_results(plan, tmp_path)
     assert [result.cell.slug for result in results] == [cell.slug for cell in plan.cells if cell.slug != "dft-s1"]
     assert results[0].metrics == []
     assert [entry["step"] for entry in results[1].metrics] == list(range(31)), "the probe's start, then every log"
-    assert len(results[1].scores["generated"]) == 120
+    assert len(results[1].accuracies["generated"]) == 120
 
 
 def test_samples_of_a_problem_are_averaged_in_the_order_of_the_problems(tmp_path):
@@ -29,14 +29,14 @@ def test_samples_of_a_problem_are_averaged_in_the_order_of_the_problems(tmp_path
             json.dumps({"problem": problem, "sample": sample, "correct": right}) for problem, sample, right in records
         )
     )
-    assert read_scores(path) == [0.5, 1.0, 0.5]
+    assert read_accuracies(path) == [0.5, 1.0, 0.5]
 
 
 def test_samples_that_were_not_judged_are_left_out_and_a_problem_of_them_is_half_right(tmp_path):
     records = [(0, True), (0, None), (1, None), (1, None), (2, False)]
     path = tmp_path / "task.jsonl"
     path.write_text("\n".join(json.dumps({"problem": problem, "correct": right}) for problem, right in records))
-    assert read_scores(path) == [1.0, 0.5, 0.0]
+    assert read_accuracies(path) == [1.0, 0.5, 0.0]
 
 
 def test_what_cannot_be_read_is_named(tmp_path):

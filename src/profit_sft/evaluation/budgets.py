@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from profit_sft.evaluation.results import BudgetRow, Record, judged_score, mean_accuracy
+from profit_sft.evaluation.results import BudgetRow, Record, judged_accuracy, mean_accuracy
 from profit_sft.files import write_text
 
 if TYPE_CHECKING:
@@ -29,14 +29,14 @@ class BudgetTable:
 
     Attributes:
         rows: One a budget, rising; the last is the evaluation's own limit.
-        scores: By budget, each problem's mean score over its judged samples; where none is judged, 0.5.
+        accuracies: By budget, that of each problem over its judged samples; where none is judged, 0.5.
         inexact_cut_share: Share of samples whose text, put into tokens again, has another number of tokens than were
             generated. Such a text may be cut some tokens early or late. White space at either end, which is not kept,
             is one reason; a model that spells a word in other tokens than the tokenizer does is another.
     """
 
     rows: tuple[BudgetRow, ...]
-    scores: Mapping[int, Sequence[float]]
+    accuracies: Mapping[int, Sequence[float]]
     inexact_cut_share: float
 
 
@@ -79,30 +79,32 @@ def accuracy_by_budget(
             found[budget].setdefault(record["problem"], []).append(at_budget)
     return BudgetTable(
         rows=tuple(_row(budget, list(problems.values())) for budget, problems in found.items()),
-        scores={budget: [judged_score(samples) for samples in problems.values()] for budget, problems in found.items()},
+        accuracies={
+            budget: [judged_accuracy(samples) for samples in problems.values()] for budget, problems in found.items()
+        },
         inexact_cut_share=inexact / len(records),
     )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class BudgetScores:
-    """What a study needs of one budget: the limit, the share of samples cut off at it, each problem's score."""
+class BudgetAccuracies:
+    """What a study needs of one budget: the limit, the share of samples cut off at it, each problem's accuracy."""
 
     budget: int
     truncated_share: float
-    scores: tuple[float, ...]
+    accuracies: tuple[float, ...]
 
 
 def budget_file(output_dir: Path, task: str) -> Path:
-    """Return where an evaluation keeps a task's scores by budget."""
+    """Return where an evaluation keeps a task's accuracies by budget."""
     return output_dir / "by_budget" / f"{task}.jsonl"
 
 
 def write_budgets(path: Path, table: BudgetTable) -> None:
-    """Write the scores of each budget, a line of JSON each."""
+    """Write the accuracies at each budget, a line of JSON each."""
     lines = [
         json.dumps(
-            {"budget": row.budget, "truncated_share": row.truncated_share, "scores": [*table.scores[row.budget]]}
+            {"budget": row.budget, "truncated_share": row.truncated_share, "scores": [*table.accuracies[row.budget]]}
         )
         for row in table.rows
     ]
@@ -110,7 +112,7 @@ def write_budgets(path: Path, table: BudgetTable) -> None:
     write_text(path, "".join(f"{line}\n" for line in lines))
 
 
-def read_budgets(path: Path) -> list[BudgetScores]:
+def read_budgets(path: Path) -> list[BudgetAccuracies]:
     """Read what `write_budgets` wrote.
 
     Raises:
@@ -118,9 +120,14 @@ def read_budgets(path: Path) -> list[BudgetScores]:
     """
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     try:
-        return [BudgetScores(**{**row, "scores": tuple(row["scores"])}) for row in rows]
+        return [
+            BudgetAccuracies(
+                budget=row["budget"], truncated_share=row["truncated_share"], accuracies=tuple(row["scores"])
+            )
+            for row in rows
+        ]
     except (TypeError, KeyError) as error:
-        raise ValueError(f"{path} holds no scores by budget ({error!r}).") from None
+        raise ValueError(f"{path} holds no accuracies by budget ({error!r}).") from None
 
 
 def _tokens(text: str, tokenizer: "PreTrainedTokenizerBase") -> list[int]:

@@ -25,7 +25,7 @@ class EvalSettings:
         tasks: Names from `TASKS`, which are the task files in `evaluation/tasks`.
         output_dir: Records and results go here; an unfinished evaluation there is gone on with.
         apply_chat_template: Put problems into the model's chat template. False for a base model that has none.
-        engine_args: Further arguments of the engine, as the harness's `model_args`.
+        engine_args: Further arguments of what `engine` names, as the harness's `model_args`.
 
     Raises:
         TypeError: A value is of another type.
@@ -79,7 +79,7 @@ class EvalSettings:
         default=False, metadata={"help": "Run the code that the model writes (humaneval_paper)."}
     )
     allow_missing_weights: bool = field(
-        default=False, metadata={"help": "Load a model whose files lack weights, or hold others; engine hf only."}
+        default=False, metadata={"help": "Load a model whose files lack weights, or hold others; --engine hf only."}
     )
 
     def __post_init__(self) -> None:

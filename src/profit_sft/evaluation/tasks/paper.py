@@ -10,7 +10,7 @@ four benchmarks, of which these follow the wording and the rules, harsh as they 
 
 How its table 3 was made is not told. Its figures say that ARC, MMLU-Pro and HumanEval have the questions and samples
 these tasks give them (see `settings.py`) and that letters were written, not ranked by likelihood: an untrained model
-scores 1.69% on ARC, where guessing gives 25%. Their wording here is that of gpqa_paper.
+gets 1.69% of ARC, where guessing gives 25%. Their wording here is that of gpqa_paper.
 """
 
 import re

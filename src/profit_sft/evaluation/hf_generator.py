@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from profit_sft.errors import ConfigurationError, first_line
-from profit_sft.evaluation.engine import Answer, Engine, Request
+from profit_sft.evaluation.generator import Answer, Generator, Request
 from profit_sft.evaluation.settings import EvalSettings
 from profit_sft.linears import linears_by_onednn
 from profit_sft.models.pretrained import end_tokens, load_model, load_tokenizer
@@ -74,7 +74,7 @@ class SeededSampling(LogitsProcessor):
         return torch.full_like(scores, float("-inf")).scatter_(1, token_ids.gather(1, drawn), 0.0)
 
 
-class HFEngine(Engine):
+class HFGenerator(Generator):
     """transformers on one device: each row draws its tokens with random numbers of its own, and says how it ended.
 
     Args:
@@ -104,7 +104,7 @@ class HFEngine(Engine):
             self.device_name = torch.cuda.get_device_name()
 
     def answer(self, requests: Sequence[Request]) -> list[Answer]:
-        """Answer requests, as `Engine` does.
+        """Answer requests, as `Generator` does.
 
         Raises:
             ConfigurationError: They do not fit into the device's memory.
