@@ -34,6 +34,7 @@ from profit_sft.scores.loop import LabelScores, label_examples, mean_figures, sc
 from profit_sft.scores.score import ScoreSettings, write_scores
 from profit_sft.train.arguments import RunArguments
 from profit_sft.train.config import ProFitConfig
+from profit_sft.train.job import TrainJob
 from profit_sft.train.run import RunResult, run_training
 
 # A minute and a half of training on two cores, for each of the two; what it reaches is measured in data/generated.py.
@@ -141,13 +142,9 @@ def run_quickstart(
     page = comparison = None
     for name, config in configs.items():
         say(f"training on {train_rows} problems: {'plain SFT' if name == PLAIN_SFT else made}")
-        run = run_training(
-            RunArguments(dataset_name=str(train_file), overwrite_output_dir=overwrite),
-            config,
-            ModelConfig(model_name_or_path=str(folder)),
-            callbacks=list(callbacks),
-            progress=False,
-        )
+        arguments = RunArguments(dataset_name=str(train_file), overwrite_output_dir=overwrite)
+        job = TrainJob(arguments, config, ModelConfig(model_name_or_path=str(folder)))
+        run = run_training(job, callbacks=list(callbacks), progress=False)
         if run.stopped_by is not None:
             break
         say("measuring the trained model")

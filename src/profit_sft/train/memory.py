@@ -10,9 +10,8 @@ from transformers import PreTrainedModel
 
 from profit_sft.loss.devices import default_chunk_size
 from profit_sft.ranks import first_decides
-from profit_sft.train.arguments import RunArguments
 from profit_sft.train.config import ProFitConfig
-from profit_sft.train.engine import Engine, planned_device, planned_precision
+from profit_sft.train.engine import Engine
 
 _GIB = 2**30
 # DeepSpeed's defaults, in elements: parameters that stay gathered, and gradients that are reduced together.
@@ -141,23 +140,6 @@ _CONTAINER = (
 )
 # Of the free memory; an estimate may be wrong, and other programs may want some.
 _SHARE_TO_FILL = 0.5
-
-
-def planned_memory_gib(
-    model: torch.nn.Module, run: RunArguments, config: ProFitConfig, engine: Engine, *, longest: int
-) -> dict[str, float]:
-    """Estimate as `estimate_memory_gib`, of a run on the device and in the precision that its settings name."""
-    launched_in, device = "no", config.device.type
-    if run.accelerate_config is not None:
-        launched_in, device = planned_precision(run.accelerate_config), planned_device(run.accelerate_config)
-    return estimate_memory_gib(
-        model,
-        config,
-        engine,
-        longest=longest,
-        mixed_precision=bool(config.bf16 or config.fp16 or launched_in != "no"),
-        device=torch.device(device),
-    )
 
 
 def bytes_of(parameters: Iterable[torch.Tensor]) -> float:
