@@ -61,15 +61,15 @@ def step_of(rows: int, micro_batches: int, ranks: int) -> str:
 
 
 def planned_steps(
-    batches: int, *, ranks: int = 1, micro_batches: int = 1, epochs: float = 3.0, max_steps: int = -1
+    batches: int, *, epochs: float, ranks: int = 1, micro_batches: int = 1, max_steps: int = -1
 ) -> tuple[int, float]:
     """Return the optimizer steps and the epochs they are, as transformers' Trainer counts them.
 
     Args:
         batches: Of one device and epoch, all ranks' together.
+        epochs: As `num_train_epochs`.
         ranks: Processes that share them.
         micro_batches: Accumulated by each rank for a step.
-        epochs: As `num_train_epochs`.
         max_steps: In place of the epochs, where it is positive.
 
     Example:
