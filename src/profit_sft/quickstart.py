@@ -31,7 +31,8 @@ from profit_sft.models.pretrained import EMBEDDED, default_device, end_tokens, l
 from profit_sft.objectives import Objective
 from profit_sft.runs.page import write_run_page
 from profit_sft.scores.loop import LabelScores, label_examples, mean_figures, score_labels
-from profit_sft.scores.score import ScoreSettings, write_scores
+from profit_sft.scores.score import write_scores
+from profit_sft.scores.settings import ScoreSettings
 from profit_sft.train.arguments import RunArguments
 from profit_sft.train.config import ProFitConfig
 from profit_sft.train.job import TrainJob

@@ -12,7 +12,8 @@ from profit_sft.mask.tokens import label_tokens
 from profit_sft.models.pretrained import load_model
 from profit_sft.objectives import EAFT, ENTROPY_TOP_K, ProFit, Rho
 from profit_sft.scores.loop import LabelExample, score_labels
-from profit_sft.scores.score import ScoreSettings, score_dataset
+from profit_sft.scores.score import score_dataset
+from profit_sft.scores.settings import ScoreSettings
 from tiny import save_tiny_chat_model
 
 KNOWN = {"log_probs", "entropy", "topk_entropy", "reference_log_probs"}

@@ -12,7 +12,7 @@ from trl import ModelConfig
 from profit_sft.data.rows import has_splits
 from profit_sft.data.settings import DataSettings
 from profit_sft.data.sources import data_to_evaluate, data_to_train
-from profit_sft.scores.score import ScoreSettings, command_line
+from profit_sft.scores.settings import ScoreSettings, command_line
 from profit_sft.train.arguments import RunArguments
 from profit_sft.train.config import ProFitConfig
 from profit_sft.train.engine import Engine, planned_engine
