@@ -7,7 +7,7 @@ from tokenizers.pre_tokenizers import ByteLevel, Metaspace
 from profit_sft.data import tokenize
 from profit_sft.data.formats import to_conversation
 from profit_sft.data.row import Row
-from profit_sft.data.settings import Labeling
+from profit_sft.data.settings import DataOptions
 from profit_sft.data.tokenize import IGNORE_INDEX, TOKEN_KINDS, LabeledText, tokenize_conversation, tokenize_texts
 from profit_sft.errors import DataError
 
@@ -22,7 +22,7 @@ GENERATION_PROMPT = "{% if add_generation_prompt %}<|im_start|>assistant\n{% end
 
 def tokenized(tokenizer, values, train_on="all"):
     row = Row(values, "train.jsonl", 3)
-    (example,) = tokenize_conversation(to_conversation(row), tokenizer, row, Labeling(train_on=train_on))
+    (example,) = tokenize_conversation(to_conversation(row), tokenizer, row, DataOptions(train_on=train_on))
     return example
 
 

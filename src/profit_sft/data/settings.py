@@ -10,36 +10,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from functools import cached_property
+from typing import Literal, get_args
 
-from profit_sft.data.formats import FORMATS
 from profit_sft.ranges import check_values
 
+# In the order in which they are looked for.
+Format = Literal["messages", "sharegpt", "prompt_completion", "alpaca", "question_answer", "text"]
+FORMATS: tuple[Format, ...] = get_args(Format)
 PART_KINDS = ("thought", "content", "tool_call", "tool_call_turn", "core", "style")  # what `given_weights` may weigh
 TEST_SPLIT = "test"  # evaluated on, where no other is asked for
 TEMPLATE_DATE = "2024-07-26"  # any day, but one: the day Llama's templates fall back to
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Labeling:
-    """How a conversation is rendered, and what of it is learned.
-
-    Attributes:
-        train_on: Assistant turns that carry labels: `all` that may be trained, or the `last`, after which nothing is
-            rendered.
-        empty_think: What becomes of a thought without words that the template puts before an answer: `train`, `ignore`.
-        template_date: The day that templates are told which write today's date, as 2024-07-26.
-        kind_weights: Weights of `PART_KINDS`; of a kind that is not named, 1.
-    """
-
-    train_on: str = "all"
-    empty_think: str = "train"
-    template_date: str = TEMPLATE_DATE
-    kind_weights: Mapping[str, float] = field(default_factory=dict)
-
-    @property
-    def weighs_parts(self) -> bool:
-        """Whether a turn's thought, content or calls have a weight, so that they must be found in what is rendered."""
-        return not self.kind_weights.keys().isdisjoint(("thought", "content", "tool_call", "tool_call_turn"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +65,16 @@ class DataOptions:
     drop_long_rows: bool = field(
         default=False, metadata={"help": "Leave out rows longer than max_length, instead of cutting their end off."}
     )
+
+    @cached_property  # not read at every row
+    def kind_weights(self) -> dict[str, float]:
+        """Weights of `PART_KINDS`; of a kind that is not named, 1."""
+        return weights_by_kind(self.given_weights)
+
+    @property
+    def weighs_parts(self) -> bool:
+        """Whether a turn's thought, content or calls have a weight, so that they must be found in what is rendered."""
+        return not self.kind_weights.keys().isdisjoint(("thought", "content", "tool_call", "tool_call_turn"))
 
 
 @dataclass(frozen=True)
@@ -153,16 +143,6 @@ class DataSettings(DataOptions, DataSource):
     truncation_mode: str = "keep_start"
     dataset_num_proc: int | None = field(default=None, metadata={"help": "Processes that prepare the rows."})
     dataset_text_field: str = field(default="text", metadata={"help": "Column of rows that are one text."})
-
-    @cached_property
-    def labeling(self) -> Labeling:
-        """What rows are labeled by; read once, not at every row."""
-        return Labeling(
-            train_on=self.train_on,
-            empty_think=self.empty_think,
-            template_date=self.template_date,
-            kind_weights=weights_by_kind(self.given_weights),
-        )
 
     def __post_init__(self) -> None:
         for name, choices in (

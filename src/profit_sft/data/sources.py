@@ -163,7 +163,7 @@ def _with_text(column: str, row: Row, *, is_one_of_several: bool) -> Row:
     if column in row.values:
         return replace(row, values={**rest, "text": row.values[column]})
     # In a mixture other rows may be chats, of which no text is read.
-    is_chat = detect_format(rest, prompt_column=None, response_column=None) is not None
+    is_chat = detect_format(rest) is not None
     if row.problem is not None or (is_one_of_several and is_chat):
         return row
     columns = ", ".join(map(repr, row.values)) or "none"

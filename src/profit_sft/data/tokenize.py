@@ -12,17 +12,16 @@ from tokenizers import Encoding
 from transformers import PreTrainedTokenizerBase
 
 from profit_sft.data.chat_template import eos_token
-from profit_sft.data.formats import Conversation
+from profit_sft.data.formats import AS_USUAL, Conversation
 from profit_sft.data.messages import read_list, shown
 from profit_sft.data.row import AnswerSpan, Row
-from profit_sft.data.settings import Labeling
+from profit_sft.data.settings import DataOptions
 from profit_sft.data.turns import render_conversation
 from profit_sft.data.weights import WeightedPart, check_parts, given_weights, shifted_parts, spread, weights_of_parts
 
 IGNORE_INDEX = -100
 _LONG_PIECE = 2000  # characters; of 140,000 at once tokenizing took a third more time
 TOKEN_KINDS = {"none": 0, "core": 1, "style": 2}  # what a token is, where rows carry `answer_spans`
-_AS_USUAL = Labeling()
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,17 +67,17 @@ class LabeledText:
 
 
 def tokenize_conversation(
-    conversation: Conversation, tokenizer: PreTrainedTokenizerBase, row: Row, labeling: Labeling = _AS_USUAL
+    conversation: Conversation, tokenizer: PreTrainedTokenizerBase, row: Row, options: DataOptions = AS_USUAL
 ) -> list[Tokenized]:
     """Render, tokenize and label one conversation: its examples, none where its weight is 0.
 
     Arguments and errors as `label_conversation`.
     """
-    return weighed(tokenize_texts(label_conversation(conversation, tokenizer, row, labeling), tokenizer), row)
+    return weighed(tokenize_texts(label_conversation(conversation, tokenizer, row, options), tokenizer), row)
 
 
 def label_conversation(
-    conversation: Conversation, tokenizer: PreTrainedTokenizerBase, row: Row, labeling: Labeling = _AS_USUAL
+    conversation: Conversation, tokenizer: PreTrainedTokenizerBase, row: Row, options: DataOptions = AS_USUAL
 ) -> list[LabeledText | Tokenized]:
     """Render and label one conversation: its examples, none where its weight is 0; plain text is tokenized already.
 
@@ -94,7 +93,7 @@ def label_conversation(
         tokenizer: A fast one, with a chat template unless the conversation is plain text.
         row: For messages, for its `answer_spans`: character spans `start`, `end`, `kind` of the last answer, and for
             the stretches in its `token_weights`.
-        labeling: How it is rendered, and what of it is learned.
+        options: How it is rendered, and what of it is learned.
 
     Raises:
         DataError: The template is missing or cannot be used so; names file, row and the fix.
@@ -102,8 +101,8 @@ def label_conversation(
     if not conversation.weights:
         return []
     if conversation.prompt is not None:
-        return [_plain_text(conversation, tokenizer, row, labeling.kind_weights)]
-    weights, rendered = labeling.kind_weights, render_conversation(conversation, tokenizer, row, labeling)
+        return [_plain_text(conversation, tokenizer, row, options.kind_weights)]
+    weights, rendered = options.kind_weights, render_conversation(conversation, tokenizer, row, options)
     examples: list[LabeledText | Tokenized] = []
     for example in rendered:
         spans, parts = _of_answer(row, example.answer) if example is rendered[-1] else ([], [])
