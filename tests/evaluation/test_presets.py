@@ -9,7 +9,6 @@ from profit_sft.errors import ConfigurationError
 from profit_sft.evaluation.settings import (
     DECODING,
     TASK_FOLDER,
-    Decoding,
     EvalSettings,
     model_type_of,
     paper_decoding,
@@ -22,9 +21,9 @@ from profit_sft.evaluation.settings import (
 @pytest.mark.parametrize(
     ("model_type", "expected"),
     [
-        ("qwen3", Decoding(temperature=0.7, top_p=0.8, top_k=20)),
-        ("olmo2", Decoding(temperature=0.7, top_p=0.8, top_k=20)),
-        ("llama", Decoding(temperature=0.6, top_p=0.9, top_k=0)),
+        ("qwen3", dict(temperature=0.7, top_p=0.8, top_k=20)),
+        ("olmo2", dict(temperature=0.7, top_p=0.8, top_k=20)),
+        ("llama", dict(temperature=0.6, top_p=0.9, top_k=0)),
     ],
 )
 def test_decoding_follows_the_family(model_type, expected, tmp_path):
@@ -62,7 +61,7 @@ def test_a_task_file_is_read_as_the_harness_reads_it(name):
     assert task_file(name)["generation_kwargs"] == generation
     assert (task_file(name)["repeats"], task_file(name)["metadata"]) == (config["repeats"], config["metadata"])
     decoding = {key: generation[key] for key in ("temperature", "top_p", "top_k")}
-    assert Decoding(**decoding) == DECODING["qwen3"]
+    assert decoding == DECODING["qwen3"]
 
 
 def settings(**changes):

@@ -1,7 +1,7 @@
 """What to evaluate and how, and what the paper's preset makes of it."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -149,15 +149,6 @@ class EvalSettings:
         return {"greedy": False, "temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Decoding:
-    """How a token is chosen; `top_k` 0 keeps all."""
-
-    temperature: float
-    top_p: float
-    top_k: int
-
-
 # The paper's decoding, by the family of the model; its samples and limits are those of the task files.
 # Source: Liu et al. 2026, arXiv:2601.09195v3, appendix, and the evaluation scripts of its repository. Both give Qwen3
 # and OLMo-2 temperature 0.7, top-p 0.8 and top-k 20, and Llama 0.6 and 0.9 without a top-k; 32 samples of up to 32,768
@@ -165,15 +156,15 @@ class Decoding:
 # The samples of table 3 are not told, but follow from its 15 figures: each one of ARC is a multiple of 1/295, of
 # MMLU-Pro's history and chemistry of 1/381 and 1/1,132, so they have one sample a question; those of HumanEval are
 # multiples of 1/(8 x 164) and of no fewer. HellaSwag has too many questions to tell; one sample is our choice.
-_QWEN_OLMO = Decoding(temperature=0.7, top_p=0.8, top_k=20)
-_LLAMA = Decoding(temperature=0.6, top_p=0.9, top_k=0)
+_QWEN_OLMO = {"temperature": 0.7, "top_p": 0.8, "top_k": 20}
+_LLAMA = {"temperature": 0.6, "top_p": 0.9, "top_k": 0}
 
 # By `model_type` of config.json. The paper's Qwen2.5 models have Qwen3's decoding here; theirs is not told.
-DECODING: Mapping[str, Decoding] = {"qwen2": _QWEN_OLMO, "qwen3": _QWEN_OLMO, "olmo2": _QWEN_OLMO, "llama": _LLAMA}
+DECODING = {"qwen2": _QWEN_OLMO, "qwen3": _QWEN_OLMO, "olmo2": _QWEN_OLMO, "llama": _LLAMA}
 
 
-def paper_decoding(model_type: str) -> Decoding:
-    """Return the paper's decoding of a family of models.
+def paper_decoding(model_type: str) -> Mapping[str, Any]:
+    """Return the paper's decoding of a family of models; `top_k` 0 keeps all.
 
     Args:
         model_type: As config.json names it.
@@ -183,7 +174,7 @@ def paper_decoding(model_type: str) -> Decoding:
 
     Example:
         >>> paper_decoding("llama")
-        Decoding(temperature=0.6, top_p=0.9, top_k=0)
+        {'temperature': 0.6, 'top_p': 0.9, 'top_k': 0}
     """
     if model_type not in DECODING:
         raise ConfigurationError(
@@ -227,7 +218,7 @@ def resolved(settings: EvalSettings, task: str) -> EvalSettings:
     if settings.preset is None:
         return settings
     samples, longest = task_limits(settings, task)
-    decoding = {} if settings.greedy else asdict(paper_decoding(model_type_of(settings.model_name_or_path)))
+    decoding = {} if settings.greedy else paper_decoding(model_type_of(settings.model_name_or_path))
     return replace(settings, preset=None, **decoding, samples=samples, max_new_tokens=longest)
 
 
