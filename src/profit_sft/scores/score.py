@@ -39,18 +39,28 @@ class ScoreProgress:
     """How far this process has come with its share of the shards, in this call.
 
     Attributes:
-        examples: Examples done.
         total_examples: Examples to do.
+        examples: Examples done.
         tokens: Tokens run through the model, without padding.
         label_tokens: Those of them that were scored.
         seconds: Since the first batch began.
     """
 
-    examples: int
     total_examples: int
-    tokens: int
-    label_tokens: int
-    seconds: float
+    examples: int = 0
+    tokens: int = 0
+    label_tokens: int = 0
+    seconds: float = 0.0
+
+    def after(self, batch: Sequence[LabelExample], seconds: float) -> "ScoreProgress":
+        """Return how far it has come with a further batch, so many seconds after the first began."""
+        return ScoreProgress(
+            total_examples=self.total_examples,
+            examples=self.examples + len(batch),
+            tokens=self.tokens + sum(len(example.input_ids) for example in batch),
+            label_tokens=self.label_tokens + sum(len(example.positions) for example in batch),
+            seconds=seconds,
+        )
 
     @property
     def tokens_per_second(self) -> float:
@@ -178,7 +188,8 @@ def _score_shards(
     settings: ScoreSettings,
     on_batch: Callable[[ScoreProgress], None],
 ) -> None:
-    meter = _Meter(total_examples=sum(len(writer.job.shard_range(shard)) for shard in shards))
+    total = sum(len(writer.job.shard_range(shard)) for shard in shards)
+    progress, began = ScoreProgress(total_examples=total), time.perf_counter()
     stop = FirstSignal("this batch")
     with signals_handled(stop):
         for shard in shards:
@@ -192,7 +203,8 @@ def _score_shards(
                 model, examples, likeliest=settings.likeliest, max_batch_tokens=settings.max_batch_tokens
             ):
                 scores |= batch
-                on_batch(meter.add([examples[index] for index in batch]))
+                progress = progress.after([examples[index] for index in batch], time.perf_counter() - began)
+                on_batch(progress)
                 if stop.signal_number is not None and len(scores) < len(examples):
                     raise ScoringInterrupted(stop.signal_number)
             in_order = [scores[index] for index in range(len(examples))]
@@ -226,22 +238,6 @@ def write_scores(
             examples = _scored(where, rows["row"], label_examples(rows), scores[where.start : where.stop])
             writer.write_shard(shard, examples)
         return writer.finish()
-
-
-class _Meter:
-    def __init__(self, *, total_examples: int) -> None:
-        self._start = time.perf_counter()
-        self._progress = ScoreProgress(examples=0, total_examples=total_examples, tokens=0, label_tokens=0, seconds=0.0)
-
-    def add(self, batch: Sequence[LabelExample]) -> ScoreProgress:
-        self._progress = dataclasses.replace(
-            self._progress,
-            examples=self._progress.examples + len(batch),
-            tokens=self._progress.tokens + sum(len(example.input_ids) for example in batch),
-            label_tokens=self._progress.label_tokens + sum(len(example.positions) for example in batch),
-            seconds=time.perf_counter() - self._start,
-        )
-        return self._progress
 
 
 def _scored(

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
-from accelerate.utils import DistributedType, is_deepspeed_available
+from accelerate.utils import DistributedType, is_deepspeed_available, parse_flag_from_env
 from pydantic import BaseModel, PositiveInt, ValidationError
 
 from profit_sft.errors import ConfigurationError
@@ -136,7 +136,7 @@ def _fsdp_version(config: ProFitConfig) -> int | None:
         plugin = {"fsdp_version": (config.fsdp_config or {}).get("version", 1)}
     if plugin is not None:
         return int(plugin.get("fsdp_version", 1))
-    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
+    if not parse_flag_from_env("ACCELERATE_USE_FSDP"):
         return None
     return int(os.environ.get("FSDP_VERSION", 1))
 

@@ -107,7 +107,11 @@ def run_training(
     spread_batch(config, engine)
     output_dir = job.output_dir
     facts: dict[str, str] = {}
-    tell = _noted_in(facts, on_facts)
+
+    def tell(new: Mapping[str, str]) -> None:
+        facts.update(new)
+        on_facts(new)
+
     with ExitStack() as held:
         # A folder that is taken is told before the data is read, and by one rank, which has it until all are done.
         first_decides(lambda: held.enter_context(sole_use(output_dir, "run")))
@@ -149,16 +153,6 @@ def run_training(
         last_log=as_json(logs[-1]) if logs else None,
         data=dataclasses.asdict(train_data.report),
     )
-
-
-def _noted_in(facts: dict[str, str], on_facts: OnFacts) -> OnFacts:
-    """Return a function that keeps what it is told in `facts`, too."""
-
-    def told(new: Mapping[str, str]) -> None:
-        facts.update(new)
-        on_facts(new)
-
-    return told
 
 
 def check_before_launch(job: TrainJob) -> None:
