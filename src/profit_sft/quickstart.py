@@ -8,6 +8,7 @@ answers that changed.
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
@@ -282,7 +283,7 @@ def measure(
     answers = generate_answers(model, tokenizer, problems)
     examples = label_examples(data.dataset[:])
     scores = score_labels(model, examples, objective=objective, likeliest=5)
-    with MathJudge() as judge:  # starts no process unless an answer is a formula
+    with closing(MathJudge()) as judge:  # starts no process unless an answer is a formula
         grades = [
             grade_math(answer, str(problem.final_answer), judge, truncated=answer.truncated)
             for answer, problem in zip(answers, problems, strict=True)

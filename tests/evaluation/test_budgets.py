@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from profit_sft.errors import DataError
 from profit_sft.evaluation import budgets
 from profit_sft.evaluation.budgets import (
     accuracy_by_budget,
@@ -105,7 +106,7 @@ def test_accuracies_are_written_and_read(tmp_path):
         (256, 1.0, (1.0,)),
     ]
     (tmp_path / "other.jsonl").write_text('{"budget": 1}')
-    with pytest.raises(ValueError, match="no accuracies by budget"):
+    with pytest.raises(DataError, match=r"other\.jsonl cannot be read .*Delete it"):
         read_budgets(tmp_path / "other.jsonl")
 
 

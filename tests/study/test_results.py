@@ -6,7 +6,9 @@ import pytest
 from made_study import made_plan, made_study
 
 from profit_sft.errors import DataError
-from profit_sft.study.results import read_accuracies, read_results
+from profit_sft.evaluation.records import read_samples
+from profit_sft.evaluation.results import judged_accuracy
+from profit_sft.study.results import read_results
 
 RATES = {"untrained": 0.1, "nll": 0.5, "dft": 0.5, "profit-t0.1": 0.6, "profit-t0.5": 0.4}
 
@@ -29,14 +31,14 @@ def test_samples_of_a_problem_are_averaged_in_the_order_of_the_problems(tmp_path
             json.dumps({"problem": problem, "sample": sample, "correct": right}) for problem, sample, right in records
         )
     )
-    assert read_accuracies(path) == [0.5, 1.0, 0.5]
+    assert [judged_accuracy(of_problem) for of_problem in read_samples(path, "")] == [0.5, 1.0, 0.5]
 
 
 def test_samples_that_were_not_judged_are_left_out_and_a_problem_of_them_is_half_right(tmp_path):
     records = [(0, True), (0, None), (1, None), (1, None), (2, False)]
     path = tmp_path / "task.jsonl"
     path.write_text("\n".join(json.dumps({"problem": problem, "correct": right}) for problem, right in records))
-    assert read_accuracies(path) == [1.0, 0.5, 0.0]
+    assert [judged_accuracy(of_problem) for of_problem in read_samples(path, "")] == [1.0, 0.5, 0.0]
 
 
 def test_what_cannot_be_read_is_named(tmp_path):

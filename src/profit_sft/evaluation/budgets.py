@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from profit_sft.errors import DataError
 from profit_sft.evaluation.results import BudgetRow, Record, judged_accuracy, mean_accuracy
 from profit_sft.files import write_text
 
@@ -70,11 +71,13 @@ def accuracy_by_budget(
     found: dict[int, dict[int, list[Record]]] = {budget: {} for budget in budgets}
     inexact = 0
     for record in records:
-        tokens = _tokens(record["answer"], tokenizer)
+        tokens: list[int] = tokenizer(record["answer"], add_special_tokens=False)["input_ids"]
         inexact += len(tokens) + (not record["truncated"]) != record["new_tokens"]
         for budget in budgets:
-            cut = record["new_tokens"] > budget
-            correct = grade(record["problem"], _decode(tokens[:budget], tokenizer)) if cut else record["correct"]
+            cut, correct = record["new_tokens"] > budget, record["correct"]
+            if cut:
+                text = str(tokenizer.decode(tokens[:budget], skip_special_tokens=True)).strip()
+                correct = grade(record["problem"], text)
             at_budget = {"correct": correct, "truncated": cut or record["truncated"]}
             found[budget].setdefault(record["problem"], []).append(at_budget)
     return BudgetTable(
@@ -113,30 +116,25 @@ def write_budgets(path: Path, table: BudgetTable) -> None:
 
 
 def read_budgets(path: Path) -> list[BudgetAccuracies]:
-    """Read what `write_budgets` wrote.
+    """Read what `write_budgets` wrote; nothing where there is no file.
 
     Raises:
-        ValueError: It is something else.
+        DataError: It is something else.
     """
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    if not path.exists():
+        return []
     try:
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         return [
             BudgetAccuracies(
                 budget=row["budget"], truncated_share=row["truncated_share"], accuracies=tuple(row["scores"])
             )
             for row in rows
         ]
-    except (TypeError, KeyError) as error:
-        raise ValueError(f"{path} holds no accuracies by budget ({error!r}).") from None
-
-
-def _tokens(text: str, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-    tokens: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return tokens
-
-
-def _decode(tokens: list[int], tokenizer: "PreTrainedTokenizerBase") -> str:
-    return str(tokenizer.decode(tokens, skip_special_tokens=True)).strip()
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise DataError(
+            f"{path} cannot be read ({error!r}). Delete it: the accuracies by token budget are left out."
+        ) from None
 
 
 def _row(budget: int, problems: Sequence[Sequence[Record]]) -> BudgetRow:

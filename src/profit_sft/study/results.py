@@ -11,7 +11,7 @@ from profit_sft.evaluation.records import read_samples
 from profit_sft.evaluation.results import judged_accuracy
 from profit_sft.files import read_json
 from profit_sft.study.cells import FORMAT, read_metrics
-from profit_sft.study.layout import CellFolder, StudyFolder
+from profit_sft.study.layout import StudyFolder
 from profit_sft.study.plan import Cell, StudyPlan
 from profit_sft.train.callbacks import CollapseWarning
 
@@ -82,34 +82,13 @@ def _read_cell(plan: StudyPlan, study: StudyFolder, cell: Cell) -> CellResult:
         cell=cell,
         summary=summary,
         metrics=read_metrics(folder),
-        accuracies={task: read_accuracies(path) for task, path in samples.items()},
+        accuracies={
+            task: [judged_accuracy(of_problem) for of_problem in read_samples(path, _REMEDY)]
+            for task, path in samples.items()
+        },
         samples=samples,
-        by_budget={task: rows for task in tasks if (rows := _read_budgets(folder, task))},
+        by_budget={task: rows for task in tasks if (rows := read_budgets(budget_file(folder.evaluation, task)))},
     )
-
-
-def _read_budgets(folder: CellFolder, task: str) -> list[BudgetAccuracies]:
-    path = budget_file(folder.evaluation, task)
-    try:
-        return read_budgets(path) if path.exists() else []
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"{path} cannot be read ({error}). Delete it: the accuracies by token budget are left out."
-        ) from None
-
-
-def read_accuracies(path: Path) -> list[float]:
-    """Return the accuracy of each problem over its samples, in the order of the problems.
-
-    Samples that were not judged are left out, as `judged_accuracy` does.
-
-    Args:
-        path: A file of samples that `profit eval` wrote.
-
-    Raises:
-        DataError: It cannot be read.
-    """
-    return [judged_accuracy(of_problem) for of_problem in read_samples(path, _REMEDY)]
 
 
 def read_answers(path: Path, most: int) -> list[dict[str, str]]:

@@ -91,9 +91,9 @@ def _edges(plan: StudyPlan, analysis: Analysis) -> Iterator[str]:
         where = f" ({model.name})" if len(plan.models) > 1 else ""
         for outcome in analysis.num_problems:
             accuracies = [accuracy for row in rows for accuracy in row.scores if accuracy.outcome == outcome]
-            if accuracies and all(is_at_floor(accuracy) for accuracy in accuracies):
+            if accuracies and all(accuracy.low <= _EDGE for accuracy in accuracies):
                 edge, rest, way = "floor", f"{_EDGE:.0%} or less", "an easier task or a stronger model"
-            elif accuracies and all(is_at_ceiling(accuracy) for accuracy in accuracies):
+            elif accuracies and all(accuracy.high >= 1 - _EDGE for accuracy in accuracies):
                 edge, rest, way = "ceiling", f"{1 - _EDGE:.0%} or more", "a harder task"
             else:
                 continue
@@ -101,16 +101,6 @@ def _edges(plan: StudyPlan, analysis: Analysis) -> Iterator[str]:
                 f"Every variant is at the {edge} of {outcome}{where}: all intervals include {rest}, so the task cannot "
                 f"tell them apart. Take {way}, or more problems."
             )
-
-
-def is_at_floor(accuracy: Accuracy) -> bool:
-    """Whether the accuracy may be as good as 0."""
-    return accuracy.low <= _EDGE
-
-
-def is_at_ceiling(accuracy: Accuracy) -> bool:
-    """Whether the accuracy may be as good as 1."""
-    return accuracy.high >= 1 - _EDGE
 
 
 def _nll_and_collapses(plan: StudyPlan, analysis: Analysis) -> Iterator[str]:
