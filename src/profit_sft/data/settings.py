@@ -156,11 +156,15 @@ class DataSettings(DataOptions, DataSource):
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}.")
         if isinstance(self.chat_template_kwargs, dict):  # as YAML has it
             object.__setattr__(self, "chat_template_kwargs", json.dumps(self.chat_template_kwargs))
-        _require_object("chat_template_kwargs", self.chat_template_kwargs)
+        _require_object(self.chat_template_kwargs)
         if isinstance(self.given_weights, dict):  # as YAML has it
             object.__setattr__(self, "given_weights", json.dumps(self.given_weights))
         weights_by_kind(self.given_weights)
-        _require_day("template_date", self.template_date)
+        try:
+            date.fromisoformat(self.template_date)
+        except (TypeError, ValueError):
+            given = repr(self.template_date)
+            raise ValueError(f"template_date must be a day, got {given}. Example: {TEMPLATE_DATE}.") from None
         check_values(self)
         if not self.dataset_name:
             raise ValueError("dataset_name is empty: name a jsonl, json, parquet or csv file, or a hub data set.")
@@ -198,17 +202,12 @@ def weights_by_kind(given: str | None) -> dict[str, float]:
     return {kind: float(weight) for kind, weight in weights.items()}
 
 
-def _require_object(name: str, value: str | None) -> None:
+def _require_object(value: str | None) -> None:
     try:
         fits = value is None or isinstance(json.loads(value), dict)
     except (json.JSONDecodeError, TypeError):
         fits = False
     if not fits:
-        raise ValueError(f'{name} must be a JSON object, got {value!r}. Example: {{"enable_thinking": false}}.')
-
-
-def _require_day(name: str, value: str) -> None:
-    try:
-        date.fromisoformat(value)
-    except (TypeError, ValueError):
-        raise ValueError(f"{name} must be a day, got {value!r}. Example: {TEMPLATE_DATE}.") from None
+        raise ValueError(
+            f'chat_template_kwargs must be a JSON object, got {value!r}. Example: {{"enable_thinking": false}}.'
+        )

@@ -65,7 +65,14 @@ def evaluate(
     with _quiet_harness(), confirm_run_unsafe_code(settings.confirm_run_unsafe_code):
         by_task = {name: resolved(settings, name) for name in settings.tasks}
         tasks = {name: load_task(name, by_task[name]) for name in settings.tasks}
-        jobs = {name: _task_job(task) for name, task in tasks.items()}
+        jobs = {
+            name: {
+                "problems": len(task.eval_docs),
+                "fingerprint": fingerprint(task),
+                "max_new_tokens": task.config.generation_kwargs["max_gen_toks"],
+            }
+            for name, task in tasks.items()
+        }
         model = model_fingerprint(settings.model_name_or_path) if loads_model(settings) else None
         with sole_use(settings.output_dir, "evaluation"):
             decoding = by_task[settings.tasks[0]].decoding  # of all tasks, with what a preset sets
@@ -101,14 +108,6 @@ def _tokenizer_fingerprint(model_name_or_path: str) -> str | None:
     tokenizer = load_tokenizer(model_name_or_path)
     date_chats(tokenizer, model_name_or_path)
     return tokenizer_fingerprint(tokenizer) if tokenizer.is_fast else None
-
-
-def _task_job(task: "ConfigurableTask") -> dict[str, Any]:
-    return {
-        "problems": len(task.eval_docs),
-        "fingerprint": fingerprint(task),
-        "max_new_tokens": task.config.generation_kwargs["max_gen_toks"],
-    }
 
 
 def _written_arguments(settings: EvalSettings) -> dict[str, Any]:

@@ -127,7 +127,11 @@ def score_dataset(
         mine = missing[state.process_index :: state.num_processes]
         model = None
         if mine:
-            _say_how_much(say, writer.job, missing)
+            job, done = writer.job, writer.job.num_shards - len(missing)
+            say(
+                f"scoring {job.num_label_tokens:,} label tokens of {job.num_examples:,} rows in {job.num_shards} shards"
+                + (f", of which {done} are there" if done else "")
+            )
             # Before the folder is begun with one that cannot be had.
             model = _model(settings, tokenizer, prepared, state.device)
         state.wait_for_everyone()  # every rank must have seen the same shards before one writes
@@ -141,14 +145,6 @@ def score_dataset(
             writer.finish()
         state.wait_for_everyone()
         return load_scores(settings.output_dir)
-
-
-def _say_how_much(say: Callable[[str], None], job: ScoreJob, missing: Sequence[int]) -> None:
-    done = job.num_shards - len(missing)
-    say(
-        f"scoring {job.num_label_tokens:,} label tokens of {job.num_examples:,} rows in {job.num_shards} shards"
-        + (f", of which {done} are there" if done else "")
-    )
 
 
 def _job(settings: ScoreSettings, prepared: PreparedData) -> ScoreJob:

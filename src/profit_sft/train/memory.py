@@ -68,7 +68,8 @@ def estimate_memory_gib(
     elif stage is not None:
         exchange = min(gradients, _REDUCE_BUCKET * compute_bytes)
         exchange += min(weights, _MAX_LIVE_PARAMETERS * compute_bytes) if stage == 3 else 0
-    accumulates_whole = engine.is_fsdp and config.gradient_accumulation_steps > 1 and not _synchronizes_always(config)
+    synchronizes = (config.accelerator_config.gradient_accumulation_kwargs or {}).get("sync_each_batch", False)
+    accumulates_whole = engine.is_fsdp and config.gradient_accumulation_steps > 1 and not synchronizes
     parts = {
         "weights": weights / ranks if engine.shards_weights else weights,
         "gradients": gradients / ranks if engine.shards_gradients and not accumulates_whole else gradients,
@@ -166,10 +167,6 @@ def _gathered(model: torch.nn.Module, compute_bytes: int) -> float:
 def _blocks(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
     names = set(getattr(_causal_lm(model), "_no_split_modules", None) or ())  # what TRANSFORMER_BASED_WRAP goes by
     return (module for module in model.modules() if type(module).__name__ in names)
-
-
-def _synchronizes_always(config: ProFitConfig) -> bool:
-    return bool((config.accelerator_config.gradient_accumulation_kwargs or {}).get("sync_each_batch", False))
 
 
 def _of_the_loss(model: torch.nn.Module, config: ProFitConfig, longest: int, device: torch.device) -> float:
