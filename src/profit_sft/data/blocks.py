@@ -20,12 +20,12 @@ from profit_sft.data.settings import FORMATS, DataSettings, Format
 from profit_sft.data.tokenize import (
     IGNORE_INDEX,
     TOKEN_KINDS,
-    LabeledText,
     Tokenized,
     label_conversation,
     tokenize_texts,
     weighed,
 )
+from profit_sft.data.turns import Rendered
 from profit_sft.errors import DataError
 
 _CHARACTERS_AT_ONCE = 200_000  # of texts tokenized together; a token of theirs takes some 200 bytes meanwhile
@@ -243,14 +243,14 @@ def prepare_rows(
     Raises:
         DataError: A row cannot be used, and bad rows are not to be skipped; names file, row, field and the fix.
     """
-    ahead: list[tuple[Row, list[LabeledText | Tokenized] | DataError]] = []
+    ahead: list[tuple[Row, list[Rendered | Tokenized] | DataError]] = []
     characters = 0
     for row in rows:
         found = _texts_or_error(row, settings, tokenizer, known_format)
         ahead.append((row, found))
         if not isinstance(found, DataError):
             known_format = known_format or _format_of(row, settings)
-            characters += sum(len(example.text) for example in found if isinstance(example, LabeledText))
+            characters += sum(len(example.text) for example in found if isinstance(example, Rendered))
         if characters > _CHARACTERS_AT_ONCE:
             yield from _tokenized(ahead, settings, tokenizer)
             ahead, characters = [], 0
@@ -259,7 +259,7 @@ def prepare_rows(
 
 def _texts_or_error(
     row: Row, settings: DataSettings, tokenizer: PreTrainedTokenizerBase, known_format: Format | None
-) -> list[LabeledText | Tokenized] | DataError:
+) -> list[Rendered | Tokenized] | DataError:
     try:
         return label_row(row, settings, tokenizer, known_format=known_format)
     except DataError as error:
@@ -267,7 +267,7 @@ def _texts_or_error(
 
 
 def _tokenized(
-    rows: Sequence[tuple[Row, list[LabeledText | Tokenized] | DataError]],
+    rows: Sequence[tuple[Row, list[Rendered | Tokenized] | DataError]],
     settings: DataSettings,
     tokenizer: PreTrainedTokenizerBase,
 ) -> Iterator[tuple[Row, list[Tokenized] | DataError]]:
@@ -300,7 +300,7 @@ def _usable(row: Row, examples: list[Tokenized], limit: int | None) -> list[Toke
 
 def label_row(
     row: Row, settings: DataSettings, tokenizer: PreTrainedTokenizerBase, *, known_format: Format | None = None
-) -> list[LabeledText | Tokenized]:
+) -> list[Rendered | Tokenized]:
     """Return the examples of a row before they are tokenized; arguments and errors as `prepare_rows`."""
     if (
         settings.dataset_format == "auto"

@@ -3,7 +3,7 @@
 import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import chain
 from operator import itemgetter
@@ -16,7 +16,7 @@ from profit_sft.data.formats import AS_USUAL, Conversation
 from profit_sft.data.messages import read_list, shown
 from profit_sft.data.row import AnswerSpan, Row
 from profit_sft.data.settings import DataOptions
-from profit_sft.data.turns import render_conversation
+from profit_sft.data.turns import Rendered, render_conversation
 from profit_sft.data.weights import WeightedPart, check_parts, given_weights, shifted_parts, spread, weights_of_parts
 
 IGNORE_INDEX = -100
@@ -43,29 +43,6 @@ class Tokenized:
     notes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class LabeledText:
-    """One example before it is tokenized.
-
-    Attributes:
-        text: All of it.
-        trained: The characters that carry labels, in order.
-        weights: The weight of each of these stretches.
-        spans: Of characters of the text, or empty.
-        parts: Characters of the text with a weight of their own.
-        notes: As of `Tokenized`.
-        kind_weights: Weights of the kinds of `spans`.
-    """
-
-    text: str
-    trained: Sequence[tuple[int, int]]
-    weights: Sequence[float]
-    spans: Sequence[AnswerSpan]
-    parts: Sequence[WeightedPart]
-    notes: tuple[str, ...]
-    kind_weights: Mapping[str, float] = field(default_factory=dict)
-
-
 def tokenize_conversation(
     conversation: Conversation, tokenizer: PreTrainedTokenizerBase, row: Row, options: DataOptions = AS_USUAL
 ) -> list[Tokenized]:
@@ -78,7 +55,7 @@ def tokenize_conversation(
 
 def label_conversation(
     conversation: Conversation, tokenizer: PreTrainedTokenizerBase, row: Row, options: DataOptions = AS_USUAL
-) -> list[LabeledText | Tokenized]:
+) -> list[Rendered | Tokenized]:
     """Render and label one conversation: its examples, none where its weight is 0; plain text is tokenized already.
 
     A trained turn's labels are what it says and the token that ends the turn; what a template puts after that token is
@@ -103,7 +80,7 @@ def label_conversation(
     if conversation.prompt is not None:
         return [_plain_text(conversation, tokenizer, row, options.kind_weights)]
     weights, rendered = options.kind_weights, render_conversation(conversation, tokenizer, row, options)
-    examples: list[LabeledText | Tokenized] = []
+    examples: list[Rendered | Tokenized] = []
     for example in rendered:
         spans, parts = _of_answer(row, example.answer) if example is rendered[-1] else ([], [])
         if spans or parts:
@@ -116,20 +93,20 @@ def label_conversation(
             spans, parts = _shifted(spans, example.place), shifted_parts(parts, example.place)
         notes = conversation.notes + example.notes
         parts = [*parts, *((start, end, weights[kind]) for start, end, kind in example.kinds if kind in weights)]
-        examples.append(LabeledText(example.text, example.trained, example.weights, spans, parts, notes, weights))
+        examples.append(replace(example, spans=spans, parts=parts, notes=notes, kind_weights=weights))
     return examples
 
 
-def tokenize_texts(examples: Sequence[LabeledText | Tokenized], tokenizer: PreTrainedTokenizerBase) -> list[Tokenized]:
+def tokenize_texts(examples: Sequence[Rendered | Tokenized], tokenizer: PreTrainedTokenizerBase) -> list[Tokenized]:
     """Tokenize the examples that are text in one call, which takes all cores, and label every token of theirs."""
-    texts = [pieces(example.text, tokenizer) for example in examples if isinstance(example, LabeledText)]
+    texts = [pieces(example.text, tokenizer) for example in examples if isinstance(example, Rendered)]
     if not texts:
         return [example for example in examples if isinstance(example, Tokenized)]
     # Not verbose: that a text is longer than the model's limit is for the report to say.
     encoded = tokenizer(list(chain(*texts)), add_special_tokens=False, return_attention_mask=False, verbose=False)
     encodings, of_text = iter(encoded.encodings or ()), iter(texts)
     return [
-        _labeled(example, *_joined(next(of_text), encodings)) if isinstance(example, LabeledText) else example
+        _labeled(example, *_joined(next(of_text), encodings)) if isinstance(example, Rendered) else example
         for example in examples
     ]
 
@@ -174,7 +151,7 @@ def _joined(texts: Sequence[str], encodings: Iterator[Encoding]) -> tuple[list[i
     return input_ids, offsets
 
 
-def _labeled(example: LabeledText, input_ids: list[int], offsets: Sequence[tuple[int, int]]) -> Tokenized:
+def _labeled(example: Rendered, input_ids: list[int], offsets: Sequence[tuple[int, int]]) -> Tokenized:
     """Label every token that reaches into a trained stretch of characters."""
     labels = [IGNORE_INDEX] * len(input_ids)
     weights = [1.0] * len(input_ids) if example.parts or any(weight != 1.0 for weight in example.weights) else None

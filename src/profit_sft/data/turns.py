@@ -7,9 +7,9 @@ is learned, and the turn must end in a special token.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from transformers import PreTrainedTokenizerBase
 
@@ -17,9 +17,10 @@ from profit_sft.data.chat_template import CannotLabel, ChatTemplate, Span, share
 from profit_sft.data.formats import Conversation
 from profit_sft.data.long_chats import KnownTurns
 from profit_sft.data.messages import Message, is_given, shown
-from profit_sft.data.row import Row
+from profit_sft.data.row import AnswerSpan, Row
 from profit_sft.data.settings import DataOptions
 from profit_sft.data.spellings import first_left_out, left_out, spellings, with_known_roles
+from profit_sft.data.weights import WeightedPart
 
 _EMPTY_THOUGHT = re.compile(r"\s*(?:(?:<think>\s*)?</think>|<\|channel>thought\s*<channel\|>)\s*")
 KindSpan = tuple[int, int, str]  # characters from, up to, and of which kind
@@ -52,6 +53,9 @@ class Rendered:
         place: Where that begins in the text; None where the template changes it.
         kinds: Characters of each trained turn that are of a kind, as `PART_KINDS` names them.
         notes: What the report should say of it.
+        spans: Of characters of the text that a row says are core or style.
+        parts: Characters of the text with a weight of their own.
+        kind_weights: Weights of the kinds of `spans`.
     """
 
     text: str
@@ -61,6 +65,9 @@ class Rendered:
     place: int | None
     kinds: tuple[KindSpan, ...] = ()
     notes: tuple[str, ...] = ()
+    spans: Sequence[AnswerSpan] = ()
+    parts: Sequence[WeightedPart] = ()
+    kind_weights: Mapping[str, float] = field(default_factory=dict)
 
 
 def render_conversation(
