@@ -14,7 +14,7 @@ from profit_sft.data.settings import DataOptions, DataSettings
 
 OPTIONS = dataclasses.fields(DataOptions)
 # A value other than the default, by the field's type. From the class: transformers' parser changes its fields.
-VALUES = {str: "last", str | None: "some", int: 7, int | None: 7, bool: True}
+VALUES = {str: "last", str | None: "some", int: 7, int | None: 7, float | None: 7.0, bool: True}
 TYPES = get_type_hints(DataOptions)
 
 

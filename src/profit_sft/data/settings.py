@@ -29,6 +29,10 @@ class DataOptions:
     Texts that are JSON may be given as what they stand for, as YAML has them.
     """
 
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a folder or hub data set."})
+    test_split_size: float | None = field(
+        default=None, metadata={"help": "Share of the rows, or their number, held out of training for evaluation."}
+    )
     dataset_format: str = field(
         default="auto",
         metadata={
@@ -107,20 +111,14 @@ class DataSource:
 
     Attributes:
         dataset_name: File, folder or hub name, or a YAML file with a list `datasets` of such, a mixture.
-        dataset_config: Configuration of a folder or hub data set.
         dataset_split: Split of a folder or hub data set.
         datasets: The parts of a mixture, in place of what `dataset_name` names.
-        test_split_size: Share of the rows, or their number, that is held out. The choice is always the same.
-        held_out: Read the rows held out instead of the others.
+        held_out: Read the rows that `test_split_size` holds out, always the same ones, instead of the others.
     """
 
     dataset_name: str
-    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a folder or hub data set."})
     dataset_split: str = field(default="train", metadata={"help": "Split of a folder or hub data set."})
     datasets: tuple[MixturePart, ...] | None = None
-    test_split_size: float | None = field(
-        default=None, metadata={"help": "Share of the rows, or their number, held out of training for evaluation."}
-    )
     held_out: bool = False
 
 

@@ -37,9 +37,7 @@ def data_to_train(asked: Mapping[str, Any]) -> DataSettings:
         if parts
         else asked["dataset_name"] or "DATA",
         datasets=parts,
-        dataset_config=asked.get("dataset_config"),
         dataset_split=asked.get("dataset_train_split", "train"),
-        test_split_size=asked.get("test_split_size"),
     )
 
 
@@ -50,13 +48,14 @@ def data_to_evaluate(asked: Mapping[str, Any], name: str) -> DataSettings:
         dataset_name=name,
         dataset_config=asked.get("dataset_config") if has_splits(name) else None,
         dataset_split=evaluation_split(name, asked.get("dataset_test_split", TEST_SPLIT)),
+        test_split_size=None,
     )
 
 
 def _settings(asked: Mapping[str, Any], **source: Any) -> DataSettings:
     shared = (*(entry.name for entry in fields(DataOptions)), *_OF_TRL)
     try:
-        return DataSettings(**source, **{name: asked[name] for name in shared if name in asked})
+        return DataSettings(**{name: asked[name] for name in shared if name in asked} | source)
     except (TypeError, ValueError) as error:
         raise ConfigurationError(str(error)) from None
 
