@@ -32,7 +32,8 @@ from profit_sft.mask.advice import final_answer_mask
 from profit_sft.mask.kinds import KindComparison, compare_scores
 from profit_sft.mask.tokens import kept_mask, label_tokens
 from profit_sft.models.embedded import embedded_model_folder
-from profit_sft.scores.score import ScoreSettings, score_dataset
+from profit_sft.scores.score import score_dataset
+from profit_sft.scores.settings import ScoreSettings
 from profit_sft.scores.store import ScoreSet
 
 THRESHOLD = 0.1

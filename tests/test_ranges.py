@@ -6,7 +6,7 @@ import pytest
 
 from profit_sft.data.settings import DataSettings
 from profit_sft.evaluation.settings import EvalSettings
-from profit_sft.scores.score import ScoreSettings
+from profit_sft.scores.settings import ScoreSettings
 from profit_sft.train.arguments import RunArguments
 
 

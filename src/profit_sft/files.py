@@ -215,15 +215,15 @@ def check_output_folder(folder: str | Path, setting: str = "output_dir") -> None
     check_regular_files(folder)
 
 
-def check_output_file(path: str | Path, setting: str = "output_file") -> None:
+def check_output_file(path: str | Path) -> None:
     """Refuse a file that cannot be written: a folder or a pipe is there, or its own folder cannot be one.
 
     What else is in that folder, which may be a home or /tmp, is not looked at.
     """
     path = Path(path)
-    _check_writable(path.parent, setting)
+    _check_writable(path.parent, "output_file")
     if path.is_dir():
-        raise ConfigurationError(f"{setting}: '{path}' is a folder. Name a file in it.")
+        raise ConfigurationError(f"output_file: '{path}' is a folder. Name a file in it.")
     check_regular_file(path, ConfigurationError, "Name another file.")
 
 

@@ -8,6 +8,7 @@ answers that changed.
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
@@ -20,7 +21,7 @@ from trl import ModelConfig
 from profit_sft.data.generated import SYSTEM_PROMPT, GeneratedProblem, generate_problems, to_row, write_jsonl
 from profit_sft.data.prepare import PreparedData, prepare_dataset
 from profit_sft.data.settings import DataSettings
-from profit_sft.evaluation.engine import Answer
+from profit_sft.evaluation.generator import Answer
 from profit_sft.evaluation.grading import MathJudge, grade_math
 from profit_sft.evaluation.statistics import share_interval
 from profit_sft.files import check_output_folder, write_text
@@ -31,9 +32,11 @@ from profit_sft.models.pretrained import EMBEDDED, default_device, end_tokens, l
 from profit_sft.objectives import Objective
 from profit_sft.runs.page import write_run_page
 from profit_sft.scores.loop import LabelScores, label_examples, mean_figures, score_labels
-from profit_sft.scores.score import ScoreSettings, write_scores
+from profit_sft.scores.score import write_scores
+from profit_sft.scores.settings import ScoreSettings
 from profit_sft.train.arguments import RunArguments
 from profit_sft.train.config import ProFitConfig
+from profit_sft.train.job import TrainJob
 from profit_sft.train.run import RunResult, run_training
 
 # A minute and a half of training on two cores, for each of the two; what it reaches is measured in data/generated.py.
@@ -141,13 +144,9 @@ def run_quickstart(
     page = comparison = None
     for name, config in configs.items():
         say(f"training on {train_rows} problems: {'plain SFT' if name == PLAIN_SFT else made}")
-        run = run_training(
-            RunArguments(dataset_name=str(train_file), overwrite_output_dir=overwrite),
-            config,
-            ModelConfig(model_name_or_path=str(folder)),
-            callbacks=list(callbacks),
-            progress=False,
-        )
+        arguments = RunArguments(dataset_name=str(train_file), overwrite_output_dir=overwrite)
+        job = TrainJob(arguments, config, ModelConfig(model_name_or_path=str(folder)))
+        run = run_training(job, callbacks=list(callbacks), progress=False)
         if run.stopped_by is not None:
             break
         say("measuring the trained model")
@@ -284,7 +283,7 @@ def measure(
     answers = generate_answers(model, tokenizer, problems)
     examples = label_examples(data.dataset[:])
     scores = score_labels(model, examples, objective=objective, likeliest=5)
-    with MathJudge() as judge:  # starts no process unless an answer is a formula
+    with closing(MathJudge()) as judge:  # starts no process unless an answer is a formula
         grades = [
             grade_math(answer, str(problem.final_answer), judge, truncated=answer.truncated)
             for answer, problem in zip(answers, problems, strict=True)

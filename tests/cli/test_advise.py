@@ -130,7 +130,6 @@ MODEL = ("--model_name_or_path", "TINY")
         (["absent"], 1, "'absent' holds no scores"),
         (["--dataset_name", "x.jsonl"], 2, "model_name_or_path is missing: name a hub model"),
         (["--dataset_name", "absent.jsonl", *MODEL], 1, "'absent.jsonl' does not exist"),
-        (["--dataset_name", "x.jsonl", *MODEL, "--max_samples", "0"], 2, "max_samples must be at least 1, got 0"),
         (["--dataset_name", "x.jsonl", *MODEL, "--dtype", "int3"], 2, "dtype must be one of"),
     ],
 )

@@ -11,11 +11,10 @@ from profit_sft.cli.app import app, run_app
 from profit_sft.cli.options import SHORT_FORMS, takes_arguments_as_flags, takes_data_options, underscored
 from profit_sft.cli.train_flags import parse
 from profit_sft.data.settings import DataOptions, DataSettings
-from profit_sft.train.data import training_settings
 
 OPTIONS = dataclasses.fields(DataOptions)
 # A value other than the default, by the field's type. From the class: transformers' parser changes its fields.
-VALUES = {str: "last", str | None: "some", int: 7, int | None: 7, bool: True}
+VALUES = {str: "last", str | None: "some", int: 7, int | None: 7, float | None: 7.0, bool: True}
 TYPES = get_type_hints(DataOptions)
 
 
@@ -58,8 +57,7 @@ def test_what_train_is_given_arrives_in_the_data_settings(entry):
     value = OTHER_VALUES.get(entry.name, VALUES[TYPES[entry.name]])
     flag = f"--{entry.name.replace('_', '-')}"
     words = [flag] if value is True else [flag, str(value)]
-    run, config, *_ = parse([*words, "--dataset_name", "x.jsonl", "--use_cpu", "True"])
-    settings = training_settings(run, config)
+    settings = parse([*words, "--dataset_name", "x.jsonl", "--use_cpu", "True"])[0].training_data()
     assert getattr(settings, entry.name) == value != entry.default
     assert dataclasses.replace(settings, **{entry.name: entry.default}) == DataSettings(dataset_name="x.jsonl")
 
@@ -141,8 +139,7 @@ def test_a_short_form_brings_train_the_value_that_the_long_form_does(short):
     name = SHORT_FORMS_OF["train"][short]
     others = [word for flag in set(SHORT_FORMS) - {short} for word in (flag, "other")]
     for words in ([short, "given"], [f"{short}=given"], [f"--{name}", "given"], [f"--{name.replace('_', '-')}=given"]):
-        *settings, _, _ = parse([*words, *others, "--use_cpu", "True"])
-        assert [getattr(part, name) for part in settings if hasattr(part, name)] == ["given"]
+        assert parse([*words, *others, "--use_cpu", "True"])[0].values[name] == "given"
 
 
 def test_an_argument_and_its_flag_are_one(rows, tiny_folder, capsys):

@@ -24,7 +24,6 @@ from profit_sft.objectives import make_objective
 from profit_sft.runs.record import read_run
 from profit_sft.train import config
 from profit_sft.train.engine import planned_engine
-from profit_sft.train.run import resolved_config
 
 RECIPES = sorted((Path(__file__).resolve().parents[2] / "recipes").glob("*.yaml"))
 # A tiny random model gives every token p near 1/320, under any threshold a person would set.
@@ -102,12 +101,14 @@ def test_a_launchers_mixed_precision_is_said_and_written(arguments, tmp_path, ca
 def test_the_configuration_of_a_run_is_read_back_whole(recipe, tiny_folder, rows, monkeypatch, tmp_path):
     monkeypatch.chdir(recipe.parents[1])
     more = ["--dataset_name", rows, "--use_cpu", "True", "--weight_decay", "0.25"]
-    written = resolved_config(*parse(["--config", str(recipe), *more])[:3])
+    written = parse(["--config", str(recipe), *more])[0].as_yaml()
     file = tmp_path / "config.yaml"
     file.write_text(written)
-    again = parse(["--config", str(file)])[:3]
-    assert resolved_config(*again) == written
-    for first, second in zip(parse(["--config", str(recipe), *more])[:3], again, strict=True):
+    again = parse(["--config", str(file)])[0]
+    assert again.as_yaml() == written
+    before = parse(["--config", str(recipe), *more])[0]
+    for part in dataclasses.fields(before):
+        first, second = getattr(before, part.name), getattr(again, part.name)
         for entry in dataclasses.fields(first):
             if entry.init and entry.name not in ("logging_dir", "local_rank"):
                 assert getattr(first, entry.name) == getattr(second, entry.name), entry.name
@@ -115,10 +116,10 @@ def test_the_configuration_of_a_run_is_read_back_whole(recipe, tiny_folder, rows
 
 def test_a_flag_wins_over_the_configuration_of_a_run(arguments, tmp_path):
     written = tmp_path / "config.yaml"
-    written.write_text(resolved_config(*parse([*arguments[1:], "--gradient_checkpointing"])[:3]))
-    assert parse(["--config", str(written)])[1].checkpointing == "as asked"
-    assert parse(["--config", str(written)])[1].gradient_checkpointing
-    _, config, *_ = parse(["--config", str(written), "--gradient_checkpointing", "False"])
+    written.write_text(parse([*arguments[1:], "--gradient_checkpointing"])[0].as_yaml())
+    assert parse(["--config", str(written)])[0].config.checkpointing == "as asked"
+    assert parse(["--config", str(written)])[0].config.gradient_checkpointing
+    config = parse(["--config", str(written), "--gradient_checkpointing", "False"])[0].config
     assert not config.gradient_checkpointing
     assert not getattr(config, "activation_checkpointing", False)
 
@@ -190,7 +191,7 @@ def test_a_twin_of_a_recipe_is_one_flag_away(monkeypatch):
     named = re.findall(r"--objective (\w+)", recipe.read_text())
     assert named == ["nll", "dft", "entropy", "eaft"]
     for objective in named:
-        config = parse(["--config", str(recipe), "--use_cpu", "True", "--objective", objective])[1]
+        config = parse(["--config", str(recipe), "--use_cpu", "True", "--objective", objective])[0].config
         assert config.make_objective() == make_objective(objective)
 
 
@@ -307,7 +308,7 @@ def test_a_mistake_in_the_file_gets_one_message(arguments, tmp_path, capsys, con
 def test_the_file_may_be_named_in_one_word(tmp_path):
     (tmp_path / "c.yaml").write_text("threshold: 0.25")
     for words in (["--config", str(tmp_path / "c.yaml")], [f"--config={tmp_path / 'c.yaml'}"]):
-        assert parse([*words, "--use_cpu", "True"])[1].threshold == 0.25
+        assert parse([*words, "--use_cpu", "True"])[0].config.threshold == 0.25
 
 
 def test_what_the_system_refuses_on_the_way_is_one_message_too(arguments, capsys):
@@ -414,6 +415,6 @@ def test_a_run_ends_with_three_commands_that_work_as_printed(tmp_path, tiny_fold
     assert [command[:2] for command in commands[:2]] == [["profit", "eval"], ["profit", "inspect"]]
     assert str(folder) in commands[0]
     assert flags in " ".join(commands[2])
-    _, config, *_ = parse(commands[2][2:])
+    config = parse(commands[2][2:])[0].config
     assert config.output_dir == f"{folder}-compared"
     assert repr(config.make_objective()) == {"nll": "NLL()", "profit": "ProFit(threshold=0.1)"}[config.objective]

@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from profit_sft.data.formats import FORMATS, detect_format, to_conversation
+from profit_sft.data.formats import REQUIRED_FIELDS, detect_format, to_conversation
 from profit_sft.data.row import Row
+from profit_sft.data.settings import FORMATS, DataOptions
 from profit_sft.errors import DataError
 
 USER, ASSISTANT = {"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "Four."}
@@ -18,7 +19,7 @@ SHAREGPT = [
 
 
 def converted(values, dataset_format="auto", **options):
-    return to_conversation(Row(values, "train.jsonl", 3), dataset_format, **options)
+    return to_conversation(Row(values, "train.jsonl", 3), DataOptions(dataset_format=dataset_format, **options))
 
 
 CHATS = {
@@ -83,7 +84,7 @@ CHATS = {
 @pytest.mark.parametrize("case", CHATS)
 def test_chats_of_every_format_become_the_same_messages(case):
     name, values = CHATS[case]
-    assert detect_format(values, prompt_column=None, response_column=None) == name
+    assert detect_format(values) == name
     for dataset_format in ("auto", name):
         conversation = converted(values, dataset_format)
         assert conversation.messages == (SYSTEM, USER, ASSISTANT)
@@ -362,4 +363,4 @@ def test_a_row_that_could_not_be_read_says_so_and_how_to_go_on():
 
 
 def test_format_names_are_the_command_lines():
-    assert FORMATS == ("messages", "sharegpt", "prompt_completion", "alpaca", "question_answer", "text")
+    assert tuple(REQUIRED_FIELDS) == FORMATS

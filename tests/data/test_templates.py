@@ -17,7 +17,7 @@ from profit_sft.data.chat_dataset import assistant_turns
 from profit_sft.data.formats import to_conversation
 from profit_sft.data.prepare import prepare_dataset
 from profit_sft.data.row import Row
-from profit_sft.data.settings import DataSettings, Labeling
+from profit_sft.data.settings import DataOptions, DataSettings
 from profit_sft.data.tokenize import IGNORE_INDEX, tokenize_conversation
 from profit_sft.errors import DataError
 from tiny import chat_tokenizer
@@ -145,7 +145,9 @@ def tokenizer_of(name):
 
 def ours(tokenizer, chat):
     row = Row(chat, "chats.jsonl", 1)
-    return tokenize_conversation(to_conversation(row), tokenizer, row, Labeling(template_date=date.today().isoformat()))
+    return tokenize_conversation(
+        to_conversation(row), tokenizer, row, DataOptions(template_date=date.today().isoformat())
+    )
 
 
 def of_trl(tokenizer, name, chat):
@@ -307,7 +309,9 @@ def test_the_kinds_of_a_turn_are_weighed_where_they_stand(name, kind):
         chats, more = {key: [user("2+2?"), assistant("Four.")] for key in chats}, {}
     row = Row({"messages": chats[kind], **more}, "chats.jsonl", 1)
     try:
-        examples = tokenize_conversation(to_conversation(row), tokenizer, row, Labeling(kind_weights={kind: 0.5}))
+        examples = tokenize_conversation(
+            to_conversation(row), tokenizer, row, DataOptions(given_weights=json.dumps({kind: 0.5}))
+        )
     except DataError as error:
         pytest.skip(f"not rendered: {str(error)[:80]}")
     text = ""

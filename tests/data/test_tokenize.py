@@ -7,8 +7,9 @@ from tokenizers.pre_tokenizers import ByteLevel, Metaspace
 from profit_sft.data import tokenize
 from profit_sft.data.formats import to_conversation
 from profit_sft.data.row import Row
-from profit_sft.data.settings import Labeling
-from profit_sft.data.tokenize import IGNORE_INDEX, TOKEN_KINDS, LabeledText, tokenize_conversation, tokenize_texts
+from profit_sft.data.settings import DataOptions
+from profit_sft.data.tokenize import IGNORE_INDEX, TOKEN_KINDS, tokenize_conversation, tokenize_texts
+from profit_sft.data.turns import Rendered
 from profit_sft.errors import DataError
 
 USER, ASSISTANT = {"role": "user", "content": "What is 2+2?"}, {"role": "assistant", "content": "It is four."}
@@ -22,7 +23,7 @@ GENERATION_PROMPT = "{% if add_generation_prompt %}<|im_start|>assistant\n{% end
 
 def tokenized(tokenizer, values, train_on="all"):
     row = Row(values, "train.jsonl", 3)
-    (example,) = tokenize_conversation(to_conversation(row), tokenizer, row, Labeling(train_on=train_on))
+    (example,) = tokenize_conversation(to_conversation(row), tokenizer, row, DataOptions(train_on=train_on))
     return example
 
 
@@ -238,7 +239,7 @@ def test_a_text_in_pieces_has_the_tokens_of_the_whole(tokenizer, monkeypatch, pr
     PREPARED[prepared](tokenizer.backend_tokenizer)
     tokenizer.add_tokens(list(greedy))
     whole = tokenizer.apply_chat_template([USER, {**ASSISTANT, "content": " Gr\u00fc\u00dfe \n"}] * 9, tokenize=False)
-    text = LabeledText(whole, [(20, 60), (90, 200)], [1.0, 0.5], [], [], ())
+    text = Rendered(whole, ((20, 60), (90, 200)), (1.0, 0.5), "", None)
     found = {}
     for length in (1, 10, 10_000):
         monkeypatch.setattr(tokenize, "_LONG_PIECE", length)

@@ -6,7 +6,7 @@ from tokenizers import AddedToken
 from profit_sft.data.chat_template import ChatTemplate
 from profit_sft.data.formats import to_conversation
 from profit_sft.data.row import Row
-from profit_sft.data.settings import Labeling
+from profit_sft.data.settings import DataOptions
 from profit_sft.data.tokenize import tokenize_conversation
 from profit_sft.errors import DataError
 from tiny import CHATML
@@ -38,7 +38,7 @@ def rendered(tokenizer):
     def render(*messages, template=CHATML, row=None, **options):
         tokenizer.chat_template = template
         place = Row({"messages": list(messages), **(row or {})}, "train.jsonl", 3)
-        examples = tokenize_conversation(to_conversation(place), tokenizer, place, Labeling(**options))
+        examples = tokenize_conversation(to_conversation(place), tokenizer, place, DataOptions(**options))
         return [
             (
                 tokenizer.decode(example.input_ids),

@@ -10,7 +10,7 @@ from profit_sft.cli.app import run_app
 from profit_sft.data.formats import to_conversation
 from profit_sft.data.prepare import prepare_dataset, stream_dataset
 from profit_sft.data.row import Row
-from profit_sft.data.settings import DataSettings, Labeling
+from profit_sft.data.settings import DataOptions, DataSettings
 from profit_sft.data.tokenize import tokenize_conversation
 from profit_sft.errors import DataError
 from tiny import CHATML, FORGETFUL, chat_tokenizer, save_tiny_chat_model
@@ -219,7 +219,9 @@ def kinds_text(values, weights, tokenizer=None):
     """The text of the label tokens of each weight, in the order of the weights."""
     tokenizer = tokenizer or chat_tokenizer()
     row = Row(values, "train.jsonl", 3)
-    (example,) = tokenize_conversation(to_conversation(row), tokenizer, row, Labeling(kind_weights=weights))
+    (example,) = tokenize_conversation(
+        to_conversation(row), tokenizer, row, DataOptions(given_weights=json.dumps(weights))
+    )
     found = {}
     for label, weight in zip(example.labels, example.token_weights, strict=True):
         if label != -100:

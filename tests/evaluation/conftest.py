@@ -1,6 +1,7 @@
 """What tests of the evaluation share."""
 
 import json
+from contextlib import closing
 
 import pytest
 
@@ -9,7 +10,7 @@ from profit_sft.evaluation.grading import MathJudge
 
 @pytest.fixture(scope="session")
 def judge():
-    with MathJudge() as made:
+    with closing(MathJudge()) as made:
         yield made
 
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from profit_sft.errors import DataError
 from profit_sft.evaluation import budgets
 from profit_sft.evaluation.budgets import (
     accuracy_by_budget,
@@ -55,7 +56,7 @@ def test_an_answer_counts_from_the_budget_on_that_holds_it():
     assert [row.budget for row in table.rows] == [128, 256, 512, 600]
     assert [row.truncated_share for row in table.rows] == [0.5, 0.5, 0.5, 0.0]
     assert [row.accuracy.mean for row in table.rows] == [0.5, 1.0, 1.0, 1.0]
-    assert table.scores[128] == [0.0, 1.0]
+    assert table.accuracies[128] == [0.0, 1.0]
     assert [problem for problem, _ in seen] == [0, 0, 0]  # what was not cut keeps its grade
     assert seen[0] == (0, 128)
     assert table.inexact_cut_share == 0.0
@@ -74,7 +75,7 @@ def test_the_last_row_is_the_evaluation_itself():
     last = table.rows[-1]
     assert (last.budget, last.truncated_share, last.accuracy.mean) == (200, found.truncated_share, found.accuracy.mean)
     assert (last.accuracy.low, last.accuracy.high) == (found.accuracy.low, found.accuracy.high)
-    assert table.scores[200] == [0.5, 0.5]  # a problem of which nothing is judged favors nobody
+    assert table.accuracies[200] == [0.5, 0.5]  # a problem of which nothing is judged favors nobody
 
 
 def test_an_end_token_at_the_budget_itself_ends_the_answer():
@@ -93,19 +94,19 @@ def test_texts_of_other_tokens_than_were_generated_are_counted():
     assert accuracy_by_budget(records, tokenizer, graded, max_new_tokens=128).inexact_cut_share == 0.5
 
 
-def test_scores_are_written_and_read(tmp_path):
+def test_accuracies_are_written_and_read(tmp_path):
     tokenizer = chat_tokenizer()
     table = accuracy_by_budget([record(tokenizer, 0, LONG)], tokenizer, graded, max_new_tokens=600)
     write_budgets(tmp_path / "by_budget" / "gsm8k.jsonl", table)
     read = read_budgets(tmp_path / "by_budget" / "gsm8k.jsonl")
     assert [(row.budget, row.truncated_share) for row in read] == [(r.budget, r.truncated_share) for r in table.rows]
-    assert {row.budget: list(row.scores) for row in read} == table.scores
-    assert [(row.budget, row.truncated_share, row.scores) for row in read][:2] == [
+    assert {row.budget: list(row.accuracies) for row in read} == table.accuracies
+    assert [(row.budget, row.truncated_share, row.accuracies) for row in read][:2] == [
         (128, 1.0, (0.0,)),
         (256, 1.0, (1.0,)),
     ]
     (tmp_path / "other.jsonl").write_text('{"budget": 1}')
-    with pytest.raises(ValueError, match="no scores by budget"):
+    with pytest.raises(DataError, match=r"other\.jsonl cannot be read .*Delete it"):
         read_budgets(tmp_path / "other.jsonl")
 
 

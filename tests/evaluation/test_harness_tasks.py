@@ -10,7 +10,7 @@ from lm_eval.tasks import TaskManager
 from profit_sft.data.generated import generate_problems
 from profit_sft.errors import ConfigurationError, DataError, DownloadError
 from profit_sft.evaluation import harness_tasks
-from profit_sft.evaluation.engine import Answer
+from profit_sft.evaluation.generator import Answer
 from profit_sft.evaluation.grading import grade_math
 from profit_sft.evaluation.harness_tasks import fingerprint, load_task
 from profit_sft.evaluation.runner import evaluate
@@ -197,7 +197,7 @@ def test_a_plain_task_of_the_harness_is_one_too(plain_task, tiny_folder, made_da
 
 
 def test_a_plain_task_cannot_tell_samples_apart(plain_task, made_data):
-    with pytest.raises(ConfigurationError, match="plain: its task file gives one score a problem.*--samples 1"):
+    with pytest.raises(ConfigurationError, match="plain: its task file gives one grade a problem.*--samples 1"):
         load_task("plain", settings(made_data, tasks=("plain",)))
 
 

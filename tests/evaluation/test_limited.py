@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import threading
+from contextlib import closing
 from pathlib import Path
 
 from profit_sft.evaluation import limited
@@ -33,14 +34,14 @@ ENDLESS = r"$\sum_{k=1}^{99999999}\frac{\sin k}{k^2+1}$"
 
 
 def test_past_the_limit_of_processor_time_it_gives_up_and_goes_on():
-    with MathJudge(cpu_seconds=1) as judge:
+    with closing(MathJudge(cpu_seconds=1)) as judge:
         assert judge.equal("$2$", [ENDLESS]) is None
         assert judge.process is None
         assert judge.equal("$2$", ["$2$"]) is True
 
 
 def test_the_limit_is_that_of_one_comparison():
-    with MathJudge(cpu_seconds=3) as judge:
+    with closing(MathJudge(cpu_seconds=3)) as judge:
         judge.equal("$1$", ["$1$"])
         process = judge.process
         slow = r"$\int_0^1 x^3 e^x \sin(x) dx$"
@@ -50,7 +51,7 @@ def test_the_limit_is_that_of_one_comparison():
 
 
 def test_a_process_that_died_is_started_anew():
-    with MathJudge() as judge:
+    with closing(MathJudge()) as judge:
         assert judge.equal("$1$", ["$1$"]) is True
         judge.process.kill()
         judge.process.wait()
@@ -67,7 +68,7 @@ def test_the_process_ends_with_the_judge():
 
 
 def test_towers_of_powers_come_to_an_end():
-    with MathJudge(cpu_seconds=1) as judge:
+    with closing(MathJudge(cpu_seconds=1)) as judge:
         assert judge.equal("$3$", [r"$9^{9^{9^{9}}}$"]) in (False, None)
         assert judge.equal("$3$", ["$3$"]) is True
 

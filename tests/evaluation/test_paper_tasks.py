@@ -11,7 +11,7 @@ from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from profit_sft.errors import ConfigurationError
-from profit_sft.evaluation.settings import TASK_FOLDER
+from profit_sft.evaluation.settings import TASK_FOLDER, task_file
 from profit_sft.evaluation.tasks.paper import (
     arc_docs,
     choice_prompt,
@@ -22,7 +22,6 @@ from profit_sft.evaluation.tasks.paper import (
     hellaswag_docs,
     mmlu_pro_chemistry_docs,
     mmlu_pro_history_docs,
-    worked_examples,
 )
 from profit_sft.models.pretrained import load_model, load_tokenizer
 
@@ -117,8 +116,9 @@ def test_other_benchmarks_become_questions_with_choices():
 
 
 def test_worked_examples_are_right_by_their_own_rule():
-    assert len(worked_examples()) == 4
-    for example in worked_examples():
+    examples = task_file("gsm8k_paper")["fewshot_config"]["samples"]
+    assert len(examples) == 4
+    for example in examples:
         for left, right in re.findall(r"([\d.*+/-]+)=([\d.]+)", example["solution"]):
             assert eval(left) == float(right), example
         answer = example["solution"].rpartition("The answer is ")[2]

@@ -9,22 +9,21 @@ from profit_sft.errors import ConfigurationError
 from profit_sft.evaluation.settings import (
     DECODING,
     TASK_FOLDER,
-    Decoding,
     EvalSettings,
-    TaskPreset,
     model_type_of,
     paper_decoding,
-    paper_task,
     resolved,
+    task_file,
+    task_limits,
 )
 
 
 @pytest.mark.parametrize(
     ("model_type", "expected"),
     [
-        ("qwen3", Decoding(temperature=0.7, top_p=0.8, top_k=20)),
-        ("olmo2", Decoding(temperature=0.7, top_p=0.8, top_k=20)),
-        ("llama", Decoding(temperature=0.6, top_p=0.9, top_k=0)),
+        ("qwen3", dict(temperature=0.7, top_p=0.8, top_k=20)),
+        ("olmo2", dict(temperature=0.7, top_p=0.8, top_k=20)),
+        ("llama", dict(temperature=0.6, top_p=0.9, top_k=0)),
     ],
 )
 def test_decoding_follows_the_family(model_type, expected, tmp_path):
@@ -48,17 +47,21 @@ def test_a_model_that_does_not_say_is_refused(tmp_path, content):
 
 
 def test_limits_of_a_task():
-    assert paper_task("aime24") == paper_task("aime24_paper") == TaskPreset(samples=32, max_new_tokens=32_768)
-    assert paper_task("ifeval") == paper_task("humaneval_paper") == TaskPreset(samples=8, max_new_tokens=8192)
+    paper, own = settings(preset="paper"), settings()
+    assert task_limits(paper, "aime24") == task_limits(paper, "aime24_paper") == (32, 32_768)
+    assert task_limits(paper, "ifeval") == task_limits(paper, "humaneval_paper") == (8, 8192)
+    assert task_limits(own, "aime24") == task_limits(own, "arc_challenge_paper") == (8, 8192)
+    assert task_limits(own, "aime24_paper") == (8, 32_768)
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in TASK_FOLDER.glob("*_paper.yaml")))
-def test_the_task_files_say_the_same(name):
+def test_a_task_file_is_read_as_the_harness_reads_it(name):
     config = load_yaml(TASK_FOLDER / f"{name}.yaml")
     generation = config["generation_kwargs"]
-    assert paper_task(name) == TaskPreset(samples=config["repeats"], max_new_tokens=generation["max_gen_toks"])
+    assert task_file(name)["generation_kwargs"] == generation
+    assert (task_file(name)["repeats"], task_file(name)["metadata"]) == (config["repeats"], config["metadata"])
     decoding = {key: generation[key] for key in ("temperature", "top_p", "top_k")}
-    assert Decoding(**decoding) == DECODING["qwen3"]
+    assert decoding == DECODING["qwen3"]
 
 
 def settings(**changes):
@@ -70,7 +73,7 @@ def settings(**changes):
     [
         ({"preset": "paper"}, "aime24", 32, 32_768),
         ({"preset": "paper"}, "gsm8k_paper", 8, 512),
-        ({"preset": "paper"}, "generated", 8, None),  # the task's own limit
+        ({"preset": "paper"}, "generated", 8, 128),
         ({"preset": "paper", "greedy": True}, "aime24", 1, 32_768),
         ({"preset": "paper", "samples": 2, "max_new_tokens": 64}, "aime24", 2, 64),
         ({}, "aime24", 8, None),

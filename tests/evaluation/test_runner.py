@@ -67,7 +67,7 @@ def test_accuracy_by_budget_ends_with_the_evaluation_itself(settings, tmp_path):
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["tasks"][0]["by_budget"][0]["budget"] == 128
     kept = read_budgets(budget_file(tmp_path / "out", "gsm8k"))
-    assert [(row.budget, len(row.scores)) for row in kept] == [(128, 2), (150, 2)]
+    assert [(row.budget, len(row.accuracies)) for row in kept] == [(128, 2), (150, 2)]
     assert evaluate(settings(limit=2, max_new_tokens=150)).tasks == report.tasks  # without the model
     assert evaluate(settings(output_dir=tmp_path / "short", max_new_tokens=128)).task("gsm8k").by_budget == ()
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from profit_sft.evaluation.hf_engine import SeededSampling
+from profit_sft.evaluation.hf_generator import SeededSampling
 from profit_sft.evaluation.kept_answers import sample_seed
 
 CPU = torch.device("cpu")

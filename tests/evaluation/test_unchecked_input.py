@@ -4,6 +4,7 @@ Bounds are of processor time, generous, and far below what a pattern that backtr
 """
 
 import time
+from contextlib import closing
 from random import Random
 
 import pytest
@@ -65,9 +66,9 @@ def texts():
         long = (piece * (LENGTH // len(piece) + 1))[:LENGTH]
         wrapped = (f"The answer is {long}", f"\\boxed{{{long}}}", f"The answer is 5 {long} 7.")
         yield from (long, *wrapped) if WHOLE else (long, wrapped[index % 3])
-    for opening, closing in (("[", "]"), ("(", ")"), ("{", "}"), ("\\frac{", "}{1}"), ("\\sqrt{", "}"), ("-(", ")")):
-        yield f"The answer is ${opening * 3000}1{closing * 3000}$"
-        yield f"\\boxed{{{opening * 100}1{closing * 100}}}"
+    for opening, ending in (("[", "]"), ("(", ")"), ("{", "}"), ("\\frac{", "}{1}"), ("\\sqrt{", "}"), ("-(", ")")):
+        yield f"The answer is ${opening * 3000}1{ending * 3000}$"
+        yield f"\\boxed{{{opening * 100}1{ending * 100}}}"
     yield "The answer is 3 eggs" + " and more eggs and dollars" * 60 + " in 4 boxes."
     for digits in (400, 1100, 4301, 20_000):
         yield from (f"\\boxed{{{'9' * digits}}}", f"The answer is 0.{'3' * digits}", f"1/{'7' * digits}")
@@ -130,7 +131,7 @@ ENDLESS = [
 
 @pytest.mark.slow
 def test_a_formula_that_comes_to_no_end_is_never_right_and_the_next_one_is_judged():
-    with MathJudge(cpu_seconds=1) as judge:
+    with closing(MathJudge(cpu_seconds=1)) as judge:
         for formula in ENDLESS:
             assert not grade_math(f"\\boxed{{{formula}}}", r"\sqrt{3}", judge).correct
         assert grade_math(r"\boxed{\sqrt{8}}", r"2\sqrt{2}", judge).correct

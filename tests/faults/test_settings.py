@@ -131,5 +131,5 @@ def test_a_single_module_is_a_name_and_no_pattern(train):
         ([".*q_proj"], ".*q_proj"),
         (["q_proj", "v_proj"], ["q_proj", "v_proj"]),
     ):
-        model = parse([*train[1:], "--use_peft", "True", "--lora_target_modules", *words])[2]
+        model = parse([*train[1:], "--use_peft", "True", "--lora_target_modules", *words])[0].model_config
         assert model.lora_target_modules == wanted

@@ -1,4 +1,4 @@
-"""Weights from scores against those the engine finds with the model at hand."""
+"""Weights from scores against those that training finds with the model at hand."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,8 @@ from profit_sft.mask.tokens import label_tokens
 from profit_sft.models.pretrained import load_model
 from profit_sft.objectives import EAFT, ENTROPY_TOP_K, ProFit, Rho
 from profit_sft.scores.loop import LabelExample, score_labels
-from profit_sft.scores.score import ScoreSettings, score_dataset
+from profit_sft.scores.score import score_dataset
+from profit_sft.scores.settings import ScoreSettings
 from tiny import save_tiny_chat_model
 
 KNOWN = {"log_probs", "entropy", "topk_entropy", "reference_log_probs"}
@@ -35,7 +36,7 @@ def scored(tmp_path_factory):
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
-def test_weights_are_those_that_the_engine_finds(scored, objective):
+def test_weights_are_those_that_training_finds(scored, objective):
     if not objective.needs <= KNOWN or getattr(objective, "direction", "") == "random":
         pytest.skip("nothing that scores hold, or drawn anew")
     folder, scores = scored

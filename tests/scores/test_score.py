@@ -19,7 +19,8 @@ from profit_sft.data.settings import DataSettings
 from profit_sft.errors import ConfigurationError, DataError
 from profit_sft.models.pretrained import load_model
 from profit_sft.scores.loop import label_examples, score_labels
-from profit_sft.scores.score import ScoreSettings, ScoringInterrupted, command_line, score_dataset, write_scores
+from profit_sft.scores.score import ScoringInterrupted, score_dataset, write_scores
+from profit_sft.scores.settings import ScoreSettings, command_line
 from profit_sft.scores.store import load_scores
 from tiny import save_tiny_chat_model
 

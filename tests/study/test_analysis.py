@@ -3,7 +3,7 @@
 import pytest
 from made_study import made_plan, made_study
 
-from profit_sft.study.analysis import analyze, mean_curve, problem_scores
+from profit_sft.study.analysis import analyze, mean_curve, problem_accuracies
 from profit_sft.study.results import read_results
 from profit_sft.study.statistics import holm, paired_comparison
 
@@ -38,12 +38,12 @@ def test_one_row_a_variant_with_its_seeds(tmp_path):
     assert len(results) == 9 - 1
 
 
-def test_a_comparison_is_of_scores_averaged_over_seeds(tmp_path):
+def test_a_comparison_is_of_accuracies_averaged_over_seeds(tmp_path):
     results, analysis = analyzed(tmp_path, made_plan())
     row = by_name(analysis.comparisons)["dft", "nll"]
     of = {name: [result for result in results if result.cell.variant.name == name] for name in ("dft", "nll")}
-    first, _ = problem_scores(of["dft"], "generated")
-    second, _ = problem_scores(of["nll"], "generated")
+    first, _ = problem_accuracies(of["dft"], "generated")
+    second, _ = problem_accuracies(of["nll"], "generated")
     assert row.comparison == paired_comparison(first, second, strata=["generated"] * 120)
     assert {round(3 * score, 9) for score in first} == {0, 1, 2, 3}
     adjusted = holm([other.comparison.p_value for other in analysis.comparisons])
@@ -67,11 +67,11 @@ def test_a_finding_on_the_methods_needs_problems_and_seeds(tmp_path):
 def test_a_comparison_is_of_the_seeds_that_both_have(tmp_path):
     results, analysis = analyzed(tmp_path, made_plan())
     rows = by_name(analysis.comparisons)
-    scores = {result.cell.slug: result.scores["generated"] for result in results}
+    scores = {result.cell.slug: result.accuracies["generated"] for result in results}
     one = paired_comparison(scores["profit-t0.1-s0"], scores["nll-s0"], strata=["generated"] * 120)
     assert rows["profit-t0.1", "nll"].comparison == one
     assert (rows["profit-t0.1", "nll"].seeds.first_seeds, rows["profit-t0.1", "nll"].seeds.second_seeds) == (1, 1)
-    nll, _ = problem_scores([result for result in results if result.cell.variant.name == "nll"], "generated")
+    nll, _ = problem_accuracies([result for result in results if result.cell.variant.name == "nll"], "generated")
     against_untrained = paired_comparison(scores["untrained"], nll, strata=["generated"] * 120)
     assert rows["untrained", "nll"].comparison == against_untrained
 

@@ -1,4 +1,4 @@
-"""Scores by token budget in a study: the curves, where a difference goes away, and how the report shows it."""
+"""Accuracies by token budget in a study: the curves, where a difference goes away, and how the report shows it."""
 
 import json
 
@@ -44,20 +44,20 @@ def test_a_difference_goes_away_where_no_later_interval_excludes_zero(means, exp
 
 
 def give_budgets(folder, plan, *, skip=(), problems=120):
-    """Give each cell scores by budget, of which the last are those it has."""
+    """Give each cell accuracies by budget, of which the last are those it has."""
     for cell in plan.cells:
         files = StudyFolder(folder).cell(cell.slug)
         if cell.slug in skip:
             continue
         lines = (files.evaluation / "samples" / "generated.jsonl").read_text().splitlines()
         whole = np.array([float(json.loads(line)["correct"]) for line in lines])
-        scores, rows = {}, []
+        accuracies, rows = {}, []
         for budget in BUDGETS:
             cut = budget < 512 and cell.variant.name in LONG_ANSWERS
-            scores[budget] = list(whole * (np.arange(problems) % 8 == 0) if cut else whole)
-            accuracy = estimate_mean([[score] for score in scores[budget]])
+            accuracies[budget] = list(whole * (np.arange(problems) % 8 == 0) if cut else whole)
+            accuracy = estimate_mean([[grade] for grade in accuracies[budget]])
             rows.append(BudgetRow(budget=budget, truncated_share=0.875 if cut else 0.0, accuracy=accuracy))
-        table = BudgetTable(rows=tuple(rows), scores=scores, inexact_cut_share=0.0)
+        table = BudgetTable(rows=tuple(rows), accuracies=accuracies, inexact_cut_share=0.0)
         write_budgets(budget_file(files.evaluation, "generated"), table)
 
 

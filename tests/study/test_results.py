@@ -6,19 +6,21 @@ import pytest
 from made_study import made_plan, made_study
 
 from profit_sft.errors import DataError
-from profit_sft.study.results import read_results, read_scores
+from profit_sft.evaluation.records import SampleFile
+from profit_sft.evaluation.results import judged_accuracy
+from profit_sft.study.results import read_results
 
 RATES = {"untrained": 0.1, "nll": 0.5, "dft": 0.5, "profit-t0.1": 0.6, "profit-t0.5": 0.4}
 
 
-def test_finished_cells_come_back_in_order_with_logs_and_scores(tmp_path):
+def test_finished_cells_come_back_in_order_with_logs_and_accuracies(tmp_path):
     plan = made_plan()
     made_study(tmp_path, plan, RATES, skip=("dft-s1",))
     results = read_results(plan, tmp_path)
     assert [result.cell.slug for result in results] == [cell.slug for cell in plan.cells if cell.slug != "dft-s1"]
     assert results[0].metrics == []
     assert [entry["step"] for entry in results[1].metrics] == list(range(31)), "the probe's start, then every log"
-    assert len(results[1].scores["generated"]) == 120
+    assert len(results[1].accuracies["generated"]) == 120
 
 
 def write_samples(path, records):
@@ -30,13 +32,13 @@ def write_samples(path, records):
 def test_samples_of_a_problem_are_averaged_in_the_order_of_the_problems(tmp_path):
     records = [(1, 0, True), (0, 0, False), (0, 1, True), (1, 1, True), (2, 0, 0.25), (2, 1, 0.75)]
     path = write_samples(tmp_path / "task.jsonl", records)
-    assert read_scores(path) == [0.5, 1.0, 0.5]
+    assert [judged_accuracy(of_problem) for of_problem in SampleFile(path, "").by_problem()] == [0.5, 1.0, 0.5]
 
 
 def test_samples_that_were_not_judged_are_left_out_and_a_problem_of_them_is_half_right(tmp_path):
     records = [(0, 0, True), (0, 1, None), (1, 0, None), (1, 1, None), (2, 0, False)]
     path = write_samples(tmp_path / "task.jsonl", records)
-    assert read_scores(path) == [1.0, 0.5, 0.0]
+    assert [judged_accuracy(of_problem) for of_problem in SampleFile(path, "").by_problem()] == [1.0, 0.5, 0.0]
 
 
 def test_what_cannot_be_read_is_named(tmp_path):

@@ -123,8 +123,8 @@ def _patterns(count):
 
 
 @pytest.mark.parametrize("bad", [([], []), ([1.0], [1.0, 2.0]), ([math.nan], [0.0])], ids=["none", "lengths", "nan"])
-def test_unusable_scores_are_refused(bad):
-    with pytest.raises(ValueError, match="two score lists over the same problems are needed"):
+def test_unusable_accuracies_are_refused(bad):
+    with pytest.raises(ValueError, match="two lists of accuracies over the same problems are needed"):
         paired_comparison(*bad)
 
 

@@ -47,7 +47,7 @@ def test_a_comparison_says_no_more_than_is_shown(difference, adjusted_p, adjuste
 
 def test_two_that_answer_alike_are_said_to():
     text = in_words("no difference", comparison(0.0, better=0, worse=0), first="a", second="b", one_seed=False)
-    assert text == "no difference shown: a and b scored the same on each of 100 problems"
+    assert text == "no difference shown: a and b do the same on each of 100 problems"
 
 
 def test_only_what_is_shown_is_said(tmp_path):

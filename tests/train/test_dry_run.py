@@ -17,6 +17,7 @@ from profit_sft.objectives import TokenStats
 from profit_sft.train.arguments import RunArguments
 from profit_sft.train.config import ProFitConfig
 from profit_sft.train.dry_run import DryRunReport, SettingsReport, dry_run
+from profit_sft.train.job import TrainJob
 from tiny import save_tiny_chat_model
 
 
@@ -64,7 +65,7 @@ def test_figures_are_those_of_dense_logits(confident_folder, rows, tmp_path, obj
         output_dir=str(tmp_path / "run"), objective=objective, threshold=threshold, report_to=[], use_cpu=True
     )
     model_config = ModelConfig(model_name_or_path=confident_folder, use_peft=lora)
-    found = dry_run(RunArguments(dataset_name=rows), config, model_config, progress=False)
+    found = dry_run(TrainJob(RunArguments(dataset_name=rows), config, model_config), progress=False)
     assert isinstance(found, DryRunReport)
     stats = dense_stats(confident_folder, rows)
     kept = config.make_objective().token_weights(stats) != 0
@@ -80,7 +81,7 @@ def settings_only(tmp_path, model, rows, *, eval_strategy="no", eval_dataset_nam
     settings = {"report_to": [], "use_cpu": True, "global_batch_size": 32, "eval_strategy": eval_strategy}
     config = ProFitConfig(output_dir=str(tmp_path / "run"), **settings)
     run = RunArguments(dataset_name=rows, eval_dataset_name=eval_dataset_name)
-    found = dry_run(run, config, ModelConfig(model_name_or_path=model), progress=False)
+    found = dry_run(TrainJob(run, config, ModelConfig(model_name_or_path=model)), progress=False)
     assert isinstance(found, SettingsReport)
     assert found.batch == "32 rows: 8 a device x 4 accumulated x 1 ranks"
     assert not (tmp_path / "run").exists()

@@ -16,7 +16,8 @@ from profit_sft.data.settings import DataSettings
 from profit_sft.errors import ConfigurationError, DataError
 from profit_sft.head import selective_head
 from profit_sft.models.pretrained import load_tokenizer
-from profit_sft.scores.score import ScoreSettings, score_dataset
+from profit_sft.scores.score import score_dataset
+from profit_sft.scores.settings import ScoreSettings
 from profit_sft.scores.store import ScoreWriter, load_scores
 from profit_sft.train.config import ProFitConfig
 from profit_sft.train.reference import add_reference_log_probs, settle_reference

@@ -109,9 +109,9 @@ REFUSALS = [
 
 @pytest.mark.parametrize(("flags", "message"), REFUSALS, ids=lambda value: value[0] if isinstance(value, list) else "")
 def test_a_flag_without_a_meaning_here_is_refused_with_what_to_use(flags, message):
-    run, config, model_config, *_ = parse([*flags, "--use_cpu", "True"])
+    job, *_ = parse([*flags, "--use_cpu", "True"])
     with pytest.raises(ConfigurationError, match=message) as refused:
-        refuse_flags(run, config, model_config)
+        refuse_flags(job)
     assert "\n" not in str(refused.value)
 
 
@@ -126,8 +126,8 @@ ACCEPTED = [
 
 @pytest.mark.parametrize("flags", ACCEPTED, ids=lambda flags: flags[0])
 def test_a_flag_that_says_what_is_done_anyway_is_taken(flags):
-    run, config, model_config, *_ = parse([*flags, "--use_cpu", "True"])
-    refuse_flags(run, config, model_config)
+    job, *_ = parse([*flags, "--use_cpu", "True"])
+    refuse_flags(job)
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_a_flag_that_says_what_is_done_anyway_is_taken(flags):
     ids=str,
 )
 def test_activations_are_computed_again_as_trl_is_told(words, expected):
-    _, config, *_ = parse([*words, "--use_cpu", "True"])
+    config = parse([*words, "--use_cpu", "True"])[0].config
     assert (config.checkpointing, config.gradient_checkpointing) == ("as asked", expected)
 
 
@@ -216,7 +216,7 @@ def test_every_working_flag_arrives(run, tmp_path, monkeypatch):
     folder, rows = save_tiny_chat_model(tmp_path / "model"), write_questions(tmp_path / "rows.jsonl", 16, ragged=True)
     data = ["--dataset_name", rows, *(["--test_split_size", "4"] if run == "the loop" else [])]
     command = ["train", "--model_name_or_path", folder, *data, "--output_dir", str(tmp_path / "run")]
-    _, asked, *_ = parse(GIVEN[run].split())  # before the run: it resets accelerate's state
+    asked = parse(GIVEN[run].split())[0].config  # before the run: it resets accelerate's state
     assert run_app([*command, "--objective", "nll", *GIVEN[run].split()]) == 0
     (trainer,) = trainers
     defaults = {entry.name: entry.default for entry in dataclasses.fields(ProFitConfig)}

@@ -18,7 +18,7 @@ def merge_command(
     output_dir: Annotated[Path, flag("output_dir", "The whole model; must not be there yet.")],
     dtype: Annotated[str, flag("dtype", "float32, bfloat16, float16, or auto: the base model's own.")] = "auto",
 ) -> int:
-    """Write a LoRA run as one whole model, which any engine loads without PEFT."""
+    """Write a LoRA run as one whole model, which loads without PEFT."""
     from peft import PeftModel
 
     from profit_sft.files import check_output_folder

@@ -16,26 +16,28 @@ from rich.table import Table
 
 from profit_sft.cli.options import (
     DAY_OF_TRAINING,
-    AllowMissingWeights,
-    ChatTemplatePath,
     GivenData,
     flag,
     given,
     takes_data_options,
+    takes_settings,
     wrong_values_are_usage_errors,
 )
 from profit_sft.cli.progress import ProgressDisplay, quiet_libraries
+from profit_sft.data.settings import DataSettings
 from profit_sft.errors import ConfigurationError
+from profit_sft.scores.settings import ScoreSettings, command_line, flags
 from profit_sft.terminal import console
 
 if TYPE_CHECKING:
-    from profit_sft.scores.score import ScoreProgress, ScoreSettings
+    from profit_sft.scores.score import ScoreProgress
     from profit_sft.scores.store import ScoreSet
 
 _SHOWN_THRESHOLDS = (0.1, 0.5)
 
 
 @takes_data_options(template_date=DAY_OF_TRAINING)
+@takes_settings(ScoreSettings, "scoring")
 def score_command(
     dataset_name: Annotated[str, typer.Argument(metavar="DATA", help="jsonl, json, parquet or csv file, or hub name.")],
     output_dir: Annotated[Path, flag("output_dir", "Where the scores go; a second run goes on.")],
@@ -43,18 +45,7 @@ def score_command(
     model_name_or_path: Annotated[
         str | None, flag("model_name_or_path", "Frozen model: hub name, folder, embedded.")
     ] = None,
-    model_revision: Annotated[str | None, flag("model_revision", "Branch, tag or commit of a hub model.")] = None,
-    trust_remote_code: Annotated[bool, flag("trust_remote_code", "Run code that comes with the model.")] = False,
-    allow_missing_weights: AllowMissingWeights = False,
-    dtype: Annotated[
-        str, flag("dtype", "float32, bfloat16, float16, or auto: the checkpoint's own. Logits: fp32.")
-    ] = "float32",
-    max_batch_tokens: Annotated[
-        int | None, flag("max_batch_tokens", "Tokens of a batch (default: 2048 on CPU, else 16384).")
-    ] = None,
-    shard_rows: Annotated[int, flag("shard_rows", "Rows in a shard.")] = 256,
-    likeliest: Annotated[int, flag("likeliest", "Likeliest tokens to keep with each, with log p; 0: none.")] = 5,
-    chat_template_path: ChatTemplatePath = None,
+    scoring: dict[str, Any],
     data: GivenData,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> int:
@@ -62,23 +53,12 @@ def score_command(
     from accelerate import PartialState
 
     from profit_sft.models.pretrained import require_model
-    from profit_sft.scores.score import ScoringInterrupted, command_line
+    from profit_sft.scores.score import ScoringInterrupted
 
     quiet_libraries()
-    options = {
-        "output_dir": output_dir,
-        "model_name_or_path": model_name_or_path,
-        "model_revision": model_revision,
-        "trust_remote_code": trust_remote_code,
-        "allow_missing_weights": allow_missing_weights,
-        "dtype": dtype,
-        "max_batch_tokens": max_batch_tokens,
-        "shard_rows": shard_rows,
-        "likeliest": likeliest,
-        "chat_template_path": chat_template_path,
-    }
+    options = {"model_name_or_path": model_name_or_path, "output_dir": output_dir, **scoring}
     require_model(options)
-    settings = scoring_settings({"dataset_name": dataset_name, **data}, given(options))
+    settings = scoring_settings({"dataset_name": dataset_name, **data}, options)
     try:
         scores, progress = score_with_progress(settings)
     except ScoringInterrupted as stop:
@@ -95,7 +75,7 @@ def score_command(
     return 0
 
 
-def scoring_settings(data: Mapping[str, Any], options: Mapping[str, Any]) -> "ScoreSettings":
+def scoring_settings(data: Mapping[str, Any], options: Mapping[str, Any]) -> ScoreSettings:
     """Return the settings, or raise ConfigurationError for a value that they refuse.
 
     Args:
@@ -103,8 +83,6 @@ def scoring_settings(data: Mapping[str, Any], options: Mapping[str, Any]) -> "Sc
         options: Fields of `ScoreSettings`, without `data`.
     """
     from profit_sft.data.chat_template import trained_date
-    from profit_sft.data.settings import DataSettings
-    from profit_sft.scores.score import ScoreSettings
 
     if "template_date" not in data:
         data = {**data, "template_date": trained_date(options.get("model_name_or_path"))}
@@ -200,7 +178,7 @@ def score_sets(
         yield [score_with_progress(job)[0] for job in settings]
 
 
-def score_with_progress(settings: "ScoreSettings") -> "tuple[ScoreSet, ScoreProgress | None]":
+def score_with_progress(settings: ScoreSettings) -> "tuple[ScoreSet, ScoreProgress | None]":
     """Score a data set, and return the scores and how far this call came; None if all were there.
 
     Raises:
@@ -245,7 +223,7 @@ def figures(scores: "ScoreSet", progress: "ScoreProgress | None") -> dict[str, A
     }
 
 
-def _print(found: Mapping[str, Any], settings: "ScoreSettings", *, as_json: bool) -> None:
+def _print(found: Mapping[str, Any], settings: ScoreSettings, *, as_json: bool) -> None:
     if as_json:
         sys.stdout.write(json.dumps(found) + "\n")
         return
@@ -263,10 +241,8 @@ def _print(found: Mapping[str, Any], settings: "ScoreSettings", *, as_json: bool
     out.print("Train with the mask these scores give:\n  " + _train_command(settings))
 
 
-def _train_command(settings: "ScoreSettings") -> str:
+def _train_command(settings: ScoreSettings) -> str:
     """Return the `profit train` command for the same data and model, to paste into a shell."""
-    from profit_sft.scores.score import flags
-
     wanted = flags(settings.data)
     if "--dataset_split" in wanted:
         wanted["--dataset_train_split"] = wanted.pop("--dataset_split")

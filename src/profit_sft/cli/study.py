@@ -89,7 +89,7 @@ def _run(plan: "StudyPlan", folder: Path, *, cells: str | None, on_ray: bool, jo
 
 
 def print_analysis(plan: "StudyPlan", analysis: "Analysis", folder: Path, *, as_json: bool) -> None:
-    """Print the scores and the verdict on stdout, and where the report is on stderr."""
+    """Print the accuracies and the verdict on stdout, and where the report is on stderr."""
     from profit_sft.study.verdict import headline
 
     console(stderr=True).print(f"Report: {folder}/report.html")
@@ -101,11 +101,11 @@ def print_analysis(plan: "StudyPlan", analysis: "Analysis", folder: Path, *, as_
     for heading in (*(["model"] if several else []), "variant", "seeds", *analysis.outcomes, "kept share", "NLL"):
         table.add_column(heading, justify="left" if heading in ("model", "variant") else "right")
     for row in analysis.rows:
-        scores = [f"{100 * score.mean:.1f} ({100 * score.low:.0f} to {100 * score.high:.0f})" for score in row.scores]
+        shares = [f"{100 * found.mean:.1f} ({100 * found.low:.0f} to {100 * found.high:.0f})" for found in row.scores]
         kept = "" if row.kept_share is None else f"{row.kept_share:.0%}"
         nll = "" if row.heldout_nll is None else f"{row.heldout_nll:.3f}"
         seeds = "" if row.seeds == (None,) else str(len(row.seeds))
-        table.add_row(*([row.model] if several else []), row.variant, seeds, *scores, kept, nll)
+        table.add_row(*([row.model] if several else []), row.variant, seeds, *shares, kept, nll)
     out = console()
     out.print(table)
     for sentence in headline(plan, analysis):

@@ -45,17 +45,17 @@ def train_command(context: typer.Context) -> int:
     launches = not dry and not is_launched() and names_a_launch(context.args)
     # What only launches leaves the accelerators to what it launches; a dry run can do without.
     on_cpu = launches or (dry and not torch.accelerator.is_available())
-    run, config, model_config, only_dry, as_json = parse([*context.args, *(_ON_CPU if on_cpu else ())])
-    config.disable_tqdm = True
+    job, only_dry, as_json = parse([*context.args, *(_ON_CPU if on_cpu else ())])
+    job.config.disable_tqdm = True
     if launches:
-        check_before_launch(run, config, model_config)
-        return launch(run, context.args, environment)
+        check_before_launch(job)
+        return launch(job.run, context.args, environment)
     if only_dry:
-        print_dry_run(dry_run(run, config, model_config), as_json=as_json)
+        print_dry_run(dry_run(job), as_json=as_json)
         return 0
-    result = run_training(run, config, model_config, callbacks=[TrainingBar()], on_facts=print_facts)
+    result = run_training(job, callbacks=[TrainingBar()], on_facts=print_facts)
     PartialState().destroy_process_group()  # its threads may abort a rank whose work is done
-    if config.process_index == 0:  # one rank speaks for all
+    if job.config.process_index == 0:  # one rank speaks for all
         print_result(result, as_json=as_json)
     # What was launched has ended well: `launch` knows of the stop.
     return 0 if result.stopped_by is None or is_launched_here() else 130

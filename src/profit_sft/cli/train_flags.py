@@ -17,6 +17,7 @@ from profit_sft.files import read_yaml
 from profit_sft.ranges import check_values
 from profit_sft.train.arguments import RunArguments
 from profit_sft.train.config import ProFitConfig
+from profit_sft.train.job import TrainJob
 
 _OF_THE_OBJECTIVE = ("threshold", "threshold_direction", "objective_kwargs")
 _DEFAULT_OBJECTIVE = next(entry.default for entry in dataclasses.fields(ProFitConfig) if entry.name == "objective")
@@ -70,14 +71,14 @@ def make_parser() -> Parser:
     return parser
 
 
-def parse(arguments: Sequence[str]) -> tuple[RunArguments, ProFitConfig, ModelConfig, bool, bool]:
+def parse(arguments: Sequence[str]) -> tuple[TrainJob, bool, bool]:
     """Parse the command line of `profit train`.
 
     Args:
         arguments: Flags after `profit train`, with or without `--config FILE`.
 
     Returns:
-        Run, trainer and model settings, whether to dry-run, and whether to print JSON.
+        The job, whether to dry-run, and whether to print JSON.
 
     Raises:
         ConfigurationError: A flag or key is unknown (the message names the nearest one) or has a bad value.
@@ -126,7 +127,7 @@ def parse(arguments: Sequence[str]) -> tuple[RunArguments, ProFitConfig, ModelCo
         elif near == [f"--{underscored(name)}"]:  # only in a file: on the command line hyphens have become underscores
             hint = f" In YAML write {near[0][2:]}."
         raise ConfigurationError(f"{place}unknown setting {unknown[0]}.{hint}")
-    return run, config, model_config, switches["--dry_run"], switches["--json"]
+    return TrainJob(run, config, model_config), switches["--dry_run"], switches["--json"]
 
 
 def _place(message: str, file: str | None, lines: Mapping[str, int]) -> str:

@@ -14,18 +14,18 @@ import pyarrow
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from profit_sft.data.formats import FORMATS, REQUIRED_FIELDS, Format, detect_format, to_conversation
+from profit_sft.data.formats import REQUIRED_FIELDS, detect_format, to_conversation
 from profit_sft.data.row import Row, RowSource
-from profit_sft.data.settings import DataSettings
+from profit_sft.data.settings import FORMATS, DataSettings, Format
 from profit_sft.data.tokenize import (
     IGNORE_INDEX,
     TOKEN_KINDS,
-    LabeledText,
     Tokenized,
     label_conversation,
     tokenize_texts,
     weighed,
 )
+from profit_sft.data.turns import Rendered
 from profit_sft.errors import DataError
 
 _CHARACTERS_AT_ONCE = 200_000  # of texts tokenized together; a token of theirs takes some 200 bytes meanwhile
@@ -243,14 +243,14 @@ def prepare_rows(
     Raises:
         DataError: A row cannot be used, and bad rows are not to be skipped; names file, row, field and the fix.
     """
-    ahead: list[tuple[Row, list[LabeledText | Tokenized] | DataError]] = []
+    ahead: list[tuple[Row, list[Rendered | Tokenized] | DataError]] = []
     characters = 0
     for row in rows:
         found = _texts_or_error(row, settings, tokenizer, known_format)
         ahead.append((row, found))
         if not isinstance(found, DataError):
             known_format = known_format or _format_of(row, settings)
-            characters += sum(len(example.text) for example in found if isinstance(example, LabeledText))
+            characters += sum(len(example.text) for example in found if isinstance(example, Rendered))
         if characters > _CHARACTERS_AT_ONCE:
             yield from _tokenized(ahead, settings, tokenizer)
             ahead, characters = [], 0
@@ -259,7 +259,7 @@ def prepare_rows(
 
 def _texts_or_error(
     row: Row, settings: DataSettings, tokenizer: PreTrainedTokenizerBase, known_format: Format | None
-) -> list[LabeledText | Tokenized] | DataError:
+) -> list[Rendered | Tokenized] | DataError:
     try:
         return label_row(row, settings, tokenizer, known_format=known_format)
     except DataError as error:
@@ -267,7 +267,7 @@ def _texts_or_error(
 
 
 def _tokenized(
-    rows: Sequence[tuple[Row, list[LabeledText | Tokenized] | DataError]],
+    rows: Sequence[tuple[Row, list[Rendered | Tokenized] | DataError]],
     settings: DataSettings,
     tokenizer: PreTrainedTokenizerBase,
 ) -> Iterator[tuple[Row, list[Tokenized] | DataError]]:
@@ -300,27 +300,17 @@ def _usable(row: Row, examples: list[Tokenized], limit: int | None) -> list[Toke
 
 def label_row(
     row: Row, settings: DataSettings, tokenizer: PreTrainedTokenizerBase, *, known_format: Format | None = None
-) -> list[LabeledText | Tokenized]:
+) -> list[Rendered | Tokenized]:
     """Return the examples of a row before they are tokenized; arguments and errors as `prepare_rows`."""
-    columns = {"prompt_column": settings.prompt_column, "response_column": settings.response_column}
-    dataset_format = settings.dataset_format
     if (
-        dataset_format == "auto"
+        settings.dataset_format == "auto"
         and known_format is not None
-        and detect_format(row.values, **columns) is None
+        and detect_format(row.values, settings) is None
         and any(field in row.values for field in REQUIRED_FIELDS[known_format])
     ):
         # It has some fields of the file's format and lacks the others; the message should say so.
-        dataset_format = known_format
-    conversation = to_conversation(
-        row,
-        dataset_format,
-        prompt_column=settings.prompt_column,
-        response_column=settings.response_column,
-        system_prompt=settings.system_prompt,
-        chat_template_kwargs=settings.chat_template_kwargs,
-    )
-    return label_conversation(conversation, tokenizer, row, settings.labeling)
+        settings = dataclasses.replace(settings, dataset_format=known_format)
+    return label_conversation(to_conversation(row, settings), tokenizer, row, settings)
 
 
 def _has_labels(example: Tokenized, limit: int | None) -> bool:
@@ -340,6 +330,5 @@ def _without_labels(row: Row, example: Tokenized, limit: int | None) -> DataErro
 
 
 def _format_of(row: Row, settings: DataSettings) -> Format | None:
-    columns = {"prompt_column": settings.prompt_column, "response_column": settings.response_column}
     named = next((name for name in FORMATS if name == settings.dataset_format), None)
-    return named or detect_format(row.values, **columns)
+    return named or detect_format(row.values, settings)

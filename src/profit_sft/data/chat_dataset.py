@@ -23,7 +23,7 @@ def is_chat(example: dict[str, Any]) -> bool:
     """Say whether a data set with this first row is raw chats, of which TRL would train every turn."""
     if "input_ids" in example or {"prompt", "completion"} <= example.keys():
         return False
-    return detect_format(example, prompt_column=None, response_column=None) in _CHATS
+    return detect_format(example) in _CHATS
 
 
 def assistant_turns(dataset: Any, tokenizer: Any, *, name: str, num_proc: int | None = None) -> Any:

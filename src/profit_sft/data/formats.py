@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import product
-from typing import Any, Literal
+from typing import Any
 
 from profit_sft.data.messages import (
     Message,
@@ -22,9 +22,8 @@ from profit_sft.data.messages import (
     shown,
 )
 from profit_sft.data.row import Row
+from profit_sft.data.settings import DataOptions, Format
 
-Format = Literal["messages", "prompt_completion", "sharegpt", "alpaca", "question_answer", "text"]
-# In the order in which they are looked for.
 REQUIRED_FIELDS: dict[Format, tuple[str, ...]] = {
     "messages": ("messages",),
     "sharegpt": ("conversations",),
@@ -33,7 +32,6 @@ REQUIRED_FIELDS: dict[Format, tuple[str, ...]] = {
     "question_answer": ("question", "answer"),
     "text": ("text",),
 }
-FORMATS = tuple(REQUIRED_FIELDS)
 # A worked solution beside a bare answer is what is to be learned.
 _ANSWERS = ("solution", "answer", "response", "output", "assistant")
 _QUESTIONS = ("question", "query", "problem", "prompt", "input", "user")
@@ -43,6 +41,7 @@ _ALSO: dict[Format, tuple[tuple[str, ...], ...]] = {
     "alpaca": (("instruction", "response"),),
     "question_answer": tuple(product(_QUESTIONS, _ANSWERS)),
 }
+AS_USUAL = DataOptions()
 # The renderer's own; what a template may be told besides is anybody's.
 _RENDERERS = ("messages", "conversations", "tools", "chat_template", "add_generation_prompt", "continue_final_message")
 
@@ -72,13 +71,13 @@ class Conversation:
     notes: tuple[str, ...] = ()
 
 
-def detect_format(columns: Collection[str], *, prompt_column: str | None, response_column: str | None) -> Format | None:
-    """Return the format these columns have, or None. Named columns mean question and answer.
+def detect_format(columns: Collection[str], options: DataOptions = AS_USUAL) -> Format | None:
+    """Return the format these columns have, or None. Columns that the options name mean question and answer.
 
     Of a row's values those that are null are passed over where the others have a format: of merged tables a row has the
     columns of its own, and null in those of others.
     """
-    if prompt_column is not None or response_column is not None:
+    if options.prompt_column is not None or options.response_column is not None:
         return "question_answer"
     given = columns
     if isinstance(columns, Mapping):
@@ -95,15 +94,7 @@ def _format_of(names: tuple[str, ...]) -> Format | None:
     return None
 
 
-def to_conversation(
-    row: Row,
-    dataset_format: str = "auto",
-    *,
-    prompt_column: str | None = None,
-    response_column: str | None = None,
-    system_prompt: str | None = None,
-    chat_template_kwargs: str | Mapping[str, Any] | None = None,
-) -> Conversation:
+def to_conversation(row: Row, options: DataOptions = AS_USUAL) -> Conversation:
     """Turn one row into a conversation.
 
     All assistant turns may be trained but those that say they are not; of `prompt` and `completion` only the
@@ -111,28 +102,24 @@ def to_conversation(
     none.
 
     Args:
-        row: The row.
-        dataset_format: One of `FORMATS`, or `"auto"` to go by the columns.
-        prompt_column: Column of the question, for `question_answer`. None: the first of the usual names.
-        response_column: Column of the answer. None: likewise.
-        system_prompt: Put in front of a chat that has no system message.
-        chat_template_kwargs: What the chat template is told besides, as an object or JSON text. A row's own goes first.
+        row: The row. What it tells the chat template goes before what the options do.
+        options: How rows are read.
 
     Raises:
         DataError: Names file, row, field and the fix.
     """
     if row.problem is not None:
         raise row.error(f"{row.problem} Mend or drop it (--skip-bad-rows leaves bad rows out).")
-    found = dataset_format
+    found = options.dataset_format
     if found == "auto":
-        detected = detect_format(row.values, prompt_column=prompt_column, response_column=response_column)
+        detected = detect_format(row.values, options)
         if detected is None:
             raise _unknown_format(row)
         found = detected
     columns = _Columns(row)
     refuse_media(row, "the row", row.values)
     row_weight = _row_weight(columns)
-    turns = _READERS[found](columns, prompt_column, response_column)
+    turns = _READERS[found](columns, options)
     if isinstance(turns, Conversation):
         own_prompt = columns.text_if_any("system", "system_prompt")
         if own_prompt is not None:
@@ -140,7 +127,7 @@ def to_conversation(
                 f"is plain text, which has no place for its system prompt, {shown(own_prompt)}. Write it into "
                 "'prompt', or give messages."
             )
-        if system_prompt is not None:
+        if options.system_prompt is not None:
             raise row.error(
                 "is plain text, which has no place for --system_prompt. Write it into the text, or leave the flag out."
             )
@@ -148,13 +135,13 @@ def to_conversation(
     messages = [message for message, _ in turns]
     trained = [index for index, (message, weight) in enumerate(turns) if weight and message["role"] == "assistant"]
     trained = trained if row_weight else []
-    system = _system(columns, messages, system_prompt)
+    system = _system(columns, messages, options.system_prompt)
     tools = [read_tool(row, name, tool) for name in ("tools", "functions") for tool in columns.list(name)]
-    options = {
-        **read_object(row, "chat_template_kwargs", chat_template_kwargs),
+    told = {
+        **read_object(row, "chat_template_kwargs", options.chat_template_kwargs),
         **read_object(row, "chat_template_kwargs", columns.get("chat_template_kwargs")),
     }
-    taken = next((name for name in _RENDERERS if name in options), None)
+    taken = next((name for name in _RENDERERS if name in told), None)
     if taken is not None:
         raise row.error(f"'chat_template_kwargs' has '{taken}', which a row says otherwise. Leave it out.")
     return Conversation(
@@ -162,7 +149,7 @@ def to_conversation(
         trained=tuple(index + len(system) for index in trained),
         weights=tuple(row_weight * turns[index][1] for index in trained),
         tools=tuple(tool for index, tool in enumerate(tools) if tool not in tools[:index]),
-        template_options=options,
+        template_options=told,
         notes=columns.rest(),
     )
 
@@ -302,9 +289,9 @@ def _history(columns: _Columns) -> _Turns:
     return turns
 
 
-def _question_answer(columns: _Columns, prompt_column: str | None, response_column: str | None) -> _Turns:
-    question = prompt_column or columns.first(_QUESTIONS) or "question"
-    answer = response_column or _answer_column(columns, [name for name in _ANSWERS if name != question])
+def _question_answer(columns: _Columns, options: DataOptions) -> _Turns:
+    question = options.prompt_column or columns.first(_QUESTIONS) or "question"
+    answer = options.response_column or _answer_column(columns, [name for name in _ANSWERS if name != question])
     if isinstance(columns.get(question), list) or is_chat_in_text(columns.get(question)):
         before = [(message, 0.0) for message, _ in _messages(columns, question)]
     else:
@@ -329,11 +316,11 @@ def _text(columns: _Columns) -> Conversation:
     )
 
 
-_READERS: dict[str, Callable[[_Columns, str | None, str | None], _Turns | Conversation]] = {
-    "messages": lambda columns, *_: _chat(columns, columns.first(_CHATS) or "messages"),
-    "sharegpt": lambda columns, *_: _chat(columns, "conversations"),
-    "prompt_completion": lambda columns, *_: _prompt_completion(columns),
-    "alpaca": lambda columns, *_: _alpaca(columns),
+_READERS: dict[str, Callable[[_Columns, DataOptions], _Turns | Conversation]] = {
+    "messages": lambda columns, _: _chat(columns, columns.first(_CHATS) or "messages"),
+    "sharegpt": lambda columns, _: _chat(columns, "conversations"),
+    "prompt_completion": lambda columns, _: _prompt_completion(columns),
+    "alpaca": lambda columns, _: _alpaca(columns),
     "question_answer": _question_answer,
-    "text": lambda columns, *_: _text(columns),
+    "text": lambda columns, _: _text(columns),
 }

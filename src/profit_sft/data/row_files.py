@@ -171,7 +171,7 @@ def _json_rows(path: Path) -> Iterator[Row]:
 
 def _is_a_row(values: Any) -> bool:
     """Tell a row, such as a chat, from an object with a list of rows in it, whatever that is called."""
-    if not isinstance(values, dict) or detect_format(values, prompt_column=None, response_column=None) is None:
+    if not isinstance(values, dict) or detect_format(values) is None:
         return False
     within = [item for value in values.values() if isinstance(value, list) for item in value]
     return not any(_is_a_row(item) for item in within)

@@ -10,36 +10,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from functools import cached_property
+from typing import Literal, get_args
 
-from profit_sft.data.formats import FORMATS
 from profit_sft.ranges import check_values
 
+# In the order in which they are looked for.
+Format = Literal["messages", "sharegpt", "prompt_completion", "alpaca", "question_answer", "text"]
+FORMATS: tuple[Format, ...] = get_args(Format)
 PART_KINDS = ("thought", "content", "tool_call", "tool_call_turn", "core", "style")  # what `given_weights` may weigh
 TEST_SPLIT = "test"  # evaluated on, where no other is asked for
 TEMPLATE_DATE = "2024-07-26"  # any day, but one: the day Llama's templates fall back to
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Labeling:
-    """How a conversation is rendered, and what of it is learned.
-
-    Attributes:
-        train_on: Assistant turns that carry labels: `all` that may be trained, or the `last`, after which nothing is
-            rendered.
-        empty_think: What becomes of a thought without words that the template puts before an answer: `train`, `ignore`.
-        template_date: The day that templates are told which write today's date, as 2024-07-26.
-        kind_weights: Weights of `PART_KINDS`; of a kind that is not named, 1.
-    """
-
-    train_on: str = "all"
-    empty_think: str = "train"
-    template_date: str = TEMPLATE_DATE
-    kind_weights: Mapping[str, float] = field(default_factory=dict)
-
-    @property
-    def weighs_parts(self) -> bool:
-        """Whether a turn's thought, content or calls have a weight, so that they must be found in what is rendered."""
-        return not self.kind_weights.keys().isdisjoint(("thought", "content", "tool_call", "tool_call_turn"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +29,10 @@ class DataOptions:
     Texts that are JSON may be given as what they stand for, as YAML has them.
     """
 
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a folder or hub data set."})
+    test_split_size: float | None = field(
+        default=None, metadata={"help": "Share of the rows, or their number, held out of training for evaluation."}
+    )
     dataset_format: str = field(
         default="auto",
         metadata={
@@ -86,6 +70,16 @@ class DataOptions:
         default=False, metadata={"help": "Leave out rows longer than max_length, instead of cutting their end off."}
     )
 
+    @cached_property  # not read at every row
+    def kind_weights(self) -> dict[str, float]:
+        """Weights of `PART_KINDS`; of a kind that is not named, 1."""
+        return weights_by_kind(self.given_weights)
+
+    @property
+    def weighs_parts(self) -> bool:
+        """Whether a turn's thought, content or calls have a weight, so that they must be found in what is rendered."""
+        return not self.kind_weights.keys().isdisjoint(("thought", "content", "tool_call", "tool_call_turn"))
+
 
 @dataclass(frozen=True)
 class MixturePart:
@@ -117,20 +111,14 @@ class DataSource:
 
     Attributes:
         dataset_name: File, folder or hub name, or a YAML file with a list `datasets` of such, a mixture.
-        dataset_config: Configuration of a folder or hub data set.
         dataset_split: Split of a folder or hub data set.
         datasets: The parts of a mixture, in place of what `dataset_name` names.
-        test_split_size: Share of the rows, or their number, that is held out. The choice is always the same.
-        held_out: Read the rows held out instead of the others.
+        held_out: Read the rows that `test_split_size` holds out, always the same ones, instead of the others.
     """
 
     dataset_name: str
-    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a folder or hub data set."})
     dataset_split: str = field(default="train", metadata={"help": "Split of a folder or hub data set."})
     datasets: tuple[MixturePart, ...] | None = None
-    test_split_size: float | None = field(
-        default=None, metadata={"help": "Share of the rows, or their number, held out of training for evaluation."}
-    )
     held_out: bool = False
 
 
@@ -154,16 +142,6 @@ class DataSettings(DataOptions, DataSource):
     dataset_num_proc: int | None = field(default=None, metadata={"help": "Processes that prepare the rows."})
     dataset_text_field: str = field(default="text", metadata={"help": "Column of rows that are one text."})
 
-    @cached_property
-    def labeling(self) -> Labeling:
-        """What rows are labeled by; read once, not at every row."""
-        return Labeling(
-            train_on=self.train_on,
-            empty_think=self.empty_think,
-            template_date=self.template_date,
-            kind_weights=weights_by_kind(self.given_weights),
-        )
-
     def __post_init__(self) -> None:
         for name, choices in (
             ("dataset_format", ("auto", *FORMATS)),
@@ -176,11 +154,15 @@ class DataSettings(DataOptions, DataSource):
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}.")
         if isinstance(self.chat_template_kwargs, dict):  # as YAML has it
             object.__setattr__(self, "chat_template_kwargs", json.dumps(self.chat_template_kwargs))
-        _require_object("chat_template_kwargs", self.chat_template_kwargs)
+        _require_object(self.chat_template_kwargs)
         if isinstance(self.given_weights, dict):  # as YAML has it
             object.__setattr__(self, "given_weights", json.dumps(self.given_weights))
         weights_by_kind(self.given_weights)
-        _require_day("template_date", self.template_date)
+        try:
+            date.fromisoformat(self.template_date)
+        except (TypeError, ValueError):
+            given = repr(self.template_date)
+            raise ValueError(f"template_date must be a day, got {given}. Example: {TEMPLATE_DATE}.") from None
         check_values(self)
         if not self.dataset_name:
             raise ValueError("dataset_name is empty: name a jsonl, json, parquet or csv file, or a hub data set.")
@@ -218,17 +200,12 @@ def weights_by_kind(given: str | None) -> dict[str, float]:
     return {kind: float(weight) for kind, weight in weights.items()}
 
 
-def _require_object(name: str, value: str | None) -> None:
+def _require_object(value: str | None) -> None:
     try:
         fits = value is None or isinstance(json.loads(value), dict)
     except (json.JSONDecodeError, TypeError):
         fits = False
     if not fits:
-        raise ValueError(f'{name} must be a JSON object, got {value!r}. Example: {{"enable_thinking": false}}.')
-
-
-def _require_day(name: str, value: str) -> None:
-    try:
-        date.fromisoformat(value)
-    except (TypeError, ValueError):
-        raise ValueError(f"{name} must be a day, got {value!r}. Example: {TEMPLATE_DATE}.") from None
+        raise ValueError(
+            f'chat_template_kwargs must be a JSON object, got {value!r}. Example: {{"enable_thinking": false}}.'
+        )

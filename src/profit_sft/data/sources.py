@@ -37,9 +37,7 @@ def data_to_train(asked: Mapping[str, Any]) -> DataSettings:
         if parts
         else asked["dataset_name"] or "DATA",
         datasets=parts,
-        dataset_config=asked.get("dataset_config"),
         dataset_split=asked.get("dataset_train_split", "train"),
-        test_split_size=asked.get("test_split_size"),
     )
 
 
@@ -50,13 +48,14 @@ def data_to_evaluate(asked: Mapping[str, Any], name: str) -> DataSettings:
         dataset_name=name,
         dataset_config=asked.get("dataset_config") if has_splits(name) else None,
         dataset_split=evaluation_split(name, asked.get("dataset_test_split", TEST_SPLIT)),
+        test_split_size=None,
     )
 
 
 def _settings(asked: Mapping[str, Any], **source: Any) -> DataSettings:
     shared = (*(entry.name for entry in fields(DataOptions)), *_OF_TRL)
     try:
-        return DataSettings(**source, **{name: asked[name] for name in shared if name in asked})
+        return DataSettings(**{name: asked[name] for name in shared if name in asked} | source)
     except (TypeError, ValueError) as error:
         raise ConfigurationError(str(error)) from None
 
@@ -163,7 +162,7 @@ def _with_text(column: str, row: Row, *, is_one_of_several: bool) -> Row:
     if column in row.values:
         return replace(row, values={**rest, "text": row.values[column]})
     # In a mixture other rows may be chats, of which no text is read.
-    is_chat = detect_format(rest, prompt_column=None, response_column=None) is not None
+    is_chat = detect_format(rest) is not None
     if row.problem is not None or (is_one_of_several and is_chat):
         return row
     columns = ", ".join(map(repr, row.values)) or "none"

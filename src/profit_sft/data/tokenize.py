@@ -3,7 +3,7 @@
 import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import chain
 from operator import itemgetter
@@ -12,17 +12,16 @@ from tokenizers import Encoding
 from transformers import PreTrainedTokenizerBase
 
 from profit_sft.data.chat_template import eos_token
-from profit_sft.data.formats import Conversation
+from profit_sft.data.formats import AS_USUAL, Conversation
 from profit_sft.data.messages import read_list, shown
 from profit_sft.data.row import AnswerSpan, Row
-from profit_sft.data.settings import Labeling
-from profit_sft.data.turns import render_conversation
+from profit_sft.data.settings import DataOptions
+from profit_sft.data.turns import Rendered, render_conversation
 from profit_sft.data.weights import WeightedPart, check_parts, given_weights, shifted_parts, spread, weights_of_parts
 
 IGNORE_INDEX = -100
 _LONG_PIECE = 2000  # characters; of 140,000 at once tokenizing took a third more time
 TOKEN_KINDS = {"none": 0, "core": 1, "style": 2}  # what a token is, where rows carry `answer_spans`
-_AS_USUAL = Labeling()
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,42 +43,19 @@ class Tokenized:
     notes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class LabeledText:
-    """One example before it is tokenized.
-
-    Attributes:
-        text: All of it.
-        trained: The characters that carry labels, in order.
-        weights: The weight of each of these stretches.
-        spans: Of characters of the text, or empty.
-        parts: Characters of the text with a weight of their own.
-        notes: As of `Tokenized`.
-        kind_weights: Weights of the kinds of `spans`.
-    """
-
-    text: str
-    trained: Sequence[tuple[int, int]]
-    weights: Sequence[float]
-    spans: Sequence[AnswerSpan]
-    parts: Sequence[WeightedPart]
-    notes: tuple[str, ...]
-    kind_weights: Mapping[str, float] = field(default_factory=dict)
-
-
 def tokenize_conversation(
-    conversation: Conversation, tokenizer: PreTrainedTokenizerBase, row: Row, labeling: Labeling = _AS_USUAL
+    conversation: Conversation, tokenizer: PreTrainedTokenizerBase, row: Row, options: DataOptions = AS_USUAL
 ) -> list[Tokenized]:
     """Render, tokenize and label one conversation: its examples, none where its weight is 0.
 
     Arguments and errors as `label_conversation`.
     """
-    return weighed(tokenize_texts(label_conversation(conversation, tokenizer, row, labeling), tokenizer), row)
+    return weighed(tokenize_texts(label_conversation(conversation, tokenizer, row, options), tokenizer), row)
 
 
 def label_conversation(
-    conversation: Conversation, tokenizer: PreTrainedTokenizerBase, row: Row, labeling: Labeling = _AS_USUAL
-) -> list[LabeledText | Tokenized]:
+    conversation: Conversation, tokenizer: PreTrainedTokenizerBase, row: Row, options: DataOptions = AS_USUAL
+) -> list[Rendered | Tokenized]:
     """Render and label one conversation: its examples, none where its weight is 0; plain text is tokenized already.
 
     A trained turn's labels are what it says and the token that ends the turn; what a template puts after that token is
@@ -94,7 +70,7 @@ def label_conversation(
         tokenizer: A fast one, with a chat template unless the conversation is plain text.
         row: For messages, for its `answer_spans`: character spans `start`, `end`, `kind` of the last answer, and for
             the stretches in its `token_weights`.
-        labeling: How it is rendered, and what of it is learned.
+        options: How it is rendered, and what of it is learned.
 
     Raises:
         DataError: The template is missing or cannot be used so; names file, row and the fix.
@@ -102,9 +78,9 @@ def label_conversation(
     if not conversation.weights:
         return []
     if conversation.prompt is not None:
-        return [_plain_text(conversation, tokenizer, row, labeling.kind_weights)]
-    weights, rendered = labeling.kind_weights, render_conversation(conversation, tokenizer, row, labeling)
-    examples: list[LabeledText | Tokenized] = []
+        return [_plain_text(conversation, tokenizer, row, options.kind_weights)]
+    weights, rendered = options.kind_weights, render_conversation(conversation, tokenizer, row, options)
+    examples: list[Rendered | Tokenized] = []
     for example in rendered:
         spans, parts = _of_answer(row, example.answer) if example is rendered[-1] else ([], [])
         if spans or parts:
@@ -117,20 +93,20 @@ def label_conversation(
             spans, parts = _shifted(spans, example.place), shifted_parts(parts, example.place)
         notes = conversation.notes + example.notes
         parts = [*parts, *((start, end, weights[kind]) for start, end, kind in example.kinds if kind in weights)]
-        examples.append(LabeledText(example.text, example.trained, example.weights, spans, parts, notes, weights))
+        examples.append(replace(example, spans=spans, parts=parts, notes=notes, kind_weights=weights))
     return examples
 
 
-def tokenize_texts(examples: Sequence[LabeledText | Tokenized], tokenizer: PreTrainedTokenizerBase) -> list[Tokenized]:
+def tokenize_texts(examples: Sequence[Rendered | Tokenized], tokenizer: PreTrainedTokenizerBase) -> list[Tokenized]:
     """Tokenize the examples that are text in one call, which takes all cores, and label every token of theirs."""
-    texts = [pieces(example.text, tokenizer) for example in examples if isinstance(example, LabeledText)]
+    texts = [pieces(example.text, tokenizer) for example in examples if isinstance(example, Rendered)]
     if not texts:
         return [example for example in examples if isinstance(example, Tokenized)]
     # Not verbose: that a text is longer than the model's limit is for the report to say.
     encoded = tokenizer(list(chain(*texts)), add_special_tokens=False, return_attention_mask=False, verbose=False)
     encodings, of_text = iter(encoded.encodings or ()), iter(texts)
     return [
-        _labeled(example, *_joined(next(of_text), encodings)) if isinstance(example, LabeledText) else example
+        _labeled(example, *_joined(next(of_text), encodings)) if isinstance(example, Rendered) else example
         for example in examples
     ]
 
@@ -175,7 +151,7 @@ def _joined(texts: Sequence[str], encodings: Iterator[Encoding]) -> tuple[list[i
     return input_ids, offsets
 
 
-def _labeled(example: LabeledText, input_ids: list[int], offsets: Sequence[tuple[int, int]]) -> Tokenized:
+def _labeled(example: Rendered, input_ids: list[int], offsets: Sequence[tuple[int, int]]) -> Tokenized:
     """Label every token that reaches into a trained stretch of characters."""
     labels = [IGNORE_INDEX] * len(input_ids)
     weights = [1.0] * len(input_ids) if example.parts or any(weight != 1.0 for weight in example.weights) else None

@@ -7,9 +7,9 @@ is learned, and the turn must end in a special token.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from transformers import PreTrainedTokenizerBase
 
@@ -17,9 +17,10 @@ from profit_sft.data.chat_template import CannotLabel, ChatTemplate, Span, share
 from profit_sft.data.formats import Conversation
 from profit_sft.data.long_chats import KnownTurns
 from profit_sft.data.messages import Message, is_given, shown
-from profit_sft.data.row import Row
-from profit_sft.data.settings import Labeling
+from profit_sft.data.row import AnswerSpan, Row
+from profit_sft.data.settings import DataOptions
 from profit_sft.data.spellings import first_left_out, left_out, spellings, with_known_roles
+from profit_sft.data.weights import WeightedPart
 
 _EMPTY_THOUGHT = re.compile(r"\s*(?:(?:<think>\s*)?</think>|<\|channel>thought\s*<channel\|>)\s*")
 KindSpan = tuple[int, int, str]  # characters from, up to, and of which kind
@@ -52,6 +53,9 @@ class Rendered:
         place: Where that begins in the text; None where the template changes it.
         kinds: Characters of each trained turn that are of a kind, as `PART_KINDS` names them.
         notes: What the report should say of it.
+        spans: Of characters of the text that a row says are core or style.
+        parts: Characters of the text with a weight of their own.
+        kind_weights: Weights of the kinds of `spans`.
     """
 
     text: str
@@ -61,10 +65,13 @@ class Rendered:
     place: int | None
     kinds: tuple[KindSpan, ...] = ()
     notes: tuple[str, ...] = ()
+    spans: Sequence[AnswerSpan] = ()
+    parts: Sequence[WeightedPart] = ()
+    kind_weights: Mapping[str, float] = field(default_factory=dict)
 
 
 def render_conversation(
-    conversation: Conversation, tokenizer: PreTrainedTokenizerBase, row: Row, labeling: Labeling
+    conversation: Conversation, tokenizer: PreTrainedTokenizerBase, row: Row, options: DataOptions
 ) -> list[Rendered]:
     """Render a chat, and say which characters of it are to be learned.
 
@@ -72,7 +79,7 @@ def render_conversation(
         conversation: Of messages.
         tokenizer: With a chat template.
         row: For errors.
-        labeling: How, and what of it is learned.
+        options: How, and what of it is learned.
 
     Returns:
         The examples: one, or where the template rewrites earlier turns perhaps one for each trained turn.
@@ -86,11 +93,11 @@ def render_conversation(
             "--chat_template_path, or give text in 'prompt' and 'completion'."
         )
     messages, trained, weights = list(conversation.messages), list(conversation.trained), list(conversation.weights)
-    if labeling.train_on == "last":
+    if options.train_on == "last":
         trained, weights = trained[-1:], weights[-1:]
         messages = messages[: trained[0] + 1]
     try:
-        template = ChatTemplate(tokenizer, conversation.tools, conversation.template_options, labeling.template_date)
+        template = ChatTemplate(tokenizer, conversation.tools, conversation.template_options, options.template_date)
     except ValueError as error:  # it has several, none of them the default
         raise row.error(
             f"has no chat template to be rendered by: {error} Name one with --chat_template_path."
@@ -101,12 +108,12 @@ def render_conversation(
     for spelled in spellings(known, template.source):
         try:
             by_turn = dict(zip(trained, weights, strict=True))
-            examples = _examples(_Chat(template, known, spelled, trained, by_turn, labeling.weighs_parts))
+            examples = _examples(_Chat(template, known, spelled, trained, by_turn, options.weighs_parts))
         except CannotLabel as error:
             # What a template leaves out says more than what it stumbles over in a spelling that it does not want.
             problem = error if problem is None or not error.refused else problem
             continue
-        without = labeling.empty_think == "ignore"
+        without = options.empty_think == "ignore"
         return [_without_empty_thoughts(example) if without else example for example in examples]
     raise row.error(str(problem))
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from profit_sft.evaluation.results import BudgetRow, Record, judged_score, mean_accuracy
+from profit_sft.errors import DataError
+from profit_sft.evaluation.results import BudgetRow, Record, judged_accuracy, mean_accuracy
 from profit_sft.files import write_text
 
 if TYPE_CHECKING:
@@ -29,14 +30,14 @@ class BudgetTable:
 
     Attributes:
         rows: One a budget, rising; the last is the evaluation's own limit.
-        scores: By budget, each problem's mean score over its judged samples; where none is judged, 0.5.
+        accuracies: By budget, that of each problem over its judged samples; where none is judged, 0.5.
         inexact_cut_share: Share of samples whose text, put into tokens again, has another number of tokens than were
             generated. Such a text may be cut some tokens early or late. White space at either end, which is not kept,
             is one reason; a model that spells a word in other tokens than the tokenizer does is another.
     """
 
     rows: tuple[BudgetRow, ...]
-    scores: Mapping[int, Sequence[float]]
+    accuracies: Mapping[int, Sequence[float]]
     inexact_cut_share: float
 
 
@@ -70,39 +71,43 @@ def accuracy_by_budget(
     found: dict[int, dict[int, list[Record]]] = {budget: {} for budget in budgets}
     inexact = 0
     for record in records:
-        tokens = _tokens(record["answer"], tokenizer)
+        tokens: list[int] = tokenizer(record["answer"], add_special_tokens=False)["input_ids"]
         inexact += len(tokens) + (not record["truncated"]) != record["new_tokens"]
         for budget in budgets:
-            cut = record["new_tokens"] > budget
-            correct = grade(record["problem"], _decode(tokens[:budget], tokenizer)) if cut else record["correct"]
+            cut, correct = record["new_tokens"] > budget, record["correct"]
+            if cut:
+                text = str(tokenizer.decode(tokens[:budget], skip_special_tokens=True)).strip()
+                correct = grade(record["problem"], text)
             at_budget = {"correct": correct, "truncated": cut or record["truncated"]}
             found[budget].setdefault(record["problem"], []).append(at_budget)
     return BudgetTable(
         rows=tuple(_row(budget, list(problems.values())) for budget, problems in found.items()),
-        scores={budget: [judged_score(samples) for samples in problems.values()] for budget, problems in found.items()},
+        accuracies={
+            budget: [judged_accuracy(samples) for samples in problems.values()] for budget, problems in found.items()
+        },
         inexact_cut_share=inexact / len(records),
     )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class BudgetScores:
-    """What a study needs of one budget: the limit, the share of samples cut off at it, each problem's score."""
+class BudgetAccuracies:
+    """What a study needs of one budget: the limit, the share of samples cut off at it, each problem's accuracy."""
 
     budget: int
     truncated_share: float
-    scores: tuple[float, ...]
+    accuracies: tuple[float, ...]
 
 
 def budget_file(output_dir: Path, task: str) -> Path:
-    """Return where an evaluation keeps a task's scores by budget."""
+    """Return where an evaluation keeps a task's accuracies by budget."""
     return output_dir / "by_budget" / f"{task}.jsonl"
 
 
 def write_budgets(path: Path, table: BudgetTable) -> None:
-    """Write the scores of each budget, a line of JSON each."""
+    """Write the accuracies at each budget, a line of JSON each."""
     lines = [
         json.dumps(
-            {"budget": row.budget, "truncated_share": row.truncated_share, "scores": [*table.scores[row.budget]]}
+            {"budget": row.budget, "truncated_share": row.truncated_share, "scores": [*table.accuracies[row.budget]]}
         )
         for row in table.rows
     ]
@@ -110,26 +115,26 @@ def write_budgets(path: Path, table: BudgetTable) -> None:
     write_text(path, "".join(f"{line}\n" for line in lines))
 
 
-def read_budgets(path: Path) -> list[BudgetScores]:
-    """Read what `write_budgets` wrote.
+def read_budgets(path: Path) -> list[BudgetAccuracies]:
+    """Read what `write_budgets` wrote; nothing where there is no file.
 
     Raises:
-        ValueError: It is something else.
+        DataError: It is something else.
     """
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    if not path.exists():
+        return []
     try:
-        return [BudgetScores(**{**row, "scores": tuple(row["scores"])}) for row in rows]
-    except (TypeError, KeyError) as error:
-        raise ValueError(f"{path} holds no scores by budget ({error!r}).") from None
-
-
-def _tokens(text: str, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-    tokens: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return tokens
-
-
-def _decode(tokens: list[int], tokenizer: "PreTrainedTokenizerBase") -> str:
-    return str(tokenizer.decode(tokens, skip_special_tokens=True)).strip()
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return [
+            BudgetAccuracies(
+                budget=row["budget"], truncated_share=row["truncated_share"], accuracies=tuple(row["scores"])
+            )
+            for row in rows
+        ]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise DataError(
+            f"{path} cannot be read ({error!r}). Delete it: the accuracies by token budget are left out."
+        ) from None
 
 
 def _row(budget: int, problems: Sequence[Sequence[Record]]) -> BudgetRow:

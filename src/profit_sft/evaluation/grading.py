@@ -15,7 +15,6 @@ import importlib.util
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Any
 
 from profit_sft.evaluation.answers import FoundAnswer, find_answer, stated_choice
@@ -45,21 +44,14 @@ class MathJudge(LimitedProcess):
             tenth of a second.
 
     Example:
-        >>> with MathJudge() as judge:
+        >>> from contextlib import closing
+        >>> with closing(MathJudge()) as judge:
         ...     judge.equal(r"$\frac{1}{2}$", ["$0.5$"]), judge.equal("$2$", ["$3$"])
         (True, False)
     """
 
     def __init__(self, *, cpu_seconds: int = CPU_SECONDS) -> None:
         super().__init__("math_worker.py", cpu_seconds=cpu_seconds)
-
-    def __enter__(self) -> "MathJudge":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     def equal(self, expected: str, answers: Sequence[str]) -> bool | None:
         r"""Say whether any of the answers equals the expected one.

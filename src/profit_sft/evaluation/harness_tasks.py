@@ -100,7 +100,7 @@ def _set_up(name: str, task: "ConfigurableTask", settings: EvalSettings) -> None
     samples = settings.samples_per_problem
     if samples > 1 and not grades_each_sample(task):
         raise ConfigurationError(
-            f"{name}: its task file gives one score a problem, not one for each of {samples} samples. Take --samples 1 "
+            f"{name}: its task file gives one grade a problem, not one for each of {samples} samples. Take --samples 1 "
             "or --greedy."
         )
     kept = {key: value for key, value in task.config.generation_kwargs.items() if key not in _SAMPLING}

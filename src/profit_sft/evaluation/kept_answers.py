@@ -1,4 +1,4 @@
-"""A model of lm-evaluation-harness that answers from the records what they hold, and has an engine answer the rest."""
+"""A model of lm-evaluation-harness: answers that the records hold come from there, all others from a generator."""
 
 import hashlib
 import time
@@ -8,7 +8,7 @@ from typing import Any
 
 from lm_eval.api.model import LM
 
-from profit_sft.evaluation.engine import Answer, Engine, Request
+from profit_sft.evaluation.generator import Answer, Generator, Request
 from profit_sft.evaluation.records import SampleFile
 
 
@@ -19,7 +19,7 @@ class KeptAnswers(LM):
     same problem was asked for before.
 
     Args:
-        engine: Generates what is missing.
+        generator: Makes the answers that are missing.
         task: Name of the task.
         samples: Its records.
         seed: The evaluation's.
@@ -33,7 +33,7 @@ class KeptAnswers(LM):
 
     def __init__(
         self,
-        engine: Engine,
+        generator: Generator,
         task: str,
         samples: SampleFile,
         *,
@@ -44,13 +44,13 @@ class KeptAnswers(LM):
         progress: Callable[[str, int, int], None],
     ) -> None:
         super().__init__()
-        self._engine, self._task, self._samples = engine, task, samples
+        self._generator, self._task, self._samples = generator, task, samples
         self._seed, self._batch_size = seed, batch_size
         self._started, self._say, self._progress = started, say, progress
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> Any:
         """Put messages into the model's chat template."""
-        return self._engine.lm.apply_chat_template(chat_history, add_generation_prompt)
+        return self._generator.lm.apply_chat_template(chat_history, add_generation_prompt)
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[Answer]:
         """Return an answer to each request."""
@@ -67,7 +67,7 @@ class KeptAnswers(LM):
         if missing:
             self._say(f"{self._task}: {len(missing)} answers to generate, {kept} are there")
         # Longest first: a batch that does not fit into memory shows at once, and rows of one length need no padding.
-        lengths = {request.prompt: self._engine.length(request.prompt) for request in missing}
+        lengths = {request.prompt: self._generator.length(request.prompt) for request in missing}
         missing.sort(key=lambda request: (-lengths[request.prompt], request.prompt, request.key))
         for start in range(0, len(missing), self._batch_size):
             batch = missing[start : start + self._batch_size]
@@ -84,7 +84,7 @@ class KeptAnswers(LM):
 
     def _answer(self, batch: Sequence[Request]) -> None:
         began = time.perf_counter()
-        answers = self._engine.answer(batch)
+        answers = self._generator.answer(batch)
         seconds = round((time.perf_counter() - began) / len(batch), 4)
         self._started()
         self._samples.add(

@@ -50,7 +50,7 @@ class TaskResult:
         not_judged: Samples that are neither right nor wrong, since comparing their formula came to no end. The accuracy
             leaves them out, and a problem with them of which no sample is judged.
         fallback_share: Share of samples whose answer was only guessed at, as their last number or formula.
-        mean_new_tokens: Mean length of a sample; None: the engine does not say.
+        mean_new_tokens: Mean length of a sample; None: the generator does not say.
         max_new_tokens: The limit of a sample, after lowering to the model's window.
         generation_seconds: Wall-clock time of generating and grading all samples, earlier runs included.
         by_budget: The same at lower limits, rising; empty where there is none to cut at, or lengths are unknown.
@@ -153,8 +153,8 @@ def mean_accuracy(problems: Sequence[Sequence[Record]]) -> Estimate:
     return estimate_mean([[float(bool(record["correct"])) for record in samples] for samples in groups])
 
 
-def judged_score(samples: Sequence[Record]) -> float:
-    """Return the mean score of a problem over its judged samples.
+def judged_accuracy(samples: Sequence[Record]) -> float:
+    """Return the accuracy of a problem over its judged samples.
 
     A problem of which none was judged counts as half right: it stays a problem of what is compared, and favors none.
     """

@@ -1,4 +1,4 @@
-"""Run an evaluation: start an engine, have the harness answer and grade what is missing, keep it, and sum it up."""
+"""Run an evaluation: start a generator, have the harness answer and grade what is missing, keep it, and sum it up."""
 
 import dataclasses
 import inspect
@@ -14,7 +14,7 @@ from profit_sft.data.prepare import tokenizer_fingerprint
 from profit_sft.errors import ConfigurationError, brief, require_extra
 from profit_sft.evaluation.budgets import accuracy_by_budget, budget_file, budgets_up_to, write_budgets
 from profit_sft.evaluation.code_check import confirm_run_unsafe_code
-from profit_sft.evaluation.engine import Answer, Engine, ServedEngine
+from profit_sft.evaluation.generator import Answer, Generator, ServedGenerator
 from profit_sft.evaluation.harness_tasks import fingerprint, grades_each_sample, load_task, seed_examples
 from profit_sft.evaluation.records import EvalFolder, SampleFile
 from profit_sft.evaluation.results import EvalReport, Record, TaskResult, summarize
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _SEEDED_BY_REQUEST = ("vllm",)
 _PACKAGES = ("profit-sft", "lm-eval", "math-verify", "torch", "transformers")
-_SECRETS = ("auth_token", "header")  # of an engine's arguments, which are written down
+_SECRETS = ("auth_token", "header")  # of `engine_args`, which are written down
 
 Progress = Callable[[str, int, int], None]
 
@@ -54,7 +54,7 @@ def evaluate(
         The figures, which `results.json` in the output folder holds as well.
 
     Raises:
-        ConfigurationError: The folder holds another evaluation, the model or engine does not exist, or a prompt does
+        ConfigurationError: The folder holds another evaluation, there is no such model or `engine`, or a prompt does
             not fit it.
         DataError: A file is missing or cannot be used.
         DownloadError: Something cannot be fetched.
@@ -65,7 +65,14 @@ def evaluate(
     with _quiet_harness(), confirm_run_unsafe_code(settings.confirm_run_unsafe_code):
         by_task = {name: resolved(settings, name) for name in settings.tasks}
         tasks = {name: load_task(name, by_task[name]) for name in settings.tasks}
-        jobs = {name: _task_job(task) for name, task in tasks.items()}
+        jobs = {
+            name: {
+                "problems": len(task.eval_docs),
+                "fingerprint": fingerprint(task),
+                "max_new_tokens": task.config.generation_kwargs["max_gen_toks"],
+            }
+            for name, task in tasks.items()
+        }
         model = model_fingerprint(settings.model_name_or_path) if loads_model(settings) else None
         with sole_use(settings.output_dir, "evaluation"):
             decoding = by_task[settings.tasks[0]].decoding  # of all tasks, with what a preset sets
@@ -103,14 +110,6 @@ def _tokenizer_fingerprint(model_name_or_path: str) -> str | None:
     return tokenizer_fingerprint(tokenizer) if tokenizer.is_fast else None
 
 
-def _task_job(task: "ConfigurableTask") -> dict[str, Any]:
-    return {
-        "problems": len(task.eval_docs),
-        "fingerprint": fingerprint(task),
-        "max_new_tokens": task.config.generation_kwargs["max_gen_toks"],
-    }
-
-
 def _written_arguments(settings: EvalSettings) -> dict[str, Any]:
     return {name: value for name, value in settings.engine_args.items() if name not in _SECRETS}
 
@@ -124,7 +123,7 @@ def _plain_settings(settings: EvalSettings) -> dict[str, Any]:
 
 
 class _Run:
-    """One call of `evaluate`; it starts the engine when the first sample is missing."""
+    """One call of `evaluate`; it starts the generator when the first sample is missing."""
 
     def __init__(
         self,
@@ -136,11 +135,11 @@ class _Run:
     ) -> None:
         self._settings, self._by_task, self._folder = settings, by_task, folder
         self._say, self._progress = say, progress
-        self._engine: Engine | None = None
+        self._generator: Generator | None = None
 
     @property
     def device_name(self) -> str:
-        return "not used" if self._engine is None else self._engine.device_name
+        return "not used" if self._generator is None else self._generator.device_name
 
     def task(self, name: str, task: "ConfigurableTask") -> TaskResult:
         settings = self._by_task[name]
@@ -177,18 +176,18 @@ class _Run:
         from profit_sft.evaluation.kept_answers import KeptAnswers
 
         settings = self._settings
-        if self._engine is None:
+        if self._generator is None:
             self._say(f"loading {settings.model_name_or_path}")
-            self._engine = start_engine(settings)
+            self._generator = start_generator(settings)
         prompts = {
             "system_instruction": settings.system_prompt,
             "apply_chat_template": settings.apply_chat_template,
             "fewshot_as_multiturn": True,
         }
-        lowered = self._max_new_tokens(name, task, self._engine, prompts)
+        lowered = self._max_new_tokens(name, task, self._generator, prompts)
         task.set_config("generation_kwargs", {"max_gen_toks": lowered}, update=True)
         answers = KeptAnswers(
-            self._engine,
+            self._generator,
             name,
             samples,
             seed=settings.seed,
@@ -203,24 +202,26 @@ class _Run:
         )
         samples.grade(_grades(found["samples"][task.task_name]))
 
-    def _max_new_tokens(self, name: str, task: "ConfigurableTask", engine: Engine, prompts: dict[str, Any]) -> int:
+    def _max_new_tokens(
+        self, name: str, task: "ConfigurableTask", generator: Generator, prompts: dict[str, Any]
+    ) -> int:
         """Return the limit of an answer to any problem of the task, so that it does not depend on `limit`."""
         wanted = int(task.config.generation_kwargs["max_gen_toks"])
-        if engine.window is None:
+        if generator.window is None:
             return wanted
-        task.build_all_requests(**prompts, chat_template=engine.lm.apply_chat_template)
+        task.build_all_requests(**prompts, chat_template=generator.lm.apply_chat_template)
         seed_examples(task)
-        longest = max(engine.length(request.args[0]) for request in task.instances)
-        room = engine.window - longest
+        longest = max(generator.length(request.args[0]) for request in task.instances)
+        room = generator.window - longest
         if room < 1:
             raise ConfigurationError(
-                f"{name}: its longest prompt has {longest} tokens, the model's window {engine.window}. "
+                f"{name}: its longest prompt has {longest} tokens, the model's window {generator.window}. "
                 "Leave out the task or use a model with a longer window."
             )
         if room < wanted:
             self._say(
                 f"{name}: max_new_tokens is {room} instead of {wanted}, what the model's "
-                f"window of {engine.window} tokens leaves to the longest prompt"
+                f"window of {generator.window} tokens leaves to the longest prompt"
             )
         return min(room, wanted)
 
@@ -248,8 +249,8 @@ def _grades(problems: Sequence[Record]) -> dict[tuple[int, int], Record]:
     return grades
 
 
-def engine_class(settings: EvalSettings) -> Any:
-    """Return the harness's class of an engine.
+def harness_model(settings: EvalSettings) -> Any:
+    """Return the harness's class of the model that `engine` names.
 
     Raises:
         ConfigurationError: There is none of that name, or a library it needs is not installed.
@@ -266,37 +267,37 @@ def engine_class(settings: EvalSettings) -> Any:
 
 
 def loads_model(settings: EvalSettings) -> bool:
-    """Say whether the engine loads the model itself; otherwise its name is one that a server knows."""
-    return "pretrained" in inspect.signature(engine_class(settings).__init__).parameters
+    """Say whether what `engine` names loads the model itself; otherwise its name is one that a server knows."""
+    return "pretrained" in inspect.signature(harness_model(settings).__init__).parameters
 
 
-def start_engine(settings: EvalSettings) -> Engine:
+def start_generator(settings: EvalSettings) -> Generator:
     """Load the model, or get ready to ask its server.
 
     Raises:
-        ConfigurationError: There is no such model, the engine does not take the arguments, or prompts cannot be put
+        ConfigurationError: There is no such model, `engine` does not take `engine_args`, or prompts cannot be put
             the way that is asked for.
     """
     if settings.engine == "hf":
-        from profit_sft.evaluation.hf_engine import HFEngine  # takes seconds, and a server needs none of it
+        from profit_sft.evaluation.hf_generator import HFGenerator  # takes seconds, and a server needs none of it
 
-        engine: Engine = HFEngine(settings)
+        generator: Generator = HFGenerator(settings)
     else:
-        engine = _harness_engine(settings)
-    if settings.apply_chat_template and getattr(engine.tokenizer, "chat_template", "") is None:
+        generator = _harness_generator(settings)
+    if settings.apply_chat_template and getattr(generator.tokenizer, "chat_template", "") is None:
         raise ConfigurationError(
             f"the tokenizer of '{settings.model_name_or_path}' has no chat template. Evaluate a model that has one, or "
             "leave templates out with --no_chat_template (apply_chat_template=False)."
         )
-    date_chats(engine.tokenizer, settings.model_name_or_path)
-    return engine
+    date_chats(generator.tokenizer, settings.model_name_or_path)
+    return generator
 
 
-def _harness_engine(settings: EvalSettings) -> Engine:
+def _harness_generator(settings: EvalSettings) -> Generator:
     from lm_eval.models.api_models import TemplateAPI
     from lm_eval.models.openai_completions import LocalChatCompletion
 
-    made_by = engine_class(settings)
+    made_by = harness_model(settings)
     served = issubclass(made_by, TemplateAPI)
     if issubclass(made_by, LocalChatCompletion) and not settings.apply_chat_template:
         raise ConfigurationError(
@@ -314,8 +315,8 @@ def _harness_engine(settings: EvalSettings) -> Engine:
     except (TypeError, ValueError, OSError, ImportError, AssertionError) as error:
         raise ConfigurationError(f"engine {settings.engine} cannot be started: {error}") from None
     if served:
-        return ServedEngine(lm)
-    return Engine(lm, seeded=settings.engine in _SEEDED_BY_REQUEST)
+        return ServedGenerator(lm)
+    return Generator(lm, seeded=settings.engine in _SEEDED_BY_REQUEST)
 
 
 @contextmanager

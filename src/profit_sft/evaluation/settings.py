@@ -1,9 +1,11 @@
 """What to evaluate and how, and what the paper's preset makes of it."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from profit_sft.errors import ConfigurationError, blamed_on
 from profit_sft.models import DTYPES
@@ -25,7 +27,7 @@ class EvalSettings:
         tasks: Names from `TASKS`, which are the task files in `evaluation/tasks`.
         output_dir: Records and results go here; an unfinished evaluation there is gone on with.
         apply_chat_template: Put problems into the model's chat template. False for a base model that has none.
-        engine_args: Further arguments of the engine, as the harness's `model_args`.
+        engine_args: Further arguments of what `engine` names, as the harness's `model_args`.
 
     Raises:
         TypeError: A value is of another type.
@@ -79,7 +81,7 @@ class EvalSettings:
         default=False, metadata={"help": "Run the code that the model writes (humaneval_paper)."}
     )
     allow_missing_weights: bool = field(
-        default=False, metadata={"help": "Load a model whose files lack weights, or hold others; engine hf only."}
+        default=False, metadata={"help": "Load a model whose files lack weights, or hold others; --engine hf only."}
     )
 
     def __post_init__(self) -> None:
@@ -147,49 +149,22 @@ class EvalSettings:
         return {"greedy": False, "temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Decoding:
-    """How a token is chosen; `top_k` 0 keeps all."""
-
-    temperature: float
-    top_p: float
-    top_k: int
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TaskPreset:
-    """How often a problem is answered, and the longest answer in tokens."""
-
-    samples: int
-    max_new_tokens: int
-
-
-# The paper's decoding, by the family of the model, and its samples and limits, by task.
+# The paper's decoding, by the family of the model; its samples and limits are those of the task files.
 # Source: Liu et al. 2026, arXiv:2601.09195v3, appendix, and the evaluation scripts of its repository. Both give Qwen3
 # and OLMo-2 temperature 0.7, top-p 0.8 and top-k 20, and Llama 0.6 and 0.9 without a top-k; 32 samples of up to 32,768
 # tokens for AIME 2024, 8 of up to 8,192 elsewhere. Only the scripts limit GSM8K, to 512 tokens.
 # The samples of table 3 are not told, but follow from its 15 figures: each one of ARC is a multiple of 1/295, of
 # MMLU-Pro's history and chemistry of 1/381 and 1/1,132, so they have one sample a question; those of HumanEval are
 # multiples of 1/(8 x 164) and of no fewer. HellaSwag has too many questions to tell; one sample is our choice.
-_QWEN_OLMO = Decoding(temperature=0.7, top_p=0.8, top_k=20)
-_LLAMA = Decoding(temperature=0.6, top_p=0.9, top_k=0)
+_QWEN_OLMO = {"temperature": 0.7, "top_p": 0.8, "top_k": 20}
+_LLAMA = {"temperature": 0.6, "top_p": 0.9, "top_k": 0}
 
 # By `model_type` of config.json. The paper's Qwen2.5 models have Qwen3's decoding here; theirs is not told.
-DECODING: Mapping[str, Decoding] = {"qwen2": _QWEN_OLMO, "qwen3": _QWEN_OLMO, "olmo2": _QWEN_OLMO, "llama": _LLAMA}
-_PAPER_TASKS: Mapping[str, TaskPreset] = {
-    "aime24": TaskPreset(samples=32, max_new_tokens=32_768),
-    "aime24_paper": TaskPreset(samples=32, max_new_tokens=32_768),
-    "gsm8k_paper": TaskPreset(samples=8, max_new_tokens=512),
-    "hellaswag_paper": TaskPreset(samples=1, max_new_tokens=8192),
-    "arc_challenge_paper": TaskPreset(samples=1, max_new_tokens=8192),
-    "mmlu_pro_history_paper": TaskPreset(samples=1, max_new_tokens=8192),
-    "mmlu_pro_chemistry_paper": TaskPreset(samples=1, max_new_tokens=8192),
-}
-_OTHER_TASKS = TaskPreset(samples=8, max_new_tokens=8192)
+DECODING = {"qwen2": _QWEN_OLMO, "qwen3": _QWEN_OLMO, "olmo2": _QWEN_OLMO, "llama": _LLAMA}
 
 
-def paper_decoding(model_type: str) -> Decoding:
-    """Return the paper's decoding of a family of models.
+def paper_decoding(model_type: str) -> Mapping[str, Any]:
+    """Return the paper's decoding of a family of models; `top_k` 0 keeps all.
 
     Args:
         model_type: As config.json names it.
@@ -199,7 +174,7 @@ def paper_decoding(model_type: str) -> Decoding:
 
     Example:
         >>> paper_decoding("llama")
-        Decoding(temperature=0.6, top_p=0.9, top_k=0)
+        {'temperature': 0.6, 'top_p': 0.9, 'top_k': 0}
     """
     if model_type not in DECODING:
         raise ConfigurationError(
@@ -209,14 +184,29 @@ def paper_decoding(model_type: str) -> Decoding:
     return DECODING[model_type]
 
 
-def paper_task(task: str) -> TaskPreset:
-    """Return the paper's samples and limit of a task.
+class _TaskFile(yaml.SafeLoader):
+    """Reads a task file, without the functions that it names."""
+
+
+_TaskFile.add_constructor("!function", lambda loader, node: None)
+
+
+def task_file(task: str) -> dict[str, Any]:
+    """Return what the file of a task says, and those that it includes.
 
     Example:
-        >>> paper_task("gsm8k_paper")
-        TaskPreset(samples=8, max_new_tokens=512)
+        >>> task_file("gsm8k_paper")["metadata"]["problems"]
+        1319
     """
-    return _PAPER_TASKS.get(task, _OTHER_TASKS)
+    content: dict[str, Any] = yaml.load((TASK_FOLDER / f"{task}.yaml").read_text(encoding="utf-8"), _TaskFile)
+    return {**(task_file(Path(content["include"]).stem) if "include" in content else {}), **content}
+
+
+def task_limits(settings: EvalSettings, task: str) -> tuple[int, int]:
+    """Return the samples of a problem and the longest answer in tokens: as given, else the preset's or the task's."""
+    file = task_file("aime24_paper" if settings.preset == "paper" and task == "aime24" else task)
+    samples = 1 if settings.greedy else file["repeats"] if settings.preset == "paper" else _DEFAULT_SAMPLES
+    return settings.samples or samples, settings.max_new_tokens or file["generation_kwargs"]["max_gen_toks"]
 
 
 def resolved(settings: EvalSettings, task: str) -> EvalSettings:
@@ -227,11 +217,9 @@ def resolved(settings: EvalSettings, task: str) -> EvalSettings:
     """
     if settings.preset is None:
         return settings
-    preset = paper_task(task)
-    decoding = {} if settings.greedy else asdict(paper_decoding(model_type_of(settings.model_name_or_path)))
-    samples = settings.samples or (1 if settings.greedy else preset.samples)
-    limit = settings.max_new_tokens or (None if task == "generated" else preset.max_new_tokens)
-    return replace(settings, preset=None, **decoding, samples=samples, max_new_tokens=limit)
+    samples, longest = task_limits(settings, task)
+    decoding = {} if settings.greedy else paper_decoding(model_type_of(settings.model_name_or_path))
+    return replace(settings, preset=None, **decoding, samples=samples, max_new_tokens=longest)
 
 
 def model_type_of(model_name_or_path: str) -> str:

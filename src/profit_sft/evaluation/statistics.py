@@ -12,13 +12,13 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Estimate:
-    """A mean over problems. Everything is in the unit of the scores.
+    """A mean over problems. Everything is in the unit of the grades.
 
     Attributes:
         mean: The estimate.
         low: Lower end of its 95% interval over problems, see `share_interval`.
         high: Upper end.
-        standard_error: Its standard error, which is 0 where all scores are alike; None with fewer than two problems.
+        standard_error: Its standard error, which is 0 where all grades are alike; None with fewer than two problems.
         between_problems: Standard deviation of the problems' own means; None with fewer than two problems.
         within_problem: Root of the mean variance of the samples of one problem; None with one sample a problem.
     """
@@ -31,8 +31,8 @@ class Estimate:
     within_problem: float | None
 
 
-def estimate_mean(scores: Sequence[Sequence[float]], weights: Sequence[float] | None = None) -> Estimate:
-    """Estimate the mean score of a problem drawn like these, from several samples of each.
+def estimate_mean(grades: Sequence[Sequence[float]], weights: Sequence[float] | None = None) -> Estimate:
+    """Estimate the mean grade of a problem drawn like these, from several samples of each.
 
         m_i  = mean of the samples of problem i
         mean = sum_i w_i m_i / sum_i w_i
@@ -43,7 +43,7 @@ def estimate_mean(scores: Sequence[Sequence[float]], weights: Sequence[float] | 
     error of a ratio. avg@k is `mean` with k samples a problem.
 
     Args:
-        scores: For each problem the scores of its samples, shares in [0, 1], at least one of each.
+        grades: For each problem those of its samples, shares in [0, 1], at least one of each.
         weights: For each problem a positive weight, such as the instructions it holds. None: all alike.
 
     Raises:
@@ -56,11 +56,11 @@ def estimate_mean(scores: Sequence[Sequence[float]], weights: Sequence[float] | 
         >>> found.mean, round(found.low, 3), round(found.high, 3)
         (0.5, 0.064, 0.936)
     """
-    if not scores or not all(scores):
+    if not grades or not all(grades):
         raise ValueError("a mean needs at least one problem, and of each problem at least one sample.")
-    weights = [1.0] * len(scores) if weights is None else list(weights)
-    n, total = len(scores), sum(weights)
-    means = [sum(samples) / len(samples) for samples in scores]
+    weights = [1.0] * len(grades) if weights is None else list(weights)
+    n, total = len(grades), sum(weights)
+    means = [sum(samples) / len(samples) for samples in grades]
     mean = sum(weight * value for weight, value in zip(weights, means, strict=True)) / total
     error = between = None
     if n > 1:
@@ -75,7 +75,7 @@ def estimate_mean(scores: Sequence[Sequence[float]], weights: Sequence[float] | 
         high=high,
         standard_error=error,
         between_problems=between,
-        within_problem=_within(scores, means),
+        within_problem=_within(grades, means),
     )
 
 
@@ -135,10 +135,10 @@ def average_interval(means: Sequence[float], intervals: Sequence[tuple[float, fl
     return mean - below / len(means), mean + above / len(means)
 
 
-def _within(scores: Sequence[Sequence[float]], means: Sequence[float]) -> float | None:
+def _within(grades: Sequence[Sequence[float]], means: Sequence[float]) -> float | None:
     variances = [
-        sum((score - mean) ** 2 for score in samples) / (len(samples) - 1)
-        for samples, mean in zip(scores, means, strict=True)
+        sum((grade - mean) ** 2 for grade in samples) / (len(samples) - 1)
+        for samples, mean in zip(grades, means, strict=True)
         if len(samples) > 1
     ]
     return math.sqrt(sum(variances) / len(variances)) if variances else None

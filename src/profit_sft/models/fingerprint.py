@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,8 @@ def model_fingerprint(name: str | None, *, revision: str | None = None) -> str:
     folder = Path(path)
     if not folder.is_dir():
         return hashlib.sha256(f"{path}@{_hub_commit(path, revision)}".encode()).hexdigest()
-    files = sorted(_model_files(folder))
+    kinds = ("config.json", ADAPTER_FILE, "*.safetensors", "*.bin")
+    files = sorted(file for kind in kinds for file in folder.glob(kind))
     if not files:
         raise ConfigurationError(
             f"model_name_or_path: '{path}' holds no model (no config.json or {ADAPTER_FILE}). Name a folder that "
@@ -53,11 +54,6 @@ def model_fingerprint(name: str | None, *, revision: str | None = None) -> str:
     if base is not None:
         digest.update(model_fingerprint(base).encode())
     return digest.hexdigest()
-
-
-def _model_files(folder: Path) -> Iterator[Path]:
-    for pattern in ("config.json", ADAPTER_FILE, "*.safetensors", "*.bin"):
-        yield from folder.glob(pattern)
 
 
 def _known_sha256_of(files: Sequence[Path]) -> list[str]:

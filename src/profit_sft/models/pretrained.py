@@ -229,8 +229,8 @@ def _chat_template(source: str) -> str:
 
 
 def default_device() -> str:
-    """Return where one process computes: a CUDA device where there is one."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    """Return where one process computes: an accelerator where there is one."""
+    return str(torch.accelerator.current_accelerator(check_available=True) or "cpu")
 
 
 def end_tokens(model: Any, eos_token_id: int | None) -> list[int]:

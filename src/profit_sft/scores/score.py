@@ -6,14 +6,12 @@ they are the same whoever computes them.
 """
 
 import dataclasses
-import shlex
 import signal
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,84 +22,17 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from profit_sft.data.prepare import PreparedData, check_tokens_fit, prepare_dataset
-from profit_sft.data.settings import DataSettings
 from profit_sft.errors import DataError
 from profit_sft.files import sole_use
 from profit_sft.head import apply_profit
 from profit_sft.interrupts import FirstSignal, signals_handled
-from profit_sft.models import DTYPES
 from profit_sft.models.fingerprint import model_fingerprint
 from profit_sft.models.pretrained import load_model, load_tokenizer
 from profit_sft.objectives import NLL
-from profit_sft.ranges import check_values
 from profit_sft.ranks import first_decides
 from profit_sft.scores.loop import LabelExample, LabelScores, label_examples, score_in_batches
+from profit_sft.scores.settings import ScoreSettings
 from profit_sft.scores.store import ScoredExample, ScoreJob, ScoreSet, ScoreWriter, as_stored, load_scores
-
-MOST_LIKELIEST = 100  # beyond that the scores would be logits in all but name
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ScoreSettings:
-    """What to score, under which model, into which folder; the names are flags of `profit score`.
-
-    Attributes:
-        model_name_or_path: Frozen model: hub name, folder (LoRA adapters too), or `embedded`.
-        data: Which data, prepared how.
-        output_dir: The store, see `profit_sft.scores.store`.
-        dtype: The model's dtype: `float32`, `bfloat16`, `float16`, or `auto` for the checkpoint's own. Logits are fp32
-            whatever it is.
-        max_batch_tokens: Tokens of a batch, padding included; a longer example is a batch of its own. None: 2,048 on a
-            CPU, 16,384 elsewhere.
-        shard_rows: Examples in a shard.
-        likeliest: How many of the likeliest tokens to keep with each label token, with their log p; 0: none.
-        chat_template_path: A Jinja file, or another model whose chat template to take.
-        model_revision: Branch, tag or commit of a hub model.
-        trust_remote_code: Run code that comes with the model.
-        allow_missing_weights: Load a model whose files lack weights, or hold others.
-
-    Raises:
-        TypeError: A value is of another kind.
-        ValueError: A value is out of range.
-    """
-
-    model_name_or_path: str
-    data: DataSettings
-    output_dir: Path
-    dtype: str = "float32"
-    max_batch_tokens: int | None = None
-    shard_rows: int = 256
-    likeliest: int = 5
-    chat_template_path: str | None = None
-    model_revision: str | None = None
-    trust_remote_code: bool = False
-    allow_missing_weights: bool = False
-
-    def __post_init__(self) -> None:
-        if self.dtype not in DTYPES:
-            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}.")
-        check_values(self, unlimited=("likeliest",))
-        if not 0 <= self.likeliest <= MOST_LIKELIEST:
-            raise ValueError(f"likeliest must be from 0 to {MOST_LIKELIEST}, got {self.likeliest}.")
-
-
-def flags(settings: DataSettings | ScoreSettings) -> dict[str, str]:
-    """Return the fields that differ from their defaults, as the command line spells them; a switch has no value."""
-    found = {}
-    for entry in dataclasses.fields(settings):
-        value = getattr(settings, entry.name)
-        if value != entry.default and not isinstance(value, DataSettings):
-            found[f"--{entry.name}"] = "" if value is True else str(value)
-    return found
-
-
-def command_line(settings: ScoreSettings) -> str:
-    """Return the `profit score` command with these settings, to paste into a shell."""
-    data = flags(settings.data)
-    words = ["profit", "score", data.pop("--dataset_name")]
-    for name, value in {**data, **flags(settings)}.items():
-        words += [name, value] if value else [name]
-    return shlex.join(words)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,18 +40,28 @@ class ScoreProgress:
     """How far this process has come with its share of the shards, in this call.
 
     Attributes:
-        examples: Examples done.
         total_examples: Examples to do.
+        examples: Examples done.
         tokens: Tokens run through the model, without padding.
         label_tokens: Those of them that were scored.
         seconds: Since the first batch began.
     """
 
-    examples: int
     total_examples: int
-    tokens: int
-    label_tokens: int
-    seconds: float
+    examples: int = 0
+    tokens: int = 0
+    label_tokens: int = 0
+    seconds: float = 0.0
+
+    def after(self, batch: Sequence[LabelExample], seconds: float) -> "ScoreProgress":
+        """Return how far it has come with a further batch, so many seconds after the first began."""
+        return ScoreProgress(
+            total_examples=self.total_examples,
+            examples=self.examples + len(batch),
+            tokens=self.tokens + sum(len(example.input_ids) for example in batch),
+            label_tokens=self.label_tokens + sum(len(example.positions) for example in batch),
+            seconds=seconds,
+        )
 
     @property
     def tokens_per_second(self) -> float:
@@ -169,56 +110,42 @@ def score_dataset(
     on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
     # Ranks may wait for the slowest one's last shard; a rank that dies is the launcher's business.
     state = PartialState(cpu=on_cpu, timeout=timedelta(days=1))
+    say = say if state.is_main_process else _ignore
     with ExitStack() as held:
         first_decides(lambda: held.enter_context(sole_use(settings.output_dir, "scoring")))
-        return _scored_alone(settings, state, say, on_batch)
-
-
-def _scored_alone(
-    settings: ScoreSettings,
-    state: PartialState,
-    say: Callable[[str], None],
-    on_batch: Callable[[ScoreProgress], None],
-) -> ScoreSet:
-    say = say if state.is_main_process else _ignore
-    tokenizer = load_tokenizer(
-        settings.model_name_or_path,
-        revision=settings.model_revision,
-        trust_remote_code=settings.trust_remote_code,
-        chat_template_path=settings.chat_template_path,
-    )
-    prepared = prepare_dataset(settings.data, tokenizer, progress=state.is_main_process)
-    say(f"reading the weights of {settings.model_name_or_path}, to know them again")
-    writer = ScoreWriter(settings.output_dir, _job(settings, prepared))
-    if writer.is_finished:
-        return writer.finish()
-    missing = writer.missing_shards()
-    mine = missing[state.process_index :: state.num_processes]
-    model = None
-    if mine:
-        _say_how_much(say, writer.job, missing)
-        model = _model(
-            settings, tokenizer, prepared, state.device
-        )  # before the folder is begun with one that cannot be had
-    state.wait_for_everyone()  # every rank must have seen the same shards before one writes
-    if state.is_main_process:
-        writer.start(tokenizer)
-    state.wait_for_everyone()  # and the folder must say what it is before it holds any
-    if model is not None:
-        _score_shards(mine, writer, prepared, model, settings, on_batch)
-    state.wait_for_everyone()
-    if state.is_main_process:
-        writer.finish()
-    state.wait_for_everyone()
-    return load_scores(settings.output_dir)
-
-
-def _say_how_much(say: Callable[[str], None], job: ScoreJob, missing: Sequence[int]) -> None:
-    done = job.num_shards - len(missing)
-    say(
-        f"scoring {job.num_label_tokens:,} label tokens of {job.num_examples:,} rows in {job.num_shards} shards"
-        + (f", of which {done} are there" if done else "")
-    )
+        tokenizer = load_tokenizer(
+            settings.model_name_or_path,
+            revision=settings.model_revision,
+            trust_remote_code=settings.trust_remote_code,
+            chat_template_path=settings.chat_template_path,
+        )
+        prepared = prepare_dataset(settings.data, tokenizer, progress=state.is_main_process)
+        say(f"reading the weights of {settings.model_name_or_path}, to know them again")
+        writer = ScoreWriter(settings.output_dir, _job(settings, prepared))
+        if writer.is_finished:
+            return writer.finish()
+        missing = writer.missing_shards()
+        mine = missing[state.process_index :: state.num_processes]
+        model = None
+        if mine:
+            job, done = writer.job, writer.job.num_shards - len(missing)
+            say(
+                f"scoring {job.num_label_tokens:,} label tokens of {job.num_examples:,} rows in {job.num_shards} shards"
+                + (f", of which {done} are there" if done else "")
+            )
+            # Before the folder is begun with one that cannot be had.
+            model = _model(settings, tokenizer, prepared, state.device)
+        state.wait_for_everyone()  # every rank must have seen the same shards before one writes
+        if state.is_main_process:
+            writer.start(tokenizer)
+        state.wait_for_everyone()  # and the folder must say what it is before it holds any
+        if model is not None:
+            _score_shards(mine, writer, prepared, model, settings, on_batch)
+        state.wait_for_everyone()
+        if state.is_main_process:
+            writer.finish()
+        state.wait_for_everyone()
+        return load_scores(settings.output_dir)
 
 
 def _job(settings: ScoreSettings, prepared: PreparedData) -> ScoreJob:
@@ -258,7 +185,8 @@ def _score_shards(
     settings: ScoreSettings,
     on_batch: Callable[[ScoreProgress], None],
 ) -> None:
-    meter = _Meter(total_examples=sum(len(writer.job.shard_range(shard)) for shard in shards))
+    total = sum(len(writer.job.shard_range(shard)) for shard in shards)
+    progress, began = ScoreProgress(total_examples=total), time.perf_counter()
     stop = FirstSignal("this batch")
     with signals_handled(stop):
         for shard in shards:
@@ -272,7 +200,8 @@ def _score_shards(
                 model, examples, likeliest=settings.likeliest, max_batch_tokens=settings.max_batch_tokens
             ):
                 scores |= batch
-                on_batch(meter.add([examples[index] for index in batch]))
+                progress = progress.after([examples[index] for index in batch], time.perf_counter() - began)
+                on_batch(progress)
                 if stop.signal_number is not None and len(scores) < len(examples):
                     raise ScoringInterrupted(stop.signal_number)
             in_order = [scores[index] for index in range(len(examples))]
@@ -296,38 +225,16 @@ def write_scores(
         ConfigurationError: The folder holds another job's scores.
         DataError: A log-probability is not finite.
     """
-    with sole_use(settings.output_dir, "scoring"):
-        return _written_alone(settings, prepared, tokenizer, scores)
-
-
-def _written_alone(
-    settings: ScoreSettings, prepared: PreparedData, tokenizer: PreTrainedTokenizerBase, scores: Sequence[LabelScores]
-) -> ScoreSet:
     kept = next((0 if found.likeliest is None else found.likeliest.shape[1] for found in scores), 0)
-    writer = ScoreWriter(settings.output_dir, _job(dataclasses.replace(settings, likeliest=kept), prepared))
-    writer.start(tokenizer)
-    for shard in writer.missing_shards():
-        where = writer.job.shard_range(shard)
-        rows = prepared.dataset[where.start : where.stop]
-        examples = _scored(where, rows["row"], label_examples(rows), scores[where.start : where.stop])
-        writer.write_shard(shard, examples)
-    return writer.finish()
-
-
-class _Meter:
-    def __init__(self, *, total_examples: int) -> None:
-        self._start = time.perf_counter()
-        self._progress = ScoreProgress(examples=0, total_examples=total_examples, tokens=0, label_tokens=0, seconds=0.0)
-
-    def add(self, batch: Sequence[LabelExample]) -> ScoreProgress:
-        self._progress = dataclasses.replace(
-            self._progress,
-            examples=self._progress.examples + len(batch),
-            tokens=self._progress.tokens + sum(len(example.input_ids) for example in batch),
-            label_tokens=self._progress.label_tokens + sum(len(example.positions) for example in batch),
-            seconds=time.perf_counter() - self._start,
-        )
-        return self._progress
+    with sole_use(settings.output_dir, "scoring"):
+        writer = ScoreWriter(settings.output_dir, _job(dataclasses.replace(settings, likeliest=kept), prepared))
+        writer.start(tokenizer)
+        for shard in writer.missing_shards():
+            where = writer.job.shard_range(shard)
+            rows = prepared.dataset[where.start : where.stop]
+            examples = _scored(where, rows["row"], label_examples(rows), scores[where.start : where.stop])
+            writer.write_shard(shard, examples)
+        return writer.finish()
 
 
 def _scored(

@@ -26,8 +26,8 @@ CURVES = ("nll", "kept_share", "loss", "mean_token_accuracy")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Score:
-    """A variant's score on one task, or on the average of all.
+class Accuracy:
+    """A variant's accuracy on one task, or on the average of all.
 
     Attributes:
         outcome: The task, or `average`.
@@ -53,7 +53,7 @@ class VariantRow:
         variant: Name of the variant.
         seeds: Seeds that are finished; `(None,)` for the untrained model.
         planned: Number of seeds the plan has.
-        scores: One a task, and the average first where there are several tasks.
+        scores: Accuracy on each task, and the average first where there are several tasks.
         heldout_nll: Plain NLL on held-out data, nats a token, mean over seeds; None where not measured.
         heldout_nll_core: That of core tokens alone, where data says which those are.
         heldout_nll_style: That of style tokens.
@@ -66,7 +66,7 @@ class VariantRow:
     variant: str
     seeds: tuple[int | None, ...]
     planned: int
-    scores: tuple[Score, ...]
+    scores: tuple[Accuracy, ...]
     heldout_nll: float | None
     heldout_nll_core: float | None
     heldout_nll_style: float | None
@@ -142,7 +142,7 @@ def analyze(plan: StudyPlan, results: Sequence[CellResult]) -> Analysis:
     finished = {result.cell.slug for result in results}
     return Analysis(
         outcomes=outcomes,
-        num_problems={task: len(results[0].scores[task]) for task in tasks} if results else {},
+        num_problems={task: len(results[0].accuracies[task]) for task in tasks} if results else {},
         rows=tuple(_row(plan, outcomes, group) for group in groups.values()),
         comparisons=_comparisons(plan, outcomes, groups),
         missing=tuple(cell.slug for cell in plan.cells if cell.slug not in finished),
@@ -165,22 +165,22 @@ def grouped(plan: StudyPlan, results: Sequence[CellResult]) -> Groups:
     return groups
 
 
-def problem_scores(results: Sequence[CellResult], outcome: str) -> tuple[list[float], list[str]]:
-    """Return each problem's score averaged over seeds, and the task it is of."""
-    tasks = list(results[0].scores) if outcome == AVERAGE else [outcome]
-    scores, strata = [], []
+def problem_accuracies(results: Sequence[CellResult], outcome: str) -> tuple[list[float], list[str]]:
+    """Return each problem's accuracy averaged over seeds, and the task it is of."""
+    tasks = list(results[0].accuracies) if outcome == AVERAGE else [outcome]
+    accuracies, strata = [], []
     for task in tasks:
-        by_seed = [result.scores[task] for result in results]
-        scores += [sum(values) / len(values) for values in zip(*by_seed, strict=True)]
+        by_seed = [result.accuracies[task] for result in results]
+        accuracies += [sum(values) / len(values) for values in zip(*by_seed, strict=True)]
         strata += [task] * len(by_seed[0])
-    return scores, strata
+    return accuracies, strata
 
 
 def _seed_means(results: Sequence[CellResult], outcome: str) -> list[float]:
     means = []
     for result in results:
-        tasks = list(result.scores) if outcome == AVERAGE else [outcome]
-        means.append(sum(_mean(result.scores[task]) for task in tasks) / len(tasks))
+        tasks = list(result.accuracies) if outcome == AVERAGE else [outcome]
+        means.append(sum(_mean(result.accuracies[task]) for task in tasks) / len(tasks))
     return means
 
 
@@ -193,7 +193,7 @@ def _row(plan: StudyPlan, outcomes: Sequence[str], results: Sequence[CellResult]
         variant=cell.variant.name,
         seeds=tuple(result.cell.seed for result in results),
         planned=sum(other.model == cell.model and other.variant == cell.variant for other in plan.cells),
-        scores=tuple(_score(results, outcome) for outcome in outcomes),
+        scores=tuple(_accuracy(results, outcome) for outcome in outcomes),
         heldout_nll=_mean_of(heldout, "nll"),
         heldout_nll_core=_mean_of(heldout, "nll_core"),
         heldout_nll_style=_mean_of(heldout, "nll_style"),
@@ -203,11 +203,11 @@ def _row(plan: StudyPlan, outcomes: Sequence[str], results: Sequence[CellResult]
     )
 
 
-def _score(results: Sequence[CellResult], outcome: str) -> Score:
-    scores, strata = problem_scores(results, outcome)
-    low, high = mean_interval(scores, strata=strata)
+def _accuracy(results: Sequence[CellResult], outcome: str) -> Accuracy:
+    accuracies, strata = problem_accuracies(results, outcome)
+    low, high = mean_interval(accuracies, strata=strata)
     by_seed = tuple(_seed_means(results, outcome))
-    return Score(outcome=outcome, mean=_mean(by_seed), low=low, high=high, by_seed=by_seed)
+    return Accuracy(outcome=outcome, mean=_mean(by_seed), low=low, high=high, by_seed=by_seed)
 
 
 def mean_curve(logs: Sequence[Sequence[Mapping[str, Any]]], name: str) -> list[list[float]]:
@@ -284,14 +284,14 @@ def _compare(
     first: Sequence[CellResult], second: Sequence[CellResult], outcome: str, pooled: SeedVariance
 ) -> tuple[PairedComparison, SeedComparison]:
     first, second = with_common_seeds(first, second)
-    scores, strata = problem_scores(first, outcome)
-    other, _ = problem_scores(second, outcome)
+    accuracies, strata = problem_accuracies(first, outcome)
+    other, _ = problem_accuracies(second, outcome)
     seeds = seed_comparison(_runs(first, outcome), _runs(second, outcome), pooled, strata=strata)
-    return paired_comparison(scores, other, strata=strata), seeds
+    return paired_comparison(accuracies, other, strata=strata), seeds
 
 
 def _runs(results: Sequence[CellResult], outcome: str) -> dict[int | None, Floats]:
-    return {result.cell.seed: np.array(problem_scores([result], outcome)[0]) for result in results}
+    return {result.cell.seed: np.array(problem_accuracies([result], outcome)[0]) for result in results}
 
 
 def with_common_seeds(

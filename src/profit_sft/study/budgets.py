@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from profit_sft.evaluation.budgets import BudgetScores
+from profit_sft.evaluation.budgets import BudgetAccuracies
 from profit_sft.study.analysis import grouped, pairs, with_common_seeds
 from profit_sft.study.plan import StudyPlan
 from profit_sft.study.results import CellResult
@@ -18,7 +18,7 @@ from profit_sft.study.statistics import difference_interval, mean_interval
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BudgetPoint:
-    """A variant's score at a budget, or the difference of two.
+    """A variant's accuracy at a budget, or the difference of two.
 
     Attributes:
         budget: The limit of new tokens.
@@ -37,7 +37,7 @@ class BudgetPoint:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BudgetCurve:
-    """A variant's scores on a task by budget."""
+    """A variant's accuracies on a task by budget."""
 
     model: str
     variant: str
@@ -71,7 +71,7 @@ class BudgetFindings:
 
 
 def findings_by_budget(plan: StudyPlan, results: Sequence[CellResult]) -> BudgetFindings:
-    """Turn the cells' scores by budget into curves and differences.
+    """Turn the cells' accuracies by budget into curves and differences.
 
     A task is left out unless all finished cells have it at the same budgets, two or more.
     """
@@ -88,19 +88,19 @@ def findings_by_budget(plan: StudyPlan, results: Sequence[CellResult]) -> Budget
     )
 
 
-def _comparable(cells: Sequence[Mapping[str, Sequence[BudgetScores]]], task: str) -> bool:
-    shapes = {tuple((row.budget, len(row.scores)) for row in cell.get(task, ())) for cell in cells}
+def _comparable(cells: Sequence[Mapping[str, Sequence[BudgetAccuracies]]], task: str) -> bool:
+    shapes = {tuple((row.budget, len(row.accuracies)) for row in cell.get(task, ())) for cell in cells}
     return len(shapes) == 1 and len(next(iter(shapes))) > 1
 
 
 def _curve(cells: Sequence[CellResult], task: str) -> BudgetCurve:
     points = []
     for rows in zip(*(cell.by_budget[task] for cell in cells), strict=True):
-        scores = np.array([row.scores for row in rows]).mean(axis=0)  # (P,)
-        low, high = mean_interval(scores)
+        means = np.array([row.accuracies for row in rows]).mean(axis=0)  # (P,)
+        low, high = mean_interval(means)
         cut_off = sum(row.truncated_share for row in rows) / len(rows)
         points.append(
-            BudgetPoint(budget=rows[0].budget, mean=float(scores.mean()), low=low, high=high, truncated_share=cut_off)
+            BudgetPoint(budget=rows[0].budget, mean=float(means.mean()), low=low, high=high, truncated_share=cut_off)
         )
     cell = cells[0].cell
     return BudgetCurve(model=cell.model.name, variant=cell.variant.name, task=task, points=tuple(points))
@@ -110,8 +110,8 @@ def _comparison(first: Sequence[CellResult], second: Sequence[CellResult], task:
     first, second = with_common_seeds(first, second)
     points = []
     for place, row in enumerate(first[0].by_budget[task]):
-        one = np.array([cell.by_budget[task][place].scores for cell in first]).mean(axis=0)
-        other = np.array([cell.by_budget[task][place].scores for cell in second]).mean(axis=0)
+        one = np.array([cell.by_budget[task][place].accuracies for cell in first]).mean(axis=0)
+        other = np.array([cell.by_budget[task][place].accuracies for cell in second]).mean(axis=0)
         low, high = difference_interval(one, other)
         mean = float(one.mean() - other.mean())
         points.append(BudgetPoint(budget=row.budget, mean=mean, low=low, high=high, truncated_share=None))

@@ -17,7 +17,7 @@ all weights, 2 bytes a parameter, once for the whole batch; attention over the c
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -27,18 +27,11 @@ from profit_sft.data.sources import data_to_train
 from profit_sft.errors import ConfigurationError, ProFitError, first_line
 from profit_sft.models.pretrained import load_tokenizer, outline
 from profit_sft.study.layout import StudyFolder
+from profit_sft.study.measure import eval_settings
 from profit_sft.study.plan import GENERATED, Assumptions, Cell, ModelPlan, StudyPlan
 from profit_sft.study.processes import planned_ranks
 from profit_sft.study.runner import choose_cells, write_generated
 from profit_sft.train.engine import planned_steps
-
-# Problems of each task: the sizes of the published test sets, and of the project's own.
-TASK_PROBLEMS = {
-    **{"gsm8k": 1319, "math500": 500, "aime24": 30, "ifeval": 541, "gpqa_diamond": 198, "generated": 400},
-    **{"gsm8k_paper": 1319, "math500_paper": 500, "aime24_paper": 30, "gpqa_paper": 198, "humaneval_paper": 164},
-    **{"hellaswag_paper": 10042, "arc_challenge_paper": 295},
-    **{"mmlu_pro_chemistry_paper": 1132, "mmlu_pro_history_paper": 381},
-}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -200,34 +193,35 @@ def estimate_cell(plan: StudyPlan, cell: Cell, data: TrainingData, parameters: f
 
 def steps_and_tokens(settings: Mapping[str, Any], data: TrainingData) -> tuple[int, int]:
     """Return the optimizer steps of a run and the tokens it trains on."""
-    rows = min(data.rows, settings.get("max_samples") or data.rows)
-    device_rows, ranks = settings.get("per_device_train_batch_size", 8), planned_ranks(settings)
-    micro_batches = settings.get("gradient_accumulation_steps", 1)
-    if settings.get("global_batch_size") is not None:
-        micro_batches = max(1, settings["global_batch_size"] // (device_rows * ranks))
+    from profit_sft.train.config import ProFitConfig
+
+    asked: dict[str, Any] = {**{entry.name: entry.default for entry in fields(ProFitConfig)}, **settings}
+    rows = min(data.rows, asked.get("max_samples") or data.rows)
+    device_rows, ranks = asked["per_device_train_batch_size"], planned_ranks(asked)
+    micro_batches = asked["gradient_accumulation_steps"] or 1
+    if asked["global_batch_size"] is not None:
+        micro_batches = max(1, asked["global_batch_size"] // (device_rows * ranks))
     steps, epochs = planned_steps(
         -(-rows // device_rows),
         ranks=ranks,
         micro_batches=micro_batches,
-        epochs=float(settings.get("num_train_epochs", 3)),
-        max_steps=settings.get("max_steps", -1),
+        epochs=float(asked["num_train_epochs"]),
+        max_steps=asked["max_steps"],
     )
     return steps, round(data.tokens / data.rows * rows * epochs)
 
 
 def planned_new_tokens(evaluate: Mapping[str, Any], given: Assumptions) -> int:
     """Return how many tokens the evaluation of one cell generates, at the assumed mean length."""
-    return sum(_new_tokens_of(task, evaluate, given) for task in evaluate.get("tasks", ()))
+    from profit_sft.evaluation.settings import task_file, task_limits  # brings transformers
 
-
-def _new_tokens_of(task: str, evaluate: Mapping[str, Any], given: Assumptions) -> int:
-    from profit_sft.evaluation.settings import TaskPreset, paper_task  # brings the evaluation, and transformers with it
-
-    preset = paper_task(task) if evaluate.get("preset") == "paper" else TaskPreset(samples=8, max_new_tokens=8192)
-    problems = min(TASK_PROBLEMS[task], evaluate.get("limit") or TASK_PROBLEMS[task])
-    samples = 1 if evaluate.get("greedy") else evaluate.get("samples") or preset.samples
-    longest = evaluate.get("max_new_tokens") or preset.max_new_tokens
-    return int(problems * samples * min(given.mean_new_tokens, longest))
+    total = 0
+    for task in evaluate.get("tasks", ()):
+        settings = eval_settings({**evaluate, "tasks": [task]}, "", Path())
+        samples, longest = task_limits(settings, task)
+        problems = task_file(task)["metadata"]["problems"]
+        total += min(problems, settings.limit or problems) * samples * min(given.mean_new_tokens, longest)
+    return total
 
 
 def count_parameters(model_name_or_path: str) -> int:

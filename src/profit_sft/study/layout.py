@@ -12,7 +12,7 @@ output_dir/
     measure.json          what the measuring process is to do
     trained.json          training is complete, and how long it took
     heldout.json          plain NLL on held-out data
-    evaluation/           results and samples of the evaluation, and scores by token budget
+    evaluation/           results and samples of the evaluation, and accuracies by token budget
     train.log, measure.log
     attempts.jsonl        who works or worked here, one line an attempt
     child.lock            held by the process that train.log or measure.log is of

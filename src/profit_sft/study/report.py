@@ -134,7 +134,7 @@ def answers_of(results: Sequence[CellResult]) -> list[dict[str, Any]]:
         first = next(iter(texts.values()))
         if not any(entry["answer"] for entry in first):
             continue
-        shares = {name: np.mean([result.scores[task] for result in of], axis=0) for name, of in by_variant.items()}
+        shares = {name: np.mean([result.accuracies[task] for result in of], axis=0) for name, of in by_variant.items()}
         problems = [
             {
                 "prompt": _end_of(entry["prompt"]),

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from profit_sft.errors import DataError
-from profit_sft.evaluation.budgets import BudgetScores, budget_file, read_budgets
+from profit_sft.evaluation.budgets import BudgetAccuracies, budget_file, read_budgets
 from profit_sft.evaluation.records import SampleFile
-from profit_sft.evaluation.results import judged_score
+from profit_sft.evaluation.results import judged_accuracy
 from profit_sft.files import read_json
 from profit_sft.study.cells import FORMAT, read_metrics
-from profit_sft.study.layout import CellFolder, StudyFolder
+from profit_sft.study.layout import StudyFolder
 from profit_sft.study.plan import Cell, StudyPlan
 from profit_sft.train.callbacks import CollapseWarning
 
@@ -26,17 +26,17 @@ class CellResult:
         cell: What it is.
         summary: Its cell.json.
         metrics: Its training logs.
-        scores: By task, the mean score of each problem over its samples, in the order of the task.
+        accuracies: By task, that of each problem over its samples, in the order of the task.
         samples: By task, the file of its samples.
-        by_budget: By task, scores by token budget; empty for cells that were measured before there were any.
+        by_budget: By task, accuracies by token budget; empty for cells that were measured before there were any.
     """
 
     cell: Cell
     summary: Mapping[str, Any]
     metrics: Sequence[Mapping[str, Any]]
-    scores: Mapping[str, Sequence[float]]
+    accuracies: Mapping[str, Sequence[float]]
     samples: Mapping[str, Path]
-    by_budget: Mapping[str, Sequence[BudgetScores]]
+    by_budget: Mapping[str, Sequence[BudgetAccuracies]]
 
     @property
     def collapse(self) -> tuple[Mapping[str, Any], Mapping[str, Any]] | None:
@@ -58,12 +58,12 @@ def read_results(plan: StudyPlan, output_dir: Path) -> list[CellResult]:
     study = StudyFolder(output_dir)
     found = [_read_cell(plan, study, cell) for cell in plan.cells if study.cell(cell.slug).finished.exists()]
     for result in found[1:]:
-        for task, scores in result.scores.items():
-            if len(scores) != len(found[0].scores[task]):
+        for task, accuracies in result.accuracies.items():
+            if len(accuracies) != len(found[0].accuracies[task]):
                 raise DataError(
-                    f"{study.cell(result.cell.slug).path}: {len(scores)} problems of {task}, but "
-                    f"{found[0].cell.slug} has {len(found[0].scores[task])}. All cells must be measured on the same "
-                    "problems: delete the folder of the one that differs and run the study again."
+                    f"{study.cell(result.cell.slug).path}: {len(accuracies)} problems of {task}, but "
+                    f"{found[0].cell.slug} has {len(found[0].accuracies[task])}. All cells must be measured on the "
+                    "same problems: delete the folder of the one that differs and run the study again."
                 )
     return found
 
@@ -82,34 +82,13 @@ def _read_cell(plan: StudyPlan, study: StudyFolder, cell: Cell) -> CellResult:
         cell=cell,
         summary=summary,
         metrics=read_metrics(folder),
-        scores={task: read_scores(path) for task, path in samples.items()},
+        accuracies={
+            task: [judged_accuracy(of_problem) for of_problem in SampleFile(path, _REMEDY).by_problem()]
+            for task, path in samples.items()
+        },
         samples=samples,
-        by_budget={task: rows for task in tasks if (rows := _read_budgets(folder, task))},
+        by_budget={task: rows for task in tasks if (rows := read_budgets(budget_file(folder.evaluation, task)))},
     )
-
-
-def _read_budgets(folder: CellFolder, task: str) -> list[BudgetScores]:
-    path = budget_file(folder.evaluation, task)
-    try:
-        return read_budgets(path) if path.exists() else []
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"{path} cannot be read ({error}). Delete it: the scores by token budget are left out."
-        ) from None
-
-
-def read_scores(path: Path) -> list[float]:
-    """Return the mean score of each problem over its samples, in the order of the problems.
-
-    Samples that were not judged are left out, as `judged_score` does.
-
-    Args:
-        path: A file of samples that `profit eval` wrote.
-
-    Raises:
-        DataError: It cannot be read.
-    """
-    return [judged_score(of_problem) for of_problem in SampleFile(path, _REMEDY).by_problem()]
 
 
 def read_answers(path: Path, most: int) -> list[dict[str, str]]:

@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 from profit_sft.data.settings import DataSettings
-from profit_sft.scores.score import ScoreSettings, score_dataset
+from profit_sft.scores.score import score_dataset
+from profit_sft.scores.settings import ScoreSettings
 
 
 def main(request_file: Path) -> None:

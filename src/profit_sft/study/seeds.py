@@ -16,12 +16,12 @@ from profit_sft.study.statistics import Floats, problem_shares, strata_of
 # Nearer to 0 or 1 a mean has no room to vary, and would make the others look steadier than they are.
 _ROOM = 0.1
 
-Runs = Mapping[int | None, Floats]  # by seed `(P,)`, the scores of its problems; the untrained model's seed is None
+Runs = Mapping[int | None, Floats]  # by seed `(P,)`, the accuracies on its problems; the untrained model's seed is None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SeedVariance:
-    """How much the mean scores of a variant's runs vary, pooled over variants.
+    """How much the mean accuracies of a variant's runs vary, pooled over variants.
 
     Attributes:
         paired: Variance of a run that is left after what a seed does to all variants alike; None where unknown.
@@ -66,7 +66,7 @@ def pooled_seed_variance(means: Sequence[Mapping[int | None, float]]) -> SeedVar
     about the mean of their variant. Variants below 10% or above 90% are left out where two or more others remain.
 
     Args:
-        means: For each trained variant the mean score of each of its seeds.
+        means: For each trained variant the mean accuracy of each of its seeds.
     """
     several = [runs for runs in means if len(runs) > 1]
     roomy = [runs for runs in several if _ROOM <= sum(runs.values()) / len(runs) <= 1 - _ROOM]
@@ -111,7 +111,7 @@ def seed_comparison(
     Args:
         first: The runs of the first variant. Compared are those whose seed the second has too, or else all.
         second: Those of the second. The untrained model is one run of seed None, the same every time.
-        pooled: What `pooled_seed_variance` found, of the same scores.
+        pooled: What `pooled_seed_variance` found, of the same accuracies.
         strata: Task of each problem. None: one task.
 
     Source: Brennan 2001, Generalizability Theory, chapter 6 (a difference over crossed random facets); Satterthwaite
@@ -149,12 +149,12 @@ def _seeds(runs: Runs) -> set[int]:
 
 
 def _interaction(runs: Floats, groups: Sequence[NDArray[np.intp]]) -> float:
-    """Return what the interaction of seeds and problems adds to the variance of the mean of `(S, P)` scores."""
+    """Return what the interaction of seeds and problems adds to the variance of the mean of `(S, P)` accuracies."""
     total = 0.0
     for group in groups:
-        scores = runs[:, group]
-        rest = scores - scores.mean(axis=0) - scores.mean(axis=1, keepdims=True) + scores.mean()
-        seeds, problems = scores.shape
+        accuracies = runs[:, group]
+        rest = accuracies - accuracies.mean(axis=0) - accuracies.mean(axis=1, keepdims=True) + accuracies.mean()
+        seeds, problems = accuracies.shape
         total += float((rest**2).sum()) / ((seeds - 1) * (problems - 1)) / (seeds * problems)
     return total / len(groups) ** 2
 

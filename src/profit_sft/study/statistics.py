@@ -1,6 +1,6 @@
 """Paired comparisons of models on the same problems: intervals, p-values, and their correction.
 
-A figure of a variant is the mean over problems of what its models scored there, samples and seeds averaged first. Two
+A figure of a variant is the mean over problems of its models' accuracy there, samples and seeds averaged first. Two
 variants are compared problem by problem, `d_i = a_i - b_i`, which removes what makes a problem hard for both. Problems
 are what is drawn at random here: interval and p-value say what to expect on other problems of this kind from *these
 trained models*. What another seed would give is a second question, see `seeds.py`.
@@ -31,12 +31,12 @@ class PairedComparison:
     """First variant against second, on the same problems.
 
     Attributes:
-        difference: Mean of first minus second, in units of the score.
+        difference: Mean of first minus second, of shares in [0, 1].
         low: Lower end of the 95% interval over problems.
         high: Upper end.
         p_value: Of a two-sided sign-flip test that the two are exchangeable on every problem.
-        better: Problems on which the first scored higher.
-        worse: Problems on which it scored lower.
+        better: Problems on which the first was right more often.
+        worse: Problems on which it was right less often.
         num_problems: Problems compared.
     """
 
@@ -57,13 +57,13 @@ def paired_comparison(
     The difference is the mean over strata of the mean over their problems; with one stratum the plain mean.
 
     Args:
-        first: `(P,)`. Scores of the first variant in [0, 1], samples and seeds averaged.
-        second: `(P,)`. Scores of the second on the same problems in the same order.
+        first: `(P,)`. Accuracies of the first variant, samples and seeds averaged.
+        second: `(P,)`. Those of the second on the same problems in the same order.
         strata: `(P,)`. Task of each problem. None: one task.
         seed: Of the sign flips. The same numbers give the same result.
 
     Raises:
-        ValueError: Lengths differ, there is no problem, or a score is NaN.
+        ValueError: Lengths differ, there is no problem, or an accuracy is NaN.
 
     Example:
         >>> found = paired_comparison([1, 1, 1, 0, 1, 1], [0, 0, 1, 0, 0, 0])
@@ -74,7 +74,7 @@ def paired_comparison(
     bad = np.isnan(one).any() or np.isnan(other).any()
     if one.ndim != 1 or len(one) == 0 or one.shape != other.shape or bad:
         raise ValueError(
-            f"two score lists over the same problems are needed, got lengths {len(one)} and {len(other)}"
+            f"two lists of accuracies over the same problems are needed, got lengths {len(one)} and {len(other)}"
             f"{' with NaN' if bad else ''}."
         )
     differences = one - other
@@ -108,9 +108,9 @@ def problem_shares(groups: Sequence[NDArray[np.intp]]) -> Floats:
     return shares
 
 
-def mean_interval(scores: ArrayLike, *, strata: Sequence[str] | None = None) -> tuple[float, float]:
-    """Return the 95% interval of one variant's mean score over problems, which tasks weigh alike in."""
-    values = np.asarray(scores, dtype=np.float64)
+def mean_interval(accuracies: ArrayLike, *, strata: Sequence[str] | None = None) -> tuple[float, float]:
+    """Return the 95% interval of one variant's mean accuracy over problems, which tasks weigh alike in."""
+    values = np.asarray(accuracies, dtype=np.float64)
     groups = [values[group] for group in strata_of(strata, len(values))]
     return average_interval([float(group.mean()) for group in groups], [share_interval(group) for group in groups])
 
@@ -118,9 +118,9 @@ def mean_interval(scores: ArrayLike, *, strata: Sequence[str] | None = None) -> 
 def difference_interval(first: Floats, second: Floats) -> tuple[float, float]:
     """Return the 95% interval of the difference of two mean shares on the same problems, of one task.
 
-    Made of the intervals of both, which hold near 0 and 1, and of how their scores correlate over problems. Over 20 to
-    400 problems and 1 to 8 runs or samples of each it covered the truth in 94.8% and more, where the percentile
-    bootstrap fell to 37% near the ends and to 87% in the middle.
+    Made of the intervals of both, which hold near 0 and 1, and of how they correlate over problems. Over 20 to 400
+    problems and 1 to 8 runs or samples of each it covered the truth in 94.8% and more, where the percentile bootstrap
+    fell to 37% near the ends and to 87% in the middle.
 
     Source: Newcombe 1998, Statistics in Medicine 17:2635, method 10; with the intervals of `share_interval`.
     """
@@ -206,9 +206,7 @@ def what_is_shown(comparison: PairedComparison, adjusted_p: float, adjusted_meth
 def in_words(shown: Shown, comparison: PairedComparison, *, first: str, second: str, one_seed: bool) -> str:
     """Say in words what a comparison shows; `one_seed`: nothing can be said of the methods."""
     if comparison.better == comparison.worse == 0:
-        return (
-            f"no difference shown: {first} and {second} scored the same on each of {comparison.num_problems} problems"
-        )
+        return f"no difference shown: {first} and {second} do the same on each of {comparison.num_problems} problems"
     if shown == "no difference":
         return f"no difference shown between {first} and {second}"
     word, _, here = shown.partition(" ")

@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from profit_sft.study.analysis import Analysis, ComparisonRow, Score, VariantRow
+from profit_sft.study.analysis import Accuracy, Analysis, ComparisonRow, VariantRow
 from profit_sft.study.plan import StudyPlan
 from profit_sft.study.statistics import SIGNIFICANCE
 from profit_sft.study.variants import UNTRAINED
 
-_EDGE = 0.01  # a score whose interval reaches this near to 0 or 1 is at the floor or the ceiling
+_EDGE = 0.01  # an accuracy whose interval reaches this near to 0 or 1 is at the floor or the ceiling
 _NLL_RISE = 0.05  # as the collapse warning has it
 
 
@@ -41,19 +41,19 @@ def summary(plan: StudyPlan, analysis: Analysis) -> list[str]:
 def _sentences_on_baseline(plan: StudyPlan, analysis: Analysis, rows: Sequence[ComparisonRow]) -> list[str]:
     """Say of each variant, best first, how it compares with the baseline, in numbers."""
     several = len(plan.models) > 1
-    scores = {(row.model, row.variant): row.scores[0] for row in analysis.rows if row.scores}
+    accuracies = {(row.model, row.variant): row.scores[0] for row in analysis.rows if row.scores}
     bases = [
         (f"{model.name} " if several else "")
         + f"{100 * base.mean:.1f}% ({100 * base.low:.1f} to {100 * base.high:.1f})"
         for model in plan.models
-        if (base := scores.get((model.name, plan.baseline))) is not None
+        if (base := accuracies.get((model.name, plan.baseline))) is not None
     ]
     baseline = f"{plan.baseline}, {', '.join(bases)}"
     if all(row.shown == "no difference" for row in rows):
-        best = max(rows, key=lambda row: scores[row.model, row.first].mean)
+        best = max(rows, key=lambda row: accuracies[row.model, row.first].mean)
         return [
             f"No difference shown between {baseline}, and any of {len(rows)} other variants; the best of these, "
-            f"{_in_numbers(best, scores, several=several)}."
+            f"{_in_numbers(best, accuracies, several=several)}."
         ]
     sentences = []
     for shown, words in (
@@ -65,7 +65,7 @@ def _sentences_on_baseline(plan: StudyPlan, analysis: Analysis, rows: Sequence[C
     ):
         found = sorted((row for row in rows if row.shown == shown), key=lambda row: -row.comparison.difference)
         if found:
-            told = "; ".join(_in_numbers(row, scores, several=several) for row in found)
+            told = "; ".join(_in_numbers(row, accuracies, several=several) for row in found)
             sentences.append(f"{words}: {told}.")
     if not any(row.shown.startswith("better") for row in rows):
         sentences.insert(0, f"No variant is shown to be better than {baseline}.")
@@ -73,10 +73,10 @@ def _sentences_on_baseline(plan: StudyPlan, analysis: Analysis, rows: Sequence[C
     return [sentences[0], *(sentence.replace(baseline, plan.baseline, 1) for sentence in sentences[1:])]
 
 
-def _in_numbers(row: ComparisonRow, scores: Mapping[tuple[str, str], Score], *, several: bool) -> str:
+def _in_numbers(row: ComparisonRow, accuracies: Mapping[tuple[str, str], Accuracy], *, several: bool) -> str:
     """Return as in "dft 46.0%, 8.8 points less (5.3 to 12.4)"; where nothing is shown, the difference with its sign."""
     found = row.comparison
-    name = f"{row.first}{f' ({row.model})' if several else ''} {100 * scores[row.model, row.first].mean:.1f}%"
+    name = f"{row.first}{f' ({row.model})' if several else ''} {100 * accuracies[row.model, row.first].mean:.1f}%"
     if row.shown == "no difference" or found.low < 0 < found.high:
         return f"{name}, {100 * found.difference:+.1f} points ({100 * found.low:+.1f} to {100 * found.high:+.1f})"
     ends = sorted((abs(100 * found.low), abs(100 * found.high)))
@@ -90,10 +90,10 @@ def _edges(plan: StudyPlan, analysis: Analysis) -> Iterator[str]:
         rows = [row for row in analysis.rows if row.model == model.name and row.variant != UNTRAINED]
         where = f" ({model.name})" if len(plan.models) > 1 else ""
         for outcome in analysis.num_problems:
-            scores = [score for row in rows for score in row.scores if score.outcome == outcome]
-            if scores and all(is_at_floor(score) for score in scores):
+            accuracies = [accuracy for row in rows for accuracy in row.scores if accuracy.outcome == outcome]
+            if accuracies and all(accuracy.low <= _EDGE for accuracy in accuracies):
                 edge, rest, way = "floor", f"{_EDGE:.0%} or less", "an easier task or a stronger model"
-            elif scores and all(is_at_ceiling(score) for score in scores):
+            elif accuracies and all(accuracy.high >= 1 - _EDGE for accuracy in accuracies):
                 edge, rest, way = "ceiling", f"{1 - _EDGE:.0%} or more", "a harder task"
             else:
                 continue
@@ -101,16 +101,6 @@ def _edges(plan: StudyPlan, analysis: Analysis) -> Iterator[str]:
                 f"Every variant is at the {edge} of {outcome}{where}: all intervals include {rest}, so the task cannot "
                 f"tell them apart. Take {way}, or more problems."
             )
-
-
-def is_at_floor(score: Score) -> bool:
-    """Whether the score may be as good as 0."""
-    return score.low <= _EDGE
-
-
-def is_at_ceiling(score: Score) -> bool:
-    """Whether the score may be as good as 1."""
-    return score.high >= 1 - _EDGE
 
 
 def _nll_and_collapses(plan: StudyPlan, analysis: Analysis) -> Iterator[str]:
@@ -149,7 +139,7 @@ def standings(plan: StudyPlan, analysis: Analysis) -> list[str]:
 def best_first(plan: StudyPlan, analysis: Analysis) -> list[tuple[VariantRow, ComparisonRow | None]]:
     """Return the variants of each model, best first, each with its comparison with the baseline on the first outcome.
 
-    Best is by the score on the first outcome, and by plain NLL on held-out data where that is alike.
+    Best is by the accuracy on the first outcome, and by plain NLL on held-out data where that is alike.
     """
     against = {(row.model, row.first): row for row in analysis.main_comparisons if row.second == plan.baseline}
     return [
@@ -167,8 +157,8 @@ def _merit(row: VariantRow) -> tuple[float, float]:
 def _standing(row: VariantRow, against: "ComparisonRow | None", baseline: "VariantRow | None") -> str:
     parts = []
     if row.scores:
-        score = row.scores[0]
-        parts.append(f"{100 * score.mean:.1f}% [{100 * score.low:.1f} to {100 * score.high:.1f}]")
+        accuracy = row.scores[0]
+        parts.append(f"{100 * accuracy.mean:.1f}% [{100 * accuracy.low:.1f} to {100 * accuracy.high:.1f}]")
     if row.heldout_nll is not None:
         parts.append(f"NLL {row.heldout_nll:.3f}")
     if against is not None and baseline is not None:
@@ -222,8 +212,8 @@ def limits(plan: StudyPlan, analysis: Analysis) -> list[str]:
         said.append(
             f"That {most} seeds say anything of a method rests on one assumption: the runs of all variants between 10% "
             "and 90% vary alike, and their variance is estimated from all of them. A variant that varies more than the "
-            "others is found to differ too easily; look at the scores by seed. Variants with one seed speak of one run "
-            "each."
+            "others is found to differ too easily; look at the accuracy by seed. Variants with one seed speak of one "
+            "run each."
         )
     elif most == 1:
         said.append("Every variant has one seed, so nothing is shown about what another run would give.")

@@ -17,7 +17,6 @@ class _Sources:
     dataset_name: str | None = field(
         default=None, metadata={"help": "Training data: a file (jsonl, csv, parquet, ...), a folder or a hub name."}
     )
-    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a folder or hub data set."})
     dataset_train_split: str = field(default="train", metadata={"help": "Split of a folder or hub data set."})
     datasets: list[Any] | None = field(
         default=None,
@@ -25,9 +24,6 @@ class _Sources:
             "help": "In place of dataset_name, a mixture: a list in YAML, each part with path, and where wanted name, "
             "data_dir, data_files, split, columns and fraction."
         },
-    )
-    test_split_size: float | None = field(
-        default=None, metadata={"help": "Share of the rows, or their number, held out of training for evaluation."}
     )
     dataset_streaming: bool = field(
         default=False, metadata={"help": "Prepare rows while they are trained on. Needs --max_steps."}

@@ -13,6 +13,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from profit_sft.interrupts import FirstSignal, signals_handled
 from profit_sft.runs.record import append_metrics, read_metrics, write_metrics
 
+_NO_CONCERN = 0.05  # relative rise of plain NLL
+_CHANCE = 4.0  # standard errors of the rise that are still put down to it
+
 
 class MetricsFile(TrainerCallback):
     """Append every log as one JSON line to `metrics.jsonl` in the output folder.
@@ -46,18 +49,12 @@ class CollapseWarning(TrainerCallback):
 
     That is what an objective looks like that feeds on itself: tokens it gives little or no weight are never learned,
     grow less likely, and get even less. Compared are measurements of one probe of training rows (`CollapseProbe`), the
-    first with each later one, so a model that does not change raises no alarm. The rise must exceed `tolerance`, and
-    `standard_errors` of its own, of rows taken to rise independently: 4 are Student's t at 1% over 20 measurements
-    (one-sided, Bonferroni) of 16 rows.
-
-    Attributes:
-        tolerance: Relative rise of plain NLL that is of no concern.
-        standard_errors: Standard errors of the rise that are still put down to chance.
+    first with each later one, so a model that does not change raises no alarm. The rise must exceed 5%, and four
+    standard errors of its own, of rows taken to rise independently: Student's t at 1% over 20 measurements (one-sided,
+    Bonferroni) of 16 rows.
     """
 
-    def __init__(self, tolerance: float = 0.05, standard_errors: float = 4.0) -> None:
-        self.tolerance = tolerance
-        self.standard_errors = standard_errors
+    def __init__(self) -> None:
         self._warned = False
 
     def on_log(
@@ -112,10 +109,9 @@ class CollapseWarning(TrainerCallback):
 
     def _collapsed(self, first: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
         rise = now["probe_nll"] - first["probe_nll"]
-        chance = self.standard_errors * now["probe_rise_se"]
         # Asked so that what is no number raises no alarm.
-        falls, rises = now["probe_loss"] < first["probe_loss"], rise > self.tolerance * first["probe_nll"]
-        return bool(falls and rises and rise > chance)
+        falls, rises = now["probe_loss"] < first["probe_loss"], rise > _NO_CONCERN * first["probe_nll"]
+        return bool(falls and rises and rise > _CHANCE * now["probe_rise_se"])
 
 
 class SafeStop(TrainerCallback):

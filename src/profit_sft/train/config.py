@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from accelerate.utils import is_deepspeed_available
+from accelerate.utils import is_deepspeed_available, parse_flag_from_env
 from trl import SFTConfig
 
 from profit_sft.errors import ConfigurationError, brief, first_line
@@ -145,7 +145,7 @@ class ProFitConfig(SFTConfig):
         self._check_files()
         if self.deepspeed and not is_deepspeed_available():
             raise ValueError("deepspeed: DeepSpeed is not installed. Run pip install deepspeed, or leave it out.")
-        if self.fsdp_config and not self.fsdp and os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
+        if self.fsdp_config and not self.fsdp and not parse_flag_from_env("ACCELERATE_USE_FSDP"):
             raise ValueError(
                 f"fsdp_config is {brief(repr(self.fsdp_config), 80)}, which does nothing without fsdp. Add --fsdp "
                 "full_shard, or leave it out."
@@ -295,7 +295,5 @@ class ProFitConfig(SFTConfig):
 
 def _launched_on_cpus() -> bool:
     """Say whether a launcher started several processes on a machine without accelerators, to train as they are."""
-    wants_engine = any(
-        os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true" for name in ("FSDP", "DEEPSPEED")
-    )
+    wants_engine = any(parse_flag_from_env(f"ACCELERATE_USE_{name}") for name in ("FSDP", "DEEPSPEED"))
     return int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available() and not wants_engine

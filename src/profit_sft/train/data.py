@@ -1,30 +1,24 @@
 """Which data a run trains and is evaluated on, and preparing it."""
 
-import dataclasses
 import warnings
-from pathlib import Path
-from typing import Any
 
 from transformers import PreTrainedTokenizerBase
-from trl import ModelConfig
 
 from profit_sft.data.prepare import PreparedData, prepare_dataset, stream_dataset
-from profit_sft.data.rows import has_splits
-from profit_sft.data.settings import TEST_SPLIT, DataSettings
-from profit_sft.data.sources import data_to_evaluate, data_to_train
+from profit_sft.data.settings import TEST_SPLIT
 from profit_sft.errors import ConfigurationError
-from profit_sft.scores.score import ScoreSettings, command_line
-from profit_sft.train.arguments import RunArguments
 from profit_sft.train.config import ProFitConfig
+from profit_sft.train.job import TrainJob, plain
 from profit_sft.train.reference import add_reference_log_probs
 
 
-def check_data_is_named(run: RunArguments, config: ProFitConfig) -> None:
+def check_data_is_named(job: TrainJob) -> None:
     """Refuse settings that name no data, name it twice, or ask for what it cannot do.
 
     Raises:
         ConfigurationError: Says which setting to change.
     """
+    run, config, evaluating = job.run, job.config, job.evaluates
     if not (run.dataset_name or run.datasets):
         what = "missing" if run.dataset_name is None else "empty"
         raise ConfigurationError(f"dataset_name is {what}: name a file, a folder, or a hub data set.")
@@ -34,11 +28,10 @@ def check_data_is_named(run: RunArguments, config: ProFitConfig) -> None:
             "out, or make the first a part of the second."
         )
     if run.is_streamed:
-        _check_streaming(run, config)
-    evaluating = _value(config.eval_strategy) != "no"
-    if evaluating and evaluation_settings(run, config) is None:
+        _check_streaming(job)
+    if evaluating and job.evaluation_data() is None:
         raise ConfigurationError(
-            f"eval_strategy is '{_value(config.eval_strategy)}' but there is nothing to evaluate on. Name it with "
+            f"eval_strategy is '{plain(config.eval_strategy)}' but there is nothing to evaluate on. Name it with "
             "--eval_dataset_name, hold some rows out with --test_split_size, or set --eval_strategy no."
         )
     if config.eval_on_start and not evaluating:
@@ -65,77 +58,30 @@ def check_data_is_named(run: RunArguments, config: ProFitConfig) -> None:
         )
 
 
-def _check_streaming(run: RunArguments, config: ProFitConfig) -> None:
-    if config.max_steps <= 0:
+def _check_streaming(job: TrainJob) -> None:
+    if job.config.max_steps <= 0:
         raise ConfigurationError(
             "streaming: nobody knows how many rows there are, so say how many steps to train: --max_steps."
         )
     for name, value, why in (
-        ("test_split_size", run.test_split_size, "to hold rows out they must be counted"),
-        ("reference_scores", run.reference_scores, "scores are of a data set as a whole"),
+        ("test_split_size", job.run.test_split_size, "to hold rows out they must be counted"),
+        ("reference_scores", job.run.reference_scores, "scores are of a data set as a whole"),
     ):
         if value is not None:
             raise ConfigurationError(f"streaming: {why}. Leave {name} or streaming out.")
 
 
-def _value(setting: Any) -> str:
-    return str(getattr(setting, "value", setting))
-
-
-def training_settings(run: RunArguments, config: ProFitConfig) -> DataSettings:
-    """Return how the training data is read, or raise ConfigurationError."""
-    return data_to_train(_asked(run, config))
-
-
-def _asked(run: RunArguments, config: ProFitConfig) -> dict[str, Any]:
-    return {**vars(config), **vars(run)}
-
-
-def evaluation_settings(run: RunArguments, config: ProFitConfig) -> DataSettings | None:
-    """Return how the evaluation data is read: what is named, what is held out, or the test split; or None."""
-    if _value(config.eval_strategy) == "no":
-        return None
-    name = run.eval_dataset_name
-    if name is None and run.test_split_size is not None:
-        return dataclasses.replace(training_settings(run, config), held_out=True)
-    if name is None and run.dataset_name is not None and has_splits(run.dataset_name):
-        name = run.dataset_name
-    if name is None:
-        return None
-    return data_to_evaluate(_asked(run, config), name)
-
-
-def score_command(run: RunArguments, config: ProFitConfig, model_config: ModelConfig) -> str:
-    """Return the command that scores this run's data under the model it starts from."""
-    data = training_settings(run, config)
-    if data.datasets:  # a command has no flag for a list, but it reads the file that has it
-        data = dataclasses.replace(data, dataset_name="CONFIG.yaml", datasets=None)
-    scoring = ScoreSettings(
-        model_name_or_path=str(model_config.model_name_or_path),
-        data=data,
-        output_dir=Path("FOLDER"),
-        chat_template_path=config.chat_template_path,
-        model_revision=None if model_config.model_revision == "main" else model_config.model_revision,
-    )
-    return command_line(scoring)
-
-
 def load_data(
-    run: RunArguments,
-    config: ProFitConfig,
-    model_config: ModelConfig,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    progress: bool,
+    job: TrainJob, tokenizer: PreTrainedTokenizerBase, *, progress: bool
 ) -> tuple[PreparedData, PreparedData | None]:
     """Tokenize the training data, with reference scores if there are any, and the evaluation data."""
-    settings = training_settings(run, config)
-    train = stream_dataset(settings, tokenizer) if run.is_streamed else prepare_dataset(settings, tokenizer, progress)
-    if run.reference_scores is not None:
-        command = score_command(run, config, model_config)
-        train = add_reference_log_probs(train, settings, run.reference_scores, command=command)
-    _check_weights(config, train)
-    to_evaluate = evaluation_settings(run, config)
+    settings, scores = job.training_data(), job.run.reference_scores
+    streamed = job.run.is_streamed
+    train = stream_dataset(settings, tokenizer) if streamed else prepare_dataset(settings, tokenizer, progress)
+    if scores is not None:
+        train = add_reference_log_probs(train, settings, scores, command=job.score_command())
+    _check_weights(job.config, train)
+    to_evaluate = job.evaluation_data()
     return train, None if to_evaluate is None else prepare_dataset(to_evaluate, tokenizer, progress)
 
 

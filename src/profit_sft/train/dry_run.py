@@ -10,7 +10,6 @@ import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from transformers import PreTrainedModel
-from trl import ModelConfig
 
 from profit_sft.data.prepare import PreparedData
 from profit_sft.data.rows import means_a_file, near_name
@@ -20,12 +19,11 @@ from profit_sft.head import selective_head
 from profit_sft.mask.labels import MarkedRow, marked_rows, turn_ends
 from profit_sft.models.pretrained import outline, pretrained_path
 from profit_sft.scores.loop import label_examples, mean_figures, score_labels
-from profit_sft.train.arguments import RunArguments
-from profit_sft.train.config import ProFitConfig
-from profit_sft.train.data import evaluation_settings, load_data
-from profit_sft.train.engine import Engine, planned_engine, planned_steps, step_of
-from profit_sft.train.memory import bytes_of, free_memory_gib, planned_memory_gib
-from profit_sft.train.run import build_trainer, load_tokenizer, resolved_config, settle, spread_batch
+from profit_sft.train.data import load_data
+from profit_sft.train.engine import Engine, planned_device, planned_precision, planned_steps, step_of
+from profit_sft.train.job import TrainJob
+from profit_sft.train.memory import bytes_of, estimate_memory_gib, free_memory_gib
+from profit_sft.train.run import build_trainer, load_tokenizer, settle, spread_batch
 from profit_sft.train.start_report import parameter_counts
 from profit_sft.train.trainer import ProFitTrainer
 
@@ -87,58 +85,39 @@ class SettingsReport:
     memory_gib: dict[str, float] | None
 
 
-def dry_run(
-    run: RunArguments, config: ProFitConfig, model_config: ModelConfig, *, progress: bool = True
-) -> DryRunReport | SettingsReport:
+def dry_run(job: TrainJob, *, progress: bool = True) -> DryRunReport | SettingsReport:
     """Load data and model, look at the mask on the first rows, and estimate the cost. Writes nothing.
 
     It takes one process and the model's weights in memory; steps and memory are those of the engine and ranks that
-    `run.accelerate_config` names. Where the data or the model is on another machine, it looks at
+    `accelerate_config` names. Where the data or the model is on another machine, it looks at
     the settings, and at the memory if the model is here.
 
     Args: as `profit_sft.train.run.run_training`.
     """
-    engine = settle(run, config, model_config)
-    if run.is_streamed:
+    engine, config = settle(job), job.config
+    if job.run.is_streamed:
         raise ConfigurationError(
             "a dry run counts rows and tokens, and streamed ones cannot be counted. Leave streaming out of it, with "
             "--max_samples where the data is large."
         )
-    if run.accelerate_config is not None:
-        engine = planned_engine(run.accelerate_config, run.num_processes)
+    if job.run.accelerate_config is not None:
+        engine = job.planned_engine()
     spread_batch(config, engine)
-    settings = resolved_config(run, config, model_config)
-    found = _settings_report(run, config, model_config, engine, settings)
+    settings = job.as_yaml()
+    found = _settings_report(job, engine, settings)
     if found is not None:
         return found
     config.global_batch_size = None  # settled for those ranks; the trainer would settle it for this process alone
     config.report_to, config.push_to_hub = [], False
     with tempfile.TemporaryDirectory() as folder:
         config.output_dir = folder  # the trainer makes it
-        return _report(settings, engine, run, config, model_config, progress=progress)
+        return _report(job, engine, settings, progress=progress)
 
 
-def _report(
-    settings: str,
-    engine: Engine,
-    run: RunArguments,
-    config: ProFitConfig,
-    model_config: ModelConfig,
-    *,
-    progress: bool,
-) -> DryRunReport:
-    tokenizer = load_tokenizer(model_config, config)
-    train_data, eval_data = load_data(run, config, model_config, tokenizer, progress=progress)
-    trainer = build_trainer(
-        config,
-        model_config,
-        engine,
-        tokenizer,
-        train_data,
-        eval_data,
-        [],
-        allow_missing_weights=run.allow_missing_weights,
-    )
+def _report(job: TrainJob, engine: Engine, settings: str, *, progress: bool) -> DryRunReport:
+    config, tokenizer = job.config, load_tokenizer(job)
+    train_data, eval_data = load_data(job, tokenizer, progress=progress)
+    trainer = build_trainer(job, engine, tokenizer, train_data, eval_data, [])
     batches = len(trainer.get_train_dataloader())
     steps, _ = planned_steps(
         batches,
@@ -157,8 +136,22 @@ def _report(
         parameters=parameters,
         trainable_parameters=trainable_parameters,
         engine=str(engine),
-        memory_gib=planned_memory_gib(trainer.model, run, config, engine, longest=longest),
+        memory_gib=_memory_gib(trainer.model, job, engine, longest=longest),
         **_mask_on_sample(trainer, train_data),
+    )
+
+
+def _memory_gib(model: torch.nn.Module, job: TrainJob, engine: Engine, *, longest: int) -> dict[str, float]:
+    """Estimate as `estimate_memory_gib`, of a run on the device and in the precision that its settings name."""
+    config, file = job.config, job.run.accelerate_config
+    launched_in, device = ("no", config.device) if file is None else (planned_precision(file), planned_device(file))
+    return estimate_memory_gib(
+        model,
+        config,
+        engine,
+        longest=longest,
+        mixed_precision=bool(config.bf16 or config.fp16 or launched_in != "no"),
+        device=torch.device(device),
     )
 
 
@@ -179,27 +172,18 @@ def _mask_on_sample(trainer: ProFitTrainer, data: PreparedData) -> dict[str, Any
     }
 
 
-def _settings_report(
-    run: RunArguments, config: ProFitConfig, model_config: ModelConfig, engine: Engine, settings: str
-) -> SettingsReport | None:
-    """Return what the settings say, or None where data and model are here, and the model fits into memory.
-
-    Args:
-        run: Data and run-folder settings.
-        config: Trainer settings, with the micro-batches of a step settled.
-        model_config: Model, precision and LoRA settings.
-        engine: Which one would run.
-        settings: All of them, resolved, YAML.
-    """
-    absent_model = _absent_model(model_config)
-    model = None if absent_model else _outlined(config, model_config)
-    reasons = [*_absent_data(run, config), *absent_model, *_larger_than_memory(model, model_config)]
+def _settings_report(job: TrainJob, engine: Engine, settings: str) -> SettingsReport | None:
+    """Return what the settings say, or None where data and model are here, and the model fits into memory."""
+    absent_model = _absent_model(job)
+    model = None if absent_model else _outlined(job)
+    reasons = [*_absent_data(job), *absent_model, *_larger_than_memory(model, job)]
     if not reasons:
         return None
+    config = job.config
     rows, micro_batches = config.per_device_train_batch_size, config.gradient_accumulation_steps
     memory_gib = None
-    if model is not None and config.max_length is not None and not model_config.use_peft:
-        memory_gib = planned_memory_gib(model, run, config, engine, longest=config.max_length)
+    if model is not None and config.max_length is not None and not job.model_config.use_peft:
+        memory_gib = _memory_gib(model, job, engine, longest=config.max_length)
     what = "rows, tokens, mask and memory" if memory_gib is None else "rows, tokens and mask"
     return SettingsReport(
         config=settings,
@@ -210,11 +194,11 @@ def _settings_report(
     )
 
 
-def _absent_data(run: RunArguments, config: ProFitConfig) -> list[str]:
+def _absent_data(job: TrainJob) -> list[str]:
     """Return a line for each file of the data that is not here."""
-    parts = mixture_parts(run.datasets) if run.datasets else ()
-    names = [part.path for part in parts] or [str(run.dataset_name)]
-    evaluated = evaluation_settings(run, config)
+    parts = mixture_parts(job.run.datasets) if job.run.datasets else ()
+    names = [part.path for part in parts] or [str(job.run.dataset_name)]
+    evaluated = job.evaluation_data()
     if evaluated is not None and not evaluated.held_out:
         names.append(evaluated.dataset_name)
     return [
@@ -224,13 +208,13 @@ def _absent_data(run: RunArguments, config: ProFitConfig) -> list[str]:
     ]
 
 
-def _absent_model(model_config: ModelConfig) -> list[str]:
+def _absent_model(job: TrainJob) -> list[str]:
     """Return why the model cannot be loaded on this machine, though it may be on another, or nothing."""
-    name = str(model_config.model_name_or_path)
+    name = str(job.model_config.model_name_or_path)
     path = pretrained_path(name)
     if not Path(path).is_dir():
         try:
-            hf_hub_download(path, "config.json", revision=model_config.model_revision)
+            hf_hub_download(path, "config.json", revision=job.model_config.model_revision)
         except LocalEntryNotFoundError:
             return [f"the model '{name}' is not here, and the hub cannot be reached."]
         except (OSError, ValueError, EntryNotFoundError):
@@ -238,9 +222,10 @@ def _absent_model(model_config: ModelConfig) -> list[str]:
     return []
 
 
-def _outlined(config: ProFitConfig, model_config: ModelConfig) -> PreTrainedModel | None:
+def _outlined(job: TrainJob) -> PreTrainedModel | None:
     """Return the model without its weights, or None where only loading it tells its shape."""
-    if config.trust_remote_code or model_config.load_in_4bit or model_config.load_in_8bit:
+    model_config = job.model_config
+    if job.config.trust_remote_code or model_config.load_in_4bit or model_config.load_in_8bit:
         return None
     try:
         model = outline(model_config.model_name_or_path, revision=model_config.model_revision)
@@ -251,7 +236,7 @@ def _outlined(config: ProFitConfig, model_config: ModelConfig) -> PreTrainedMode
     return model
 
 
-def _larger_than_memory(model: PreTrainedModel | None, model_config: ModelConfig) -> list[str]:
+def _larger_than_memory(model: PreTrainedModel | None, job: TrainJob) -> list[str]:
     """Return that the weights do not fit into the free memory, or nothing."""
     if model is None:
         return []
@@ -259,6 +244,6 @@ def _larger_than_memory(model: PreTrainedModel | None, model_config: ModelConfig
     if size <= free:
         return []
     return [
-        f"the weights of '{model_config.model_name_or_path}' take {size:.1f} GiB, and {free:.1f} GiB of "
+        f"the weights of '{job.model_config.model_name_or_path}' take {size:.1f} GiB, and {free:.1f} GiB of "
         "memory are free here."
     ]

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
-from accelerate.utils import DistributedType, is_deepspeed_available
+from accelerate.utils import DistributedType, is_deepspeed_available, parse_flag_from_env
 from pydantic import BaseModel, PositiveInt, ValidationError
 
 from profit_sft.errors import ConfigurationError
@@ -61,15 +61,15 @@ def step_of(rows: int, micro_batches: int, ranks: int) -> str:
 
 
 def planned_steps(
-    batches: int, *, ranks: int = 1, micro_batches: int = 1, epochs: float = 3.0, max_steps: int = -1
+    batches: int, *, epochs: float, ranks: int = 1, micro_batches: int = 1, max_steps: int = -1
 ) -> tuple[int, float]:
     """Return the optimizer steps and the epochs they are, as transformers' Trainer counts them.
 
     Args:
         batches: Of one device and epoch, all ranks' together.
+        epochs: As `num_train_epochs`.
         ranks: Processes that share them.
         micro_batches: Accumulated by each rank for a step.
-        epochs: As `num_train_epochs`.
         max_steps: In place of the epochs, where it is positive.
 
     Example:
@@ -136,7 +136,7 @@ def _fsdp_version(config: ProFitConfig) -> int | None:
         plugin = {"fsdp_version": (config.fsdp_config or {}).get("version", 1)}
     if plugin is not None:
         return int(plugin.get("fsdp_version", 1))
-    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
+    if not parse_flag_from_env("ACCELERATE_USE_FSDP"):
         return None
     return int(os.environ.get("FSDP_VERSION", 1))
 

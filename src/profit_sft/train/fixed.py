@@ -7,14 +7,12 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from trl import ModelConfig
-
 from profit_sft.data.prepare import PreparedData
 from profit_sft.errors import ConfigurationError
 from profit_sft.models.fingerprint import model_fingerprint
 from profit_sft.scores.store import load_scores
 from profit_sft.train.arguments import FIXED
-from profit_sft.train.config import ProFitConfig
+from profit_sft.train.job import TrainJob
 
 _OPTIMIZER = (
     *("learning_rate", "optim", "optim_args", "optim_target_modules", "weight_decay", "adam_beta1", "adam_beta2"),
@@ -29,14 +27,14 @@ _QUANTIZATION = ("load_in_8bit", "load_in_4bit", "bnb_4bit_quant_type", "use_bnb
 Fixed = Mapping[str, Mapping[str, Any]]
 
 
-def fixed_by_settings(config: ProFitConfig, model_config: ModelConfig, ranks: int) -> Fixed:
+def fixed_by_settings(job: TrainJob, ranks: int) -> Fixed:
     """Return what the settings alone say, by name and setting.
 
     Args:
-        config: The trainer's settings, before a trainer has put its marks on them.
-        model_config: The model's.
+        job: Its settings, before a trainer has put its marks on them.
         ranks: Processes of the run.
     """
+    config, model_config = job.config, job.model_config
     objective = config.make_objective()
     # A plug-in's may have no text of its own but its address.
     told = str(objective) if dataclasses.is_dataclass(objective) else f"{config.objective} {config.objective_kwargs}"
@@ -60,9 +58,10 @@ def fixed_by_settings(config: ProFitConfig, model_config: ModelConfig, ranks: in
     return dict(json.loads(json.dumps(found, default=lambda value: getattr(value, "__dict__", None) or str(value))))
 
 
-def fixed_by_data(data: PreparedData, model_config: ModelConfig, reference_scores: str | None) -> Fixed:
+def fixed_by_data(data: PreparedData, job: TrainJob) -> Fixed:
     """Return what has to be read: the tokens and their weights, the tokenizer, the model, whose reference scores."""
-    reference = None if reference_scores is None else load_scores(reference_scores).manifest.model_fingerprint
+    scores, model_config = job.run.reference_scores, job.model_config
+    reference = None if scores is None else load_scores(scores).manifest.model_fingerprint
     model = model_fingerprint(model_config.model_name_or_path, revision=model_config.model_revision)
     return {
         "data": {"fingerprint": data.report.fingerprint, "token_weights": _weights_digest(data)},

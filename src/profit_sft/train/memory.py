@@ -10,9 +10,8 @@ from transformers import PreTrainedModel
 
 from profit_sft.loss.devices import default_chunk_size
 from profit_sft.ranks import first_decides
-from profit_sft.train.arguments import RunArguments
 from profit_sft.train.config import ProFitConfig
-from profit_sft.train.engine import Engine, planned_device, planned_precision
+from profit_sft.train.engine import Engine
 
 _GIB = 2**30
 # DeepSpeed's defaults, in elements: parameters that stay gathered, and gradients that are reduced together.
@@ -69,7 +68,8 @@ def estimate_memory_gib(
     elif stage is not None:
         exchange = min(gradients, _REDUCE_BUCKET * compute_bytes)
         exchange += min(weights, _MAX_LIVE_PARAMETERS * compute_bytes) if stage == 3 else 0
-    accumulates_whole = engine.is_fsdp and config.gradient_accumulation_steps > 1 and not _synchronizes_always(config)
+    synchronizes = (config.accelerator_config.gradient_accumulation_kwargs or {}).get("sync_each_batch", False)
+    accumulates_whole = engine.is_fsdp and config.gradient_accumulation_steps > 1 and not synchronizes
     parts = {
         "weights": weights / ranks if engine.shards_weights else weights,
         "gradients": gradients / ranks if engine.shards_gradients and not accumulates_whole else gradients,
@@ -143,23 +143,6 @@ _CONTAINER = (
 _SHARE_TO_FILL = 0.5
 
 
-def planned_memory_gib(
-    model: torch.nn.Module, run: RunArguments, config: ProFitConfig, engine: Engine, *, longest: int
-) -> dict[str, float]:
-    """Estimate as `estimate_memory_gib`, of a run on the device and in the precision that its settings name."""
-    launched_in, device = "no", config.device.type
-    if run.accelerate_config is not None:
-        launched_in, device = planned_precision(run.accelerate_config), planned_device(run.accelerate_config)
-    return estimate_memory_gib(
-        model,
-        config,
-        engine,
-        longest=longest,
-        mixed_precision=bool(config.bf16 or config.fp16 or launched_in != "no"),
-        device=torch.device(device),
-    )
-
-
 def bytes_of(parameters: Iterable[torch.Tensor]) -> float:
     """Return what they take as they are stored."""
     return sum(parameter.numel() * parameter.element_size() for parameter in parameters)
@@ -184,10 +167,6 @@ def _gathered(model: torch.nn.Module, compute_bytes: int) -> float:
 def _blocks(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
     names = set(getattr(_causal_lm(model), "_no_split_modules", None) or ())  # what TRANSFORMER_BASED_WRAP goes by
     return (module for module in model.modules() if type(module).__name__ in names)
-
-
-def _synchronizes_always(config: ProFitConfig) -> bool:
-    return bool((config.accelerator_config.gradient_accumulation_kwargs or {}).get("sync_each_batch", False))
 
 
 def _of_the_loss(model: torch.nn.Module, config: ProFitConfig, longest: int, device: torch.device) -> float:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import jinja2
 import yaml
-from huggingface_hub import try_to_load_from_cache
+from huggingface_hub import metadata_load, try_to_load_from_cache
 
 from profit_sft.errors import ProFitError
 from profit_sft.files import package_versions, read_json, write_text
@@ -182,12 +182,9 @@ def base_card(name: str | None) -> BaseCard:
 
 def _front_matter(card: Path) -> Mapping[str, Any]:
     """Return the YAML that a model card begins with; nothing where there is none that can be read."""
-    try:
-        text = card.read_text(encoding="utf-8")
-        found = yaml.safe_load(text.split("---\n")[1]) if text.startswith("---\n") else None
-    except (OSError, ValueError, IndexError, yaml.YAMLError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    with suppress(OSError, ValueError, yaml.YAMLError):
+        return metadata_load(card) or {}
+    return {}
 
 
 def _text(value: object) -> str | None:

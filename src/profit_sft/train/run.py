@@ -11,11 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from accelerate.utils import DistributedType
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback, set_seed
-from transformers.trainer_pt_utils import AcceleratorConfig
-from trl import ModelConfig, get_peft_config, get_quantization_config
+from trl import get_peft_config, get_quantization_config
 from trl.trainer.utils import create_model_from_path
 
 from profit_sft.data.prepare import PreparedData, check_tokens_fit
@@ -26,20 +24,19 @@ from profit_sft.models.checks import check_generation, check_kind, checked_weigh
 from profit_sft.models.pretrained import pretrained_path, require_model, told_as_models
 from profit_sft.ranks import first_decides
 from profit_sft.runs.record import PACKAGES, as_json, checkpoints
-from profit_sft.train.arguments import RunArguments
 from profit_sft.train.callbacks import SafeStop
 from profit_sft.train.checkpoints import clear_saving, finish_publishing, read_manifest
 from profit_sft.train.config import ProFitConfig
-from profit_sft.train.data import check_data_is_named, load_data, score_command
+from profit_sft.train.data import check_data_is_named, load_data
 from profit_sft.train.engine import (
     Engine,
     check_has_launcher,
     check_installed,
     check_launched_as_planned,
     launched_engine,
-    planned_engine,
 )
 from profit_sft.train.fixed import Fixed, check_unchanged, fixed_by_data, fixed_by_settings, together
+from profit_sft.train.job import TrainJob
 from profit_sft.train.memory import settle_checkpointing
 from profit_sft.train.reference import settle_reference
 from profit_sft.train.run_folder import (
@@ -79,9 +76,7 @@ class RunResult:
 
 
 def run_training(
-    run: RunArguments,
-    config: ProFitConfig,
-    model_config: ModelConfig,
+    job: TrainJob,
     *,
     callbacks: list[TrainerCallback] | None = None,
     on_facts: OnFacts = lambda facts: None,
@@ -90,9 +85,7 @@ def run_training(
     """Train as the settings say.
 
     Args:
-        run: Data and run-folder settings.
-        config: Trainer settings.
-        model_config: Model, precision and LoRA settings, TRL's own.
+        job: The settings.
         callbacks: Further callbacks, such as a progress display.
         on_facts: Called twice on the first rank with what the run has, by name: settings before the data is read, and
             counts before the first step.
@@ -107,34 +100,29 @@ def run_training(
         DataError: A row cannot be used.
         ProFitError: The engine saved no model.
     """
-    engine = settle(run, config, model_config)
+    engine, run, config = settle(job), job.run, job.config
     check_has_launcher(engine)
     if run.accelerate_config is not None:
         check_launched_as_planned(engine, run.accelerate_config, run.num_processes)
     spread_batch(config, engine)
-    output_dir = Path(str(config.output_dir))
+    output_dir = job.output_dir
     facts: dict[str, str] = {}
-    tell = _noted_in(facts, on_facts)
+
+    def tell(new: Mapping[str, str]) -> None:
+        facts.update(new)
+        on_facts(new)
+
     with ExitStack() as held:
         # A folder that is taken is told before the data is read, and by one rank, which has it until all are done.
         first_decides(lambda: held.enter_context(sole_use(output_dir, "run")))
-        checkpoint = first_decides(lambda: _start(run, config, model_config, engine))
-        settings = resolved_config(run, config, model_config)  # before what follows puts its own marks on `config`
+        checkpoint = first_decides(lambda: _start(job, engine))
+        settings = job.as_yaml()  # before what follows puts its own marks on `config`
         if config.process_index == 0:
-            tell(settled_facts(run, config, model_config, engine))
-        tokenizer = load_tokenizer(model_config, config)
-        train_data, eval_data = load_data(run, config, model_config, tokenizer, progress=progress)
-        fixed = first_decides(lambda: _fixed(run, config, model_config, engine, train_data, checkpoint))
-        trainer = build_trainer(
-            config,
-            model_config,
-            engine,
-            tokenizer,
-            train_data,
-            eval_data,
-            callbacks or [],
-            allow_missing_weights=run.allow_missing_weights,
-        )
+            tell(settled_facts(job, engine))
+        tokenizer = load_tokenizer(job)
+        train_data, eval_data = load_data(job, tokenizer, progress=progress)
+        fixed = first_decides(lambda: _fixed(job, engine, train_data, checkpoint))
+        trainer = build_trainer(job, engine, tokenizer, train_data, eval_data, callbacks or [])
         trainer.fixed = fixed
         stop = held.enter_context(SafeStop())
         trainer.add_callback(stop)
@@ -147,9 +135,9 @@ def run_training(
             on_facts=tell,
         )
         trainer.add_callback(counts)
-        _clear_once(output_dir, config, earlier_run=checkpoint is None and run.overwrite_output_dir)
+        _clear_once(job, earlier_run=checkpoint is None and run.overwrite_output_dir)
         if trainer.is_world_process_zero():
-            write_run_files(settings, config, train_data)
+            write_run_files(job, settings, train_data)
         output = trainer.train(resume_from_checkpoint=checkpoint)
         assert config.distributed_state is not None
         config.distributed_state.wait_for_everyone()  # a launcher may end the others as soon as one rank has ended
@@ -167,36 +155,23 @@ def run_training(
     )
 
 
-def _noted_in(facts: dict[str, str], on_facts: OnFacts) -> OnFacts:
-    """Return a function that keeps what it is told in `facts`, too."""
-
-    def told(new: Mapping[str, str]) -> None:
-        facts.update(new)
-        on_facts(new)
-
-    return told
-
-
-def check_before_launch(run: RunArguments, config: ProFitConfig, model_config: ModelConfig) -> None:
-    """Refuse what every process that is to be launched would refuse. Arguments and errors as `run_training`."""
-    assert run.accelerate_config is not None
-    _check(run, config, model_config)
-    engine = planned_engine(run.accelerate_config, run.num_processes)
+def check_before_launch(job: TrainJob) -> None:
+    """Refuse what every process that is to be launched would refuse. Errors as `run_training`."""
+    _check(job)
+    engine = job.planned_engine()
     check_installed(engine)
-    spread_batch(config, engine)
-    with sole_use(Path(str(config.output_dir)), "run"):
+    spread_batch(job.config, engine)
+    with sole_use(job.output_dir, "run"):
         # The contents are left to the ranks: reading them takes a while.
-        _start(run, config, model_config, engine, contents=False)
+        _start(job, engine, contents=False)
 
 
-def _start(
-    run: RunArguments, config: ProFitConfig, model_config: ModelConfig, engine: Engine, *, contents: bool = True
-) -> str | None:
+def _start(job: TrainJob, engine: Engine, *, contents: bool = True) -> str | None:
     """Return the checkpoint to go on from, as far as can be told before the data is read."""
-    output_dir = Path(str(config.output_dir))
-    finish_publishing(output_dir)
+    run, config = job.run, job.config
+    finish_publishing(job.output_dir)
     checkpoint = choose_start(
-        output_dir,
+        job.output_dir,
         resume_from=config.resume_from_checkpoint,
         overwrite=run.overwrite_output_dir,
         engine=engine,
@@ -205,7 +180,7 @@ def _start(
     if checkpoint is not None:
         manifest = read_manifest(Path(checkpoint))
         check_reaches(checkpoint, manifest.step, config.max_steps)
-        now = fixed_by_settings(config, model_config, engine.ranks)
+        now = fixed_by_settings(job, engine.ranks)
         check_unchanged(checkpoint, manifest.fixed, now, run.allowed_changes)
         # A change whenever it is said, also by a run that was resumed so before.
         if config.ignore_data_skip and "batch" not in run.allowed_changes:
@@ -216,29 +191,22 @@ def _start(
     return checkpoint
 
 
-def _fixed(
-    run: RunArguments,
-    config: ProFitConfig,
-    model_config: ModelConfig,
-    engine: Engine,
-    train_data: PreparedData,
-    checkpoint: str | None,
-) -> Fixed:
+def _fixed(job: TrainJob, engine: Engine, train_data: PreparedData, checkpoint: str | None) -> Fixed:
     """Return what a run that is resumed from this one must not change, and refuse that this one changes it."""
-    read = fixed_by_data(train_data, model_config, run.reference_scores)
+    read = fixed_by_data(train_data, job)
     if checkpoint is not None:
-        check_unchanged(checkpoint, read_manifest(Path(checkpoint)).fixed, read, run.allowed_changes)
-    return together(fixed_by_settings(config, model_config, engine.ranks), read)
+        check_unchanged(checkpoint, read_manifest(Path(checkpoint)).fixed, read, job.run.allowed_changes)
+    return together(fixed_by_settings(job, engine.ranks), read)
 
 
-def _clear_once(output_dir: Path, config: ProFitConfig, *, earlier_run: bool) -> None:
+def _clear_once(job: TrainJob, *, earlier_run: bool) -> None:
     """Delete an earlier run, or what it was writing, on one rank; the others wait: nobody reads or writes what goes."""
-    if config.should_save:
+    if job.config.should_save:
         if earlier_run:
-            clear_earlier_run(output_dir)
-        clear_saving(output_dir)
-    assert config.distributed_state is not None
-    config.distributed_state.wait_for_everyone()
+            clear_earlier_run(job.output_dir)
+        clear_saving(job.output_dir)
+    assert job.config.distributed_state is not None
+    job.config.distributed_state.wait_for_everyone()
 
 
 def save_whole_model(trainer: ProFitTrainer, output_dir: Path) -> None:
@@ -265,32 +233,31 @@ def save_whole_model(trainer: ProFitTrainer, output_dir: Path) -> None:
         )
 
 
-def load_tokenizer(model_config: ModelConfig, config: ProFitConfig) -> PreTrainedTokenizerBase:
+def load_tokenizer(job: TrainJob) -> PreTrainedTokenizerBase:
     """Load the model's tokenizer, or raise ConfigurationError with what to do."""
     return pretrained.load_tokenizer(
-        model_config.model_name_or_path,
-        revision=model_config.model_revision,
-        trust_remote_code=config.trust_remote_code,
-        chat_template_path=config.chat_template_path,
-        eos_token=config.eos_token,
+        job.model_config.model_name_or_path,
+        revision=job.model_config.model_revision,
+        trust_remote_code=job.config.trust_remote_code,
+        chat_template_path=job.config.chat_template_path,
+        eos_token=job.config.eos_token,
     )
 
 
-def settle(run: RunArguments, config: ProFitConfig, model_config: ModelConfig) -> Engine:
+def settle(job: TrainJob) -> Engine:
     """Make the settings agree before anything is read: model, engine, objective, and where its reference comes from."""
-    _check(run, config, model_config)
-    engine = launched_engine(config)
-    command = score_command(run, config, model_config)
-    settle_reference(config, given=run.reference_scores is not None, command=command)
+    _check(job)
+    engine = launched_engine(job.config)
+    settle_reference(job.config, given=job.run.reference_scores is not None, command=job.score_command())
     return engine
 
 
-def _check(run: RunArguments, config: ProFitConfig, model_config: ModelConfig) -> None:
+def _check(job: TrainJob) -> None:
     """Refuse settings that can be seen to be wrong before anything is read."""
-    require_model(vars(model_config))
-    refuse_flags(run, config, model_config)
-    try_settings(config, model_config)
-    check_data_is_named(run, config)
+    require_model(vars(job.model_config))
+    refuse_flags(job)
+    try_settings(job.config, job.model_config)
+    check_data_is_named(job)
 
 
 def spread_batch(config: ProFitConfig, engine: Engine) -> None:
@@ -302,17 +269,15 @@ def spread_batch(config: ProFitConfig, engine: Engine) -> None:
 
 
 def build_trainer(
-    config: ProFitConfig,
-    model_config: ModelConfig,
+    job: TrainJob,
     engine: Engine,
     tokenizer: PreTrainedTokenizerBase,
     train_data: PreparedData,
     eval_data: PreparedData | None,
     callbacks: list[TrainerCallback],
-    *,
-    allow_missing_weights: bool = False,
 ) -> ProFitTrainer:
     """Load the model and put the trainer together, as `trl sft` does; errors as `pretrained.load_model`."""
+    config, model_config = job.config, job.model_config
     load_arguments: dict[str, Any] = {
         "revision": model_config.model_revision,
         "attn_implementation": model_config.attn_implementation,
@@ -328,11 +293,11 @@ def build_trainer(
         train_dataset = train_dataset.shuffle(seed=config.seed)
     path = pretrained_path(model_config.model_name_or_path)
     longest = (config.max_length if config.packing else None) or train_data.report.longest or config.max_length
-    model = _model(path, config, load_arguments, allow_missing_weights)
+    model = _model(path, config, load_arguments, job.run.allow_missing_weights)
     for data in [train_data, *([] if eval_data is None else [eval_data])]:
         check_tokens_fit(model, tokenizer, data)
     settle_checkpointing(model, config, engine, longest=longest)
-    settings = {**vars(config), **vars(model_config)}
+    settings = job.values
     may_be_at_fault = ("report_to", "push_to_hub", "hub_model_id", "lora_target_modules", "lora_modules_to_save")
     asked = [f"{name} {settings[name]!r}" for name in may_be_at_fault if settings[name]]
     what = "the trainer does not take these settings for this model"
@@ -369,9 +334,9 @@ def _model(path: str, config: ProFitConfig, arguments: dict[str, Any], allow_mis
     return checked_weights(path, model, info, allow_missing_weights=allow_missing_weights)
 
 
-def write_run_files(settings: str, config: ProFitConfig, train_data: PreparedData) -> None:
+def write_run_files(job: TrainJob, settings: str, train_data: PreparedData) -> None:
     """Write config.yaml, environment.json and data.json, each completely or not at all."""
-    output_dir = Path(str(config.output_dir))
+    output_dir, config = job.output_dir, job.config
     write_text(output_dir / CONFIG_FILE, settings)
     environment = {
         "argv": sys.argv,
@@ -383,61 +348,3 @@ def write_run_files(settings: str, config: ProFitConfig, train_data: PreparedDat
     }
     write_text(output_dir / ENVIRONMENT_FILE, json.dumps(environment, indent=2) + "\n")
     write_text(output_dir / DATA_FILE, json.dumps(dataclasses.asdict(train_data.report), indent=2) + "\n")
-
-
-def resolved_config(run: RunArguments, config: ProFitConfig, model_config: ModelConfig) -> str:
-    """Return every setting that differs from its default, and all of the run's, as YAML that `--config` reads back."""
-    settings: dict[str, Any] = {}
-    for source in (run, config, model_config):
-        for entry in dataclasses.fields(source):
-            if not entry.init or entry.name in _NOT_WRITTEN:
-                continue
-            if entry.name == "gradient_checkpointing" and config.checkpointing != "as asked":
-                continue
-            value = _plain(getattr(source, entry.name))
-            # From the field, not from an instance: making a second TrainingArguments resets accelerate's state.
-            default = entry.default if entry.default_factory is dataclasses.MISSING else entry.default_factory()
-            if entry.name == "accelerator_config":
-                default = AcceleratorConfig()  # what transformers makes of its default, None
-            if source is run or value != _plain(default):
-                settings[entry.name] = value
-    settings.update({name: _plain(getattr(config, name)) for name in _ALWAYS_WRITTEN})
-    settings["model_name_or_path"] = model_config.model_name_or_path
-    return yaml.safe_dump({name: value for name, value in settings.items() if value is not None}, sort_keys=True)
-
-
-_NOT_WRITTEN = {
-    *("resume_from_checkpoint", "overwrite_output_dir", "allow_changes"),  # decided anew by each run
-    "logging_dir",  # of the time at which it was made
-    "hub_token",  # a secret
-    # transformers 5 copies gradient_checkpointing into these, which would then win over it.
-    *("activation_checkpointing", "activation_checkpointing_kwargs"),
-}
-_ALWAYS_WRITTEN = (
-    "output_dir",
-    "objective",
-    "objective_kwargs",
-    "threshold",
-    "threshold_direction",
-    "normalize",
-    "learning_rate",
-    "lr_scheduler_type",
-    "num_train_epochs",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "max_length",
-    "bf16",
-    "seed",
-)
-
-
-def _plain(value: Any) -> Any:
-    """Turn enums, tuples and dataclasses into what YAML can hold; leave out objects it cannot."""
-    value = getattr(value, "value", value)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        value = dataclasses.asdict(value)
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    return value if value is None or isinstance(value, (bool, int, float, str)) else None

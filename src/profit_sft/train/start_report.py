@@ -5,22 +5,20 @@ from typing import Any
 
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from trl import ModelConfig
 
 from profit_sft.data.prepare import DataReport
 from profit_sft.data.settings import DataSettings
 from profit_sft.loss.devices import cpu_multiplies_bf16
 from profit_sft.scores.store import load_scores
-from profit_sft.train.arguments import RunArguments
-from profit_sft.train.config import ProFitConfig
-from profit_sft.train.data import evaluation_settings, training_settings
 from profit_sft.train.engine import Engine, step_of
+from profit_sft.train.job import TrainJob
 
 OnFacts = Callable[[Mapping[str, str]], None]
 
 
-def settled_facts(run: RunArguments, config: ProFitConfig, model_config: ModelConfig, engine: Engine) -> dict[str, str]:
+def settled_facts(job: TrainJob, engine: Engine) -> dict[str, str]:
     """Return what is known before anything is read: model, objective, data, batch, device and output folder."""
+    run, config, model_config = job.run, job.config, job.model_config
     divisor = "all label tokens" if config.normalize == "all" else "the kept tokens"
     compute = "bf16" if config.bf16 else "fp16" if config.fp16 else None
     facts = {
@@ -33,8 +31,8 @@ def settled_facts(run: RunArguments, config: ProFitConfig, model_config: ModelCo
         facts["scores"] = (
             f"{run.reference_scores}, under {load_scores(run.reference_scores).manifest.model_name_or_path}"
         )
-    facts["data"] = _name(training_settings(run, config)) + (", streamed" if run.is_streamed else "")
-    to_evaluate = evaluation_settings(run, config)
+    facts["data"] = _name(job.training_data()) + (", streamed" if run.is_streamed else "")
+    to_evaluate = job.evaluation_data()
     if to_evaluate is not None:
         facts["evaluation"] = _name(to_evaluate)
     rows, steps = config.per_device_train_batch_size, config.gradient_accumulation_steps

@@ -5,11 +5,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from trl import ModelConfig
-
 from profit_sft.errors import ConfigurationError
-from profit_sft.train.arguments import RunArguments
 from profit_sft.train.config import ProFitConfig
+from profit_sft.train.job import TrainJob
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,13 +82,13 @@ _AS_WELL = {
 }
 
 
-def refuse_flags(run: RunArguments, config: ProFitConfig, model_config: ModelConfig) -> None:
+def refuse_flags(job: TrainJob) -> None:
     """Raise ConfigurationError at the first flag that would be ignored, or would train something else."""
-    values = {name: value for source in (run, config, model_config) for name, value in vars(source).items()}
+    values = job.values
     for name, refusal in REFUSED.items():
         if name in values and refusal.refuses(values[name]):
             raise ConfigurationError(f"{name} is {values[name]!r}: {refusal.instead}")
-    for entry in (*dataclasses.fields(config), *dataclasses.fields(model_config)):
+    for entry in (*dataclasses.fields(job.config), *dataclasses.fields(job.model_config)):
         needed = NEEDS.get(entry.name)
         if needed is None or values[entry.name] == entry.default or _is_on(needed, values):
             continue

@@ -54,7 +54,7 @@ def results(problem: Mapping[str, Any], results: Sequence[Any]) -> dict[str, lis
 def _share(name: str, by_instruction: bool, problems: Sequence[list[Record]]) -> float:
     samples = [(sample["scores"][name], sample["num_instructions"]) for problem in problems for sample in problem]
     weights = [count if by_instruction else 1 for _, count in samples]
-    return float(np.average([score for score, _ in samples], weights=weights))
+    return float(np.average([grade for grade, _ in samples], weights=weights))
 
 
 # How the harness aggregates the metrics of these names.
@@ -97,13 +97,13 @@ def ifeval_grader(
         strict, loose = [
             list(column) for column in zip(*(verdicts or (False, False) for verdicts in found), strict=True)
         ]
-        scores = {
+        grades = {
             "prompt_strict": float(all(strict)),
             "prompt_loose": float(all(loose)),
             "instruction_strict": sum(strict) / len(strict),
             "instruction_loose": sum(loose) / len(loose),
         }
-        details = {"scores": scores, "num_instructions": len(strict), "followed": strict, "unchecked": unchecked}
+        details = {"scores": grades, "num_instructions": len(strict), "followed": strict, "unchecked": unchecked}
         return Grade(correct=all(strict), extracted=None, rule="whole" if text.strip() else None, details=details)
 
     return grade

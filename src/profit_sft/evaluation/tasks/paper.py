@@ -10,7 +10,7 @@ four benchmarks, of which these follow the wording and the rules, harsh as they 
 
 How its table 3 was made is not told. Its figures say that ARC, MMLU-Pro and HumanEval have the questions and samples
 these tasks give them (see `settings.py`) and that letters were written, not ranked by likelihood: an untrained model
-scores 1.69% on ARC, where guessing gives 25%. Their wording here is that of gpqa_paper.
+gets 1.69% of ARC, where guessing gives 25%. Their wording here is that of gpqa_paper.
 """
 
 import re
@@ -36,57 +36,6 @@ _ROTATIONS = ("ABCD", "BCDA", "CDAB", "DABC")
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 _ANSWER_LETTER = re.compile(r"ANSWER\s*:\s*([A-J])", re.IGNORECASE)
 _CODE_BLOCK = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)(?:```|\Z)", re.IGNORECASE | re.DOTALL)
-
-
-def worked_examples() -> list[dict[str, str]]:
-    """Return the four worked examples of gsm8k_paper: ours, in the form of those shipped."""
-    return [
-        {"question": question, "solution": f"{solution}\nThe answer is {answer}"}
-        for question, solution, answer in _EXAMPLES
-    ]
-
-
-_EXAMPLES = (
-    (
-        "A bakery bakes 6 trays of 24 rolls each morning. It sells 110 rolls before noon and half of what is left in "
-        "the afternoon. How many rolls are left in the evening?",
-        "The bakery bakes 6 trays of 24 rolls, which is 6*24=144 rolls.\n"
-        "After the morning 144-110=34 rolls are left.\n"
-        "In the afternoon half of them are sold, 34/2=17 rolls.\n"
-        "So 34-17=17 rolls are left in the evening.",
-        "17",
-    ),
-    (
-        "Ines rides 12 miles to work and 12 miles back on each of 5 days. Her sister Pia rides a third as far as Ines "
-        "on the same days. How many miles do both ride in the week?",
-        "Ines rides 12+12=24 miles a day.\n"
-        "In 5 days that makes 24*5=120 miles.\n"
-        "Pia rides a third of that, 120/3=40 miles.\n"
-        "Together they ride 120+40=160 miles.",
-        "160",
-    ),
-    (
-        "A tank holds 500 liters and is 30% full. A pump brings 25 liters a minute while 10 liters a minute leak out. "
-        "After how many minutes is the tank three quarters full?",
-        "At the start there are 500*0.3=150 liters in the tank.\n"
-        "Three quarters of it are 500*0.75=375 liters.\n"
-        "So 375-150=225 liters are missing.\n"
-        "Each minute the tank gains 25-10=15 liters.\n"
-        "So it takes 225/15=15 minutes.",
-        "15",
-    ),
-    (
-        "Tickets cost $14 for adults and half as much for children. A group of 3 adults and 8 children pays with two "
-        "$50 bills and a $20 bill. How much change does it get?",
-        "A ticket for a child costs 14/2=7 dollars.\n"
-        "The adults pay 3*14=42 dollars.\n"
-        "The children pay 8*7=56 dollars.\n"
-        "In total that is 42+56=98 dollars.\n"
-        "The group gives 2*50+20=120 dollars.\n"
-        "So it gets 120-98=22 dollars back.",
-        "22",
-    ),
-)
 
 
 def gsm8k_target(doc: Doc) -> str:

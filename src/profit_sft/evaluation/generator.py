@@ -32,7 +32,7 @@ class Answer(str):
     """One generated answer.
 
     Attributes:
-        new_tokens: Its length, the end-of-sequence token included where the engine gives it; None: not known.
+        new_tokens: Its length, the end-of-sequence token included where the generator gives it; None: not known.
         truncated: True if it was cut off before it ended.
     """
 
@@ -46,7 +46,7 @@ class Answer(str):
         return made
 
 
-class Engine:
+class Generator:
     """Any model of the harness.
 
     A batch of requests is longest first, and sorted by prompt where lengths are equal, as the harness sorts it. What
@@ -85,7 +85,7 @@ class Engine:
     def _instance(self, request: Request) -> Any:
         from lm_eval.api.instance import Instance
 
-        # Some engines read 32 bits of a seed, signed ones.
+        # Some libraries read 32 bits of a seed, signed ones.
         seed = {"seed": request.seed % 2**31} if self._seeded and request.arguments["do_sample"] else {}
         return Instance("generate_until", {}, (request.prompt, {**request.arguments, **seed}), 0)
 
@@ -98,7 +98,7 @@ class Engine:
         return Answer(text.strip(), new_tokens, new_tokens >= request.arguments["max_gen_toks"])
 
 
-class ServedEngine(Engine):
+class ServedGenerator(Generator):
     """A model behind an API: each request on its own and with its own seed, all of a batch at the same time."""
 
     def __init__(self, lm: Any) -> None:

@@ -1,4 +1,4 @@
-"""Engines besides hf, against a real server: `transformers serve`, which speaks OpenAI's API."""
+"""Generators besides hf, against a real server: `transformers serve`, which speaks OpenAI's API."""
 
 import importlib.util
 import json
@@ -15,7 +15,7 @@ import pytest
 import transformers
 
 from profit_sft.errors import ConfigurationError
-from profit_sft.evaluation.runner import evaluate, start_engine
+from profit_sft.evaluation.runner import evaluate, start_generator
 from profit_sft.evaluation.settings import EvalSettings
 
 NEEDED = ("fastapi", "uvicorn", "openai", "aiohttp", "tenacity")
@@ -129,9 +129,9 @@ def test_what_a_server_does_not_know_is_named(server, tiny_folder, tmp_path):
         ({"engine": "local-completions", "engine_args": {"batch_size": "many"}}, "cannot be started: "),
     ],
 )
-def test_an_engine_that_cannot_be_had_is_refused(tmp_path, changes, message):
+def test_a_generator_that_cannot_be_had_is_refused(tmp_path, changes, message):
     with pytest.raises(ConfigurationError, match=message):
-        start_engine(settings("x", **changes))
+        start_generator(settings("x", **changes))
 
 
 def test_a_server_that_is_not_there_leaves_a_folder_that_binds_nobody(tiny_folder, tmp_path):

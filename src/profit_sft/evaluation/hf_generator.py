@@ -15,10 +15,10 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from profit_sft.errors import ConfigurationError, first_line
-from profit_sft.evaluation.engine import Answer, Engine, Request
+from profit_sft.evaluation.generator import Answer, Generator, Request
 from profit_sft.evaluation.settings import EvalSettings
 from profit_sft.linears import linears_by_onednn
-from profit_sft.models.pretrained import end_tokens, load_model, load_tokenizer
+from profit_sft.models.pretrained import default_device, end_tokens, load_model, load_tokenizer
 
 
 class SeededSampling(LogitsProcessor):
@@ -74,7 +74,7 @@ class SeededSampling(LogitsProcessor):
         return torch.full_like(scores, float("-inf")).scatter_(1, token_ids.gather(1, drawn), 0.0)
 
 
-class HFEngine(Engine):
+class HFGenerator(Generator):
     """transformers on one device: each row draws its tokens with random numbers of its own, and says how it ended.
 
     Args:
@@ -89,7 +89,7 @@ class HFEngine(Engine):
         model = load_model(
             settings.model_name_or_path, dtype=settings.dtype, allow_missing_weights=settings.allow_missing_weights
         )
-        model.to(_device())  # type: ignore[arg-type]  # transformers wraps it
+        model.to(default_device())  # type: ignore[arg-type]  # transformers wraps it
         eos = end_tokens(model, tokenizer.eos_token_id)
         # The checkpoint's own file may set a temperature or a repetition penalty, which would silently apply on top.
         model.generation_config = GenerationConfig(eos_token_id=eos, pad_token_id=tokenizer.pad_token_id)
@@ -104,7 +104,7 @@ class HFEngine(Engine):
             self.device_name = torch.cuda.get_device_name()
 
     def answer(self, requests: Sequence[Request]) -> list[Answer]:
-        """Answer requests, as `Engine` does.
+        """Answer requests, as `Generator` does.
 
         Raises:
             ConfigurationError: They do not fit into the device's memory.
@@ -171,9 +171,3 @@ class SeededHFLM(HFLM):
         text = self.tok_decode(row)
         ends = [text.index(words) for words in stop if words and words in text]
         return (len(self.tok_encode(text[: min(ends)])), False) if ends else (len(row), True)
-
-
-def _device() -> str:
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"

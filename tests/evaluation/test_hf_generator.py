@@ -12,9 +12,9 @@ from profit_sft.data.prepare import prepare_dataset
 from profit_sft.data.settings import TEMPLATE_DATE, DataSettings
 from profit_sft.data.tokenize import IGNORE_INDEX
 from profit_sft.errors import ConfigurationError
-from profit_sft.evaluation.engine import Request
-from profit_sft.evaluation.hf_engine import HFEngine
-from profit_sft.evaluation.runner import start_engine
+from profit_sft.evaluation.generator import Request
+from profit_sft.evaluation.hf_generator import HFGenerator
+from profit_sft.evaluation.runner import start_generator
 from profit_sft.evaluation.settings import EvalSettings
 from profit_sft.models.pretrained import load_model, load_tokenizer
 from tiny import CHATML, save_tiny_chat_model, write_questions
@@ -37,17 +37,17 @@ GREEDY = {"until": [], "do_sample": False, "temperature": 0.0}
 SAMPLED = {"until": [], "do_sample": True, "temperature": 1.5, "top_p": 0.8, "top_k": 20}
 
 
-def engine_for(folder, **settings):
-    return HFEngine(EvalSettings(model_name_or_path=folder, tasks=("generated",), output_dir="unused", **settings))
+def generator_for(folder, **settings):
+    return HFGenerator(EvalSettings(model_name_or_path=folder, tasks=("generated",), output_dir="unused", **settings))
 
 
-def answers(engine, pairs, limit, arguments):
+def answers(generator, pairs, limit, arguments):
     """Answer pairs of a prompt and a seed in one batch, and put them back into order."""
-    places = sorted(range(len(pairs)), key=lambda place: (-engine.length(pairs[place][0]), pairs[place][0]))
+    places = sorted(range(len(pairs)), key=lambda place: (-generator.length(pairs[place][0]), pairs[place][0]))
     batch = [
         Request((place, 0), pairs[place][0], {**arguments, "max_gen_toks": limit}, pairs[place][1]) for place in places
     ]
-    found = dict(zip(places, engine.answer(batch), strict=True))
+    found = dict(zip(places, generator.answer(batch), strict=True))
     return [found[place] for place in range(len(pairs))]
 
 
@@ -65,7 +65,7 @@ def likeliest(folder, prompt, limit):
 
 
 def test_a_batch_of_prompts_of_all_lengths_is_answered_in_order(folder):
-    found = answers(engine_for(folder), [(prompt, 0) for prompt in PROMPTS], 12, GREEDY)
+    found = answers(generator_for(folder), [(prompt, 0) for prompt in PROMPTS], 12, GREEDY)
     for prompt, answer in zip(PROMPTS, found, strict=True):
         tokens, truncated, text = likeliest(folder, prompt, 12)
         assert (answer.new_tokens, answer.truncated) == (len(tokens), truncated)
@@ -74,7 +74,7 @@ def test_a_batch_of_prompts_of_all_lengths_is_answered_in_order(folder):
 
 
 def test_answers_by_onednn_are_those_of_the_plain_model(folder, onednn_products):
-    found = answers(engine_for(folder), [(prompt, 0) for prompt in PROMPTS], 12, GREEDY)
+    found = answers(generator_for(folder), [(prompt, 0) for prompt in PROMPTS], 12, GREEDY)
     model = load_model(folder)
     shapes = {tuple(layer.weight.shape) for layer in model.modules() if type(layer) is torch.nn.Linear}
     assert {shape for shape, _ in onednn_products} == shapes  # every one, the head's as well
@@ -84,21 +84,21 @@ def test_answers_by_onednn_are_those_of_the_plain_model(folder, onednn_products)
 
 
 def test_a_sample_draws_the_same_alone_and_in_any_batch(folder):
-    engine = engine_for(folder)
+    generator = generator_for(folder)
     pairs = [(prompt, seed) for seed, prompt in enumerate(PROMPTS * 2)]
-    together = answers(engine, pairs, 10, SAMPLED)
-    assert [answers(engine, [pair], 10, SAMPLED)[0] for pair in pairs] == together
-    assert answers(engine, pairs[::-1], 10, SAMPLED) == together[::-1]
+    together = answers(generator, pairs, 10, SAMPLED)
+    assert [answers(generator, [pair], 10, SAMPLED)[0] for pair in pairs] == together
+    assert answers(generator, pairs[::-1], 10, SAMPLED) == together[::-1]
     assert together[: len(PROMPTS)] != together[len(PROMPTS) :]  # other seeds, other answers
-    longer = answers(engine, pairs, 20, SAMPLED)
+    longer = answers(generator, pairs, 20, SAMPLED)
     assert all(long.startswith(short) for long, short in zip(longer, together, strict=True))
 
 
 def test_an_answer_that_ends_at_a_stop_string_is_not_cut_off(folder):
-    engine = engine_for(folder)
-    whole = answers(engine, [(prompt, 0) for prompt in PROMPTS], 12, GREEDY)
+    generator = generator_for(folder)
+    whole = answers(generator, [(prompt, 0) for prompt in PROMPTS], 12, GREEDY)
     stop = next(answer for answer in whole if answer.truncated)[4:7]
-    found = answers(engine, [(prompt, 0) for prompt in PROMPTS], 12, {**GREEDY, "until": [stop]})
+    found = answers(generator, [(prompt, 0) for prompt in PROMPTS], 12, {**GREEDY, "until": [stop]})
     for answer, before in zip(found, whole, strict=True):
         assert answer == before.split(stop)[0].strip()
         assert answer.truncated == (before.truncated and stop not in before)
@@ -107,23 +107,23 @@ def test_an_answer_that_ends_at_a_stop_string_is_not_cut_off(folder):
 
 
 def test_it_knows_its_window_and_device(folder):
-    engine = engine_for(folder)
-    assert engine.window == load_model(folder).config.max_position_embeddings
-    assert engine_for(folder, engine_args={"max_length": 70}).window == 70
-    assert engine.device_name == ("cpu" if not torch.cuda.is_available() else torch.cuda.get_device_name())
-    prompt = engine.lm.apply_chat_template([{"role": "user", "content": "two"}])
+    generator = generator_for(folder)
+    assert generator.window == load_model(folder).config.max_position_embeddings
+    assert generator_for(folder, engine_args={"max_length": 70}).window == 70
+    assert generator.device_name == ("cpu" if not torch.cuda.is_available() else torch.cuda.get_device_name())
+    prompt = generator.lm.apply_chat_template([{"role": "user", "content": "two"}])
     assert prompt == "<|im_start|>user\ntwo<|im_end|>\n<|im_start|>assistant\n"
-    assert engine.length(prompt) == len(load_tokenizer(folder)(prompt)["input_ids"])
+    assert generator.length(prompt) == len(load_tokenizer(folder)(prompt)["input_ids"])
 
 
 def test_an_order_of_rows_nobody_expected_is_noticed(folder):
     with pytest.raises(AssertionError, match="order of rows"):
-        engine_for(folder).answer([Request((0, 0), prompt, {**GREEDY, "max_gen_toks": 4}, 0) for prompt in PROMPTS])
+        generator_for(folder).answer([Request((0, 0), prompt, {**GREEDY, "max_gen_toks": 4}, 0) for prompt in PROMPTS])
 
 
 def test_arguments_the_harness_does_not_take_are_refused(folder):
     with pytest.raises(ConfigurationError, match="engine_args: the harness's hf model does not take them"):
-        engine_for(folder, engine_args={"parallelize": True})
+        generator_for(folder, engine_args={"parallelize": True})
 
 
 @pytest.mark.parametrize("template", ["its own", "recipes/plain-chat.jinja"])
@@ -145,10 +145,10 @@ def test_a_prompt_begins_as_rows_of_training_do(tmp_path, repo_root, template):
     trained = prepare_dataset(settings, tokenizer, progress=False).dataset[0]
     first = next(place for place, label in enumerate(trained["labels"]) if label != IGNORE_INDEX)
 
-    engine = engine_for(str(tmp_path), greedy=True)
+    generator = generator_for(str(tmp_path), greedy=True)
     prompt = tokenizer.apply_chat_template([question], tokenize=False, add_generation_prompt=True)
-    engine.lm.rows = [Request((0, 0), prompt, {}, 0)]
-    (encoded,) = engine.lm.tok_batch_encode([prompt])[0].tolist()
+    generator.lm.rows = [Request((0, 0), prompt, {}, 0)]
+    (encoded,) = generator.lm.tok_batch_encode([prompt])[0].tolist()
     assert encoded == trained["input_ids"][:first]
     assert encoded.count(tokenizer.bos_token_id) == (0 if template == "its own" else 1)
 
@@ -165,8 +165,10 @@ def test_a_chat_is_dated_as_in_the_models_training(tmp_path):
     assert run_app(["train", *named, *flags]) == 0
     days = {base: TEMPLATE_DATE, trained: "2026-03-05", trained / "checkpoint-1": "2026-03-05"}
     for model, day in days.items():
-        engine = start_engine(EvalSettings(model_name_or_path=str(model), tasks=("generated",), output_dir="unused"))
-        prompt = engine.lm.apply_chat_template([{"role": "user", "content": "What is 1+1?"}])
+        generator = start_generator(
+            EvalSettings(model_name_or_path=str(model), tasks=("generated",), output_dir="unused")
+        )
+        prompt = generator.lm.apply_chat_template([{"role": "user", "content": "What is 1+1?"}])
         data = scoring_settings({"dataset_name": rows}, {"model_name_or_path": str(model), "output_dir": tmp_path}).data
         assert data.template_date == day
         tokenizer = load_tokenizer(str(model))
