@@ -7,6 +7,7 @@ import pytest
 from profit_sft.errors import ConfigurationError
 from profit_sft.study.estimate import (
     TrainingData,
+    _costliest,
     count_parameters,
     estimate_cell,
     planned_new_tokens,
@@ -83,6 +84,21 @@ def test_measured_speeds_replace_the_formula():
     assert trained.train_hours == pytest.approx((1e6 / 100 + 20) / 3600)
     assert untrained.evaluate_hours == pytest.approx(30 / 3600)
     assert untrained.train_hours == 0
+
+
+def test_a_try_costs_its_own_value_and_a_cell_the_costliest():
+    tune = {"num_train_epochs": [1, 4], "evaluate": {"tasks": ["math500"], "greedy": True, "limit": 100}}
+    settings = {"per_device_train_batch_size": 8}
+    plan = plan_with(tune=tune, train=settings, estimate={"train_tokens_per_second": 100, "mean_new_tokens": 10})
+    found = {cell.slug: _costliest(plan, cell, DATA, 2e9) for cell in plan.runs}
+    assert {slug: cell.steps for slug, cell in found.items()} == {
+        "nll-num_train_epochs1-try": 125,
+        "nll-num_train_epochs4-try": 500,
+        "untrained": 0,
+        "nll-s0": 500,
+    }
+    assert found["nll-num_train_epochs1-try"].new_tokens == 100 * 10
+    assert found["nll-s0"].new_tokens == (1319 + 30) * 8 * 10
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ arXiv:2001.08361). With gradient checkpointing, which runs the forward pass twic
 all weights, 2 bytes a parameter, once for the whole batch; attention over the cache, prompts and grading are left out.
 """
 
+import dataclasses
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -114,7 +115,7 @@ def dry_run(plan: StudyPlan, output_dir: Path, *, cells: str | None = None) -> S
     parameters = {name: _parameters(plan, model) for name, model in models.items()}
     study = StudyFolder(output_dir)
     return StudyDryRun(
-        cells=tuple(estimate_cell(plan, cell, data[cell.model.name], parameters[cell.model.name]) for cell in chosen),
+        cells=tuple(_costliest(plan, cell, data[cell.model.name], parameters[cell.model.name]) for cell in chosen),
         finished=tuple(cell.slug for cell in chosen if study.cell(cell.slug).finished.exists()),
         data=data,
         parameters=parameters,
@@ -162,6 +163,12 @@ def _parameters(plan: StudyPlan, model: ModelPlan) -> float | None:
         ) from None
 
 
+def _costliest(plan: StudyPlan, cell: Cell, data: TrainingData, parameters: float | None) -> CellEstimate:
+    """Estimate a cell at each value that its tries may choose, such as a number of epochs; return the highest cost."""
+    at = [dataclasses.replace(cell, tuned=tried.tuned) for tried in plan.tries_of(cell)] or [cell]
+    return max((estimate_cell(plan, one, data, parameters) for one in at), key=lambda found: found.train_hours)
+
+
 def estimate_cell(plan: StudyPlan, cell: Cell, data: TrainingData, parameters: float | None) -> CellEstimate:
     """Estimate the cost of a cell by the formulas above.
 
@@ -171,10 +178,10 @@ def estimate_cell(plan: StudyPlan, cell: Cell, data: TrainingData, parameters: f
         data: How much it trains on.
         parameters: Parameters of its model; needed where no speed was measured.
     """
-    given, settings = plan.estimate, {**plan.train, **cell.model.train, **cell.variant.train}
+    given, settings, evaluate = plan.estimate, plan.train_settings(cell), plan.eval_settings(cell)
     trained = cell.variant.objective is not None
     steps, tokens = steps_and_tokens(settings, data) if trained else (0, 0)
-    new_tokens = planned_new_tokens(plan.evaluate, given)
+    new_tokens = planned_new_tokens(evaluate, given)
     if given.train_tokens_per_second is not None:
         train_seconds = tokens / given.train_tokens_per_second
     else:
@@ -183,7 +190,7 @@ def estimate_cell(plan: StudyPlan, cell: Cell, data: TrainingData, parameters: f
         factor = 8 if settings.get("gradient_checkpointing", True) else 6
         train_seconds = factor * parameters * tokens / (given.mfu * given.peak_tflops * 1e12)
     if given.evaluate_seconds is not None:
-        evaluate_seconds = given.evaluate_seconds if plan.evaluate else 0.0
+        evaluate_seconds = given.evaluate_seconds if evaluate else 0.0
     else:
         assert parameters is not None
         bandwidth = given.bandwidth_share * given.bandwidth_gb_per_second * 1e9
