@@ -114,6 +114,11 @@ def test_new_tokens_of_an_evaluation(evaluate, tokens):
     assert planned_new_tokens(evaluate, plan_with().estimate) == tokens
 
 
+def test_problems_of_a_task_of_ones_own_are_counted(repo_root):
+    evaluate = {"tasks": ["new_validation"], "task_dir": str(repo_root / "benchmarks" / "map"), "greedy": True}
+    assert planned_new_tokens(evaluate, plan_with(estimate={"mean_new_tokens": 10}).estimate) == 200 * 10
+
+
 def test_task_sizes_are_known_for_every_task():
     from profit_sft.evaluation.settings import TASKS
     from profit_sft.evaluation.tasks.own import GENERATED_PROBLEMS

@@ -293,6 +293,16 @@ def test_what_the_tries_would_be_refused_is_refused_first(tune, message):
         check_flags(plan)
 
 
+def test_tasks_of_ones_own_are_told_apart_by_name_and_data(tmp_path):
+    for name in ("mine", "other"):
+        (tmp_path / f"{name}.yaml").write_text(f"task: {name}\nmetadata: {{data_files: {{test: x.jsonl}}}}\n")
+    own = {"tasks": ["mine"], "task_dir": str(tmp_path)}
+    check_flags(plan_with(evaluate=own, tune=TUNE | {"evaluate": own | {"tasks": ["other"]}}))
+    check_flags(plan_with(evaluate=own, tune=TUNE | {"evaluate": own | {"data_dir": "."}}))
+    with pytest.raises(ConfigurationError, match="mine asks the problems that mine of `evaluate` asks"):
+        check_flags(plan_with(evaluate=own, tune=TUNE | {"evaluate": own | {"data_dir": str(tmp_path)}}))
+
+
 def test_training_flags_are_those_of_profit_train():
     check_flags(plan_with(train={"learning_rate": 1e-5, "max_length": 64, "lora_r": 8, "skip_bad_rows": True}))
     with pytest.raises(ConfigurationError, match=r"train\.learning_rat is unknown\. Did you mean learning_rate\?"):

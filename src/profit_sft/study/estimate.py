@@ -19,6 +19,7 @@ import dataclasses
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -231,10 +232,24 @@ def _new_tokens_of(task: str, evaluate: Mapping[str, Any], given: Assumptions) -
     from profit_sft.evaluation.settings import TaskPreset, paper_task  # brings the evaluation, and transformers with it
 
     preset = paper_task(task) if evaluate.get("preset") == "paper" else TaskPreset(samples=8, max_new_tokens=8192)
-    problems = min(TASK_PROBLEMS[task], evaluate.get("limit") or TASK_PROBLEMS[task])
+    folders = evaluate.get("task_dir"), evaluate.get("data_dir")
+    problems = TASK_PROBLEMS[task] if task in TASK_PROBLEMS else _problems_of(task, *folders)
+    problems = min(problems, evaluate.get("limit") or problems)
     samples = 1 if evaluate.get("greedy") else evaluate.get("samples") or preset.samples
     longest = evaluate.get("max_new_tokens") or preset.max_new_tokens
     return int(problems * samples * min(given.mean_new_tokens, longest))
+
+
+@lru_cache  # every cell asks
+def _problems_of(task: str, task_dir: str, data_dir: str | None) -> int:
+    """Count the problems of a user's own task."""
+    from profit_sft.evaluation.harness_tasks import load_task
+    from profit_sft.evaluation.runner import quiet_harness
+    from profit_sft.study.measure import eval_settings
+
+    settings = {"tasks": [task], "greedy": True, "task_dir": task_dir, "data_dir": data_dir}
+    with quiet_harness():
+        return len(load_task(task, eval_settings(settings, "", Path())).eval_docs)
 
 
 def count_parameters(model_name_or_path: str) -> int:

@@ -93,10 +93,12 @@ def _check_validation(plan: StudyPlan, validation: Mapping[str, Any]) -> None:
 
 def _problems(task: str, evaluate: Mapping[str, Any]) -> tuple[str, Path | None]:
     """Tell tasks apart by their problems: in which form they are asked does not matter, nor how many of them."""
-    from profit_sft.evaluation.settings import TASK_FOLDER
+    from profit_sft.evaluation.settings import task_files
 
-    reads_files = "data_files" in (TASK_FOLDER / f"{task}.yaml").read_text(encoding="utf-8")
-    folder = evaluate.get("data_dir") if reads_files else None
+    task_dir = evaluate.get("task_dir")
+    file = task_files(None if task_dir is None else Path(task_dir))[task]
+    reads_files = "data_files" in file.read_text(encoding="utf-8")
+    folder = evaluate.get("data_dir", task_dir) if reads_files else None
     return task.removesuffix("_paper").removesuffix("_diamond"), None if folder is None else Path(folder).resolve()
 
 

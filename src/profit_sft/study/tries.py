@@ -76,7 +76,7 @@ def warnings(plan: StudyPlan, rows: Sequence[TunedRow], results: Sequence[CellRe
         if names:
             said.append(
                 f"The best {setting} is the {end} of those tried, {edge:g}, for {', '.join(names)}: a {further} one "
-                f"may be better. Give `tune` {further} values and run again."
+                f"may be better. Add {further} values under tune and run again."
             )
     chosen = {(row.model, row.variant): row.chosen for row in rows}
     for result in results:
