@@ -8,6 +8,7 @@ has never seen. A wrong reference has a wrong number that later steps follow, or
 from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ PAD, EOS = 0, 1
 ID_OF = {character: index + 2 for index, character in enumerate(CHARACTERS)}
 VOCAB_SIZE = len(CHARACTERS) + 2
 IGNORE_INDEX = -100
+TEST_SEED, VALIDATION_SEED = 99, 78  # of the problems, of each skill in its turn; the task files have them, too
 LARGEST_ANSWER = 180  # characters; of four steps in the longest wording, with room
 
 _OWN = (
@@ -71,6 +73,26 @@ def draw_problem(random: Random, skill: str) -> Problem:
             value = result
         if all(0 <= step[3] <= 139 for step in equations):
             return Problem(tuple(equations))
+
+
+def draw_problems(random: Random, skill: str, count: int) -> list[Problem]:
+    """Draw problems; some may be alike."""
+    return [draw_problem(random, skill) for _ in range(count)]
+
+
+def task_data(*, seed: int, counts: dict[str, int], skill: str, **_: Any) -> dict[str, Any]:
+    """Return the problems of a skill as the task files beside this one ask them, by the `metadata` there.
+
+    Args:
+        seed: Of the test or validation problems.
+        counts: How many are drawn, by skill, one skill after the other.
+        skill: Which of them are asked.
+    """
+    from datasets import Dataset
+
+    random = Random(seed)
+    drawn = {name: draw_problems(random, name, count) for name, count in counts.items()}
+    return {"test": Dataset.from_list([{"prompt": one.prompt, "answer": str(one.answer)} for one in drawn[skill]])}
 
 
 def draw_reference(random: Random, problem: Problem, *, wording: str, wrong_share: float) -> Reference:

@@ -14,11 +14,14 @@ from task import (
     CHARACTER_CODER,
     IGNORE_INDEX,
     LARGEST_ANSWER,
+    TEST_SEED,
+    VALIDATION_SEED,
     VOCAB_SIZE,
     Coder,
     Problem,
     Reference,
     draw_problem,
+    draw_problems,
     draw_reference,
     last_number,
 )
@@ -37,7 +40,7 @@ from profit_sft.models.embedded import embedded_model_folder
 
 BATCH_SIZE = 16
 EPOCHS = 2
-_TEST_SEED, _VALIDATION_SEED = 99, 77
+_LESSON_SEED = 77  # of the problems that tell how strong a start is by now
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +154,7 @@ def make_starts(folder: Path, lessons: Lessons, report: Callable[[str], None]) -
         return
     learner, random, began = lessons.make(), Random(1), time.perf_counter()
     optimizer = torch.optim.AdamW(learner.model.train().parameters(), lr=lessons.rate, weight_decay=0.0)
-    problems = draw_problems(Random(_VALIDATION_SEED), "old", learner.sizes.validated)
+    problems = draw_problems(Random(_LESSON_SEED), "old", learner.sizes.validated)
     for step in range(1, lessons.steps + 1):
         rate = lessons.rate * min(1.0, step / lessons.warmup_steps) * (0.02 + 0.98 * (1 - step / lessons.steps))
         drawn = [draw_problem(random, "old") for _ in range(lessons.batch_size)]
@@ -169,11 +172,6 @@ def make_starts(folder: Path, lessons: Lessons, report: Callable[[str], None]) -
     if [*wanted] != ["strong"]:
         raise RuntimeError(f"the start never got as strong as {', '.join(wanted)}")
     torch.save(learner.model.state_dict(), folder / "strong.pt")  # as strong as it got; what it can do is measured
-
-
-def draw_problems(random: Random, skill: str, count: int) -> list[Problem]:
-    """Draw problems; some may be alike."""
-    return [draw_problem(random, skill) for _ in range(count)]
 
 
 def training_rows(seed: int, *, wording: str, wrong_share: float, new_skill: bool, rows: int) -> list[Reference]:
@@ -277,7 +275,7 @@ def answers(learner: Learner, problems: list[Problem], *, temperature: float) ->
     """Return of each problem whether its answer is right, and the answer's length in characters."""
     training = learner.model.training
     learner.model.eval()
-    generator = torch.Generator().manual_seed(_TEST_SEED)
+    generator = torch.Generator().manual_seed(TEST_SEED)
     by_length: dict[int, list[int]] = {}
     for index, problem in enumerate(problems):
         by_length.setdefault(len(learner.coder.encode(problem.prompt)[0]), []).append(index)
@@ -309,7 +307,7 @@ def answers(learner: Learner, problems: list[Problem], *, temperature: float) ->
 
 def validate(learner: Learner, skills: Sequence[str]) -> dict[str, float]:
     """Return the share right on validation problems of each skill, and the mean of these."""
-    random = Random(_VALIDATION_SEED + 1)
+    random = Random(VALIDATION_SEED)
     count = learner.sizes.validated
     shares = {skill: sum(greedy_scores(learner, draw_problems(random, skill, count))) / count for skill in skills}
     return {"validation": sum(shares.values()) / len(shares)} | {
@@ -320,14 +318,14 @@ def validate(learner: Learner, skills: Sequence[str]) -> dict[str, float]:
 def out_of_reach(learner: Learner, skill: str) -> float:
     """Return the share of a skill's problems of which none of 8 samples at 0.7 is right."""
     count = learner.sizes.validated // 2
-    problems = draw_problems(Random(_TEST_SEED), skill, count)
+    problems = draw_problems(Random(TEST_SEED), skill, count)
     graded = answers(learner, [problem for problem in problems for _ in range(8)], temperature=0.7)
     return sum(not any(right for right, _ in graded[8 * index : 8 * index + 8]) for index in range(count)) / count
 
 
 def measure(learner: Learner, *, wording: str) -> dict[str, Any]:
     """Measure a model on problems of its own, the same for all; right answers as text of 0 and 1, a problem a digit."""
-    random = Random(_TEST_SEED)
+    random = Random(TEST_SEED)
     found: dict[str, Any] = {}
     for skill, count in learner.sizes.tested.items():
         problems = draw_problems(random, skill, count)

@@ -154,6 +154,80 @@ def test_answers_are_those_of_generate_though_rows_that_have_ended_leave_the_bat
     assert len({own for _, own in lengths}) > 10
 
 
+PUBLISHED = """
+import sys
+from pathlib import Path
+from random import Random
+import torch
+from profit_sft.data.prepare import prepare_dataset
+from profit_sft.data.settings import DataSettings
+from profit_sft.models.pretrained import load_model, load_tokenizer
+from publish import publish_references, publish_start
+from task import CHARACTERS, draw_problems
+from train import new_learner, training_rows
+learner, folder = new_learner(), Path(sys.argv[1])
+with torch.no_grad():
+    learner.model.model.embed_tokens.weight[learner.coder.eos] *= 3  # so that answers end
+publish_start(learner, folder / "start")
+model, tokenizer = load_model(str(folder / "start")), load_tokenizer(str(folder / "start"))
+assert tokenizer("".join(CHARACTERS))["input_ids"] == learner.coder.encode("".join(CHARACTERS))[0]
+for problem in draw_problems(Random(0), "old", 24):
+    ids, _ = learner.coder.encode(problem.prompt)
+    encoded = tokenizer(problem.prompt, return_tensors="pt")
+    assert encoded["input_ids"].tolist() == [ids]
+    said = learner.model.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=40)[0, len(ids):]
+    made = model.generate(**encoded, do_sample=False, max_new_tokens=40)[0, len(ids):]
+    print(repr(learner.coder.answer_of(said.tolist())))
+    print(repr(tokenizer.decode(made, skip_special_tokens=True)))
+references = training_rows(0, wording="alien", wrong_share=0.5, new_skill=True, rows=16)
+publish_references(references, folder / "references.jsonl")
+rows = prepare_dataset(DataSettings(dataset_name=str(folder / "references.jsonl")), tokenizer, False).dataset
+batch = learner.coder.batch_of(references)
+for index, row in enumerate(rows):
+    size = len(row["input_ids"])
+    assert batch["attention_mask"][index].sum() == size
+    for name in ("input_ids", "labels"):
+        assert list(row[name]) == batch[name][index, :size].tolist(), name
+with torch.no_grad():
+    print(float(learner(**batch).loss), float(model(**batch).loss))
+"""
+
+
+def test_a_published_start_reads_trains_and_answers_as_the_learner_does(tmp_path):
+    run = run_there(PUBLISHED, str(tmp_path))
+    assert run.returncode == 0, run.stderr
+    *answers, losses = run.stdout.splitlines()
+    assert answers[::2] == answers[1::2]
+    assert len({len(answer) for answer in answers}) > 5
+    own, published = map(float, losses.split())
+    assert published == pytest.approx(own, rel=1e-6)
+
+
+def test_the_task_files_ask_the_problems_that_the_map_measures():
+    code = """
+import yaml
+from pathlib import Path
+from random import Random
+from train import TEST_SEED, VALIDATION_SEED, draw_problems, new_learner
+from task import task_data
+sizes = new_learner().sizes
+for suffix, seed, counts in (
+    ("", TEST_SEED, {skill: sizes.tested[skill] for skill in ("old", "new")}),
+    ("_validation", VALIDATION_SEED, dict.fromkeys(("old", "new"), sizes.validated)),
+):
+    random = Random(seed)
+    for skill, count in counts.items():
+        file = Path(task_data.__code__.co_filename).with_name(f"{skill}{suffix}.yaml")
+        asked = task_data(**yaml.safe_load(file.read_text())["metadata"])["test"]
+        problems = draw_problems(random, skill, count)
+        assert asked["prompt"] == [problem.prompt for problem in problems], file
+        assert asked["answer"] == [str(problem.answer) for problem in problems], file
+        print(len(asked))
+"""
+    run = run_there(code)
+    assert run.stdout.split() == ["400", "200", "200", "200"], run.stderr
+
+
 def test_p_values_are_corrected_over_all_of_a_measure(tmp_path):
     both = [compared(12, 0.03), compared(9, 0.01, wrong_share=0.0), compared(3, 0.04, measure="greedy_new")]
     assert [row["adjusted_p_value"] for row in rows_of(tmp_path, both)] == [0.03, 0.02, 0.04]

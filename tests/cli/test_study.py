@@ -84,7 +84,7 @@ def test_every_study_file_dry_runs(recipe, tiny_folder, rows, tmp_path, capsys, 
         arguments += ["--dataset_name", rows]
     assert run_app([*arguments, "--dry-run", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert len(found["cells"]) == len(load_plan(recipe).cells)
+    assert len(found["cells"]) == len(load_plan(recipe).runs)
     assert all(data["measured"] for data in found["data"].values())
     assert found["hours"] > 0
 

@@ -1,5 +1,6 @@
 """The task files: problems, prompts, grades, data that cannot be had, and the harness running them alone."""
 
+import dataclasses
 import json
 
 import pytest
@@ -9,12 +10,11 @@ from lm_eval.tasks import TaskManager
 
 from profit_sft.data.generated import generate_problems
 from profit_sft.errors import ConfigurationError, DataError, DownloadError
-from profit_sft.evaluation import harness_tasks
 from profit_sft.evaluation.generator import Answer
 from profit_sft.evaluation.grading import grade_math
 from profit_sft.evaluation.harness_tasks import fingerprint, load_task
 from profit_sft.evaluation.runner import evaluate
-from profit_sft.evaluation.settings import TASK_FOLDER, TASKS, EvalSettings
+from profit_sft.evaluation.settings import DEFAULT_LONGEST, TASK_FOLDER, TASKS, EvalSettings, task_limits
 from profit_sft.evaluation.tasks import own
 
 
@@ -176,19 +176,15 @@ metadata: {version: 1.0, data_files: {test: gsm8k_test.jsonl}}
 
 
 @pytest.fixture
-def plain_task(tmp_path, monkeypatch):
+def plain(tmp_path):
     """A folder of tasks with one of the harness's own kind, which knows nothing of samples."""
     (tmp_path / "tasks").mkdir()
     (tmp_path / "tasks" / "plain.yaml").write_text(PLAIN)
-    monkeypatch.setattr(harness_tasks, "TASK_FOLDER", tmp_path / "tasks")
-    monkeypatch.setattr("profit_sft.evaluation.settings.TASKS", ("plain",))
-    return "plain"
+    return {"task_dir": tmp_path / "tasks", "tasks": ("plain",)}
 
 
-def test_a_plain_task_of_the_harness_is_one_too(plain_task, tiny_folder, made_data, tmp_path):
-    report = evaluate(
-        settings(made_data, model_name_or_path=tiny_folder, tasks=("plain",), output_dir=tmp_path, greedy=True)
-    )
+def test_a_plain_task_of_the_harness_is_one_too(plain, tiny_folder, made_data, tmp_path):
+    report = evaluate(settings(made_data, model_name_or_path=tiny_folder, output_dir=tmp_path, greedy=True, **plain))
     rows = [json.loads(line) for line in (tmp_path / "samples" / "plain.jsonl").read_text().splitlines()]
     assert (report.task("plain").num_problems, report.task("plain").max_new_tokens) == (6, 5)
     assert [row["expected"] for row in rows] == ["2", "4", "6", "8", "10", "12"]
@@ -196,9 +192,36 @@ def test_a_plain_task_of_the_harness_is_one_too(plain_task, tiny_folder, made_da
     assert rows[0]["prompt"].startswith("<|im_start|>user\nQ: Ann has 1 cups")
 
 
-def test_a_plain_task_cannot_tell_samples_apart(plain_task, made_data):
+def test_a_plain_task_cannot_tell_samples_apart(plain, made_data):
     with pytest.raises(ConfigurationError, match="plain: its task file gives one grade a problem.*--samples 1"):
-        load_task("plain", settings(made_data, tasks=("plain",)))
+        load_task("plain", settings(made_data, **plain))
+
+
+def test_a_task_of_ones_own_has_a_limit_and_may_include_another_file(plain, made_data):
+    written = plain["task_dir"] / "plain.yaml"
+    (plain["task_dir"] / "_shared.yaml").write_text(PLAIN + "generation_kwargs: {do_sample: false}\n")
+    written.write_text("include: _shared.yaml\ntask: plain\n")
+    asked = settings(made_data, **plain, greedy=True)
+    assert load_task("plain", asked).config.generation_kwargs["max_gen_toks"] == DEFAULT_LONGEST
+    assert task_limits(asked, "plain") == (1, DEFAULT_LONGEST)
+    written.write_text("include: _shared.yaml\ntask: plain\ngeneration_kwargs: {max_gen_toks: 7}\nrepeats: 3\n")
+    assert load_task("plain", asked).config.generation_kwargs["max_gen_toks"] == 7
+    assert task_limits(asked, "plain") == (1, 7)
+    assert task_limits(dataclasses.replace(asked, greedy=False, preset="paper"), "plain") == (3, 7)
+
+
+def test_a_task_of_ones_own_reads_the_file_beside_it_and_goes_before_ours(plain, made_data):
+    folder = plain["task_dir"]
+    (folder / "plain.yaml").rename(folder / "gsm8k.yaml")
+    (folder / "gsm8k_test.jsonl").write_text('{"question": "2+2?", "answer": "#### 4"}\n')
+    own_task = {"task_dir": folder, "tasks": ("gsm8k", "generated"), "greedy": True}
+    task = load_task("gsm8k", settings(**own_task))
+    assert [task.doc_to_text(problem) for problem in task.eval_docs] == ["Q: 2+2?\nA:"]
+    assert len(load_task("gsm8k", settings(made_data, **own_task)).eval_docs) == 6
+    assert len(load_task("generated", settings(**own_task)).eval_docs) == 400
+    (folder / "gsm8k.yaml").write_text("output_type: generate_until\n")
+    with pytest.raises(ConfigurationError, match=r"gsm8k\.yaml is no task of lm-evaluation-harness: it has no name"):
+        load_task("gsm8k", settings(**own_task))
 
 
 def test_the_harness_runs_the_files_by_itself_with_the_same_answers_and_grades(tiny_folder, tmp_path):

@@ -33,6 +33,7 @@ def test_a_task_named_twice_is_one():
     [
         ({"tasks": ("gsm8k", "gsm9k")}, "gsm9k.*Known are aime24, "),
         ({"tasks": ()}, "none given"),
+        ({"task_dir": "absent"}, "task_dir: there is no folder 'absent'"),
         ({"dtype": "int4"}, "dtype must be one of float32"),
         ({"limit": 0}, "limit must be at least 1, got 0"),
         ({"batch_size": 0}, "batch_size must be at least 1"),

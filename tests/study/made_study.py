@@ -32,26 +32,28 @@ def made_plan(**changes):
     return parse_plan(content | changes)
 
 
-def made_study(folder, plan, rates, *, problems=120, collapsed=(), not_probed=(), skip=(), attempts=1):
+def made_study(folder, plan, rates, *, problems=120, collapsed=(), not_probed=(), skip=(), attempts=1, ran_at=()):
     """Write the files of finished cells.
 
     Args:
         folder: The study's folder.
         plan: The study.
-        rates: Share of right answers by variant; a problem's hardness is the same for all.
+        rates: Share of right answers by variant, of a try by its name; a problem's hardness is the same for all.
         problems: Problems a task.
         collapsed: Variants whose plain NLL rises while their loss falls.
         not_probed: Variants trained without a probe.
         skip: Cells that are not finished.
         attempts: What the cells cost, which no figure may depend on.
+        ran_at: Value of the tuned setting by cell; the others have none.
     """
     study = StudyFolder(folder)
-    for index, cell in enumerate(plan.cells):
+    for index, cell in enumerate(plan.runs):
         if cell.slug in skip:
             continue
         files, name = study.cell(cell.slug), cell.variant.name
+        rate = rates[cell.slug if cell.is_try else name]
         generator = np.random.default_rng((1, index))
-        for number, task in enumerate(plan.evaluate.get("tasks", ())):
+        for number, task in enumerate(plan.eval_settings(cell).get("tasks", ())):
             hardness = np.random.default_rng(100 + number).random(problems)
             noise = generator.random(problems) * 0.2 - 0.1
             samples = files.evaluation / "samples"
@@ -60,7 +62,7 @@ def made_study(folder, plan, rates, *, problems=120, collapsed=(), not_probed=()
                 json.dumps(
                     {"task": task, "problem": problem, "sample": 0, "correct": bool(right)} | said(problem, name)
                 )
-                for problem, right in enumerate(hardness + noise < rates[name])
+                for problem, right in enumerate(hardness + noise < rate)
             ]
             (samples / f"{task}.jsonl").write_text("\n".join(lines) + "\n")
         trained = cell.variant.objective is not None
@@ -73,6 +75,8 @@ def made_study(folder, plan, rates, *, problems=120, collapsed=(), not_probed=()
         summary = {
             "format": FORMAT,
             "cell": cell.slug,
+            "settings": {"train": plan.train_settings(cell) | dict(ran_at).get(cell.slug, {})},
+            "evaluation": {"tasks": [{"accuracy": {"mean": rate}} for _ in plan.eval_settings(cell).get("tasks", ())]},
             "training": {"steps": 30, "kept_share": 1.0 if name == "nll" else 0.7} if trained else None,
             "heldout": {"nll": 0.5 + 0.01 * index, "nll_core": 0.2, "nll_style": 0.8},
             "cost": {"measure_seconds": 30.0 * attempts, "attempts": attempts}

@@ -8,6 +8,7 @@ from profit_sft.errors import ConfigurationError
 from profit_sft.evaluation.settings import TASKS
 from profit_sft.study.estimate import (
     TrainingData,
+    _costliest,
     count_parameters,
     estimate_cell,
     planned_new_tokens,
@@ -86,6 +87,21 @@ def test_measured_speeds_replace_the_formula():
     assert untrained.train_hours == 0
 
 
+def test_a_try_costs_its_own_value_and_a_cell_the_costliest():
+    tune = {"num_train_epochs": [1, 4], "evaluate": {"tasks": ["math500"], "greedy": True, "limit": 100}}
+    settings = {"per_device_train_batch_size": 8}
+    plan = plan_with(tune=tune, train=settings, estimate={"train_tokens_per_second": 100, "mean_new_tokens": 10})
+    found = {cell.slug: _costliest(plan, cell, DATA, 2e9) for cell in plan.runs}
+    assert {slug: cell.steps for slug, cell in found.items()} == {
+        "nll-num_train_epochs1-try": 125,
+        "nll-num_train_epochs4-try": 500,
+        "untrained": 0,
+        "nll-s0": 500,
+    }
+    assert found["nll-num_train_epochs1-try"].new_tokens == 100 * 10
+    assert found["nll-s0"].new_tokens == (1319 + 30) * 8 * 10
+
+
 @pytest.mark.parametrize(
     ("evaluate", "tokens"),
     [
@@ -103,6 +119,11 @@ def test_new_tokens_of_an_evaluation(evaluate, tokens):
 @pytest.mark.parametrize("task", TASKS)
 def test_the_size_of_every_task_is_known(task):
     assert planned_new_tokens({"tasks": [task], "samples": 1, "max_new_tokens": 1}, plan_with().estimate) >= 30
+
+
+def test_problems_of_a_task_of_ones_own_are_counted(repo_root):
+    evaluate = {"tasks": ["new_validation"], "task_dir": str(repo_root / "benchmarks" / "map"), "greedy": True}
+    assert planned_new_tokens(evaluate, plan_with(estimate={"mean_new_tokens": 10}).estimate) == 200 * 10
 
 
 def test_parameters_are_counted_without_weights(tmp_path):

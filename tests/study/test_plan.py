@@ -17,6 +17,7 @@ BASE = {
 
 
 _ALLOWED = "'.', '_' and '-', from a letter or digit to one, at most 100 of them, got"
+TUNE = {"learning_rate": [1e-5, 1e-4], "evaluate": {"tasks": ["gsm8k"]}}
 PATHS = (
     ("../../x", f"{_ALLOWED} '../../x'. Write 'x'"),
     ("/tmp/x", f"{_ALLOWED} '/tmp/x'. Write 'tmp-x'"),
@@ -182,6 +183,124 @@ def test_a_random_mask_that_cannot_be_is_refused(entry, message):
     with pytest.raises(ConfigurationError) as caught:
         plan_with(cells=[*BASE["cells"], {"objective": "profit", **entry}])
     assert message in str(caught.value)
+
+
+def test_every_variant_and_model_tries_every_value_with_one_seed():
+    models = [{"model_name_or_path": name, "train": {"bf16": True}} for name in ("a", "b")]
+    cells = [{"objective": ["nll", "dft"], "seed": [3, 4]}]
+    plan = plan_with(
+        model_name_or_path=None,
+        models=models,
+        cells=cells,
+        evaluate={"tasks": ["math500"]},
+        tune={"learning_rate": [0.0001, 1e-5], "seed": 7, "evaluate": {"tasks": ["gsm8k"]}},
+    )
+    assert [(cell.slug, cell.seed) for cell in plan.tries[:4]] == [
+        ("a.nll-lr1e-05-try", 7),
+        ("a.nll-lr0.0001-try", 7),
+        ("a.dft-lr1e-05-try", 7),
+        ("a.dft-lr0.0001-try", 7),
+    ]
+    assert len(plan.tries) == 8
+    assert plan.train_settings(plan.tries[1]) == {"bf16": True, "learning_rate": 0.0001}
+    assert plan.eval_settings(plan.tries[1]) == {"tasks": ["gsm8k"]}
+    assert plan.eval_settings(plan.cells[1]) == {"tasks": ["math500"]}
+    untrained, first = plan.cells[:2]
+    assert [tried.slug for tried in plan.tries_of(first)] == ["a.nll-lr1e-05-try", "a.nll-lr0.0001-try"]
+    assert plan.tries_of(untrained) == plan.tries_of(plan.tries[0]) == ()
+    assert plan_with().runs == plan_with().cells
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"learning_rate": "absent"}, "tune must name one flag of profit train with the values to try, such as"),
+        ({"weight_decay": [0, 1]}, "tune must name one flag of profit train with the values to try, such as"),
+        ({"learning_rate": 1e-5}, "tune.learning_rate must be a list of two values or more to choose from, got 1e-05."),
+        ({"learning_rate": [1e-5]}, "tune.learning_rate must be a list of two values or more to choose from, got [1e-"),
+        ({"learning_rate": [1e-5, "1e-4"]}, "must hold numbers, got '1e-4'. YAML reads 1e-5 as text; write 1.0e-5."),
+        ({"learning_rate": [1e-5, True]}, "tune.learning_rate must hold numbers, got True."),
+        ({"learning_rate": [1e-5, float("nan")]}, "tune.learning_rate must hold numbers, got nan."),
+        ({"learning_rate": [1e-5, 1e-5]}, "tune.learning_rate holds 1e-05 twice."),
+        ({"learning_rate": "absent", "threshold": [0.1, 0.2]}, "tune.threshold is set by `cells`. Take it out."),
+        ({"learning_rate": [1e-5, 1.0000001e-5]}, "two cells would be called 'nll-lr1e-05-try'."),
+        ({"evaluate": None}, "tune.evaluate is missing"),
+        ({"evaluate": {}}, "tune.evaluate is empty"),
+        ({"seed": -1}, "tune.seed must be greater than or equal to 0, got -1."),
+    ],
+)
+def test_what_cannot_be_tried_is_refused(changes, message):
+    with pytest.raises(ConfigurationError) as caught:
+        plan_with(tune={key: value for key, value in (TUNE | changes).items() if value != "absent"})
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "place"),
+    [
+        ({"train": {"learning_rate": 1e-5}}, "train.learning_rate"),
+        (
+            {"cells": [{"objective": "nll"}, {"objective": "dft", "name": "x", "train": {"learning_rate": 1}}]},
+            "cells[1]",
+        ),
+        (
+            {
+                "model_name_or_path": None,
+                "models": ["a", {"model_name_or_path": "b", "train": {"learning_rate": 1e-5}}],
+            },
+            "models[1].train.learning_rate",
+        ),
+    ],
+)
+def test_what_is_tried_is_not_given_elsewhere_too(changes, place):
+    with pytest.raises(ConfigurationError, match="is chosen by `tune`. Take out one of the two.") as caught:
+        plan_with(tune=TUNE, **changes)
+    assert str(caught.value).startswith(place)
+
+
+@pytest.mark.parametrize(
+    ("tune", "message"),
+    [
+        ({"learning_rat": [1, 2]}, r"tune\.learning_rat is unknown\. Did you mean learning_rate\?"),
+        ({"bf16": [0, 1]}, r"tune\.bf16 takes no number, so there is nothing to choose from"),
+        ({"max_steps": [10, 20.5]}, r"tune\.max_steps must be a whole number, got 20\.5"),
+        ({"max_length": [0, 64]}, r"tune: max_length must be at least 1, got 0"),
+        (
+            {"evaluate": {"tasks": "gsm8k"}},
+            r"tune\.evaluate\.tasks must be a list such as \[gsm8k, math500\], got 'gsm8k'",
+        ),
+        ({"evaluate": {"task": ["gsm8k"]}}, r"tune\.evaluate\.task is unknown\. Did you mean tasks\?"),
+        (
+            {"evaluate": {"tasks": ["generated"], "limit": 5}},
+            r"tune\.evaluate\.tasks: generated asks the problems that ge",
+        ),
+        (
+            {"evaluate": {"tasks": ["math500"]}},
+            "math500 asks the problems that math500_paper of `evaluate` asks, so values",
+        ),
+        ({"evaluate": {"tasks": ["generated"], "data_dir": "."}}, "generated asks the problems that generated of"),
+        ({"evaluate": {"tasks": ["math500"], "data_dir": "."}}, None),
+    ],
+)
+def test_what_the_tries_would_be_refused_is_refused_first(tune, message):
+    setting = {} if any(key != "evaluate" for key in tune) else {"learning_rate": [1e-5, 1e-4]}
+    tune = {"evaluate": {"tasks": ["gsm8k"]}, **setting, **tune}
+    plan = plan_with(tune=tune, evaluate={"tasks": ["math500_paper", "generated"]})
+    if message is None:
+        check_flags(plan)
+        return
+    with pytest.raises(ConfigurationError, match=message):
+        check_flags(plan)
+
+
+def test_tasks_of_ones_own_are_told_apart_by_name_and_data(tmp_path):
+    for name in ("mine", "other"):
+        (tmp_path / f"{name}.yaml").write_text(f"task: {name}\nmetadata: {{data_files: {{test: x.jsonl}}}}\n")
+    own = {"tasks": ["mine"], "task_dir": str(tmp_path)}
+    check_flags(plan_with(evaluate=own, tune=TUNE | {"evaluate": own | {"tasks": ["other"]}}))
+    check_flags(plan_with(evaluate=own, tune=TUNE | {"evaluate": own | {"data_dir": "."}}))
+    with pytest.raises(ConfigurationError, match="mine asks the problems that mine of `evaluate` asks"):
+        check_flags(plan_with(evaluate=own, tune=TUNE | {"evaluate": own | {"data_dir": str(tmp_path)}}))
 
 
 def test_training_flags_are_those_of_profit_train():

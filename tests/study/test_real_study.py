@@ -20,8 +20,10 @@ import profit_sft
 from forks import start
 from profit_sft.errors import ConfigurationError
 from profit_sft.study.cells import CellFailed, imitated_share
+from profit_sft.study.flags import check_flags
 from profit_sft.study.layout import StudyFolder
 from profit_sft.study.plan import load_plan, parse_plan
+from profit_sft.study.report import write_report
 from profit_sft.study.runner import run_study
 
 EIGHT = str(Path(__file__).resolve().parents[2] / "recipes" / "accelerate" / "fsdp2_8gpu.yaml")
@@ -108,6 +110,41 @@ def test_a_finished_study_is_left_alone_and_other_settings_are_refused(study_fil
         ConfigurationError, match=r"was run with train\.learning_rate = 0\.001, the study file says 0\.002"
     ):
         run_study(load_plan(changed), finished_study)
+
+
+@pytest.mark.slow
+def test_a_variant_is_tried_on_validation_problems_and_trained_at_its_best_value(study_file, tmp_path):
+    problems = tmp_path / "validation" / "gsm8k_test.jsonl"
+    problems.parent.mkdir()
+    problems.write_text(
+        "".join(json.dumps({"question": f"{n}+1?", "answer": f"#### {n + 1}"}) + "\n" for n in range(3))
+    )
+    content = yaml.safe_load(study_file.read_text())
+    content["cells"] = [{"objective": "nll", "seed": 0}]
+    content["train"] = {**content["train"], "max_steps": 2}
+    del content["train"]["learning_rate"]
+    validation = {"tasks": ["gsm8k"], "data_dir": str(problems.parent), "greedy": True, "max_new_tokens": 4}
+    content["tune"] = {"learning_rate": [0.01, 0.001], "seed": 5, "evaluate": validation}
+    tuned = tmp_path / "tuned.yaml"
+    tuned.write_text(yaml.safe_dump(content))
+    plan, study = load_plan(tuned), StudyFolder(tmp_path / "out")
+    check_flags(plan)
+    assert run_study(plan, study.path, cells="nll*", jobs=2).failed == {}
+    write_report(plan, study.path, command="")
+    found = json.loads((study.path / "results.json").read_text())["tuning"]["rows"][0]
+    assert list(found["scores"]) == ["0.001", "0.01"]
+    tried = {rate: study.cell(f"nll-lr{rate}-try") for rate in found["scores"]}
+    for rate, cell in tried.items():
+        config, summary = yaml.safe_load(cell.config.read_text()), json.loads(cell.finished.read_text())
+        assert (config["learning_rate"], config["seed"]) == (float(rate), 5)
+        assert (summary["evaluation"]["tasks"][0]["num_problems"], summary["heldout"]) == (3, None)
+        assert summary["evaluation"]["tasks"][0]["accuracy"]["mean"] == found["scores"][rate]
+        assert not list(cell.run.glob("*.safetensors"))
+    best = min(tried, key=lambda rate: (-found["scores"][rate], float(rate)))
+    main = json.loads(study.cell("nll-s0").finished.read_text())
+    assert main["settings"]["train"]["learning_rate"] == found["chosen"] == float(best)
+    assert yaml.safe_load(study.cell("nll-s0").config.read_text())["learning_rate"] == float(best)
+    assert main["evaluation"]["tasks"][0]["num_problems"] == 5
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import pytest
 from made_study import made_plan, made_study
 
 from color_vision import SIGHTS, contrast, difference
-from profit_sft.study.report import shade, write_report
+from profit_sft.study.report import _DASH, shade, write_report
 
 RATES = {"untrained": 0.1, "nll": 0.5, "dft": 0.25, "profit-t0.1": 0.85, "profit-t0.5": 0.5}
 COMMAND = "profit study some.yaml --output_dir out"
@@ -122,6 +122,65 @@ def test_one_model_with_comparisons_has_no_map(tmp_path, report):
 )
 def test_the_color_of_a_map_is_that_of_sign_and_size(points, look):
     assert shade(points / 100) == look
+
+
+TUNE = {"learning_rate": [1e-5, 1e-4, 1e-3], "evaluate": {"tasks": ["gsm8k"]}}
+TRIED = {
+    "nll-lr1e-05-try": 0.2,
+    "nll-lr0.0001-try": 0.4,
+    "nll-lr0.001-try": 0.3,
+    "dft-lr1e-05-try": 0.1,
+    "dft-lr0.0001-try": 0.25,
+    "dft-lr0.001-try": 0.5,
+}
+
+
+def test_values_tried_are_told_and_enter_nothing_else(tmp_path):
+    cells = [{"objective": ["nll", "dft"], "seed": [0, 1, 2]}]
+    tuned, plain = made_plan(cells=cells, tune=TUNE), made_plan(cells=cells)
+    ran_at = {
+        cell.slug: {"learning_rate": 1e-4 if cell.variant.name == "nll" else 1e-3} for cell in tuned.cells[1:]
+    } | {"nll-s2": {"learning_rate": 1e-5}}
+    made_study(tmp_path, tuned, RATES | TRIED, ran_at=ran_at)
+    write_report(plain, tmp_path, command=COMMAND)
+    without = json.loads((tmp_path / "results.json").read_text())
+    write_report(tuned, tmp_path, command=COMMAND)
+    found, text = json.loads((tmp_path / "results.json").read_text()), (tmp_path / "report.md").read_text()
+    for name in without.keys() - {"tuning", "cost"}:
+        assert found[name] == without[name], name
+    assert without["tuning"] is None
+    assert [cost["cell"] for cost in found["cost"]["cells"]] == [cell.slug for cell in tuned.runs]
+    assert found["tuning"]["rows"][1] == {
+        "model": "embedded",
+        "variant": "dft",
+        "scores": {"1e-05": 0.1, "0.0001": 0.25, "0.001": 0.5},
+        "chosen": 0.001,
+    }
+    page = (tmp_path / "report.html").read_text()
+    assert "## Values tried of learning_rate" in text
+    assert "| variant | 1e-05 | 0.0001 | 0.001 | chosen |" in text
+    assert "| nll | 20.0% | 40.0% | 30.0% | 0.0001 |" in text
+    assert "<b>40.0%</b>" in page
+    for said in (
+        "The best learning_rate is the largest of those tried, 0.001, for dft: a larger one may be better. ",
+        "nll-s2 was run with learning_rate = 1e-05, though 0.0001 is the best of those tried now.",
+    ):
+        assert said in text
+        assert said in page
+    assert text.count(" was run with learning_rate") == 1
+    assert "is the smallest of those tried" not in text
+
+
+def test_before_the_tries_are_finished_nothing_is_chosen(tmp_path):
+    plan = made_plan(cells=[{"objective": ["nll", "dft"]}], tune=TUNE)
+    made_study(tmp_path, plan, RATES | TRIED, skip=("nll-lr0.0001-try", *(cell.slug for cell in plan.cells)))
+    write_report(plan, tmp_path, command=COMMAND)
+    text = (tmp_path / "report.md").read_text()
+    assert f"| nll | 20.0% | {_DASH} | 30.0% | {_DASH} |" in text
+    assert "| dft | 10.0% | 25.0% | 50.0% | 0.001 |" in text
+    assert text.count("may be better") == 1, "of dft, whose tries are finished"
+    write_report(made_plan(), tmp_path, command=COMMAND)
+    assert "Values tried" not in (tmp_path / "report.html").read_text()
 
 
 def test_a_study_without_evaluation_or_a_finished_baseline_still_has_a_report(tmp_path):

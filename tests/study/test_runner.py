@@ -1,12 +1,13 @@
 """How a study goes through its cells: which, in which order, and what of a folder it refuses."""
 
+import json
 import threading
 
 import pytest
 
 from profit_sft.errors import ConfigurationError, DataError
 from profit_sft.files import write_text
-from profit_sft.study.cells import needs_scores
+from profit_sft.study.cells import CellFailed, cell_settings, data_contents, needs_scores
 from profit_sft.study.layout import StudyFolder
 from profit_sft.study.plan import parse_plan
 from profit_sft.study.results import read_results
@@ -32,7 +33,7 @@ def test_a_failed_cell_is_reported_and_the_others_run(tmp_path):
     assert result.finished == ("untrained",)
     assert list(result.failed) == ["profit-t0.1-s0", "random-as-profit-t0.1-s0"]
     assert "no tokenizer could be loaded from 'absent'" in result.failed["profit-t0.1-s0"]
-    assert "profit-t0.1-s0, whose kept share it needs, has failed" in result.failed["random-as-profit-t0.1-s0"]
+    assert "profit-t0.1-s0, which it needs for its rate, has failed" in result.failed["random-as-profit-t0.1-s0"]
     assert any(line.startswith("failed: profit-t0.1-s0: exit status 2") for line in lines)
 
 
@@ -112,6 +113,101 @@ def test_cells_of_a_model_wait_for_the_one_that_makes_its_scores(tmp_path):
     # The second of seed 1 comes last, though there was room for it.
     assert sorted(started[:3]) == [("nll-s0", False), ("profit-t0.1-reference-s0", False), ("untrained", False)]
     assert started[3:] == [("profit-t0.1-reference-s1", True)]
+
+
+TUNED = {
+    "cells": [
+        {"objective": "nll", "seed": [1, 2]},
+        {"objective": "profit", "direction": "random", "kept_share_of": "nll", "seed": 1},
+    ],
+    "tune": {"learning_rate": [1e-5, 1e-4, 1e-3], "seed": 7, "evaluate": {"tasks": ["gsm8k"]}},
+    "evaluate": {"tasks": ["generated"]},
+}
+VALIDATION = {
+    "nll-lr1e-05-try": 0.3,
+    "nll-lr0.0001-try": 0.5,
+    "nll-lr0.001-try": 0.5,  # as good: the smaller value
+    "nll-lr0.01-try": 0.9,
+    "random-as-nll-lr1e-05-try": 0.6,
+    "random-as-nll-lr0.0001-try": 0.5,
+    "random-as-nll-lr0.001-try": 0.4,
+    "random-as-nll-lr0.01-try": 0.4,
+}
+
+
+def run_tuned(folder, jobs=1, fails=(), cells=None, **changes):
+    """Run the study above with cells that only write their files; return what ran at which rate, and what failed."""
+    plan, study, ran = plan_without_measuring(**(TUNED | changes)), StudyFolder(folder), []
+
+    def run_one(run):
+        ran.append((run.cell.slug, run.cell.tuned.get("learning_rate")))
+        if run.cell.slug in fails:
+            raise CellFailed(f"{run.cell.slug}: exit status 1.")
+        settings = {**cell_settings(plan, run.cell), **data_contents(plan)}
+        write_text(run.folder.settings, json.dumps(settings))
+        evaluation = {"tasks": [{"accuracy": {"mean": VALIDATION.get(run.cell.slug, 0.0)}}]}
+        write_text(run.folder.finished, json.dumps({"evaluation": evaluation}))
+
+    loop = _Loop(plan, study, list(choose_cells(plan, cells)), lambda text: None)
+    loop.run(run_one, jobs=jobs)
+    return ran, loop.failed
+
+
+@pytest.mark.parametrize("jobs", [1, 4])
+def test_a_cell_runs_at_the_best_of_the_values_its_variant_tried(tmp_path, jobs):
+    ran, failed = run_tuned(tmp_path, jobs)
+    assert failed == {}
+    assert {slug: rate for slug, rate in ran if not slug.endswith("-try")} == {
+        "untrained": None,
+        "nll-s1": 1e-4,
+        "nll-s2": 1e-4,
+        "random-as-nll-s1": 1e-5,
+    }
+    order = [slug for slug, _ in ran]
+    # The tries of a random mask take its share from the cell that it imitates, which waits for its own tries.
+    assert order.index("nll-lr0.001-try") < order.index("nll-s1") < order.index("random-as-nll-lr1e-05-try")
+    assert json.loads(StudyFolder(tmp_path).cell("nll-s1").settings.read_text())["train"] == {"learning_rate": 1e-4}
+    assert run_tuned(tmp_path) == ([], {}), "a finished study is left alone"
+
+
+def test_a_failed_try_fails_what_needs_it_and_nothing_else(tmp_path):
+    ran, failed = run_tuned(tmp_path, fails=("random-as-nll-lr0.0001-try",))
+    assert failed["random-as-nll-s1"] == (
+        "random-as-nll-s1: random-as-nll-lr0.0001-try, which it needs for its learning_rate, has failed."
+    )
+    assert list(failed) == ["random-as-nll-lr0.0001-try", "random-as-nll-s1"]
+    assert ("nll-s2", 1e-4) in ran
+
+
+def test_values_may_change_until_a_cell_has_run_at_another_than_the_best(tmp_path):
+    fewer, more = [1e-5, 1e-4], [1e-5, 1e-4, 1e-2]
+    only = {"cells": "nll*"}
+    run_tuned(tmp_path, tune=TUNED["tune"] | {"learning_rate": fewer}, cells="nll*-try")
+    ran, _ = run_tuned(tmp_path, tune=TUNED["tune"] | {"learning_rate": more}, cells="nll*-[ts][r1]*")
+    assert ran == [("nll-lr0.01-try", 1e-2), ("nll-s1", 1e-2)], "tries that are there stay"
+    plan = plan_without_measuring(**(TUNED | {"tune": TUNED["tune"] | {"learning_rate": fewer}}))
+    refusal = r"nll-s1 was run with train\.learning_rate = 0\.01, the best of those tried is 0\.0001\. Choose another"
+    with pytest.raises(ConfigurationError, match=refusal):
+        run_study(plan, tmp_path, **only)
+    with pytest.raises(ConfigurationError, match=r"nll-lr1e-05-try was run with seed = 7, the study file says 8"):
+        run_study(plan_without_measuring(**(TUNED | {"tune": TUNED["tune"] | {"seed": 8}})), tmp_path, **only)
+
+
+def test_a_cell_at_another_value_than_a_later_try_shows_best_fails_by_name(tmp_path):
+    run_tuned(tmp_path, cells="nll*")
+    more = TUNED["tune"] | {"learning_rate": [1e-5, 1e-4, 1e-2]}
+    ran, failed = run_tuned(tmp_path, tune=more, cells="nll*")
+    assert ran == [("nll-lr0.01-try", 1e-2)]
+    assert list(failed) == ["nll-s1", "nll-s2"]
+    assert "was run with train.learning_rate = 0.0001, the best of those tried is 0.01." in failed["nll-s1"]
+
+
+def test_a_cell_and_its_tries_are_chosen_together(tmp_path):
+    plan = plan_without_measuring(**TUNED)
+    with pytest.raises(ConfigurationError, match=r"nll-s1 takes its learning_rate from nll-lr1e-05-try, which is not"):
+        run_study(plan, tmp_path, cells="nll-s1")
+    with pytest.raises(ConfigurationError, match=r"random-as-nll-lr1e-05-try takes its rate from nll-s1, which is not"):
+        run_study(plan, tmp_path, cells="random*")
 
 
 def test_a_pattern_must_match_and_must_include_what_a_cell_depends_on(tmp_path):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from profit_sft.errors import ConfigurationError, DataError, DownloadError, ProFitError, first_line
 from profit_sft.evaluation.code_check import check_confirmed
-from profit_sft.evaluation.settings import TASK_FOLDER, EvalSettings
+from profit_sft.evaluation.settings import DEFAULT_LONGEST, TASK_FOLDER, EvalSettings, task_files
 
 if TYPE_CHECKING:
     from lm_eval.api.task import ConfigurableTask
@@ -19,7 +19,7 @@ def load_task(name: str, settings: EvalSettings) -> "ConfigurableTask":
     """Load a task and its data.
 
     Args:
-        name: One of `TASKS`.
+        name: One of the settings' tasks.
         settings: Where the data is, how often each problem is answered, and how.
 
     Raises:
@@ -29,11 +29,15 @@ def load_task(name: str, settings: EvalSettings) -> "ConfigurableTask":
     """
     from lm_eval.tasks import TaskManager
 
-    manager = TaskManager(include_path=TASK_FOLDER, include_defaults=False)
-    entry = next(found for found in manager.task_index.values() if found.yaml_path == TASK_FOLDER / f"{name}.yaml")
+    file = task_files(settings.task_dir)[name]
+    manager = TaskManager(include_path=list(dict.fromkeys((TASK_FOLDER, file.parent))), include_defaults=False)
+    entry = next((found for found in manager.task_index.values() if found.yaml_path == file), None)
+    if entry is None:
+        raise ConfigurationError(f"{file} is no task of lm-evaluation-harness: it has no name under `task`.")
     if entry.cfg.get("unsafe_code"):
         check_confirmed(name)
-    data = _data_files(name, entry.cfg, settings.data_dir)
+    beside = None if file.parent == TASK_FOLDER else file.parent
+    data = _data_files(name, entry.cfg, settings.data_dir or beside)
     # A group of one: the harness's way to load a task with some of its fields changed.
     source = {"dataset_path": "json", "dataset_name": None, "dataset_kwargs": {"data_files": data}}
     group = {"group": "profit", "task": [{"task": entry.name, **(source if data else {})}]}
@@ -104,6 +108,7 @@ def _set_up(name: str, task: "ConfigurableTask", settings: EvalSettings) -> None
             "or --greedy."
         )
     kept = {key: value for key, value in task.config.generation_kwargs.items() if key not in _SAMPLING}
+    kept.setdefault("max_gen_toks", DEFAULT_LONGEST)
     longest = {} if settings.max_new_tokens is None else {"max_gen_toks": settings.max_new_tokens}
     task.set_config("generation_kwargs", {**kept, **settings.generation_arguments, **longest})
     task.set_config("repeats", samples)

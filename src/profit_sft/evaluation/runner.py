@@ -62,7 +62,7 @@ def evaluate(
     started = time.perf_counter()
     require_extra("eval", wanted_by="evaluation")
     check_output_folder(settings.output_dir)
-    with _quiet_harness(), confirm_run_unsafe_code(settings.confirm_run_unsafe_code):
+    with quiet_harness(), confirm_run_unsafe_code(settings.confirm_run_unsafe_code):
         by_task = {name: resolved(settings, name) for name in settings.tasks}
         tasks = {name: load_task(name, by_task[name]) for name in settings.tasks}
         jobs = {
@@ -117,8 +117,9 @@ def _written_arguments(settings: EvalSettings) -> dict[str, Any]:
 def _plain_settings(settings: EvalSettings) -> dict[str, Any]:
     plain = {entry.name: getattr(settings, entry.name) for entry in dataclasses.fields(settings)}
     plain.update(output_dir=str(settings.output_dir), samples=settings.samples_per_problem)
-    plain.update(data_dir=None if settings.data_dir is None else str(settings.data_dir), tasks=list(settings.tasks))
-    plain.update(engine_args=_written_arguments(settings))
+    folders = {"data_dir": settings.data_dir, "task_dir": settings.task_dir}
+    plain.update({name: None if folder is None else str(folder) for name, folder in folders.items()})
+    plain.update(tasks=list(settings.tasks), engine_args=_written_arguments(settings))
     return plain
 
 
@@ -320,7 +321,7 @@ def _harness_generator(settings: EvalSettings) -> Generator:
 
 
 @contextmanager
-def _quiet_harness() -> Iterator[None]:
+def quiet_harness() -> Iterator[None]:
     """Keep bars, and the harness's remarks on how it was called, off the terminal; its errors stay."""
     from tqdm import tqdm
 

@@ -12,8 +12,17 @@ from profit_sft.models import DTYPES
 from profit_sft.ranges import check_values
 
 TASK_FOLDER = Path(__file__).with_name("tasks")
-TASKS = tuple(sorted(path.stem for path in TASK_FOLDER.glob("[!_]*.yaml")))
 _DEFAULT_SAMPLES = 8  # the paper's
+DEFAULT_LONGEST = 8192  # tokens of an answer, the paper's; of a task whose file says nothing
+
+
+def task_files(task_dir: Path | None = None) -> dict[str, Path]:
+    """Return the file of every task by name: ours, and those of a folder, which go before ours."""
+    folders = [TASK_FOLDER] if task_dir is None else [TASK_FOLDER, task_dir]
+    return {path.stem: path for folder in folders for path in sorted(folder.glob("[!_]*.yaml"))}
+
+
+TASKS = tuple(task_files())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,7 +33,7 @@ class EvalSettings:
 
     Attributes:
         model_name_or_path: Hub name, folder (with a whole model or a LoRA adapter), or `embedded`.
-        tasks: Names from `TASKS`, which are the task files in `evaluation/tasks`.
+        tasks: Names from `TASKS`, which are the task files in `evaluation/tasks`, or of files in `task_dir`.
         output_dir: Records and results go here; an unfinished evaluation there is gone on with.
         apply_chat_template: Put problems into the model's chat template. False for a base model that has none.
         engine_args: Further arguments of what `engine` names, as the harness's `model_args`.
@@ -42,6 +51,9 @@ class EvalSettings:
         metadata={
             "help": "Folder with gsm8k_test.jsonl, math500.jsonl, aime24.jsonl, ifeval.jsonl (default: from the hub)."
         },
+    )
+    task_dir: Path | None = field(
+        default=None, metadata={"help": "Folder of tasks of your own, NAME.yaml as lm-eval has them, and their data."}
     )
     greedy: bool = field(default=False, metadata={"help": "The likeliest token each time, one sample a problem."})
     samples: int | None = field(
@@ -87,12 +99,16 @@ class EvalSettings:
     def __post_init__(self) -> None:
         object.__setattr__(self, "output_dir", Path(self.output_dir))
         object.__setattr__(self, "data_dir", None if self.data_dir is None else Path(self.data_dir))
+        object.__setattr__(self, "task_dir", None if self.task_dir is None else Path(self.task_dir))
+        if self.task_dir is not None and not self.task_dir.is_dir():
+            raise ValueError(f"task_dir: there is no folder '{self.task_dir}'.")
         if isinstance(self.tasks, str):
             raise TypeError(f"tasks must be a tuple of names, got the text {self.tasks!r}. Write ('{self.tasks}',).")
         object.__setattr__(self, "tasks", tuple(dict.fromkeys(self.tasks)))
-        unknown = [name for name in self.tasks if name not in TASKS]
+        known = task_files(self.task_dir)
+        unknown = [name for name in self.tasks if name not in known]
         if unknown or not self.tasks:
-            raise ValueError(f"tasks: {', '.join(unknown) or 'none'} given. Known are {', '.join(TASKS)}.")
+            raise ValueError(f"tasks: {', '.join(unknown) or 'none'} given. Known are {', '.join(known)}.")
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}.")
         self._check_preset()
@@ -191,22 +207,34 @@ class _TaskFile(yaml.SafeLoader):
 _TaskFile.add_constructor("!function", lambda loader, node: None)
 
 
-def task_file(task: str) -> dict[str, Any]:
+def task_file(task: str, task_dir: Path | None = None) -> dict[str, Any]:
     """Return what the file of a task says, and those that it includes.
+
+    Args:
+        task: Its name.
+        task_dir: As in `EvalSettings`.
 
     Example:
         >>> task_file("gsm8k_paper")["metadata"]["problems"]
         1319
     """
-    content: dict[str, Any] = yaml.load((TASK_FOLDER / f"{task}.yaml").read_text(encoding="utf-8"), _TaskFile)
-    return {**(task_file(Path(content["include"]).stem) if "include" in content else {}), **content}
+    return _content(task_files(task_dir)[task])
+
+
+def _content(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = yaml.load(path.read_text(encoding="utf-8"), _TaskFile)
+    included = content.get("include", [])
+    files = [included] if isinstance(included, str) else included
+    return {key: value for file in files for key, value in _content(path.parent / file).items()} | content
 
 
 def task_limits(settings: EvalSettings, task: str) -> tuple[int, int]:
     """Return the samples of a problem and the longest answer in tokens: as given, else the preset's or the task's."""
-    file = task_file("aime24_paper" if settings.preset == "paper" and task == "aime24" else task)
-    samples = 1 if settings.greedy else file["repeats"] if settings.preset == "paper" else _DEFAULT_SAMPLES
-    return settings.samples or samples, settings.max_new_tokens or file["generation_kwargs"]["max_gen_toks"]
+    of_paper = settings.preset == "paper"
+    file = task_file("aime24_paper" if of_paper and task == "aime24" else task, settings.task_dir)
+    samples = 1 if settings.greedy else file.get("repeats", 1) if of_paper else _DEFAULT_SAMPLES
+    longest = file.get("generation_kwargs", {}).get("max_gen_toks", DEFAULT_LONGEST)
+    return settings.samples or samples, settings.max_new_tokens or longest
 
 
 def resolved(settings: EvalSettings, task: str) -> EvalSettings:

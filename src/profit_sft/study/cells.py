@@ -98,11 +98,12 @@ def run_cell(run: CellRun) -> None:
 
 def cell_settings(plan: StudyPlan, cell: Cell) -> dict[str, Any]:
     """Return what defines a cell's figures, without paths inside the study, so that the folder can be moved."""
-    generated = GENERATED in (plan.dataset_name, plan.heldout_dataset_name)
+    heldout = _heldout_dataset_name(plan, cell)
+    generated = GENERATED in (plan.dataset_name, heldout)
     settings = {
         "model_name_or_path": cell.model.model_name_or_path,
         "dataset_name": plan.dataset_name,
-        "heldout_dataset_name": plan.heldout_dataset_name,
+        "heldout_dataset_name": heldout,
         "generated": plan.generated.model_dump() if generated else None,
         "objective": cell.variant.objective,
         "objective_kwargs": cell.variant.objective_kwargs,
@@ -110,11 +111,16 @@ def cell_settings(plan: StudyPlan, cell: Cell) -> dict[str, Any]:
         "kept_share_of": cell.variant.kept_share_of,
         "kept_share_from": cell.variant.kept_share_from if cell.variant.kept_share_of else None,
         "seed": cell.seed,
-        "train": {**plan.train, **cell.model.train, **cell.variant.train},
-        "evaluate": plan.evaluate,
+        "train": plan.train_settings(cell),
+        "evaluate": plan.eval_settings(cell),
     }
     as_read_back: dict[str, Any] = json.loads(json.dumps(settings))  # tuples become lists
     return as_read_back
+
+
+def _heldout_dataset_name(plan: StudyPlan, cell: Cell) -> str | None:
+    """Return what the cell's plain NLL is measured on; a try is judged by its answers alone."""
+    return None if cell.is_try else plan.heldout_dataset_name
 
 
 def data_contents(plan: StudyPlan) -> dict[str, str | None]:
@@ -154,12 +160,14 @@ def check_settings(plan: StudyPlan, cell: Cell, folder: CellFolder) -> None:
     now = cell_settings(plan, cell)
     for name in now:
         if before.get(name) != now[name]:
-            what, old, new = name, before.get(name), now[name]
+            what, old, new, says = name, before.get(name), now[name], "the study file says"
             if isinstance(old, dict) and isinstance(new, dict):
                 key = next(key for key in [*new, *old] if old.get(key) != new.get(key))
                 what, old, new = f"{name}.{key}", old.get(key), new.get(key)
+                if name == "train" and key in cell.tuned and not cell.is_try:
+                    says = "the best of those tried is"
             raise ConfigurationError(
-                f"{folder.path} was run with {what} = {old!r}, the study file says {new!r}. Choose another "
+                f"{folder.path} was run with {what} = {old!r}, {says} {new!r}. Choose another "
                 "--output_dir, or delete that folder to run the cell again."
             )
 
@@ -185,7 +193,7 @@ def train_config(run: CellRun) -> dict[str, Any]:
     plan, cell = run.plan, run.cell
     variant = cell.variant
     objective_kwargs = dict(variant.objective_kwargs)
-    config = {"report_to": "none", **plan.train, **cell.model.train, **variant.train}
+    config = {"report_to": "none", **plan.train_settings(cell)}
     if variant.kept_share_of is not None:
         objective_kwargs["rate"] = imitated_share(plan, cell, run.study)
     if variant.needs_reference:
@@ -281,13 +289,13 @@ def last_checkpoint(run: CellRun) -> Path | None:
 def measure(run: CellRun) -> None:
     """Measure the cell's model in a process of its own."""
     plan, cell = run.plan, run.cell
-    if plan.heldout_dataset_name is None and not plan.evaluate:
+    name, evaluate = _heldout_dataset_name(plan, cell), plan.eval_settings(cell)
+    if name is None and not evaluate:
         return
-    train_settings = {**plan.train, **cell.model.train, **cell.variant.train}
+    train_settings = plan.train_settings(cell)
     heldout = None
-    if plan.heldout_dataset_name is not None:
-        generated = plan.heldout_dataset_name == GENERATED
-        name = str(run.study.heldout_file) if generated else plan.heldout_dataset_name
+    if name is not None:
+        name = str(run.study.heldout_file) if name == GENERATED else name
         heldout = asdict(data_to_evaluate({**train_settings, "max_samples": None}, name))
     trained = cell.variant.objective is not None
     request = {
@@ -297,7 +305,7 @@ def measure(run: CellRun) -> None:
         "chat_template_path": None if trained else train_settings.get("chat_template_path"),
         "eos_token": None if trained else train_settings.get("eos_token"),
         "heldout": heldout,
-        "evaluate": plan.evaluate,
+        "evaluate": evaluate,
     }
     write_text(run.folder.request, json.dumps(request, indent=2) + "\n")
     run.child(["profit_sft.study.measure", str(run.folder.path)], run.folder.path / "measure.log")
@@ -346,7 +354,7 @@ def summarize(run: CellRun, *, measure_seconds: float) -> dict[str, Any]:
     if folder.heldout.exists():
         heldout = json.loads(folder.heldout.read_text(encoding="utf-8"))
         summary["heldout"] = {name: value for name, value in heldout.items() if name != "rows"}
-    if run.plan.evaluate:
+    if run.plan.eval_settings(cell):
         results = json.loads((folder.evaluation / "results.json").read_text(encoding="utf-8"))
         summary["cost"]["generation_seconds"] = sum(task.pop("generation_seconds") for task in results["tasks"])
         summary["evaluation"] = {name: results[name] for name in ("tasks", "versions", "device")}

@@ -15,9 +15,11 @@ arXiv:2001.08361). With gradient checkpointing, which runs the forward pass twic
 all weights, 2 bytes a parameter, once for the whole batch; attention over the cache, prompts and grading are left out.
 """
 
+import dataclasses
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +109,7 @@ def dry_run(plan: StudyPlan, output_dir: Path, *, cells: str | None = None) -> S
     parameters = {name: _parameters(plan, model) for name, model in models.items()}
     study = StudyFolder(output_dir)
     return StudyDryRun(
-        cells=tuple(estimate_cell(plan, cell, data[cell.model.name], parameters[cell.model.name]) for cell in chosen),
+        cells=tuple(_costliest(plan, cell, data[cell.model.name], parameters[cell.model.name]) for cell in chosen),
         finished=tuple(cell.slug for cell in chosen if study.cell(cell.slug).finished.exists()),
         data=data,
         parameters=parameters,
@@ -155,6 +157,12 @@ def _parameters(plan: StudyPlan, model: ModelPlan) -> float | None:
         ) from None
 
 
+def _costliest(plan: StudyPlan, cell: Cell, data: TrainingData, parameters: float | None) -> CellEstimate:
+    """Estimate a cell at each value that its tries may choose, such as a number of epochs; return the highest cost."""
+    at = [dataclasses.replace(cell, tuned=tried.tuned) for tried in plan.tries_of(cell)] or [cell]
+    return max((estimate_cell(plan, one, data, parameters) for one in at), key=lambda found: found.train_hours)
+
+
 def estimate_cell(plan: StudyPlan, cell: Cell, data: TrainingData, parameters: float | None) -> CellEstimate:
     """Estimate the cost of a cell by the formulas above.
 
@@ -164,10 +172,10 @@ def estimate_cell(plan: StudyPlan, cell: Cell, data: TrainingData, parameters: f
         data: How much it trains on.
         parameters: Parameters of its model; needed where no speed was measured.
     """
-    given, settings = plan.estimate, {**plan.train, **cell.model.train, **cell.variant.train}
+    given, settings, evaluate = plan.estimate, plan.train_settings(cell), plan.eval_settings(cell)
     trained = cell.variant.objective is not None
     steps, tokens = steps_and_tokens(settings, data) if trained else (0, 0)
-    new_tokens = planned_new_tokens(plan.evaluate, given)
+    new_tokens = planned_new_tokens(evaluate, given)
     if given.train_tokens_per_second is not None:
         train_seconds = tokens / given.train_tokens_per_second
     else:
@@ -176,7 +184,7 @@ def estimate_cell(plan: StudyPlan, cell: Cell, data: TrainingData, parameters: f
         factor = 8 if settings.get("gradient_checkpointing", True) else 6
         train_seconds = factor * parameters * tokens / (given.mfu * given.peak_tflops * 1e12)
     if given.evaluate_seconds is not None:
-        evaluate_seconds = given.evaluate_seconds if plan.evaluate else 0.0
+        evaluate_seconds = given.evaluate_seconds if evaluate else 0.0
     else:
         assert parameters is not None
         bandwidth = given.bandwidth_share * given.bandwidth_gb_per_second * 1e9
@@ -219,9 +227,21 @@ def planned_new_tokens(evaluate: Mapping[str, Any], given: Assumptions) -> int:
     for task in evaluate.get("tasks", ()):
         settings = eval_settings({**evaluate, "tasks": [task]}, "", Path())
         samples, longest = task_limits(settings, task)
-        problems = task_file(task)["metadata"]["problems"]
+        counted = task_file(task, settings.task_dir).get("metadata", {}).get("problems")
+        problems = counted or _problems_of(task, settings.task_dir, settings.data_dir)
         total += min(problems, settings.limit or problems) * samples * min(given.mean_new_tokens, longest)
     return total
+
+
+@lru_cache  # every cell asks
+def _problems_of(task: str, task_dir: Path, data_dir: Path | None) -> int:
+    """Count the problems of a user's own task."""
+    from profit_sft.evaluation.harness_tasks import load_task
+    from profit_sft.evaluation.runner import quiet_harness
+
+    settings = {"tasks": [task], "greedy": True, "task_dir": task_dir, "data_dir": data_dir}
+    with quiet_harness():
+        return len(load_task(task, eval_settings(settings, "", Path())).eval_docs)
 
 
 def count_parameters(model_name_or_path: str) -> int:

@@ -28,9 +28,10 @@ def check_flags(plan: StudyPlan) -> None:
     for source in (RunArguments, ProFitConfig, ModelConfig):
         hints = get_type_hints(source)
         kinds |= {entry.name: hints[entry.name] for entry in dataclasses.fields(source)}
-    places: list[tuple[Place, Mapping[str, Any]]] = [(("train",), plan.train)]
-    places += [(("models", index, "train"), model.train) for index, model in enumerate(plan.models)]
-    places += [(("cells", variant.entry, "train"), variant.train) for variant in plan.variants]
+    tune = plan.tune
+    places = plan.train_places
+    if tune is not None:
+        places += [(("tune",), {tune.setting: value}) for value in tune.values]
     for place, settings in places:
         for key, value in settings.items():
             if key not in kinds:
@@ -41,6 +42,8 @@ def check_flags(plan: StudyPlan) -> None:
                     f" {value!r} would be trained alone: the untrained model and the scores would be of 'main'. "
                     "Download that revision, and name its folder as the model.",
                 )
+            if tune is not None and key == tune.setting and not {int, float} & _kinds(kinds[key]):
+                raise plan.file.error((*place, key), " takes no number, so there is nothing to choose from.")
             if not _may_be(kinds[key], value):
                 what = "a number" if float in _kinds(kinds[key]) else "a whole number"
                 raise plan.file.error((*place, key), f" must be {what}, got {value!r}.")
@@ -52,7 +55,10 @@ def check_flags(plan: StudyPlan) -> None:
     if heldout is not None and heldout != GENERATED and means_a_file(heldout) and not Path(heldout).exists():
         raise plan.file.error(("heldout_dataset_name",), f": '{heldout}' does not exist. Check the path.")
     if plan.evaluate:
-        _check_evaluation(plan)
+        _check_evaluation(plan, ("evaluate",), plan.evaluate)
+    if tune is not None:
+        _check_evaluation(plan, ("tune", "evaluate"), tune.evaluate)
+        _check_validation(plan, tune.evaluate)
 
 
 def _kinds(kind: Any) -> set[Any]:
@@ -62,6 +68,8 @@ def _kinds(kind: Any) -> set[Any]:
 def _may_be(kind: Any, value: Any) -> bool:
     """Say whether a flag takes the value, as far as numbers go. YAML reads 1e-5 as text, `profit train` as a number."""
     kinds = _kinds(kind)
+    if isinstance(value, float) and not value.is_integer() and int in kinds and float not in kinds:
+        return False
     if not isinstance(value, str) or str in kinds or not {int, float} & kinds:
         return True
     try:
@@ -71,25 +79,48 @@ def _may_be(kind: Any, value: Any) -> bool:
     return float in kinds
 
 
-def _check_evaluation(plan: StudyPlan) -> None:
+def _check_validation(plan: StudyPlan, validation: Mapping[str, Any]) -> None:
+    """Refuse to choose a value by the problems that the study judges the variants by."""
+    test = {_problems(task, plan.evaluate): task for task in plan.evaluate.get("tasks", ())}
+    for task in validation["tasks"]:
+        if (same := test.get(_problems(task, validation))) is not None:
+            raise plan.file.error(
+                ("tune", "evaluate", "tasks"),
+                f": {task} asks the problems that {same} of `evaluate` asks, so values would be chosen by the test. "
+                "Name another task, or other problems by data_dir.",
+            )
+
+
+def _problems(task: str, evaluate: Mapping[str, Any]) -> tuple[str, Path | None]:
+    """Tell tasks apart by their problems: in which form they are asked does not matter, nor how many of them."""
+    from profit_sft.evaluation.settings import task_files
+
+    task_dir = evaluate.get("task_dir")
+    file = task_files(None if task_dir is None else Path(task_dir))[task]
+    reads_files = "data_files" in file.read_text(encoding="utf-8")
+    folder = evaluate.get("data_dir", task_dir) if reads_files else None
+    return task.removesuffix("_paper").removesuffix("_diamond"), None if folder is None else Path(folder).resolve()
+
+
+def _check_evaluation(plan: StudyPlan, place: Place, evaluate: Mapping[str, Any]) -> None:
     try:
         from profit_sft.evaluation.settings import EvalSettings
         from profit_sft.study.measure import eval_settings
 
         own = ("model_name_or_path", "output_dir")
         known = [entry.name for entry in dataclasses.fields(EvalSettings) if entry.name not in own]
-        for key in plan.evaluate:
+        for key in evaluate:
             if key in own:
-                raise plan.file.error(("evaluate", key), " is set by the study itself. Take it out.")
+                raise plan.file.error((*place, key), " is set by the study itself. Take it out.")
             if key not in known:
-                raise plan.file.error(("evaluate", key), unknown_text(key, known))
-        tasks = plan.evaluate.get("tasks")
+                raise plan.file.error((*place, key), unknown_text(key, known))
+        tasks = evaluate.get("tasks")
         if not isinstance(tasks, list):
-            raise plan.file.error(("evaluate", "tasks"), f" must be a list such as [gsm8k, math500], got {tasks!r}.")
-        settings = eval_settings(plan.evaluate, plan.models[0].model_name_or_path, Path())
+            raise plan.file.error((*place, "tasks"), f" must be a list such as [gsm8k, math500], got {tasks!r}.")
+        settings = eval_settings(evaluate, plan.models[0].model_name_or_path, Path())
         if settings.data_dir is not None and not settings.data_dir.is_dir():
-            raise plan.file.error(("evaluate", "data_dir"), f": there is no folder '{settings.data_dir}'.")
+            raise plan.file.error((*place, "data_dir"), f": there is no folder '{settings.data_dir}'.")
     except ModuleNotFoundError as error:
         raise missing_extra(error.name, wanted_by="evaluate") or error from error
     except (TypeError, ValueError) as error:
-        raise plan.file.error(("evaluate",), f": {error}") from None
+        raise plan.file.error(place, f": {error}") from None

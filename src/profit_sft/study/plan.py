@@ -19,7 +19,8 @@ from pydantic import AfterValidator, BeforeValidator, Field, PositiveFloat, Posi
 
 from profit_sft.data.generated import MAX_PROBLEMS, MAX_STEPS
 from profit_sft.study.study_file import Place, Section, StudyFile, unknown_text
-from profit_sft.study.variants import UNTRAINED, CellEntry, TrainSettings, Variant, make_slug, read_variants
+from profit_sft.study.tuning import Tuning
+from profit_sft.study.variants import UNTRAINED, CellEntry, TrainSettings, Variant, make_slug, read_variants, short
 
 GENERATED = "generated"
 
@@ -52,12 +53,23 @@ class ModelPlan(Section):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cell:
-    """One training run, or the untrained model."""
+    """One training run, or the untrained model.
+
+    Attributes:
+        slug: Its name.
+        model: The model.
+        variant: The variant.
+        seed: None for the untrained model.
+        is_try: It is measured on the validation problems of `tune`, to choose a value, and compared with nothing.
+        tuned: The setting of `tune` with the value of this cell; empty until the tries have chosen one.
+    """
 
     slug: str
     model: ModelPlan
     variant: Variant
     seed: int | None
+    is_try: bool = False
+    tuned: Mapping[str, float] = field(default_factory=dict)
 
 
 _Rows = Annotated[PositiveInt, Field(le=MAX_PROBLEMS)]
@@ -129,7 +141,9 @@ class StudyPlan:
         baseline: Name of the variant the others are compared with.
         comparisons: Further pairs of variants to compare, first against second.
         variants: All of them, in order, without the untrained model.
-        cells: All of them, in the order they run.
+        cells: All that are compared, in the order they run.
+        tune: What is chosen for each variant and model before its cells run; None: nothing.
+        tries: The cells that it is chosen by.
         keep_models: Keep the weights of cells that have been measured.
         estimate: Assumptions of the cost estimate.
         file: What it was read from, for messages.
@@ -147,9 +161,42 @@ class StudyPlan:
     comparisons: tuple[tuple[str, str], ...]
     variants: tuple[Variant, ...]
     cells: tuple[Cell, ...]
+    tune: Tuning | None
+    tries: tuple[Cell, ...]
     keep_models: bool
     estimate: Assumptions
     file: StudyFile = field(repr=False, compare=False)
+
+    @property
+    def runs(self) -> tuple[Cell, ...]:
+        """Tries and cells."""
+        return self.tries + self.cells
+
+    @property
+    def train_places(self) -> list[tuple[Place, Mapping[str, Any]]]:
+        """The settings of `profit train` in the file, each with its place."""
+        models, variants = enumerate(self.models), self.variants
+        return [
+            (("train",), self.train),
+            *((("models", index, "train"), model.train) for index, model in models),
+            *((("cells", variant.entry, "train"), variant.train) for variant in variants),
+        ]
+
+    def tries_of(self, cell: Cell) -> tuple[Cell, ...]:
+        """Return the tries that choose the cell's value; none for a try and the untrained model."""
+        return tuple(
+            other
+            for other in self.tries
+            if not cell.is_try and (other.model, other.variant) == (cell.model, cell.variant)
+        )
+
+    def train_settings(self, cell: Cell) -> dict[str, Any]:
+        """Return the cell's settings of `profit train`, but for its objective."""
+        return {**self.train, **cell.model.train, **cell.variant.train, **cell.tuned}
+
+    def eval_settings(self, cell: Cell) -> Mapping[str, Any]:
+        """Return the cell's settings of `profit eval`."""
+        return self.tune.evaluate if self.tune is not None and cell.is_try else self.evaluate
 
 
 def _pair(names: Any) -> Any:
@@ -169,6 +216,7 @@ class _Content(Section):
     generated: GeneratedData = GeneratedData()
     heldout_dataset_name: str | None = None
     train: TrainSettings = Field(default_factory=dict)
+    tune: Tuning | None = None
     evaluate: dict[str, Any] = Field(default_factory=dict)
     baseline: str = "nll"
     cells: Annotated[list[CellEntry], Field(min_length=1)]
@@ -217,6 +265,8 @@ def _plan(file: StudyFile, model_name_or_path: str | None) -> StudyPlan:
         comparisons=tuple((first, second) for first, second in content.comparisons),
         variants=variants,
         cells=_cells(models, variants, seeds),
+        tune=content.tune,
+        tries=_tries(models, variants, content.tune),
         keep_models=content.keep_models,
         estimate=content.estimate,
         file=file,
@@ -258,6 +308,25 @@ def _cells(
     return tuple(cells)
 
 
+def _tries(models: Sequence[ModelPlan], variants: Sequence[Variant], tune: Tuning | None) -> tuple[Cell, ...]:
+    """List a cell for every model, variant and value."""
+    if tune is None:
+        return ()
+    return tuple(
+        Cell(
+            slug=f"{f'{model.name}.' if len(models) > 1 else ''}{variant.name}-{short(tune.setting, value)}-try",
+            model=model,
+            variant=variant,
+            seed=tune.seed,
+            is_try=True,
+            tuned={tune.setting: value},
+        )
+        for model in models
+        for variant in variants
+        for value in tune.values
+    )
+
+
 def _check_names(plan: StudyPlan) -> None:
     """Refuse references to variants that do not exist."""
     by_name = {variant.name: variant for variant in plan.variants}
@@ -266,10 +335,14 @@ def _check_names(plan: StudyPlan) -> None:
             ("cells", by_name[UNTRAINED].entry),
             f": the name {UNTRAINED!r} is taken by the starting model, which is always there.",
         )
-    slugs = [cell.slug for cell in plan.cells]
+    slugs = [cell.slug for cell in plan.runs]
     for index, slug in enumerate(slugs):
         if slug in slugs[:index]:  # of model a.b and variant c, and of model a and variant b.c
             raise plan.file.error((), f"two cells would be called {slug!r}. Give models or variants other names.")
+    if plan.tune is not None:
+        for place, settings in plan.train_places:
+            if plan.tune.setting in settings:
+                raise plan.file.error((*place, plan.tune.setting), " is chosen by `tune`. Take out one of the two.")
     references: list[tuple[Place, str]] = [(("baseline",), plan.baseline)]
     for index, pair in enumerate(plan.comparisons):
         references += [(("comparisons", index, side), name) for side, name in enumerate(pair)]

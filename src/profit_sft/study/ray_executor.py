@@ -69,7 +69,7 @@ def _check_gpus(plan: StudyPlan, cells: Sequence[Cell], node_gpus: int) -> None:
 
 
 def _ranks(plan: StudyPlan, cell: Cell) -> int:
-    return planned_ranks({**plan.train, **cell.model.train, **cell.variant.train})
+    return planned_ranks(plan.train_settings(cell))
 
 
 class _Cluster:

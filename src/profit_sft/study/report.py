@@ -15,6 +15,7 @@ from profit_sft.study.analysis import CURVES, Analysis, ComparisonRow, VariantRo
 from profit_sft.study.budgets import BudgetFindings, BudgetPoint, findings_by_budget
 from profit_sft.study.plan import StudyPlan
 from profit_sft.study.results import CellResult, read_answers, read_results
+from profit_sft.study.tries import TunedRow, tuned_rows, warnings
 from profit_sft.study.variants import UNTRAINED
 from profit_sft.study.verdict import best_first, headline, limits, standings, summary
 
@@ -49,16 +50,22 @@ def write_report(plan: StudyPlan, output_dir: Path, *, command: str) -> Analysis
     Raises:
         DataError: A cell's files cannot be read, or cells were measured on different problems.
     """
-    results = read_results(plan, output_dir)
+    results, tries = read_results(plan, output_dir), read_results(plan, output_dir, tries=True)
     analysis = analyze(plan, results)
     budgets = findings_by_budget(plan, results)
-    values = report_values(plan, results, analysis, command) | {"budgets": budget_values(budgets)}
+    rows = tuned_rows(plan, tries)
+    values = report_values(plan, results, analysis, command) | {
+        "budgets": budget_values(budgets),
+        "tuning": tuning_values(plan, rows, warnings(plan, rows, results)),
+        "cost": _cost([*tries, *results]),
+    }
     content = {
         "study": plan.name,
         "headline": headline(plan, analysis),
         "limits": values["limits"],
         **analysis.as_dict(),
         "by_budget": asdict(budgets),
+        "tuning": None if plan.tune is None else plan.tune.model_dump() | {"rows": [asdict(row) for row in rows]},
     }
     write_text(output_dir / "results.json", json.dumps(content | {"cost": values["cost"]}, indent=1) + "\n")
     write_text(output_dir / "report.md", render_markdown(values))
@@ -73,7 +80,7 @@ def render_html(
     budgets: BudgetFindings,
     values: Mapping[str, Any],
 ) -> str:
-    """Return the page; `values` as `report_values` gives them, with `budgets`."""
+    """Return the page; `values` as the templates need them."""
     by_budget = _budget_curves(budgets)
     models = [
         {
@@ -157,7 +164,7 @@ def _end_of(prompt: str) -> str:
 
 
 def render_markdown(values: Mapping[str, Any]) -> str:
-    """Return the report as Markdown; `values` as `report_values` gives them."""
+    """Return the report as Markdown; `values` as the template needs them."""
     return render_text("study.md", values)
 
 
@@ -179,7 +186,6 @@ def report_values(plan: StudyPlan, results: Sequence[CellResult], analysis: Anal
         "comparisons": [_comparison_row(row) for row in analysis.comparisons],
         "collapses": [_collapse_row(result.cell.slug, *logs) for result in results if (logs := result.collapse)],
         "not_probed": [result.cell.slug for result in results if result.metrics and not result.was_probed],
-        "cost": _cost(results),
         "settings": yaml.safe_dump(_settings(plan), sort_keys=False, width=100).strip(),
         "versions": _versions(results),
         "devices": _devices(results),
@@ -202,6 +208,31 @@ def budget_values(budgets: BudgetFindings) -> dict[str, Any]:
                 ],
             }
             for task, limits_of_task in _budgets_of(budgets).items()
+        ],
+    }
+
+
+def tuning_values(plan: StudyPlan, rows: Sequence[TunedRow], warnings: Sequence[str]) -> dict[str, Any] | None:
+    """Return what both templates show of the values tried, numbers already as text; None where none were."""
+    if plan.tune is None:
+        return None
+    return {
+        "setting": plan.tune.setting,
+        "tasks": ", ".join(plan.tune.evaluate["tasks"]),
+        "seed": plan.tune.seed,
+        "warnings": warnings,
+        "values": [f"{value:g}" for value in plan.tune.values],
+        "rows": [
+            {
+                "model": row.model,
+                "variant": row.variant,
+                "scores": [
+                    {"score": _DASH if score is None else f"{100 * score:.1f}%", "chosen": value == row.chosen}
+                    for value, score in row.scores.items()
+                ],
+                "chosen": _DASH if row.chosen is None else f"{row.chosen:g}",
+            }
+            for row in rows
         ],
     }
 
@@ -375,6 +406,7 @@ def _settings(plan: StudyPlan) -> dict[str, Any]:
         "dataset_name": plan.dataset_name,
         "heldout_dataset_name": plan.heldout_dataset_name,
         "train": dict(plan.train),
+        **({} if plan.tune is None else {"tune": plan.tune.model_dump()}),
         "evaluate": dict(plan.evaluate),
     }
 

@@ -49,14 +49,15 @@ class CellResult:
         return any("probe_rise_se" in entry for entry in self.metrics)
 
 
-def read_results(plan: StudyPlan, output_dir: Path) -> list[CellResult]:
-    """Return the finished cells, in the plan's order.
+def read_results(plan: StudyPlan, output_dir: Path, *, tries: bool = False) -> list[CellResult]:
+    """Return the finished cells, or the finished tries, in the plan's order.
 
     Raises:
         DataError: A file is of another format, or cells were measured on different problems.
     """
     study = StudyFolder(output_dir)
-    found = [_read_cell(plan, study, cell) for cell in plan.cells if study.cell(cell.slug).finished.exists()]
+    cells = plan.tries if tries else plan.cells
+    found = [_read_cell(plan, study, cell) for cell in cells if study.cell(cell.slug).finished.exists()]
     for result in found[1:]:
         for task, accuracies in result.accuracies.items():
             if len(accuracies) != len(found[0].accuracies[task]):
@@ -76,7 +77,7 @@ def _read_cell(plan: StudyPlan, study: StudyFolder, cell: Cell) -> CellResult:
             f"{folder.finished} has format {summary.get('format')!r}, this version reads {FORMAT}. Delete "
             f"{folder.path} and run the study again."
         )
-    tasks = plan.evaluate.get("tasks", ())
+    tasks = plan.eval_settings(cell).get("tasks", ())
     samples = {task: folder.evaluation / "samples" / f"{task}.jsonl" for task in tasks}
     return CellResult(
         cell=cell,

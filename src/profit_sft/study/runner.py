@@ -2,14 +2,14 @@
 
 import fnmatch
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from profit_sft.data.generated import SYSTEM_PROMPT, generate_problems, write_jsonl
-from profit_sft.errors import ConfigurationError
+from profit_sft.errors import ConfigurationError, ProFitError
 from profit_sft.files import check_output_folder
 from profit_sft.interrupts import signals_handled
 from profit_sft.study.cells import (
@@ -25,6 +25,7 @@ from profit_sft.study.layout import StudyFolder
 from profit_sft.study.plan import GENERATED, Cell, StudyPlan
 from profit_sft.study.processes import Interrupted, StopRequest
 from profit_sft.study.ray_executor import ray_cluster
+from profit_sft.study.tries import with_best_value
 
 _WAIT_SECONDS = 2.0
 
@@ -51,11 +52,11 @@ def choose_cells(plan: StudyPlan, pattern: str | None) -> tuple[Cell, ...]:
         ConfigurationError: None does.
     """
     if pattern is None:
-        return plan.cells
-    chosen = tuple(cell for cell in plan.cells if fnmatch.fnmatchcase(cell.slug, pattern))
+        return plan.runs
+    chosen = tuple(cell for cell in plan.runs if fnmatch.fnmatchcase(cell.slug, pattern))
     if not chosen:
-        names = ", ".join(cell.slug for cell in plan.cells[:8])
-        raise ConfigurationError(f"--cells {pattern!r} matches none of {len(plan.cells)} cells, such as {names}.")
+        names = ", ".join(cell.slug for cell in plan.runs[:8])
+        raise ConfigurationError(f"--cells {pattern!r} matches none of {len(plan.runs)} cells, such as {names}.")
     return chosen
 
 
@@ -88,7 +89,8 @@ def run_study(
     check_output_folder(output_dir)
     chosen, study = choose_cells(plan, cells), StudyFolder(output_dir)
     for cell in chosen:
-        check_settings(plan, cell, study.cell(cell.slug))
+        if (tuned := with_best_value(plan, cell, study)) is not None:
+            check_settings(plan, tuned, study.cell(cell.slug))
     _check_dependencies(plan, chosen, study)
     loop = _Loop(plan, study, list(chosen), say)
     executor = ray_cluster(plan, chosen) if on_ray else nullcontext(run_cell)
@@ -120,19 +122,20 @@ def write_generated(plan: StudyPlan, study: StudyFolder) -> None:
 
 def _check_dependencies(plan: StudyPlan, chosen: tuple[Cell, ...], study: StudyFolder) -> None:
     for cell in chosen:
-        needed = _needed_cell(plan, cell)
-        if needed is not None and needed not in chosen and not study.cell(needed.slug).finished.exists():
-            raise ConfigurationError(
-                f"{cell.slug} takes its rate from {needed.slug}, which is not finished and which --cells leaves out. "
-                "Choose both, or run that one first."
-            )
+        for needed, what in _needed_cells(plan, cell):
+            if needed not in chosen and not study.cell(needed.slug).finished.exists():
+                raise ConfigurationError(
+                    f"{cell.slug} takes its {what} from {needed.slug}, which is not finished and which --cells leaves "
+                    "out. Choose both, or run that one first."
+                )
 
 
-def _needed_cell(plan: StudyPlan, cell: Cell) -> Cell | None:
-    """Return the cell that must be finished before this one can start."""
-    if cell.variant.kept_share_of is None or cell.variant.kept_share_from != "run":
-        return None
-    return imitated_cell(plan, cell)
+def _needed_cells(plan: StudyPlan, cell: Cell) -> list[tuple[Cell, str]]:
+    """Return the cells that must be finished before this one can start, each with what it gives."""
+    needed = [(tried, name) for tried in plan.tries_of(cell) for name in tried.tuned]
+    if cell.variant.kept_share_of is not None and cell.variant.kept_share_from == "run":
+        needed.append((imitated_cell(plan, cell), "rate"))
+    return needed
 
 
 class _Loop:
@@ -158,23 +161,29 @@ class _Loop:
 
     def _start_what_can(self, start: Callable[[Cell], "Future[None]"], jobs: int) -> None:
         for cell in list(self.pending):
-            folder = self.study.cell(cell.slug)
-            if folder.finished.exists():
+            folder, needed = self.study.cell(cell.slug), _needed_cells(self.plan, cell)
+            try:
+                tuned = with_best_value(self.plan, cell, self.study)
+                if tuned not in (None, cell):
+                    check_settings(self.plan, tuned, folder)  # which took the tries to be finished
+            except ProFitError as error:
+                self.pending.remove(cell)
+                self._fail(cell, failure_of(cell, error))
+                continue
+            if tuned is not None and folder.finished.exists():
                 self.pending.remove(cell)
                 with suppress(OSError):  # an earlier run may have been killed before it did
                     drop_weights(self.plan, folder)
-                continue
-            needed = _needed_cell(self.plan, cell)
-            if needed is not None and needed.slug in self.failed:
+            elif failed := [(other.slug, what) for other, what in needed if other.slug in self.failed]:
                 self.pending.remove(cell)
-                self._fail(cell, f"{cell.slug}: {needed.slug}, whose kept share it needs, has failed.")
-            elif len(self.running) < jobs and not self._must_wait(cell, needed):
+                self._fail(cell, f"{cell.slug}: {failed[0][0]}, which it needs for its {failed[0][1]}, has failed.")
+            elif len(self.running) < jobs and tuned is not None and not self._must_wait(cell, needed):
                 self.pending.remove(cell)
-                self.running[start(cell)] = cell
+                self.running[start(tuned)] = cell
 
-    def _must_wait(self, cell: Cell, needed: Cell | None) -> bool:
-        """Say whether a cell waits for another to be finished, or for one that is making the scores it needs."""
-        if needed is not None and not self.study.cell(needed.slug).finished.exists():
+    def _must_wait(self, cell: Cell, needed: Sequence[tuple[Cell, str]]) -> bool:
+        """Say whether a cell waits for others to be finished, or for one that is making the scores it needs."""
+        if any(not self.study.cell(other.slug).finished.exists() for other, _ in needed):
             return True
         if not needs_scores(cell) or self.study.scored(cell.model.name):
             return False

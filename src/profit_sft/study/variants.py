@@ -31,7 +31,7 @@ _OWN_FLAGS = {
 }
 
 
-def _leave_the_studys_own(settings: dict[str, Any]) -> dict[str, Any]:
+def leave_the_studys_own(settings: dict[str, Any]) -> dict[str, Any]:
     """Refuse what the study sets itself; `check_flags` knows all the others."""
     own = {key: f" is set by {_OWN_FLAGS[key]}. Take it out." for key in settings if key in _OWN_FLAGS}
     if own:
@@ -50,7 +50,7 @@ def _folder_name(name: str) -> str:
     return name
 
 
-TrainSettings = Annotated[dict[str, Any], AfterValidator(_leave_the_studys_own)]
+TrainSettings = Annotated[dict[str, Any], AfterValidator(leave_the_studys_own)]
 
 _T = TypeVar("_T")
 _OneOrMore = Annotated[list[_T], BeforeValidator(one_or_more), Field(min_length=1)]
@@ -195,16 +195,20 @@ def _variant_name(
         shown = [key for key in keys if (key, kwargs[key]) not in default]
         if kwargs.get("direction") == "random":
             shown.remove("threshold")
-        parts = [objective, *(str(kwargs[key]) if key in words else _short(key, kwargs[key]) for key in shown)]
+        parts = [objective, *(str(kwargs[key]) if key in words else short(key, kwargs[key]) for key in shown)]
     if normalize == "kept":
         parts.append("kept")
     return make_slug("-".join(parts))
 
 
-def _short(key: str, value: Any) -> str:
+_SHORT = {"threshold": "t", "learning_rate": "lr"}
+
+
+def short(key: str, value: Any) -> str:
+    """Return a setting for a name: `t0.1`, `lr1e-05`, `k2`."""
     shown = "-".join(f"{item:g}" for item in value) if isinstance(value, (list, tuple)) else value
     shown = f"{value:g}" if isinstance(value, (int, float)) and not isinstance(value, bool) else shown
-    return f"{'t' if key == 'threshold' else key}{shown}"
+    return make_slug(f"{_SHORT.get(key, key)}{shown}")
 
 
 def make_slug(text: str) -> str:

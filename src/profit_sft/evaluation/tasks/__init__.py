@@ -8,8 +8,8 @@ runs one without us. What this project asks of a task beyond the harness's own f
   begins with an underscore is no task; others include it.
 - `filter_list` and `process_results` keep the samples of a problem apart: no filter, and as metric `accuracy` the list
   that `each_sample` makes. A task that gives one number a problem can be run with one sample a problem.
-- `metadata: data_files` names a file of `--data_dir` for each split. Without it the data comes from the hub. `problems`
-  says how many there are, for the estimate of a study.
+- `metadata: data_files` names a file of `--data_dir` for each split, of a task in `--task_dir` beside it unless told
+  otherwise. Without it the data comes from the hub. `problems` says how many there are, for the estimate of a study.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,0 +1,98 @@
+"""What the tries of a study have shown: the value each variant and model runs with, and the scores it is chosen by."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from profit_sft.files import read_json
+from profit_sft.study.layout import StudyFolder
+from profit_sft.study.plan import Cell, StudyPlan
+from profit_sft.study.results import CellResult
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TunedRow:
+    """What one variant tried on one model.
+
+    Attributes:
+        model: Name of the model.
+        variant: Name of the variant.
+        scores: Score on the validation problems, of several tasks their mean, by rising value; None: not finished.
+        chosen: The value of the best; None while a try is not finished.
+    """
+
+    model: str
+    variant: str
+    scores: Mapping[float, float | None]
+    chosen: float | None
+
+
+def with_best_value(plan: StudyPlan, cell: Cell, study: StudyFolder) -> Cell | None:
+    """Return the cell with the best of the values tried, itself if none are; None while a try is not finished.
+
+    Raises:
+        ConfigurationError: A try's cell.json cannot be read.
+    """
+    tries = plan.tries_of(cell)
+    if plan.tune is None or not tries:
+        return cell
+    scores = {}
+    for tried in tries:
+        folder = study.cell(tried.slug)
+        if not folder.finished.exists():
+            return None
+        summary = read_json(folder.finished, f"Delete {folder.path} and run the study again.")
+        scores[tried.tuned[plan.tune.setting]] = _score(summary)
+    return dataclasses.replace(cell, tuned={plan.tune.setting: plan.tune.best(scores)})
+
+
+def tuned_rows(plan: StudyPlan, tries: Sequence[CellResult]) -> tuple[TunedRow, ...]:
+    """Gather the scores of the finished tries, one row a model and variant."""
+    if plan.tune is None:
+        return ()
+    found = {
+        (result.cell.model.name, result.cell.variant.name, result.cell.tuned[plan.tune.setting]): _score(result.summary)
+        for result in tries
+    }
+    rows = []
+    for model in plan.models:
+        for variant in plan.variants:
+            scores = {value: found.get((model.name, variant.name, value)) for value in plan.tune.values}
+            known = {value: score for value, score in scores.items() if score is not None}
+            chosen = plan.tune.best(known) if len(known) == len(scores) else None
+            rows.append(TunedRow(model=model.name, variant=variant.name, scores=scores, chosen=chosen))
+    return tuple(rows)
+
+
+def warnings(plan: StudyPlan, rows: Sequence[TunedRow], results: Sequence[CellResult]) -> list[str]:
+    """Say where the best value is the last of those tried, and which cells have run with another than the best."""
+    if plan.tune is None:
+        return []
+    setting, values = plan.tune.setting, plan.tune.values
+    said = []
+    for edge, end, further in ((values[0], "smallest", "smaller"), (values[-1], "largest", "larger")):
+        names = [f"{row.variant}{_on(plan, row.model)}" for row in rows if row.chosen == edge]
+        if names:
+            said.append(
+                f"The best {setting} is the {end} of those tried, {edge:g}, for {', '.join(names)}: a {further} one "
+                f"may be better. Add {further} values under tune and run again."
+            )
+    chosen = {(row.model, row.variant): row.chosen for row in rows}
+    for result in results:
+        cell = result.cell
+        if (best := chosen.get((cell.model.name, cell.variant.name))) is None:
+            continue
+        ran = result.summary["settings"]["train"].get(setting)
+        if ran != best:
+            said.append(f"{cell.slug} was run with {setting} = {ran}, though {best:g} is the best of those tried now.")
+    return said
+
+
+def _on(plan: StudyPlan, model: str) -> str:
+    return f" ({model})" if len(plan.models) > 1 else ""
+
+
+def _score(summary: Mapping[str, Any]) -> float:
+    means: list[float] = [task["accuracy"]["mean"] for task in summary["evaluation"]["tasks"]]
+    return sum(means) / len(means)
