@@ -224,6 +224,33 @@ def test_a_task_of_ones_own_reads_the_file_beside_it_and_goes_before_ours(plain,
         load_task("gsm8k", settings(**own_task))
 
 
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"plain.yaml": "task: [x\n"}, r"task file '.*plain\.yaml' cannot be read \(while parsing"),
+        ({"plain.yaml": "- x\n"}, r"task file '.*plain\.yaml' cannot be read"),
+        ({"plain.yaml": "include: absent.yaml\ntask: x\n"}, r"task file '.*absent\.yaml' cannot be read \(.*No such"),
+        ({"plain.yaml": "group: x\ntask: [y]\n"}, "it has no name under `task`"),
+        (
+            {"a.yaml": PLAIN},
+            r"plain\.yaml and .*a\.yaml have the same name under `task`, 'plain_gsm8k'\. Give one of them",
+        ),
+    ],
+)
+def test_a_task_of_ones_own_that_cannot_be_loaded_is_told_why(plain, files, message):
+    for name, content in files.items():
+        (plain["task_dir"] / name).write_text(content)
+    with pytest.raises(ConfigurationError, match=message):
+        load_task("plain", settings(**plain))
+
+
+def test_a_missing_file_of_a_task_of_ones_own_is_asked_for_beside_it(plain):
+    with pytest.raises(
+        DataError, match=r"plain needs .*tasks/gsm8k_test\.jsonl, .* Put the file there, or name its fold"
+    ):
+        load_task("plain", settings(**plain))
+
+
 def test_the_harness_runs_the_files_by_itself_with_the_same_answers_and_grades(tiny_folder, tmp_path):
     common = {"tasks": ("generated",), "greedy": True, "max_new_tokens": 8, "limit": 12, "dtype": "float32"}
     evaluate(settings(model_name_or_path=tiny_folder, output_dir=tmp_path, **common))

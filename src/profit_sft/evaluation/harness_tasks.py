@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from profit_sft.errors import ConfigurationError, DataError, DownloadError, ProFitError, first_line
 from profit_sft.evaluation.code_check import check_confirmed
-from profit_sft.evaluation.settings import DEFAULT_LONGEST, TASK_FOLDER, EvalSettings, task_files
+from profit_sft.evaluation.settings import DEFAULT_LONGEST, TASK_FOLDER, EvalSettings, task_file, task_files
 
 if TYPE_CHECKING:
     from lm_eval.api.task import ConfigurableTask
@@ -29,15 +29,21 @@ def load_task(name: str, settings: EvalSettings) -> "ConfigurableTask":
     """
     from lm_eval.tasks import TaskManager
 
-    file = task_files(settings.task_dir)[name]
-    manager = TaskManager(include_path=list(dict.fromkeys((TASK_FOLDER, file.parent))), include_defaults=False)
-    entry = next((found for found in manager.task_index.values() if found.yaml_path == file), None)
-    if entry is None:
+    file, given_name = task_files(settings.task_dir)[name], task_file(name, settings.task_dir).get("task")
+    if not isinstance(given_name, str):
         raise ConfigurationError(f"{file} is no task of lm-evaluation-harness: it has no name under `task`.")
+    manager = TaskManager(include_path=list(dict.fromkeys((TASK_FOLDER, file.parent))), include_defaults=False)
+    entry = manager.task_index.get(given_name)
+    if entry is None:
+        raise ConfigurationError(f"{file} is no task that lm-evaluation-harness can read.")
+    if entry.yaml_path != file:
+        raise ConfigurationError(
+            f"{file} and {entry.yaml_path} have the same name under `task`, '{given_name}'. Give one of them another."
+        )
     if entry.cfg.get("unsafe_code"):
         check_confirmed(name)
     beside = None if file.parent == TASK_FOLDER else file.parent
-    data = _data_files(name, entry.cfg, settings.data_dir or beside)
+    data = _data_files(name, entry.cfg, settings.data_dir or beside, is_own=beside is not None)
     # A group of one: the harness's way to load a task with some of its fields changed.
     source = {"dataset_path": "json", "dataset_name": None, "dataset_kwargs": {"data_files": data}}
     group = {"group": "profit", "task": [{"task": entry.name, **(source if data else {})}]}
@@ -81,8 +87,8 @@ def grades_each_sample(task: "ConfigurableTask") -> bool:
     return not any(pipeline.get("filter") for pipeline in task.config.filter_list or [{"filter": True}])
 
 
-def _data_files(name: str, config: Mapping[str, Any], data_dir: Path | None) -> dict[str, str]:
-    """Return the file of each split; none: the data comes from the hub, or is made."""
+def _data_files(name: str, config: Mapping[str, Any], data_dir: Path | None, *, is_own: bool) -> dict[str, str]:
+    """Return the file of each split; none: the data comes from the hub, or is made. `is_own`: a user's own task."""
     if data_dir is None:
         return {}
     named = (config.get("metadata") or {}).get("data_files") or {}
@@ -91,9 +97,13 @@ def _data_files(name: str, config: Mapping[str, Any], data_dir: Path | None) -> 
         try:
             Path(path).open().close()
         except OSError as error:
+            fix = (
+                "or name its folder as data_dir."
+                if is_own
+                else f"leave {name} out, or leave out data_dir to load it from the hub."
+            )
             raise DataError(
-                f"data_dir: {name} needs {path}, which cannot be read ({error.strerror}). Put the file there, leave "
-                f"{name} out, or leave out data_dir to load it from the hub."
+                f"{name} needs {path}, which cannot be read ({error.strerror}). Put the file there, {fix}"
             ) from None
     return files
 

@@ -214,6 +214,9 @@ def task_file(task: str, task_dir: Path | None = None) -> dict[str, Any]:
         task: Its name.
         task_dir: As in `EvalSettings`.
 
+    Raises:
+        ConfigurationError: One of them is not there, or is no YAML with names for keys.
+
     Example:
         >>> task_file("gsm8k_paper")["metadata"]["problems"]
         1319
@@ -222,10 +225,11 @@ def task_file(task: str, task_dir: Path | None = None) -> dict[str, Any]:
 
 
 def _content(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = yaml.load(path.read_text(encoding="utf-8"), _TaskFile)
-    included = content.get("include", [])
-    files = [included] if isinstance(included, str) else included
-    return {key: value for file in files for key, value in _content(path.parent / file).items()} | content
+    with blamed_on(f"task file '{path}' cannot be read", "Mend it, or leave it out.", ConfigurationError):
+        content: dict[str, Any] = dict(yaml.load(path.read_text(encoding="utf-8"), _TaskFile))
+        included = content.get("include", [])
+        files = [included] if isinstance(included, str) else included
+        return {key: value for file in files for key, value in _content(path.parent / file).items()} | content
 
 
 def task_limits(settings: EvalSettings, task: str) -> tuple[int, int]:
