@@ -264,7 +264,11 @@ def test_what_is_tried_is_not_given_elsewhere_too(changes, place):
         ({"learning_rat": [1, 2]}, r"tune\.learning_rat is unknown\. Did you mean learning_rate\?"),
         ({"bf16": [0, 1]}, r"tune\.bf16 takes no number, so there is nothing to choose from"),
         ({"max_steps": [10, 20.5]}, r"tune\.max_steps must be a whole number, got 20\.5"),
-        ({"max_length": [0, 64]}, r"tune: max_length must be at least 1, got 0"),
+        (
+            {"per_device_train_batch_size": [8, 16.0]},
+            r"tune\.per_device_train_batch_size must be a whole number, got 16",
+        ),
+        ({"max_length": [64, 128]}, r"tune\.max_length says which tokens are trained, scored and measured on"),
         (
             {"evaluate": {"tasks": "gsm8k"}},
             r"tune\.evaluate\.tasks must be a list such as \[gsm8k, math500\], got 'gsm8k'",
@@ -301,6 +305,16 @@ def test_tasks_of_ones_own_are_told_apart_by_name_and_data(tmp_path):
     check_flags(plan_with(evaluate=own, tune=TUNE | {"evaluate": own | {"data_dir": "."}}))
     with pytest.raises(ConfigurationError, match="mine asks the problems that mine of `evaluate` asks"):
         check_flags(plan_with(evaluate=own, tune=TUNE | {"evaluate": own | {"data_dir": str(tmp_path)}}))
+    with pytest.raises(ConfigurationError, match="generated asks the problems that generated of `evaluate` asks"):
+        check_flags(
+            plan_with(evaluate={"tasks": ["generated"]}, tune=TUNE | {"evaluate": own | {"tasks": ["generated"]}})
+        )
+    (tmp_path / "mine.yaml").rename(tmp_path / "_data.yaml")
+    (tmp_path / "mine.yaml").write_text("include: _data.yaml\ntask: mine\n")
+    check_flags(plan_with(evaluate=own, tune=TUNE | {"evaluate": own | {"data_dir": "."}}))
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "mine.yaml").write_text("task: mine\n")
+    check_flags(plan_with(evaluate=own, tune=TUNE | {"evaluate": own | {"task_dir": str(tmp_path / "sub")}}))
 
 
 def test_training_flags_are_those_of_profit_train():

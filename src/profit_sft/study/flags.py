@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from profit_sft.data.rows import means_a_file
+from profit_sft.data.settings import DataSettings
 from profit_sft.data.sources import data_to_train
 from profit_sft.errors import ConfigurationError, missing_extra
 from profit_sft.study.plan import GENERATED, StudyPlan
 from profit_sft.study.study_file import Place, unknown_text
+
+_OF_DATA = {entry.name for entry in dataclasses.fields(DataSettings)}
 
 
 def check_flags(plan: StudyPlan) -> None:
@@ -44,6 +47,12 @@ def check_flags(plan: StudyPlan) -> None:
                 )
             if tune is not None and key == tune.setting and not {int, float} & _kinds(kinds[key]):
                 raise plan.file.error((*place, key), " takes no number, so there is nothing to choose from.")
+            if tune is not None and key == tune.setting and key in _OF_DATA:
+                raise plan.file.error(
+                    (*place, key),
+                    " says which tokens are trained, scored and measured on, which are the same in all cells. Choose "
+                    "the value of another flag.",
+                )
             if not _may_be(kinds[key], value):
                 what = "a number" if float in _kinds(kinds[key]) else "a whole number"
                 raise plan.file.error((*place, key), f" must be {what}, got {value!r}.")
@@ -68,7 +77,7 @@ def _kinds(kind: Any) -> set[Any]:
 def _may_be(kind: Any, value: Any) -> bool:
     """Say whether a flag takes the value, as far as numbers go. YAML reads 1e-5 as text, `profit train` as a number."""
     kinds = _kinds(kind)
-    if isinstance(value, float) and not value.is_integer() and int in kinds and float not in kinds:
+    if isinstance(value, float) and int in kinds and float not in kinds:
         return False
     if not isinstance(value, str) or str in kinds or not {int, float} & kinds:
         return True
@@ -93,13 +102,14 @@ def _check_validation(plan: StudyPlan, validation: Mapping[str, Any]) -> None:
 
 def _problems(task: str, evaluate: Mapping[str, Any]) -> tuple[str, Path | None]:
     """Tell tasks apart by their problems: in which form they are asked does not matter, nor how many of them."""
-    from profit_sft.evaluation.settings import task_files
+    from profit_sft.evaluation.settings import TASK_FOLDER, task_file, task_files
 
-    task_dir = evaluate.get("task_dir")
-    file = task_files(None if task_dir is None else Path(task_dir))[task]
-    reads_files = "data_files" in file.read_text(encoding="utf-8")
-    folder = evaluate.get("data_dir", task_dir) if reads_files else None
-    return task.removesuffix("_paper").removesuffix("_diamond"), None if folder is None else Path(folder).resolve()
+    task_dir = None if evaluate.get("task_dir") is None else Path(evaluate["task_dir"])
+    folder = task_files(task_dir)[task].parent
+    if (task_file(task, task_dir).get("metadata") or {}).get("data_files") and evaluate.get("data_dir") is not None:
+        folder = Path(evaluate["data_dir"])
+    name = task.removesuffix("_paper").removesuffix("_diamond")
+    return name, None if folder == TASK_FOLDER else folder.resolve()
 
 
 def _check_evaluation(plan: StudyPlan, place: Place, evaluate: Mapping[str, Any]) -> None:
