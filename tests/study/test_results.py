@@ -23,6 +23,22 @@ def test_finished_cells_come_back_in_order_with_logs_and_accuracies(tmp_path):
     assert len(results[1].accuracies["generated"]) == 120
 
 
+def test_cells_that_were_asked_other_problems_are_not_compared(tmp_path):
+    plan = made_plan()
+    made_study(tmp_path, plan, RATES)
+
+    def ask(cell, fingerprint):
+        job = {"format": 1, "job": {}, "tasks": {"generated": {"fingerprint": fingerprint}}}
+        (tmp_path / "cells" / cell / "evaluation" / "job.json").write_text(json.dumps(job))
+
+    for cell in ("untrained", "nll-s0", "dft-s0"):
+        ask(cell, "a")
+    assert len(read_results(plan, tmp_path)) == len(plan.cells), "of the others it is not known"
+    ask("dft-s0", "b")
+    with pytest.raises(DataError, match=r"dft-s0: generated had other problems than for untrained; its file or data"):
+        read_results(plan, tmp_path)
+
+
 def write_samples(path, records):
     lines = [json.dumps({"problem": problem, "sample": sample, "correct": right}) for problem, sample, right in records]
     path.write_text("\n".join(lines) + "\n")

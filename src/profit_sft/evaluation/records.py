@@ -177,6 +177,16 @@ class SampleFile:
         return list(samples.values())
 
 
+def task_fingerprints(output_dir: Path) -> dict[str, str]:
+    """Return what tells the problems of each task apart that was answered in a folder, its file and data included.
+
+    Raises:
+        DataError: Its job.json cannot be read.
+    """
+    content = _read_job(output_dir / _JOB)
+    return {} if content is None else {name: task["fingerprint"] for name, task in content["tasks"].items()}
+
+
 def unsolved_share(output_dir: Path, *, tries: int) -> float:
     """Return the share of problems of which none of the first `tries` samples is right, over all tasks in a folder.
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from profit_sft.errors import DataError
 from profit_sft.evaluation.budgets import BudgetAccuracies, budget_file, read_budgets
-from profit_sft.evaluation.records import SampleFile
+from profit_sft.evaluation.records import SampleFile, task_fingerprints
 from profit_sft.evaluation.results import judged_accuracy
 from profit_sft.files import read_json
 from profit_sft.study.cells import FORMAT, read_metrics
@@ -28,6 +28,7 @@ class CellResult:
         metrics: Its training logs.
         accuracies: By task, that of each problem over its samples, in the order of the task.
         samples: By task, the file of its samples.
+        fingerprints: By task, that of its problems.
         by_budget: By task, accuracies by token budget; empty for cells that were measured before there were any.
     """
 
@@ -36,6 +37,7 @@ class CellResult:
     metrics: Sequence[Mapping[str, Any]]
     accuracies: Mapping[str, Sequence[float]]
     samples: Mapping[str, Path]
+    fingerprints: Mapping[str, str]
     by_budget: Mapping[str, Sequence[BudgetAccuracies]]
 
     @property
@@ -66,6 +68,13 @@ def read_results(plan: StudyPlan, output_dir: Path, *, tries: bool = False) -> l
                     f"{found[0].cell.slug} has {len(found[0].accuracies[task])}. All cells must be measured on the "
                     "same problems: delete the folder of the one that differs and run the study again."
                 )
+            problems = [cell.fingerprints.get(task) for cell in (found[0], result)]
+            if None not in problems and problems[0] != problems[1]:
+                raise DataError(
+                    f"{study.cell(result.cell.slug).path}: {task} had other problems than for {found[0].cell.slug}; "
+                    "its file or data was changed in between. Delete the folders of the cells that have the ones you "
+                    "do not want, and run the study again."
+                )
     return found
 
 
@@ -88,6 +97,7 @@ def _read_cell(plan: StudyPlan, study: StudyFolder, cell: Cell) -> CellResult:
             for task, path in samples.items()
         },
         samples=samples,
+        fingerprints=task_fingerprints(folder.evaluation),
         by_budget={task: rows for task in tasks if (rows := read_budgets(budget_file(folder.evaluation, task)))},
     )
 
