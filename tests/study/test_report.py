@@ -171,6 +171,22 @@ def test_values_tried_are_told_and_enter_nothing_else(tmp_path):
     assert "is the smallest of those tried" not in text
 
 
+def test_a_random_mask_of_a_variant_that_has_run_again_is_told(tmp_path):
+    like = {"objective": "profit", "direction": "random", "kept_share_of": "nll", "seed": [0, 1]}
+    plan = made_plan(cells=[{"objective": "nll", "seed": [0, 1]}, like], tune=TUNE)
+    tried = {cell.slug: 0.3 for cell in plan.tries}
+    made_study(tmp_path, plan, RATES | tried | {"random-as-nll": 0.4})
+    for slug, rate in (("random-as-nll-lr1e-05-try", 1.0), ("random-as-nll-s0", 1.0), ("random-as-nll-s1", 0.8)):
+        path = tmp_path / "cells" / slug / "cell.json"
+        summary = json.loads(path.read_text())
+        summary["training"]["rate"] = rate
+        path.write_text(json.dumps(summary))
+    write_report(plan, tmp_path, command=COMMAND)
+    text = (tmp_path / "report.md").read_text()
+    assert "random-as-nll-s1 was run at rate 0.8, the kept share of nll-s1, which has been run again since" in text
+    assert text.count(" was run at rate ") == 1, "nll keeps all"
+
+
 def test_before_the_tries_are_finished_nothing_is_chosen(tmp_path):
     plan = made_plan(cells=[{"objective": ["nll", "dft"]}], tune=TUNE)
     made_study(tmp_path, plan, RATES | TRIED, skip=("nll-lr0.0001-try", *(cell.slug for cell in plan.cells)))

@@ -56,7 +56,7 @@ def write_report(plan: StudyPlan, output_dir: Path, *, command: str) -> Analysis
     rows = tuned_rows(plan, tries)
     values = report_values(plan, results, analysis, command) | {
         "budgets": budget_values(budgets),
-        "tuning": tuning_values(plan, rows, warnings(plan, rows, results)),
+        "tuning": tuning_values(plan, rows, warnings(plan, rows, results, tries)),
         "cost": _cost([*tries, *results]),
     }
     content = {

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from profit_sft.files import read_json
+from profit_sft.study.cells import imitated_cell
 from profit_sft.study.layout import StudyFolder
 from profit_sft.study.plan import Cell, StudyPlan
 from profit_sft.study.results import CellResult
@@ -65,8 +66,13 @@ def tuned_rows(plan: StudyPlan, tries: Sequence[CellResult]) -> tuple[TunedRow, 
     return tuple(rows)
 
 
-def warnings(plan: StudyPlan, rows: Sequence[TunedRow], results: Sequence[CellResult]) -> list[str]:
-    """Say where the best value is the last of those tried, and which cells have run with another than the best."""
+def warnings(
+    plan: StudyPlan, rows: Sequence[TunedRow], results: Sequence[CellResult], tries: Sequence[CellResult]
+) -> list[str]:
+    """Say where the best value is the last of those tried, and which cells have run with what is no longer so.
+
+    That is with another value than the best, or at the share of a cell that has run at another value since.
+    """
     if plan.tune is None:
         return []
     setting, values = plan.tune.setting, plan.tune.values
@@ -86,6 +92,17 @@ def warnings(plan: StudyPlan, rows: Sequence[TunedRow], results: Sequence[CellRe
         ran = result.summary["settings"]["train"].get(setting)
         if ran != best:
             said.append(f"{cell.slug} was run with {setting} = {ran}, though {best:g} is the best of those tried now.")
+    trained = {result.cell.slug: result.summary["training"] for result in results}
+    for result in (*tries, *results):
+        variant, rate = result.cell.variant, (result.summary["training"] or {}).get("rate")
+        if rate is None or variant.kept_share_of is None or variant.kept_share_from != "run":
+            continue
+        imitated = imitated_cell(plan, result.cell).slug
+        if imitated in trained and rate != (share := trained[imitated]["kept_share"]):
+            said.append(
+                f"{result.cell.slug} was run at rate {rate:.4g}, the kept share of {imitated}, which has been run "
+                f"again since and keeps {share:.4g}. Delete its folder and run again."
+            )
     return said
 
 
