@@ -207,7 +207,10 @@ def test_a_task_of_ones_own_has_a_limit_and_may_include_another_file(plain, made
     written.write_text("include: _shared.yaml\ntask: plain\ngeneration_kwargs: {max_gen_toks: 7}\nrepeats: 3\n")
     assert load_task("plain", asked).config.generation_kwargs["max_gen_toks"] == 7
     assert task_limits(asked, "plain") == (1, 7)
-    assert task_limits(dataclasses.replace(asked, greedy=False, preset="paper"), "plain") == (3, 7)
+    of_paper = dataclasses.replace(asked, greedy=False, preset="paper")
+    assert task_limits(of_paper, "plain") == (3, 7)
+    written.rename(written.with_name("aime24.yaml"))
+    assert task_limits(dataclasses.replace(of_paper, tasks=("aime24",)), "aime24") == (3, 7)
 
 
 def test_a_task_of_ones_own_reads_the_file_beside_it_and_goes_before_ours(plain, made_data):

@@ -235,7 +235,8 @@ def _content(path: Path) -> dict[str, Any]:
 def task_limits(settings: EvalSettings, task: str) -> tuple[int, int]:
     """Return the samples of a problem and the longest answer in tokens: as given, else the preset's or the task's."""
     of_paper = settings.preset == "paper"
-    file = task_file("aime24_paper" if of_paper and task == "aime24" else task, settings.task_dir)
+    is_ours = task_files(settings.task_dir)[task].parent == TASK_FOLDER
+    file = task_file("aime24_paper" if of_paper and is_ours and task == "aime24" else task, settings.task_dir)
     samples = 1 if settings.greedy else file.get("repeats", 1) if of_paper else _DEFAULT_SAMPLES
     longest = file.get("generation_kwargs", {}).get("max_gen_toks", DEFAULT_LONGEST)
     return settings.samples or samples, settings.max_new_tokens or longest
