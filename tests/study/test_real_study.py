@@ -132,15 +132,15 @@ def test_a_variant_is_tried_on_validation_problems_and_trained_at_its_best_value
     assert run_study(plan, study.path, cells="nll*", jobs=2).failed == {}
     write_report(plan, study.path, command="")
     found = json.loads((study.path / "results.json").read_text())["tuning"]["rows"][0]
-    assert list(found["scores"]) == ["0.001", "0.01"]
-    tried = {rate: study.cell(f"nll-lr{rate}-try") for rate in found["scores"]}
+    assert list(found["accuracies"]) == ["0.001", "0.01"]
+    tried = {rate: study.cell(f"nll-lr{rate}-try") for rate in found["accuracies"]}
     for rate, cell in tried.items():
         config, summary = yaml.safe_load(cell.config.read_text()), json.loads(cell.finished.read_text())
         assert (config["learning_rate"], config["seed"]) == (float(rate), 5)
         assert (summary["evaluation"]["tasks"][0]["num_problems"], summary["heldout"]) == (3, None)
-        assert summary["evaluation"]["tasks"][0]["accuracy"]["mean"] == found["scores"][rate]
+        assert summary["evaluation"]["tasks"][0]["accuracy"]["mean"] == found["accuracies"][rate]
         assert not list(cell.run.glob("*.safetensors"))
-    best = min(tried, key=lambda rate: (-found["scores"][rate], float(rate)))
+    best = min(tried, key=lambda rate: (-found["accuracies"][rate], float(rate)))
     main = json.loads(study.cell("nll-s0").finished.read_text())
     assert main["settings"]["train"]["learning_rate"] == found["chosen"] == float(best)
     assert yaml.safe_load(study.cell("nll-s0").config.read_text())["learning_rate"] == float(best)

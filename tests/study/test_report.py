@@ -153,7 +153,7 @@ def test_values_tried_are_told_and_enter_nothing_else(tmp_path):
     assert found["tuning"]["rows"][1] == {
         "model": "embedded",
         "variant": "dft",
-        "scores": {"1e-05": 0.1, "0.0001": 0.25, "0.001": 0.5},
+        "accuracies": {"1e-05": 0.1, "0.0001": 0.25, "0.001": 0.5},
         "chosen": 0.001,
     }
     page = (tmp_path / "report.html").read_text()

@@ -202,6 +202,14 @@ def test_a_cell_at_another_value_than_a_later_try_shows_best_fails_by_name(tmp_p
     assert "was run with train.learning_rate = 0.0001, the best of those tried is 0.01." in failed["nll-s1"]
 
 
+def test_a_whole_number_stays_one_on_its_way_to_training(tmp_path):
+    tune = {"num_train_epochs": [2, 1], "evaluate": {"tasks": ["gsm8k"]}}
+    run_tuned(tmp_path, tune=tune, cells="nll*")
+    for slug in ("nll-num_train_epochs1-try", "nll-s1"):
+        settings = json.loads(StudyFolder(tmp_path).cell(slug).settings.read_text())["train"]
+        assert repr(settings) == "{'num_train_epochs': 1}"
+
+
 def test_a_cell_and_its_tries_are_chosen_together(tmp_path):
     plan = plan_without_measuring(**TUNED)
     with pytest.raises(ConfigurationError, match=r"nll-s1 takes its learning_rate from nll-lr1e-05-try, which is not"):

@@ -226,9 +226,9 @@ def tuning_values(plan: StudyPlan, rows: Sequence[TunedRow], warnings: Sequence[
             {
                 "model": row.model,
                 "variant": row.variant,
-                "scores": [
-                    {"score": _DASH if score is None else f"{100 * score:.1f}%", "chosen": value == row.chosen}
-                    for value, score in row.scores.items()
+                "accuracies": [
+                    {"accuracy": _DASH if found is None else f"{100 * found:.1f}%", "chosen": value == row.chosen}
+                    for value, found in row.accuracies.items()
                 ],
                 "chosen": _DASH if row.chosen is None else f"{row.chosen:g}",
             }
@@ -264,8 +264,8 @@ def _budget_cell(point: BudgetPoint) -> dict[str, str]:
 def model_map(plan: StudyPlan, analysis: Analysis) -> dict[str, Any] | None:
     """Return the differences from the baseline on the first outcome, numbers as text: models across, variants down.
 
-    None where fewer than two models have any. Both are in the order of the plan; under a model stands the score of the
-    untrained one.
+    None where fewer than two models have any. Both are in the order of the plan; under a model stands the accuracy of
+    the untrained one.
     """
     found = {(row.model, row.first): row for row in analysis.main_comparisons if row.second == plan.baseline}
     variants = [variant.name for variant in plan.variants if any(first == variant.name for _, first in found)]

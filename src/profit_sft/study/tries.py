@@ -1,4 +1,4 @@
-"""What the tries of a study have shown: the value each variant and model runs with, and the scores it is chosen by."""
+"""What the tries of a study have shown: the value each variant and model runs with, and how well the others did."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -19,13 +19,13 @@ class TunedRow:
     Attributes:
         model: Name of the model.
         variant: Name of the variant.
-        scores: Score on the validation problems, of several tasks their mean, by rising value; None: not finished.
+        accuracies: Of the validation problems, of several tasks the mean, by rising value; None: not finished.
         chosen: The value of the best; None while a try is not finished.
     """
 
     model: str
     variant: str
-    scores: Mapping[float, float | None]
+    accuracies: Mapping[float, float | None]
     chosen: float | None
 
 
@@ -38,31 +38,31 @@ def with_best_value(plan: StudyPlan, cell: Cell, study: StudyFolder) -> Cell | N
     tries = plan.tries_of(cell)
     if plan.tune is None or not tries:
         return cell
-    scores = {}
+    accuracies = {}
     for tried in tries:
         folder = study.cell(tried.slug)
         if not folder.finished.exists():
             return None
         summary = read_json(folder.finished, f"Delete {folder.path} and run the study again.")
-        scores[tried.tuned[plan.tune.setting]] = _score(summary)
-    return dataclasses.replace(cell, tuned={plan.tune.setting: plan.tune.best(scores)})
+        accuracies[tried.tuned[plan.tune.setting]] = _accuracy(summary)
+    return dataclasses.replace(cell, tuned={plan.tune.setting: plan.tune.best(accuracies)})
 
 
 def tuned_rows(plan: StudyPlan, tries: Sequence[CellResult]) -> tuple[TunedRow, ...]:
-    """Gather the scores of the finished tries, one row a model and variant."""
+    """Gather the accuracies of the finished tries, one row a model and variant."""
     if plan.tune is None:
         return ()
     found = {
-        (result.cell.model.name, result.cell.variant.name, result.cell.tuned[plan.tune.setting]): _score(result.summary)
-        for result in tries
+        (tried.cell.model.name, tried.cell.variant.name, tried.cell.tuned[plan.tune.setting]): _accuracy(tried.summary)
+        for tried in tries
     }
     rows = []
     for model in plan.models:
         for variant in plan.variants:
-            scores = {value: found.get((model.name, variant.name, value)) for value in plan.tune.values}
-            known = {value: score for value, score in scores.items() if score is not None}
-            chosen = plan.tune.best(known) if len(known) == len(scores) else None
-            rows.append(TunedRow(model=model.name, variant=variant.name, scores=scores, chosen=chosen))
+            accuracies = {value: found.get((model.name, variant.name, value)) for value in plan.tune.values}
+            known = {value: accuracy for value, accuracy in accuracies.items() if accuracy is not None}
+            chosen = plan.tune.best(known) if len(known) == len(accuracies) else None
+            rows.append(TunedRow(model=model.name, variant=variant.name, accuracies=accuracies, chosen=chosen))
     return tuple(rows)
 
 
@@ -98,7 +98,8 @@ def warnings(
         if rate is None or variant.kept_share_of is None or variant.kept_share_from != "run":
             continue
         imitated = imitated_cell(plan, result.cell).slug
-        if imitated in trained and rate != (share := trained[imitated]["kept_share"]):
+        share = trained.get(imitated, {}).get("kept_share")
+        if share is not None and f"{rate:.4g}" != f"{share:.4g}":  # not what rounding does to the same run
             said.append(
                 f"{result.cell.slug} was run at rate {rate:.4g}, the kept share of {imitated}, which has been run "
                 f"again since and keeps {share:.4g}. Delete its folder and run again."
@@ -110,6 +111,6 @@ def _on(plan: StudyPlan, model: str) -> str:
     return f" ({model})" if len(plan.models) > 1 else ""
 
 
-def _score(summary: Mapping[str, Any]) -> float:
+def _accuracy(summary: Mapping[str, Any]) -> float:
     means: list[float] = [task["accuracy"]["mean"] for task in summary["evaluation"]["tasks"]]
     return sum(means) / len(means)

@@ -53,11 +53,11 @@ class Tuning(Section):
         """Its values, rising."""
         return tuple(sorted((self.model_extra or {})[self.setting]))
 
-    def best(self, scores: Mapping[float, float]) -> float:
-        """Return the value of the best score, of several the smallest.
+    def best(self, accuracies: Mapping[float, float]) -> float:
+        """Return the value of the highest accuracy, of several the smallest.
 
         Example:
             >>> Tuning(learning_rate=[1e-5, 1e-4], evaluate={"tasks": ["gsm8k"]}).best({1e-4: 0.5, 1e-5: 0.5})
             1e-05
         """
-        return min(scores, key=lambda value: (-scores[value], value))
+        return min(accuracies, key=lambda value: (-accuracies[value], value))
