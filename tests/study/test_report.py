@@ -195,6 +195,8 @@ def test_before_the_tries_are_finished_nothing_is_chosen(tmp_path):
     assert f"| nll | 20.0% | {_DASH} | 30.0% | {_DASH} |" in text
     assert "| dft | 10.0% | 25.0% | 50.0% | 0.001 |" in text
     assert text.count("may be better") == 1, "of dft, whose tries are finished"
+    without_tasks = made_plan(cells=[{"objective": "nll"}], tune=TUNE | {"evaluate": {"greedy": True}})
+    write_report(without_tasks, tmp_path / "empty", command=COMMAND)  # --report_only runs nothing that would refuse it
     write_report(made_plan(), tmp_path, command=COMMAND)
     assert "Values tried" not in (tmp_path / "report.html").read_text()
 

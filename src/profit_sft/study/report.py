@@ -218,7 +218,7 @@ def tuning_values(plan: StudyPlan, rows: Sequence[TunedRow], warnings: Sequence[
         return None
     return {
         "setting": plan.tune.setting,
-        "tasks": ", ".join(plan.tune.evaluate["tasks"]),
+        "tasks": ", ".join(plan.tune.evaluate.get("tasks", ())),
         "seed": plan.tune.seed,
         "warnings": warnings,
         "values": [f"{value:g}" for value in plan.tune.values],
