@@ -1,4 +1,4 @@
-"""The map's pictures and tables, of the figures that report.py wrote: map.json, map-smollm2.json and map-check.json.
+"""The map's pictures and tables, of the figures that report.py wrote: `TABLES` names the files.
 
     python benchmarks/map/figures.py docs/results/data
 
@@ -38,11 +38,15 @@ TITLES = {
     "random, as many as profit 0.1": ("random mask", "as many as profit 0.1"),
 }
 _NAMES = {BASELINE: "nll (plain SFT)"}
-# By file: measures and objectives (None: all that there are).
-PICTURES: dict[str, tuple[tuple[str, ...], tuple[str, ...] | None]] = {
-    "map.svg": (("greedy_taught", "greedy_old", "greedy_new"), (BASELINE, MASK, FIXED_MASK)),
-    "map-short.svg": (("greedy_taught",), (BASELINE, MASK, FIXED_MASK)),
+_EVERYWHERE = (BASELINE, MASK, FIXED_MASK)  # the objectives that ran in all conditions
+# By file: of which figures, measures and objectives (None: all that there are).
+PICTURES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...] | None]] = {
+    "map.svg": ("map", ("greedy_taught", "greedy_old", "greedy_new"), _EVERYWHERE),
+    "map-short.svg": ("map", ("greedy_taught",), _EVERYWHERE),
+    "map-objectives.svg": ("map-objectives", ("greedy_taught", "greedy_old"), None),
 }
+# Two tables each, in the order of the page; the second of these objectives (None: all that there are).
+TABLES: dict[str, tuple[str, ...] | None] = {"map": _EVERYWHERE, "map-objectives": None, "map-smollm2": None}
 # A theme each: paper, ink, paler ink, lines, no difference; then ahead of plain SFT and behind it, by size. Blue and
 # orange are told apart with any kind of color vision.
 THEMES = {
@@ -102,12 +106,13 @@ def regions(figures: dict[str, list[Row]]) -> dict[str, Region]:
     }
 
 
-def hits(figures: dict[str, list[Row]]) -> tuple[int, int, float]:
+def hits(*figures: dict[str, list[Row]]) -> tuple[int, int, float]:
     """Return for how many conditions the rule names a side, in how many it is that, and the largest miss in points."""
     sides = {"new": -1, "wording": 1}
     signed = [
         sides[region] * row["difference"]
-        for region, row in _by_region(figures)
+        for of_file in figures
+        for region, row in _by_region(of_file)
         if region in sides and row["objective"] == MASK
     ]
     misses = [-100 * difference for difference in signed if difference <= 0]
@@ -144,14 +149,14 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def table_of_tries(tries: Sequence[Row], starts: Sequence[str]) -> str:
+def table_of_tries(tries: Sequence[Row], starts: Sequence[str], objectives: Sequence[str]) -> str:
     """Return markdown: rates across, and of each the share right of the old skill and of the new one."""
     rates = sorted({row["rate"] for row in tries})
     lines = ["| start | references | objective | " + " | ".join(map(_rate, rates)) + " |"]
     lines += ["|" + "---|" * (3 + len(rates))]
     found = {(condition(row), row["objective"], row["rate"]): row for row in tries}
     conditions = sorted({condition(row) for row in tries}, key=lambda one: (starts.index(one[0]), one[1:]))
-    for one, name in itertools.product(conditions, PICTURES["map.svg"][1] or ()):
+    for one, name in itertools.product(conditions, objectives):
         start, wording, wrong_share, new_skill = one
         cells = [start, f"{wrong_share:.0%} wrong, {_words(wording, new_skill)}"] if name == BASELINE else ["", ""]
         cells += [_NAMES.get(name, name)]
@@ -344,13 +349,15 @@ def _luminance(color: str) -> float:
 
 def files_of(folder: Path) -> dict[Path, str]:
     """Return what the pictures and the page should hold, of the folder with the figures."""
-    grid, real = (read_figures(folder / f"{name}.json") for name in ("map", "map-smollm2"))
+    figures = {name: read_figures(folder / f"{name}.json") for name in TABLES}
     page = DOCS / "results" / "map.md"
     parts = page.read_text().split(_MARKER)
-    tables = [table(grid["rows"]), table_of_tries(grid["tries"], _starts(grid["rows"])), table(real["rows"])]
-    tables += [table_of_tries(real["tries"], _starts(real["rows"]))]
+    tables = []
+    for name, objectives in TABLES.items():
+        rows, tries = figures[name]["rows"], figures[name]["tries"]
+        tables += [table(rows), table_of_tries(tries, _starts(rows), objectives or _objectives(rows))]
     parts[1::2] = (f"\n{made}\n" for made in tables)
-    pictures = {DOCS / "images" / name: picture(grid["rows"], *of) for name, of in PICTURES.items()}
+    pictures = {DOCS / "images" / file: picture(figures[name]["rows"], *of) for file, (name, *of) in PICTURES.items()}
     return {**pictures, page: _MARKER.join(parts)}
 
 

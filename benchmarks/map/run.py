@@ -106,7 +106,11 @@ GRIDS: dict[str, Grid] = {
     "new": _NEW,
     "old": _OLD,
     "weights": [(condition, ("dft",)) for condition, _ in (*_NEW, *_OLD)],
-    "objectives": [(Condition("strong", "alien", 0.5, new_skill), ALL) for new_skill in (False, True)],
+    "objectives": [
+        *((Condition("strong", "alien", 0.5, new_skill), ALL) for new_skill in (False, True)),
+        # Where a mask was ahead.
+        *((Condition("half", "alien", wrong_share, False), (*FEW, "dft")) for wrong_share in (0.0, 0.5)),
+    ],
     "smollm2": [
         (Condition("smollm2", "alien", wrong_share, True, rows=128), (*FEW, "dft", "trsft"))
         for wrong_share in (0.0, 0.3)
