@@ -44,7 +44,7 @@ def test_entries_with_lists_stand_for_every_combination_and_seeds_run_in_rounds(
         {"objective": ["nll", "dft"], "seed": [0, 1]},
         {"objective": "profit", "threshold": [0.1, 0.3], "mask_source": ["online", "reference"]},
         {"objective": "profit", "direction": "lower", "seed": 7},
-        {"objective": "power", "k": [0.5, 2]},
+        {"objective": "power", "k": [0.5, 2, 1e-6, 1e6]},
     ]
     assert slugs(plan_with(cells=cells)) == [
         "untrained",
@@ -57,6 +57,8 @@ def test_entries_with_lists_stand_for_every_combination_and_seeds_run_in_rounds(
         "profit-t0.1-lower-s7",
         "power-k0.5-s0",
         "power-k2-s0",
+        "power-k1e-06-s0",
+        "power-k1e06-s0",
         "nll-s1",
         "dft-s1",
     ]

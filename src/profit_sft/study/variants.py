@@ -205,10 +205,10 @@ _SHORT = {"threshold": "t", "learning_rate": "lr"}
 
 
 def short(key: str, value: Any) -> str:
-    """Return a setting for a name: `t0.1`, `lr1e-05`, `k2`."""
+    """Return a setting for a name: `t0.1`, `lr1e-05`, `k1e06`."""
     shown = "-".join(f"{item:g}" for item in value) if isinstance(value, (list, tuple)) else value
     shown = f"{value:g}" if isinstance(value, (int, float)) and not isinstance(value, bool) else shown
-    return make_slug(f"{_SHORT.get(key, key)}{shown}")
+    return make_slug(f"{_SHORT.get(key, key)}{shown}".replace("e+", "e"))  # not 1e-06 for a million
 
 
 def make_slug(text: str) -> str:
