@@ -14,7 +14,7 @@ from profit_sft.evaluation.generator import Answer
 from profit_sft.evaluation.grading import grade_math
 from profit_sft.evaluation.harness_tasks import fingerprint, load_task
 from profit_sft.evaluation.runner import evaluate
-from profit_sft.evaluation.settings import DEFAULT_LONGEST, TASK_FOLDER, TASKS, EvalSettings, task_limits
+from profit_sft.evaluation.settings import DEFAULT_LONGEST, TASK_FOLDER, TASKS, EvalSettings, task_file, task_limits
 from profit_sft.evaluation.tasks import own
 
 
@@ -204,6 +204,9 @@ def test_a_task_of_ones_own_has_a_limit_and_may_include_another_file(plain, made
     asked = settings(made_data, **plain, greedy=True)
     assert load_task("plain", asked).config.generation_kwargs["max_gen_toks"] == DEFAULT_LONGEST
     assert task_limits(asked, "plain") == (1, DEFAULT_LONGEST)
+    written.write_text("include: _shared.yaml\ntask: plain\ngeneration_kwargs:\nmetadata:\n")
+    assert task_limits(asked, "plain") == (1, DEFAULT_LONGEST), "what is left empty is not said"
+    assert "metadata" not in task_file("plain", plain["task_dir"])
     written.write_text("include: _shared.yaml\ntask: plain\ngeneration_kwargs: {max_gen_toks: 7}\nrepeats: 3\n")
     assert load_task("plain", asked).config.generation_kwargs["max_gen_toks"] == 7
     assert task_limits(asked, "plain") == (1, 7)

@@ -221,7 +221,8 @@ def task_file(task: str, task_dir: Path | None = None) -> dict[str, Any]:
         >>> task_file("gsm8k_paper")["metadata"]["problems"]
         1319
     """
-    return _content(task_files(task_dir)[task])
+    content = _content(task_files(task_dir)[task])
+    return {key: value for key, value in content.items() if value is not None}  # what is left empty is not said
 
 
 def _content(path: Path) -> dict[str, Any]:
@@ -236,7 +237,8 @@ def task_limits(settings: EvalSettings, task: str) -> tuple[int, int]:
     """Return the samples of a problem and the longest answer in tokens: as given, else the preset's or the task's."""
     of_paper = settings.preset == "paper"
     is_ours = task_files(settings.task_dir)[task].parent == TASK_FOLDER
-    file = task_file("aime24_paper" if of_paper and is_ours and task == "aime24" else task, settings.task_dir)
+    of_other = of_paper and is_ours and task == "aime24"
+    file = task_file("aime24_paper") if of_other else task_file(task, settings.task_dir)
     samples = 1 if settings.greedy else file.get("repeats", 1) if of_paper else _DEFAULT_SAMPLES
     longest = file.get("generation_kwargs", {}).get("max_gen_toks", DEFAULT_LONGEST)
     return settings.samples or samples, settings.max_new_tokens or longest

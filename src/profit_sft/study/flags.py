@@ -106,7 +106,8 @@ def _problems(task: str, evaluate: Mapping[str, Any]) -> tuple[str, Path | None]
 
     task_dir = None if evaluate.get("task_dir") is None else Path(evaluate["task_dir"])
     folder = task_files(task_dir)[task].parent
-    if (task_file(task, task_dir).get("metadata") or {}).get("data_files") and evaluate.get("data_dir") is not None:
+    reads_files = task_file(task, task_dir).get("metadata", {}).get("data_files")
+    if reads_files and evaluate.get("data_dir") is not None:
         folder = Path(evaluate["data_dir"])
     name = task.removesuffix("_paper").removesuffix("_diamond")
     return name, None if folder == TASK_FOLDER else folder.resolve()

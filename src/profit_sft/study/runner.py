@@ -153,7 +153,7 @@ class _Loop:
         """Return when every cell is finished or failed, or a stop was asked for and the cells have stopped."""
         with ThreadPoolExecutor(max_workers=jobs) as pool:
             while (self.pending and not self.stop.asked) or self.running:
-                if not self.stop.asked:
+                if not self.stop.asked and len(self.running) < jobs:  # with no room there is nothing to look for
                     self._start_what_can(lambda cell: pool.submit(run_one, self._cell_run(cell, jobs)), jobs)
                 done, _ = wait(self.running, timeout=_WAIT_SECONDS, return_when=FIRST_COMPLETED)
                 for future in done:
