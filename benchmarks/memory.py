@@ -1,12 +1,14 @@
 """The memory a rank takes on the CPU under each engine, beside what `profit train --dry-run` estimates.
 
-    python benchmarks/memory.py [--engines "one process" FSDP2 ...] [--json FILE]
+    python benchmarks/memory.py [--engines "one process" FSDP2 ...] [--rows_a_device N] [--json FILE]
 
 A random Llama of 60M parameters, rows of 479 tokens, two optimizer steps; ranks are real processes on gloo. Measured is
 the most anonymous memory of the first rank while it trains, less what it had before the command began.
 """
 
 import argparse
+import contextlib
+import io
 import json
 import os
 import subprocess
@@ -17,6 +19,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 _LAUNCH = ("accelerate.commands.launch", "--num_processes=2", "--main_process_port=0", "--mixed_precision=no")
@@ -118,7 +121,7 @@ def rank(out: Path, arguments: Sequence[str]) -> int:
     return status
 
 
-def make_inputs(folder: Path) -> list[str]:
+def make_inputs(folder: Path, rows_a_device: int) -> list[str]:
     """Write model and rows, and return the flags that name them."""
     sys.path.insert(0, str(ROOT / "tests"))
     import torch
@@ -143,10 +146,10 @@ def make_inputs(folder: Path) -> list[str]:
     LlamaForCausalLM(config).save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
     row = {"question": "What is 1+1?", "answer": ("It is four plus two. " * 200)[:1600]}
-    (folder / "rows.jsonl").write_text(f"{json.dumps(row)}\n" * 16, encoding="utf-8")
+    (folder / "rows.jsonl").write_text(f"{json.dumps(row)}\n" * 4 * rows_a_device, encoding="utf-8")
     return [
         *("train", "--model_name_or_path", str(folder / "model"), "--dataset_name", str(folder / "rows.jsonl")),
-        *("--per_device_train_batch_size", "4", "--threshold", "1e-9", "--use_cpu", "True"),
+        *("--per_device_train_batch_size", str(rows_a_device), "--threshold", "1e-9", "--use_cpu", "True"),
         *("--output_dir", str(folder / "run"), "--overwrite_output_dir", "True"),
     ]
 
@@ -158,6 +161,18 @@ def _run(command: Sequence[str]) -> str:
     return done.stdout
 
 
+def _dry_run(flags: Sequence[str]) -> dict[str, Any]:
+    """Say in this process, which trains nothing, what `profit train` would take."""
+    from profit_sft.cli.app import run_app
+
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        status = run_app([*flags, "--dry-run", "--json"])
+    if status != 0:
+        sys.exit("the dry run failed")
+    found: dict[str, Any] = json.loads(printed.getvalue())
+    return found
+
+
 def compare(name: str, folder: Path, inputs: Sequence[str]) -> dict[str, object]:
     """Return what one setup was estimated and measured to take, in GiB."""
     setup, plan, out = SETUPS[name], folder / "plan.yaml", folder / "measured.json"
@@ -166,7 +181,7 @@ def compare(name: str, folder: Path, inputs: Sequence[str]) -> dict[str, object]
     if setup.planned is not None:
         plan.write_text(json.dumps({"num_processes": 2, "use_cpu": True, **setup.planned}), encoding="utf-8")
         planned = ["--accelerate_config", str(plan)]
-    dry = json.loads(_run([sys.executable, "-m", "profit_sft.cli", *flags, *planned, "--dry-run", "--json"]))
+    dry = _dry_run([*flags, *planned])
     short = ["--max_steps", "2", "--save_strategy", "no", "--probe_rows", "0"]
     launcher = ["-m", *setup.launcher] if setup.launcher else []
     _run([sys.executable, *launcher, __file__, "--rank", str(out), *flags, *short])
@@ -181,11 +196,12 @@ def main() -> None:
         sys.exit(rank(Path(sys.argv[2]), sys.argv[3:]))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--engines", nargs="+", choices=SETUPS, default=list(SETUPS))
+    parser.add_argument("--rows_a_device", type=int, default=4)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     found = []
     with tempfile.TemporaryDirectory() as name:
-        inputs = make_inputs(Path(name))
+        inputs = make_inputs(Path(name), arguments.rows_a_device)
         for engine in arguments.engines:
             found.append(compare(engine, Path(name), inputs))
             estimated, measured = found[-1]["estimated_gib"], found[-1]["measured_gib"]

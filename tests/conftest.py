@@ -61,7 +61,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = sorted((item for item in items if item not in left_out), key=lambda item: item.path not in slow)
 
 
+def pytest_collection_finish() -> None:
+    """Let every later collection of garbage pass over the libraries and the tests, which stay to the end."""
+    gc.collect()
+    gc.freeze()
+
+
 def pytest_unconfigure() -> None:
+    gc.unfreeze()  # or libraries would tell at the end of the process what has not been freed
     shutil.rmtree(os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
 
 

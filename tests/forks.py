@@ -1,19 +1,27 @@
 """Processes forked from one that has imported everything, which takes longer than most of what they do."""
 
 import atexit
+import gc
 import multiprocessing
 import multiprocessing.connection
 import multiprocessing.process
 import os
+import runpy
 import signal
 import socket
+import subprocess
 import sys
+import threading
 import time
 import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
+
+if TYPE_CHECKING:
+    import pytest
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
@@ -32,7 +40,8 @@ def start(words: Sequence[str], log: Path, **environment: str) -> Process:
     What it says goes to the file, and what it prints on stdout to one beside it whose name ends in `.out`.
     """
     begun = log.with_suffix(".begun")
-    begun.unlink(missing_ok=True)
+    for path in (begun, log, log.with_suffix(".out")):
+        path.unlink(missing_ok=True)
     process = FORKS.Process(target=_be_profit, args=(words, log, environment))
     process.start()
     atexit.register(process.kill)  # or the tests would wait in the end for one that a failed test left behind
@@ -44,6 +53,7 @@ def start(words: Sequence[str], log: Path, **environment: str) -> Process:
 def _be_profit(words: Sequence[str], log: Path, environment: Mapping[str, str]) -> None:
     from profit_sft.cli.app import run_app
 
+    gc.freeze()  # what was there before the fork is no garbage, and would be copied by being looked at
     os.environ.update(environment)
     _print_to(log.with_suffix(".out"), log)
     log.with_suffix(".begun").touch()
@@ -64,7 +74,7 @@ def _be_profit(words: Sequence[str], log: Path, environment: Mapping[str, str]) 
 
 def _print_to(out: Path, err: Path) -> None:
     for descriptor, path in ((1, out), (2, err)):
-        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND), descriptor)
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
 
 
 def run_ranks(
@@ -98,6 +108,7 @@ def run_ranks(
     logs, processes = [folder / f"rank-{rank}.log" for rank in range(ranks)], []
     for rank, log in enumerate(logs):
         own = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if ranks > 1 else {}
+        log.unlink(missing_ok=True)
         variables = {**(os.environ if environment is None else environment), "OMP_NUM_THREADS": "1", **size, **own}
         processes.append(FORKS.Process(target=_be_rank, args=(target, arguments, variables, log)))
     try:
@@ -116,21 +127,92 @@ def run_ranks(
     return [process.exitcode for process in processes], "\n".join(log.read_text() for log in logs if log.exists())
 
 
+def run_script(path: Path, *words: str, folder: Path) -> tuple[int | None, str]:
+    """Run a script as `python path words` does; return its exit code, and what it printed, which goes to the folder."""
+    statuses, printed = run_ranks(_be_script, path, words, folder=folder, ranks=1)
+    return statuses[0], printed
+
+
+def _be_script(path: Path, words: Sequence[str]) -> None:
+    sys.argv = [str(path), *words]
+    sys.path.insert(0, str(path.parent))
+    runpy.run_path(str(path), run_name="__main__")
+
+
 def _be_rank(
     target: Callable[..., int | None], arguments: tuple[Any, ...], environment: Mapping[str, str], log: Path
 ) -> None:
     import torch
 
+    gc.freeze()
     os.environ.clear()
     os.environ.update(environment)
     _print_to(log, log)
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
+    _exit_with(lambda: target(*arguments))
+
+
+def _exit_with(call: Callable[[], int | None]) -> NoReturn:
     try:
-        status = target(*arguments) or 0
+        status = call() or 0
+    except SystemExit as stop:
+        status = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        if isinstance(stop.code, str):
+            sys.stderr.write(f"{stop.code}\n")
     except BaseException:
         traceback.print_exc()
         status = 1
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)  # threads of an engine may outlive the group
+
+
+class ForkedModule:
+    """In place of the `subprocess.Popen` of `python -m`, as a study starts its children: the same module, forked."""
+
+    _one_at_a_time = threading.Lock()  # starting a process reads the status of every one that has ended
+
+    def __init__(self, command: Sequence[str], *, stdout: BinaryIO, env: Mapping[str, str], **rest: object) -> None:
+        assert command[:2] == [sys.executable, "-m"], command
+        assert rest == {"stdin": subprocess.PIPE, "stderr": subprocess.STDOUT, "start_new_session": True}, rest
+        reader, self.stdin = FORKS.Pipe(duplex=False)
+        with self._one_at_a_time, reader:
+            self._process = FORKS.Process(
+                target=_be_module, args=(list(command[2:]), dict(env), reader, Path(stdout.name))
+            )
+            self._process.start()
+        self.pid = self._process.pid
+
+    def wait(self, timeout: float) -> int | None:
+        if not multiprocessing.connection.wait([self._process.sentinel], timeout):
+            raise subprocess.TimeoutExpired("a forked module", timeout)
+        with self._one_at_a_time:
+            self._process.join()
+        return self._process.exitcode
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+
+def _be_module(
+    words: Sequence[str], environment: Mapping[str, str], stdin: multiprocessing.connection.Connection, log: Path
+) -> None:
+    import torch
+
+    gc.freeze()
+    os.setsid()
+    os.environ.clear()
+    os.environ.update(environment)
+    os.dup2(stdin.fileno(), 0)
+    _print_to(log, log)
+    torch.set_num_threads(int(environment.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
+    sys.argv = list(words)
+    _exit_with(lambda: runpy.run_module(words[0], run_name="__main__", alter_sys=True) and None)
+
+
+def fork_children_of_studies(monkeypatch: "pytest.MonkeyPatch") -> None:
+    """Let the cells of a study fork their children; tests/study/test_real_study.py has studies that start theirs."""
+    names = ("PIPE", "STDOUT", "TimeoutExpired")
+    fake = SimpleNamespace(Popen=ForkedModule, **{name: getattr(subprocess, name) for name in names})
+    monkeypatch.setattr("profit_sft.study.processes.subprocess", fake)

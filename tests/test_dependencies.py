@@ -112,23 +112,11 @@ def test_objectives_loss_head_and_callback_need_the_core_alone():
     assert done.stdout.strip() == "tensor(True)", done.stderr
 
 
-@pytest.mark.parametrize(
-    ("code", "absent", "message"),
-    [
-        ("from profit_sft.cli import main; sys.argv[1:] = ['train']; main()", "typer", "the command profit needs"),
-        ("from profit_sft.cli import main; sys.argv[1:] = ['train']; main()", "trl", "this command needs"),
-        (
-            "from profit_sft.cli import main; sys.argv[1:] = ['eval', 'x', '--tasks', 'gsm8k']; main()",
-            "lm_eval",
-            "profit eval needs",
-        ),
-    ],
-)
-def test_a_command_without_its_extra_says_which(code, absent, message, tmp_path, monkeypatch):
+def test_a_command_without_typer_says_which_extra_brings_it(tmp_path, monkeypatch):
+    """Those without another package: tests/cli/test_not_installed.py."""
     monkeypatch.chdir(tmp_path)
-    done = run(code, absent={absent})
-    extra = "eval" if absent == "lm_eval" else "train"
-    expected = f"error: {message} the extra '{extra}': {absent} is not installed. Run pip install '.[{extra}]'"
+    done = run("from profit_sft.cli import main; sys.argv[1:] = ['train']; main()", absent={"typer"})
+    expected = "error: the command profit needs the extra 'train': typer is not installed. Run pip install '.[train]'"
     assert expected in done.stderr, done.stderr
     assert "Traceback" not in done.stderr
     assert done.returncode == 2

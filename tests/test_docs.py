@@ -150,7 +150,7 @@ def test_the_tutorial(smollm2_folder, repo_root, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "recipes").symlink_to(repo_root / "recipes")
     text = (repo_root / "docs" / "tutorial.md").read_text(encoding="utf-8")
-    for old, new in (("(160,", "(8,"), ("--limit 60", "--limit 2"), ("--max_new_tokens 64", "--max_new_tokens 4")):
+    for old, new in (("(160,", "(4,"), ("--limit 60", "--limit 2"), ("--max_new_tokens 64", "--max_new_tokens 4")):
         assert old in text
         text = text.replace(old, new)
     printed = {}
@@ -186,7 +186,7 @@ def test_the_notebook(smollm2_folder, repo_root, tmp_path):
     assert len(cells) == 10
     assert not any(cell.outputs for cell in cells)
     for cell in cells:
-        cell.source = cell.source.replace("generate_problems(64", "generate_problems(8")
+        cell.source = cell.source.replace("generate_problems(64", "generate_problems(4")
         cell.source = cell.source.replace("max_steps=8", "max_steps=2").replace("size=8", "size=2")
     nbclient.NotebookClient(notebook, timeout=900, resources={"metadata": {"path": str(tmp_path)}}).execute()
     printed = ["".join(out.text for out in cell.outputs if out.get("name") == "stdout") for cell in cells]

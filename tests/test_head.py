@@ -1,7 +1,9 @@
 """The selective head on real architectures with tiny random weights."""
 
 import copy
+import functools
 import inspect
+import pickle
 from types import SimpleNamespace
 
 import pytest
@@ -257,6 +259,73 @@ def test_a_forward_put_there_by_others_is_called_and_restored():
     assert calls == [1]
     remove_profit(model)
     assert model.forward is counting
+
+
+def test_a_forward_on_top_with_our_attributes_is_not_taken_for_ours():
+    model, inputs, calls = apply_profit(make("llama"), DFT()), batch(), []
+    own = model.forward
+
+    @functools.wraps(own)
+    def counting(*args, **kwargs):
+        calls.append(1)
+        return own(*args, **kwargs)
+
+    model.forward = counting
+    remove_profit(model)
+    assert model.forward is counting
+    assert_equal(loss_and_gradients(model, inputs), loss_and_gradients(make("llama"), inputs))
+    assert calls == [1]
+
+
+def test_a_head_that_comes_back_on_top_of_another_forward():
+    model, inputs = apply_profit(make("llama"), DFT()).eval(), batch()
+    own = model.forward
+    model.forward = lambda **kwargs: own(**kwargs)
+    apply_profit(remove_profit(model), DFT())
+    labels = inputs.pop("labels")
+    for _ in range(2):
+        assert torch.equal(model(**inputs).logits, make("llama").eval()(**inputs).logits)
+    with torch.no_grad():
+        assert torch.equal(
+            model(**inputs, labels=labels).loss, apply_profit(make("llama").eval(), DFT())(**inputs, labels=labels).loss
+        )
+
+
+def test_each_forward_in_a_stack_calls_the_one_that_was_there_before_it():
+    model, inputs, calls = make("llama"), batch(), []
+
+    def put_on_top(name):
+        below = model.forward
+
+        def counting(**kwargs):
+            calls.append(name)
+            return below(**kwargs)
+
+        model.forward = counting
+
+    expected = model.eval()(input_ids=inputs["input_ids"]).logits
+    put_on_top("lowest")
+    apply_profit(model, DFT())
+    put_on_top("middle")
+    apply_profit(remove_profit(model), DFT())
+    put_on_top("highest")
+    assert torch.equal(model(input_ids=inputs["input_ids"]).logits, expected)
+    assert calls == ["highest", "middle", "lowest"]
+    apply_profit(remove_profit(model), DFT())
+    remove_profit(model)
+    assert torch.equal(model(input_ids=inputs["input_ids"]).logits, expected)
+    assert calls == ["highest", "middle", "lowest"] * 2
+
+
+def test_a_pickled_model_has_no_head_and_takes_one():
+    model, inputs = apply_profit(make("llama"), DFT()), batch()
+    loaded = pickle.loads(pickle.dumps(model))
+    with pytest.raises(ValueError, match="has no selective head"):
+        selective_head(loaded)
+    assert_equal(loss_and_gradients(loaded, inputs), loss_and_gradients(make("llama"), inputs))
+    again = apply_profit(pickle.loads(pickle.dumps(model)), DFT())
+    assert_equal(loss_and_gradients(again, inputs), loss_and_gradients(model, inputs))
+    assert remove_profit(again).forward.__func__ is type(again).forward
 
 
 def test_a_deep_copy_is_independent_and_a_saved_model_is_plain(tmp_path):

@@ -113,6 +113,15 @@ def test_labels_cut_as_the_logits_would_be_give_the_models_own_loss(keep):
         model(**{**cut, "labels": inputs["labels"][:, :4]})
 
 
+def test_one_position_that_is_kept_is_one():
+    inputs = batch()
+    labels = inputs.pop("labels")
+    model = apply_profit(make("llama"), ProFit(threshold=0.0))
+    whole = model(**inputs, shift_labels=labels.roll(-1, 1)).selective.log_probs[:, 7:8]
+    kept = model(**inputs, shift_labels=labels[:, 8:9], logits_to_keep=torch.tensor([7])).selective.log_probs
+    assert torch.allclose(kept, whole, atol=1e-5)
+
+
 def test_reference_log_probs_are_cut_with_the_labels():
     inputs, likely = batch(), torch.zeros(3, 17)
     likely[:, 13:] = -9.0

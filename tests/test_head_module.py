@@ -7,7 +7,8 @@ import torch
 from accelerate import cpu_offload
 from peft import LoraConfig, get_peft_model
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM, LlamaModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from profit_sft import NLL, ProFit, apply_profit, remove_profit
 from profit_sft.errors import UnsupportedModelError
@@ -120,6 +121,128 @@ def test_a_family_whose_loss_takes_labels_already_shifted_is_refused(family):
     model = make_other(family)
     with pytest.raises(UnsupportedModelError, match="is not the next-token cross-entropy of its labels"):
         apply_profit(model)
+
+
+class Around(LlamaForCausalLM):
+    """A family whose forward changes what its layers get or what its head gets."""
+
+    def before(self, arguments):
+        return arguments
+
+    def after(self, hidden_states):
+        return hidden_states
+
+    def forward(self, input_ids=None, attention_mask=None, labels=None, **kwargs):
+        arguments = self.before({"input_ids": input_ids, "attention_mask": attention_mask})
+        hidden_states = self.after(self.model(**arguments, **kwargs).last_hidden_state)
+        logits = self.lm_head(hidden_states)
+        loss = None if labels is None else self.loss_function(logits, labels, self.config.vocab_size)
+        return CausalLMOutputWithPast(loss=loss, logits=logits)
+
+
+def scaled_embeddings(model, arguments):
+    embeddings = model.model.embed_tokens(arguments["input_ids"])
+    return {**arguments, "input_ids": None, "inputs_embeds": 3 * embeddings}
+
+
+def wide_positions(model, arguments):
+    return {**arguments, "position_ids": 2 * torch.arange(arguments["input_ids"].shape[1])[None]}
+
+
+def places(model, arguments):
+    return {**arguments, "position_ids": torch.arange(arguments["input_ids"].shape[1])[None]}
+
+
+def places_after_padding(model, arguments):
+    return {**arguments, "position_ids": (arguments["attention_mask"].cumsum(-1) - 1).clamp(min=0)}
+
+
+def local_mask(model, arguments):
+    size = arguments["input_ids"].shape[1]
+    return {**arguments, "attention_mask": torch.ones(1, 1, size, size, dtype=torch.bool).tril().triu(-1)}
+
+
+def dropped_out(model, hidden_states):
+    return nn.functional.dropout(hidden_states, 0.2, training=model.training)
+
+
+def shifted_in_training(model, hidden_states):
+    return hidden_states + 0.5 * model.training
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["as loaded", "in training"])
+@pytest.mark.parametrize(
+    ("place", "change", "message"),
+    [
+        ("before", scaled_embeddings, r"what it is given \(input_ids, inputs_embeds\)"),
+        ("before", wide_positions, r"what it is given \(position_ids\)"),
+        ("before", places_after_padding, r"what it is given \(position_ids\)"),
+        ("before", local_mask, r"what it is given \(attention_mask\)"),
+        ("after", dropped_out, "does not hand its backbone's last hidden states to its head as they are"),
+        ("after", shifted_in_training, "does not hand its backbone's last hidden states to its head as they are"),
+    ],
+)
+def test_what_a_forward_does_before_its_layers_or_in_training_alone_is_refused(place, change, message, training):
+    model = type("Changed", (Around,), {place: change})(AutoConfig.for_model("llama", **SIZES)).train(training)
+    model.model.layers[0].eval()  # a part that its user keeps so
+    modes, state = [module.training for module in model.modules()], torch.random.get_rng_state()
+    with pytest.raises(UnsupportedModelError, match=message):
+        apply_profit(model)
+    assert [module.training for module in model.modules()] == modes
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_a_forward_that_says_itself_where_tokens_stand_is_taken():
+    torch.manual_seed(0)
+    model, inputs = type("Placed", (Around,), {"before": places})(AutoConfig.for_model("llama", **SIZES)), batch()
+    expected = loss_and_gradients(model, inputs)
+    apply_profit(model, NLL())
+    assert_equal(loss_and_gradients(model, inputs), expected)
+
+
+class Labeled(LlamaModel):
+    """Layers that look at the labels: an answer is read otherwise than a prompt."""
+
+    def forward(self, input_ids=None, labels=None, **kwargs):
+        embeddings = self.embed_tokens(input_ids)
+        if labels is not None:
+            embeddings = embeddings * torch.where(labels == -100, 1.0, 2.0)[..., None]
+        return super().forward(inputs_embeds=embeddings, **kwargs)
+
+
+class HandsLabels(LlamaForCausalLM):
+    def __init__(self, config):
+        super().__init__(config)
+        self.model = Labeled(config)
+
+    def forward(self, input_ids=None, attention_mask=None, labels=None, **kwargs):
+        hidden_states = self.model(input_ids, labels, attention_mask=attention_mask, **kwargs).last_hidden_state
+        logits = self.lm_head(hidden_states)
+        loss = None if labels is None else self.loss_function(logits, labels, self.config.vocab_size)
+        return CausalLMOutputWithPast(loss=loss, logits=logits)
+
+
+@pytest.mark.parametrize("skip_padding", [False, True])
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_layers_that_are_given_the_labels_get_them(attention, skip_padding):
+    torch.manual_seed(0)
+    config = AutoConfig.for_model("llama", **SIZES)
+    config._attn_implementation = attention
+    model, inputs = HandsLabels(config).train(), batch()
+    expected = loss_and_gradients(model, inputs)
+    without = model(**inputs | {"labels": None}).logits
+    assert not torch.allclose(without, model(**inputs).logits, atol=1e-4)
+    apply_profit(model, NLL(), skip_padding=skip_padding)
+    assert_equal(loss_and_gradients(model, inputs), expected)
+
+
+def test_an_embedding_that_peft_copies_for_the_head_as_well():
+    tied = {"tie_word_embeddings": True}
+    config = LoraConfig(target_modules=["q_proj"], modules_to_save=["embed_tokens"], ensure_weight_tying=True)
+    model, inputs = get_peft_model(make("llama", **tied), config), batch()
+    expected = loss_and_gradients(model, inputs)
+    apply_profit(model, NLL())
+    assert_equal(loss_and_gradients(model, inputs), expected)
 
 
 def make_other(family):

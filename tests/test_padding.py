@@ -12,7 +12,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import tiny
 from profit_sft import DFT, NLL, ProFit, apply_profit
-from profit_sft.head import _CACHE, causal_lm, label_statistics, selective_head
+from profit_sft.head import causal_lm, label_statistics, selective_head
+from profit_sft.head_forward import _CACHE
 from profit_sft.head_module import backbone_of
 from profit_sft.loss.selective import shifted
 from profit_sft.padding import TokenRows, rows_are_independent

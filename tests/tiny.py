@@ -41,7 +41,7 @@ def tiny_tokenizer():
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="w0", eos_token="w1")
 
 
-def tiny_model(seed: int = 0, *, vocab_size: int = VOCAB_SIZE) -> LlamaForCausalLM:
+def tiny_model(seed: int = 0, *, vocab_size: int = VOCAB_SIZE, tie_word_embeddings: bool = False) -> LlamaForCausalLM:
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=vocab_size,
@@ -53,6 +53,7 @@ def tiny_model(seed: int = 0, *, vocab_size: int = VOCAB_SIZE) -> LlamaForCausal
         pad_token_id=0,
         bos_token_id=1,
         eos_token_id=1,
+        tie_word_embeddings=tie_word_embeddings,
     )
     return LlamaForCausalLM(config)
 

@@ -43,10 +43,15 @@ _EVERYWHERE = (BASELINE, MASK, FIXED_MASK)  # the objectives that ran in all con
 PICTURES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...] | None]] = {
     "map.svg": ("map", ("greedy_taught", "greedy_old", "greedy_new"), _EVERYWHERE),
     "map-short.svg": ("map", ("greedy_taught",), _EVERYWHERE),
-    "map-objectives.svg": ("map-objectives", ("greedy_taught", "greedy_old"), None),
+    "map-other-starts.svg": ("map-other-starts", ("greedy_taught", "greedy_old"), None),
 }
 # Two tables each, in the order of the page; the second of these objectives (None: all that there are).
-TABLES: dict[str, tuple[str, ...] | None] = {"map": _EVERYWHERE, "map-objectives": None, "map-smollm2": None}
+TABLES: dict[str, tuple[str, ...] | None] = {
+    "map": _EVERYWHERE,
+    "map-other-starts": None,
+    "map-three-seeds": None,
+    "map-smollm2": None,
+}
 # A theme each: paper, ink, paler ink, lines, no difference; then ahead of plain SFT and behind it, by size. Blue and
 # orange are told apart with any kind of color vision.
 THEMES = {
@@ -157,10 +162,13 @@ def table_of_tries(tries: Sequence[Row], starts: Sequence[str], objectives: Sequ
     found = {(condition(row), row["objective"], row["rate"]): row for row in tries}
     conditions = sorted({condition(row) for row in tries}, key=lambda one: (starts.index(one[0]), one[1:]))
     for one, name in itertools.product(conditions, objectives):
+        of_rates = [found.get((one, name, rate)) for rate in rates]
+        if not any(of_rates):
+            continue
         start, wording, wrong_share, new_skill = one
         cells = [start, f"{wrong_share:.0%} wrong, {_words(wording, new_skill)}"] if name == BASELINE else ["", ""]
         cells += [_NAMES.get(name, name)]
-        for row in (found.get((one, name, rate)) for rate in rates):
+        for row in of_rates:
             skills = ("old", "new") if new_skill else ("old",)
             cells.append(" / ".join(f"{row[f'validation_{skill}']:.0%}" for skill in skills) if row else "")
         lines.append(f"| {' | '.join(cells)} |")

@@ -1,18 +1,18 @@
 """The map in figures: each objective against plain SFT, condition by condition.
 
-    python benchmarks/map/report.py OUT
+    python benchmarks/map/report.py OUT [--choosing 3]
 
 Writes OUT/map-cells.json, the cells that are there as they are, and of them map.json, map-smollm2.json and
 map-check.json: the grid, the real model, and what a rule is checked on. An objective is taken at the learning rate with
-the best validation score. Differences are paired by problem and seed. `tries` has what each rate gave with the first
-seed, on validation problems; `profiles` what scoring each condition's references told before training, and how much of
-problems like theirs its start had right.
+the best validation score, of the first seed or in the mean of as many as `--choosing` says. Differences are paired by
+problem and seed. `tries` has what each rate gave on validation problems; `profiles` what scoring each condition's
+references told before training, and how much of problems like theirs its start had right.
 """
 
 import argparse
 import json
 from collections import defaultdict
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,31 +38,37 @@ def scores(cell: dict[str, Any], measure: str, *, new_skill: bool) -> np.ndarray
     return np.array([int(digit) for digit in values] if isinstance(values, str) else values, dtype=np.float64)
 
 
-def chosen(cells: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
-    """Return the runs at the rate that was best on validation with the first seed, by seed."""
-    tries = tries_of(cells)
-    if len(tries) < len(condition_of(cells[0]).rates):
-        return {}
-    rate = max(tries, key=lambda cell: cell["validation"])["rate"]  # of equals the smallest, as in run.py
-    return {cell["seed"]: cell for cell in cells if cell["rate"] == rate and "greedy_old" in cell}
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """What an objective that ran with all seeds gave in a condition.
+
+    Attributes:
+        runs: Its cells at the rate that was chosen, by seed.
+        tries: Every rate, rising, with its validation scores, means of the seeds that choose.
+    """
+
+    runs: dict[int, dict[str, Any]]
+    tries: list[dict[str, Any]]
 
 
-def tries_of(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the runs with the first seed, by rate."""
-    return sorted((cell for cell in cells if cell["seed"] == cell["seeds"][0]), key=lambda cell: cell["rate"])
+def finished(condition: Condition, cells: list[dict[str, Any]], choosing: int) -> Finished | None:
+    """Choose an objective's rate as run.py does, of equals the smallest; None where a run is missing for it."""
+    found = {(cell["rate"], cell["seed"]): cell for cell in cells}
+    tries: list[dict[str, Any]] = []
+    for rate in sorted(condition.rates):
+        of_rate = [found.get((rate, seed), {}) for seed in condition.seeds[:choosing]]
+        if not all("validation" in cell for cell in of_rate):
+            return None
+        keys = [key for key in of_rate[0] if key.startswith("validation")]
+        tries.append({"rate": rate} | {key: float(np.mean([cell[key] for cell in of_rate])) for key in keys})
+    rate = max(tries, key=lambda row: row["validation"])["rate"]
+    runs = {seed: found.get((rate, seed), {}) for seed in condition.seeds}
+    return Finished(runs, tries) if all("greedy_old" in cell for cell in runs.values()) else None
 
 
-def finished(objectives: dict[str, list[dict[str, Any]]]) -> dict[str, dict[int, dict[str, Any]]]:
-    """Return the chosen runs, by seed, of each objective that ran with all seeds."""
-    runs = {name: chosen(cells) for name, cells in objectives.items()}
-    return {name: by_seed for name, by_seed in runs.items() if len(by_seed) == len(objectives[name][0]["seeds"])}
-
-
-def compare(
-    condition: Condition, objectives: dict[str, list[dict[str, Any]]], start: dict[str, Any]
-) -> list[dict[str, Any]]:
-    """Return a row for each measure and each objective that ran with all seeds."""
-    rows, runs = [], finished(objectives)
+def compare(condition: Condition, objectives: dict[str, Finished], start: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return a row for each measure and objective."""
+    rows, runs = [], {name: of.runs for name, of in objectives.items()}
     for measure in MEASURES:
         if measure not in start and measure != "greedy_taught":  # a large model is not measured on all
             continue
@@ -98,21 +104,7 @@ def compare(
     return rows
 
 
-def tries(condition: Condition, objectives: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """Return what each finished objective gave at each rate with the first seed."""
-    return [
-        {
-            **asdict(condition),
-            "objective": name,
-            "rate": cell["rate"],
-            **{key: value for key, value in cell.items() if key.startswith("validation")},
-        }
-        for name in finished(objectives)
-        for cell in tries_of(objectives[name])
-    ]
-
-
-def figures_of(out: Path, conditions: dict[Condition, dict[str, list[dict[str, Any]]]]) -> str:
+def figures_of(out: Path, conditions: dict[Condition, dict[str, Finished]]) -> str:
     """Return the figures of these conditions as JSON, a row a line."""
     measured = {of.start: json.loads((out / "starts" / f"{of.start}.json").read_text()) for of in conditions}
     starts = {name: of_start["own"] for name, of_start in measured.items()}
@@ -127,8 +119,13 @@ def figures_of(out: Path, conditions: dict[Condition, dict[str, list[dict[str, A
     ]
     parts = {
         "profiles": profiles,
-        "rows": [row for of, cells in conditions.items() for row in compare(of, cells, starts[of.start])],
-        "tries": [row for of, cells in conditions.items() for row in tries(of, cells)],
+        "rows": [row for of, objectives in conditions.items() for row in compare(of, objectives, starts[of.start])],
+        "tries": [
+            asdict(of) | {"objective": name} | row
+            for of, objectives in conditions.items()
+            for name, its in objectives.items()
+            for row in its.tries
+        ],
     }
     return "{" + ", ".join(f'"{name}": {_lines(rows)}' for name, rows in parts.items()) + "}\n"
 
@@ -141,7 +138,9 @@ def main() -> None:
     """Read the cells, write the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    out = parser.parse_args().out
+    parser.add_argument("--choosing", type=int, default=1, help="How many of the seeds choose the learning rate.")
+    arguments = parser.parse_args()
+    out = arguments.out
     found: dict[Condition, dict[str, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
     cells = [json.loads(file.read_text()) for file in sorted((out / "cells").glob("*/*.json"))]
     for cell in cells:
@@ -150,10 +149,13 @@ def main() -> None:
         name: json.loads((out / "starts" / f"{name}.json").read_text()) for name in sorted({of.start for of in found})
     }
     write_text(out / "map-cells.json", f'{{"starts": {json.dumps(starts)}, "cells": {_lines(cells)}}}\n')
-    for name in ("map", "map-smollm2", "map-check"):
-        of_file = {of: cells for of, cells in found.items() if file_of(of) == name and finished(cells)}
-        if of_file:
-            write_text(out / f"{name}.json", figures_of(out, of_file))
+    figures: dict[str, dict[Condition, dict[str, Finished]]] = defaultdict(dict)
+    for of, objectives in found.items():
+        of_all = {name: finished(of, its, arguments.choosing) for name, its in objectives.items()}
+        if known := {name: its for name, its in of_all.items() if its is not None}:
+            figures[file_of(of)][of] = known
+    for name, conditions in figures.items():
+        write_text(out / f"{name}.json", figures_of(out, conditions))
 
 
 def file_of(condition: Condition) -> str:

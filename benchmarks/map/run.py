@@ -1,20 +1,22 @@
 """Where does a mask help? Start strength x references x objective, on models small enough for two cores.
 
-    python benchmarks/map/run.py OUT [--grid new old check smollm2 weights objectives between] [--jobs 2]
+    python benchmarks/map/run.py OUT [--grid new old check smollm2 objectives between] [--jobs 2]
 
 A cell is one fine-tuning, a file in OUT/cells; a second call goes on with those that are missing. Each objective tries
-five learning rates with its first seed (three on SmolLM2), and the one with the best validation score is measured, and
-run with two more seeds.
+five learning rates (three on SmolLM2) with its first seed, or with as many as `--choosing` says, and the one with the
+best mean validation score is measured with all seeds.
 """
 
 import argparse
 import itertools
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -47,7 +49,7 @@ OBJECTIVE_SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "psft": ("psft", {}),
 }
 RANDOM = "random, as many as profit 0.1"
-FEW = tuple(OBJECTIVE_SETTINGS)[:3]  # run everywhere
+FEW = tuple(OBJECTIVE_SETTINGS)[:4]  # run everywhere
 ALL = (*(name for name, (kind, _) in OBJECTIVE_SETTINGS.items() if kind in OBJECTIVES), RANDOM)
 SEEDS = (0, 1, 2)
 
@@ -98,22 +100,16 @@ def _crossed(starts: Iterable[str], wordings: Iterable[str], wrong_shares: Itera
     return [(Condition(start, *of_start, new_skill), FEW) for start, *of_start in factors]
 
 
-_BOTH = ("own", "alien")
+_BOTH = ("alien", "own")
 _STARTS = tuple(reversed(FROM_SCRATCH.strengths))
 _NEW = _crossed(_STARTS, _BOTH, (0.0, 0.5), True)
-_OLD = _crossed(("strong", "half"), _BOTH, (0.0, 0.5), False)
+_OLD = _crossed(("half", "strong"), _BOTH, (0.0, 0.5), False)
 GRIDS: dict[str, Grid] = {
     "new": _NEW,
     "old": _OLD,
-    "weights": [(condition, ("dft",)) for condition, _ in (*_NEW, *_OLD)],
-    "objectives": [
-        *((Condition("strong", "alien", 0.5, new_skill), ALL) for new_skill in (False, True)),
-        # Where a mask was ahead.
-        *((Condition("half", "alien", wrong_share, False), (*FEW, "dft")) for wrong_share in (0.0, 0.5)),
-    ],
+    "objectives": [(Condition("strong", "alien", 0.5, new_skill), ALL) for new_skill in (False, True)],
     "smollm2": [
-        (Condition("smollm2", "alien", wrong_share, True, rows=128), (*FEW, "dft", "trsft"))
-        for wrong_share in (0.0, 0.3)
+        (Condition("smollm2", "alien", wrong_share, True, rows=128), (*FEW, "trsft")) for wrong_share in (0.0, 0.3)
     ],
     # Other seeds, sizes and shares of wrong references than those that a rule was made of.
     "check": [
@@ -131,7 +127,7 @@ GRIDS: dict[str, Grid] = {
             ("strong", "own", 0.1, True, 1024),
         )
     ],
-    "between": _crossed(_STARTS, _BOTH, (0.1, 0.3), True),
+    "between": _crossed(("half", "strong"), _BOTH, (0.1, 0.3), False),
 }
 
 
@@ -146,7 +142,7 @@ def condition_of(cell: dict[str, Any]) -> Condition:
     return Condition(**values | {"seeds": tuple(values["seeds"])})
 
 
-def take_up(out: Path, published: Path) -> None:
+def take_up(out: Path, published: Path, conditions: Collection[Condition]) -> None:
     """Lay out cells that report.py has published, so that they need not run again; refused where the starts differ."""
     found = json.loads(published.read_text())
     for name, measured in found["starts"].items():
@@ -155,17 +151,17 @@ def take_up(out: Path, published: Path) -> None:
             raise SystemExit(f"{published}: its start '{name}' answers otherwise than the one in {out}: run all anew")
     for cell in found["cells"]:
         file = cell_file(out, condition_of(cell), cell["objective"], cell["rate"], cell["seed"])
-        if not file.exists():
+        if condition_of(cell) in conditions and not file.exists():
             write_text(file, json.dumps(cell) + "\n")
 
 
 def run_objective(
-    out: Path, condition: Condition, name: str, objective: tuple[str, dict[str, Any]]
+    out: Path, condition: Condition, name: str, objective: tuple[str, dict[str, Any]], choosing: int
 ) -> list[dict[str, Any]]:
-    """Run what an objective still lacks: each rate with the first seed, the best one measured and with all seeds."""
-    start, first = load_start(out, condition.start), condition.seeds[0]
-    best: dict[str, Any] = {}
-    best_model = None  # where it is not from an earlier call
+    """Run what an objective still lacks: each rate with the seeds that choose, the best one measured with all seeds."""
+    start = load_start(out, condition.start)
+    best: tuple[float, float] | None = None  # mean validation score and rate
+    best_models: dict[int, Learner] = {}  # those that are not from an earlier call
 
     def cell(rate: float, seed: int) -> tuple[Path, dict[str, Any]]:
         file = cell_file(out, condition, name, rate, seed)
@@ -177,21 +173,24 @@ def run_objective(
         return model, asdict(condition) | {"objective": name, "rate": rate, "seed": seed, "kept_share": kept_share}
 
     for rate in condition.rates:
-        file, found = cell(rate, first)
-        model = None
-        if not found:
-            model, found = trained(rate, first)
-            found |= validate(model, condition.skills)
-            write_text(file, json.dumps(found) + "\n")
-        if not best or found["validation"] > best["validation"]:
-            best, best_model = found, model
+        models, validated = {}, []
+        for seed in condition.seeds[:choosing]:
+            file, found = cell(rate, seed)
+            if "validation" not in found:
+                models[seed], made = trained(rate, seed)
+                found = made | found | validate(models[seed], condition.skills)
+                write_text(file, json.dumps(found) + "\n")
+            validated.append(found["validation"])
+        if best is None or fmean(validated) > best[0]:
+            best, best_models = (fmean(validated), rate), models
+    assert best is not None  # there are rates
     runs = []
     for seed in condition.seeds:
-        file, found = cell(best["rate"], seed)
+        file, found = cell(best[1], seed)
         if "greedy_old" not in found:
-            model = best_model if seed == first else None
+            model = best_models.get(seed)
             if model is None:
-                model, made = trained(best["rate"], seed)
+                model, made = trained(best[1], seed)
                 found = made | found
             found |= measure(model, wording=condition.wording)
             write_text(file, json.dumps(found) + "\n")
@@ -199,7 +198,7 @@ def run_objective(
     return runs
 
 
-def run_condition(out: Path, condition: Condition, names: tuple[str, ...]) -> str:
+def run_condition(out: Path, choosing: int, condition: Condition, names: tuple[str, ...]) -> str:
     """Profile a condition's data under its start, then run its objectives."""
     torch.set_num_threads(1)
     began = time.perf_counter()
@@ -210,7 +209,8 @@ def run_condition(out: Path, condition: Condition, names: tuple[str, ...]) -> st
     kept_share = 0.0
     for name in names:
         random = ("profit", {"direction": "random", "rate": kept_share})
-        runs = run_objective(out, condition, name, random if name == RANDOM else OBJECTIVE_SETTINGS[name])
+        objective = random if name == RANDOM else OBJECTIVE_SETTINGS[name]
+        runs = run_objective(out, condition, name, objective, choosing)
         if name == "profit 0.1":
             kept_share = runs[0]["kept_share"]
     return f"{condition.label}: {time.perf_counter() - began:.0f} s"
@@ -230,6 +230,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--grid", choices=GRIDS, nargs="+", default=[*GRIDS])
     parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--choosing", type=int, default=1, help="How many of the seeds choose the learning rate.")
     parser.add_argument("--known", type=Path, help="Cells that need not run again: docs/results/data/map-cells.json.")
     arguments = parser.parse_args()
     items = [item for name in arguments.grid for item in GRIDS[name]]
@@ -240,9 +241,9 @@ def main() -> None:
         if not measured.exists():
             write_text(measured, json.dumps(_measured(arguments.out, name)) + "\n")
     if arguments.known:
-        take_up(arguments.out, arguments.known)
+        take_up(arguments.out, arguments.known, {condition for condition, _ in items})
     with ProcessPoolExecutor(arguments.jobs) as pool:
-        for line in pool.map(run_condition, itertools.repeat(arguments.out), *zip(*items, strict=True)):
+        for line in pool.map(partial(run_condition, arguments.out, arguments.choosing), *zip(*items, strict=True)):
             print(line, flush=True)
 
 

@@ -1,8 +1,8 @@
 """Install the selective loss on a Hugging Face causal language model, and take it off again.
 
 `apply_profit` replaces `model.forward` on the instance, so that wrappers such as DDP, FSDP2 and PEFT still run around
-it. In training mode with labels the new forward runs the backbone and calls the head's module with
-`selective_linear_cross_entropy` as its forward (`head_module.py`); in evaluation and generation it is the model's own.
+it. In training mode with labels the new forward computes the loss (`head_forward.py`), by a call of the head's module
+(`head_module.py`); in evaluation and generation it is the model's own.
 
 A training step that would leave the selective loss is never silent: without labels, by TRL's fused head, or past the
 installed forward altogether, it raises and says what to write instead.
@@ -10,75 +10,25 @@ installed forward altogether, it raises and says what to write instead.
 
 import functools
 import inspect
-import sys
 import types
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from profit_sft.errors import LossBypassedError, UnsupportedModelError
-from profit_sft.head_module import backbone_of, head_linears, tail_of, through_head
-from profit_sft.linears import linears_by_onednn
-from profit_sft.loss import SelectiveLoss, selective_linear_cross_entropy
-from profit_sft.loss.selective import Backend, Normalize, Statistics, shifted
+from profit_sft.errors import UnsupportedModelError
+from profit_sft.head_forward import SelectiveHead, loss_forward, refuse_another_loss
+from profit_sft.head_module import Tail, backbone_of, head_linears, in_mode, put_back, tail_of
+from profit_sft.loss import SelectiveLoss
+from profit_sft.loss.selective import Backend, Normalize, Statistics
 from profit_sft.objectives import FROM_THE_BATCH, NLL, Objective, ProFit
-from profit_sft.padding import can_skip_padding, rows_are_independent, rows_to_run, run_rows
+from profit_sft.padding import can_skip_padding, rows_are_independent
 
-_IGNORE_INDEX = -100  # what transformers and TRL write into labels
-_INSTALLED = "_profit_head"
-# transformers 5.24 renamed the field from `past_key_values`.
-_CACHE = next(field.name for field in fields(CausalLMOutputWithPast) if field.name in ("cache", "past_key_values"))
-
-
-@dataclass(kw_only=True)
-class SelectiveHead:
-    """What the installed head does on its next call. Mutable, so that a trainer can ask for statistics now and then.
-
-    Attributes:
-        objective: Gives the token weights.
-        normalize: `"all"` or `"kept"`, see `apply_profit`.
-        statistics: `"objective"`, `"all"` or `"ranks"`, see `selective_linear_cross_entropy`.
-        likeliest: How many of the likeliest tokens to report.
-        chunk_size: Tokens whose logits are held at once, or None.
-        backend: Backend of the loss.
-        gradient_budget: Share of the gradient mass that may be left out.
-        skip_padding: Run the layers on the tokens that labels depend on, see `apply_profit`.
-        adds_aux_loss: Add a mixture of experts' load-balancing loss to the loss, as the model's own forward does.
-        logit_scale: The model's factor on its logits.
-        final_logit_softcapping: The model's soft cap, or None.
-    """
-
-    objective: Objective
-    normalize: Normalize = "all"
-    statistics: Statistics = "objective"
-    likeliest: int = 0
-    chunk_size: int | None = None
-    backend: Backend = "auto"
-    gradient_budget: float | None = None
-    skip_padding: bool = True
-    adds_aux_loss: bool = True
-    logit_scale: float = 1.0
-    final_logit_softcapping: float | None = None
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.objective, Objective):
-            raise TypeError(f"objective must be an Objective such as ProFit(threshold=0.1), got {self.objective!r}.")
-        if self.normalize not in ("all", "kept"):
-            raise ValueError(f"normalize must be 'all' or 'kept', got {self.normalize!r}.")
-        if self.statistics not in ("objective", "all", "ranks"):
-            raise ValueError(f"statistics must be 'objective', 'all' or 'ranks', got {self.statistics!r}.")
-        if not isinstance(self.skip_padding, bool):
-            raise TypeError(f"skip_padding must be true or false, got {self.skip_padding!r}.")
-        budget = self.gradient_budget
-        if budget is not None and not (isinstance(budget, (int, float)) and 0.0 <= budget < 1.0):
-            raise ValueError(f"gradient_budget must be a share in [0, 1), got {budget!r}. Write 0.3% as 0.003.")
+_HEADS = "_profit_heads"  # the last is installed, and calls what was there before it
 
 
 class HeadCounts:
@@ -115,53 +65,34 @@ class HeadCounts:
 class _Installed:
     """What `apply_profit` leaves on the model: the settings, and what is needed to take it off again."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, tail: Tail) -> None:
+        self.tail = tail
         self.settings = SelectiveHead(objective=NLL())
         self.counts = HeadCounts()
         # Another library may have put its own forward on the instance; it is called, and restored, not lost.
         self.wrapped = model.__dict__.get("forward")
-        self.skips_padding: bool | None = None  # not tried yet
         self.removed = False  # while another library's forward on top still calls this one
         self.in_call = False
         self.look: SelectiveHead | None = None  # settings of `label_statistics`, while it calls the model
         self.warned_of_evaluation_mode = False
         self.had_accepts_loss_kwargs = model.__dict__.get("accepts_loss_kwargs")
         self.guard = backbone_of(model).register_forward_pre_hook(self._refuse_a_step_past_the_head)
+        self._rows_are_independent: bool | None = None  # not tried yet
 
     def _refuse_a_step_past_the_head(self, backbone: nn.Module, args: Any) -> None:
         """Raise if the backbone runs a training step that the installed forward knows nothing of."""
         if backbone.training and torch.is_grad_enabled() and not self.in_call:
-            _refuse_another_loss("the model's layers ran outside of the forward that apply_profit installed")
+            refuse_another_loss("the model's layers ran outside of the forward that apply_profit installed")
 
-
-@dataclass
-class SelectiveCausalLMOutput(CausalLMOutputWithPast):
-    """A causal language model's output with the selective loss. `logits` is None: they were never all there.
-
-    Attributes:
-        aux_loss: 0-d, the load-balancing loss of a mixture of experts before its coefficient, or None.
-        selective: The loss's per-token values, shape `(B, S)`, aligned with the positions that predict.
-        log_probs: `(B, S)`; this and the next three under the names that TRL reads in evaluation, elsewhere None.
-        entropy: `(B, S)`.
-        is_top1: `(B, S)`, bool.
-        label_mask: `(B, S)`, bool.
-    """
-
-    aux_loss: Tensor | None = None
-    selective: SelectiveLoss | None = None
-    log_probs: Tensor | None = None
-    entropy: Tensor | None = None
-    is_top1: Tensor | None = None
-    label_mask: Tensor | None = None
-
-    def __getattribute__(self, name: str) -> Any:
-        # TRL before 1.15 reads these after every step, and would fail on what is not there.
-        if name in _READ_BY_TRL and str(sys._getframe(1).f_globals.get("__name__")).startswith("trl."):
-            _refuse_another_loss(f"TRL's SFTTrainer reads '{name}' of the output, which is never formed")
-        return super().__getattribute__(name)
-
-
-_READ_BY_TRL = frozenset({"logits", "num_valid_tokens", "entropy_sum", "num_correct_tokens"})
+    def skips_padding(self, model: Any, device: torch.device) -> bool:
+        """Say whether the layers give the same without padding; tried at the first call, by every rank alike."""
+        if torch.compiler.is_compiling() or not can_skip_padding(model):
+            return False
+        if self._rows_are_independent is None:
+            vocab_size = model.config.get_text_config().vocab_size
+            with in_mode(model, training=False):
+                self._rows_are_independent = rows_are_independent(backbone_of(model), vocab_size, device)
+        return self._rows_are_independent
 
 
 def apply_profit(
@@ -182,7 +113,7 @@ def apply_profit(
 
     The batch may carry `labels` (shifted here) or `shift_labels`, `num_items_in_batch`, and `reference_log_probs` and
     `token_weights` in the layout of whichever labels it has. `logits_to_keep`, a number or a mask, goes with labels
-    that were cut alike. Calling it again replaces the objective.
+    that were cut alike. Calling it again replaces the objective, and puts it back on a model that was pickled.
 
     Args:
         model: A Hugging Face causal language model, or a PEFT model around one. Changed in place.
@@ -226,30 +157,25 @@ def apply_profit(
     )
     base = causal_lm(model)
     head_linears(base)
-    installed = _installed_on(base)
-    if installed is None:
-        settings.logit_scale, settings.final_logit_softcapping = tail_of(base)
-        installed = _install(base)
-    else:
-        before = installed.settings
-        settings.logit_scale, settings.final_logit_softcapping = before.logit_scale, before.final_logit_softcapping
-    installed.settings = settings
+    installed = _installed_on(base) or _install(base, tail_of(base))
+    installed.settings = replace(settings, **installed.tail._asdict())
     return model
 
 
-def _install(base: Any) -> _Installed:
+def _install(base: Any, tail: Tail) -> _Installed:
     if hasattr(base, "_original_forward"):  # accelerate's, when it wraps the forward in autocast
         raise UnsupportedModelError(
             "accelerate has wrapped the model's forward in autocast already, and the selective loss would run outside "
             "of it. Call apply_profit before accelerator.prepare, that is before the trainer starts to train."
         )
-    installed = _Installed(base)
-    base.forward = types.MethodType(_selective_forward(type(base)), base)
+    installed = _Installed(base, tail)
+    heads: list[_Installed] = getattr(base, _HEADS, [])
+    base.forward = types.MethodType(_selective_forward(type(base), len(heads)), base)
     # Families that say False have micro-batches averaged by the Trainer; this forward does read num_items_in_batch.
     base.accepts_loss_kwargs = True
     # The replicas of nn.DataParallel would run this forward on the parameters of the first device.
     base._replicate_for_data_parallel = _refuse_data_parallel
-    setattr(base, _INSTALLED, installed)
+    setattr(base, _HEADS, [*heads, installed])
     return installed
 
 
@@ -266,23 +192,25 @@ def remove_profit(model: nn.Module) -> nn.Module:
     """
     base = causal_lm(model)
     installed = _installed_on(base)
-    if installed is None:
-        return model
+    if installed is not None:
+        _take_off(base, installed, is_on_top=_is_selective(base.forward))
+    return model
+
+
+def _take_off(base: Any, installed: _Installed, *, is_on_top: bool) -> None:
+    installed.removed = True
     installed.guard.remove()
     del base._replicate_for_data_parallel
-    if installed.had_accepts_loss_kwargs is None:
-        del base.accepts_loss_kwargs
-    else:
-        base.accepts_loss_kwargs = installed.had_accepts_loss_kwargs
-    if getattr(base.forward, "_is_selective", False):
-        if installed.wrapped is None:
-            del base.forward
-        else:
-            base.forward = installed.wrapped
-        delattr(base, _INSTALLED)
-    else:
-        installed.removed = True
-    return model
+    put_back(base, "accepts_loss_kwargs", installed.had_accepts_loss_kwargs)
+    if is_on_top:
+        put_back(base, "forward", installed.wrapped)
+        put_back(base, _HEADS, getattr(base, _HEADS)[:-1] or None)
+
+
+def _is_selective(forward: Any) -> bool:
+    """Say whether it is ours by itself, not another library's around it, which may have copied its attributes."""
+    function = getattr(forward, "__func__", None)
+    return function is not None and getattr(function, "_is_selective", None) is function
 
 
 def selective_head(model: nn.Module) -> SelectiveHead:
@@ -341,7 +269,7 @@ def label_statistics(
         adds_aux_loss=False,
     )
     try:
-        with _in_evaluation_mode(base), warnings.catch_warnings():
+        with in_mode(base, training=False), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*teaches nothing")
             found: SelectiveLoss = model(input_ids=input_ids, labels=labels, use_cache=False, **inputs)["selective"]
     finally:
@@ -349,18 +277,6 @@ def label_statistics(
         if not was_installed:
             remove_profit(model)
     return found
-
-
-@contextmanager
-def _in_evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Put every module into evaluation mode, and each back into the mode it had: parts may differ."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def causal_lm(model: nn.Module) -> Any:
@@ -387,8 +303,13 @@ _WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "module")
 
 
 def _installed_on(base: Any) -> _Installed | None:
-    installed: _Installed | None = getattr(base, _INSTALLED, None)
-    return None if installed is None or installed.removed else installed
+    heads: list[_Installed] = getattr(base, _HEADS, [])
+    if not heads or heads[-1].removed:
+        return None
+    if getattr(base.forward, "__func__", None) is type(base).forward:  # unpickled: methods are found by their names
+        _take_off(base, heads[-1], is_on_top=True)
+        return None
+    return heads[-1]
 
 
 def _require_installed(model: nn.Module) -> _Installed:
@@ -398,15 +319,6 @@ def _require_installed(model: nn.Module) -> _Installed:
     return installed
 
 
-def _refuse_another_loss(what: str) -> NoReturn:
-    raise LossBypassedError(
-        f"{what}, so this training step would not be on the selective loss that apply_profit installed. In TRL write "
-        "ProFitTrainer and ProFitConfig for SFTTrainer and SFTConfig; they take the same arguments. In another trainer "
-        "switch off what computes the loss itself (label smoothing, compute_loss_func, a DFT or loss-scale switch). To "
-        "look at logits, use model.eval() or torch.no_grad(); to train on another loss, remove_profit(model)."
-    )
-
-
 def _refuse_data_parallel() -> NoReturn:
     raise UnsupportedModelError(
         "nn.DataParallel copies a model without the forward that apply_profit installed. Start one process a GPU "
@@ -414,8 +326,12 @@ def _refuse_data_parallel() -> NoReturn:
     )
 
 
-def _selective_forward(model_class: type) -> Callable[..., Any]:
-    """Return the forward to install on an instance of `model_class`; its signature is the model's own."""
+def _selective_forward(model_class: type, place: int) -> Callable[..., Any]:
+    """Return the forward to install on an instance of `model_class`; its signature is the model's own.
+
+    A forward finds its own installation by its place, on a copy of the model as well: beneath another library's
+    forward there may be one that was removed, which that forward still calls.
+    """
     own_forward = model_class.forward  # type: ignore[attr-defined]  # every torch module class has one
     names = list(inspect.signature(own_forward).parameters)[1:]
 
@@ -423,27 +339,26 @@ def _selective_forward(model_class: type) -> Callable[..., Any]:
     @functools.wraps(own_forward)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         kwargs.update(zip(names, args, strict=False))
-        installed: _Installed = getattr(self, _INSTALLED)
-        labeled = kwargs.get("labels") is not None or kwargs.get("shift_labels") is not None
-        if not installed.removed and (settings := _settings_of_call(self, installed, kwargs, labeled=labeled)):
-            fused = kwargs.pop("fused_lm_head", False)
-            installed.in_call = True
-            try:
-                output = _loss_forward(self, settings, **kwargs)
-            finally:
-                installed.in_call = False
-            assert output.selective is not None
-            if fused:
-                for name in ("log_probs", "entropy", "is_top1", "label_mask"):
-                    output[name] = getattr(output.selective, name)
-            if self.training and torch.is_grad_enabled():
-                installed.counts.add(output.selective, has_num_items=kwargs.get("num_items_in_batch") is not None)
-            return output.to_tuple() if kwargs.get("return_dict") is False else output
-        for name in FROM_THE_BATCH:
-            kwargs.pop(name, None)
-        return own_forward(self, **kwargs) if installed.wrapped is None else installed.wrapped(**kwargs)
+        installed: _Installed = getattr(self, _HEADS)[place]
+        labels: Any = kwargs.get("labels") if kwargs.get("shift_labels") is None else kwargs["shift_labels"]
+        settings = _settings_of_call(self, installed, kwargs, labeled=labels is not None)
+        if settings is None:
+            for name in FROM_THE_BATCH:
+                kwargs.pop(name, None)
+            return own_forward(self, **kwargs) if installed.wrapped is None else installed.wrapped(**kwargs)
+        as_tuple = kwargs.pop("return_dict", None) is False
+        installed.in_call = True
+        try:
+            skip_padding = settings.skip_padding and installed.skips_padding(self, labels.device)
+            output = loss_forward(self, settings, skip_padding=skip_padding, **kwargs)
+        finally:
+            installed.in_call = False
+        assert output.selective is not None
+        if self.training and torch.is_grad_enabled():
+            installed.counts.add(output.selective, has_num_items=kwargs.get("num_items_in_batch") is not None)
+        return output.to_tuple() if as_tuple else output
 
-    forward._is_selective = True  # type: ignore[attr-defined]  # how remove_profit knows it
+    forward._is_selective = forward  # type: ignore[attr-defined]  # how remove_profit knows it
     return forward
 
 
@@ -451,14 +366,16 @@ def _settings_of_call(
     model: Any, installed: _Installed, kwargs: dict[str, Any], *, labeled: bool
 ) -> SelectiveHead | None:
     """Return what to compute in this call, or None for the model's own forward; refuse another loss in a step."""
+    if installed.removed:
+        return None
     if installed.look is not None:
         return installed.look
     fused = bool(kwargs.get("fused_lm_head"))  # TRL asks its own forward for per-token values in place of a loss
     stepping = model.training and torch.is_grad_enabled()
     if stepping and not labeled:
-        _refuse_another_loss("the model was called in training mode without labels")
+        refuse_another_loss("the model was called in training mode without labels")
     if stepping and fused:
-        _refuse_another_loss("TRL's SFTTrainer computes its loss from log-probabilities (fused_lm_head=True)")
+        refuse_another_loss("TRL's SFTTrainer computes its loss from log-probabilities (fused_lm_head=True)")
     if model.training and labeled and not fused:
         return installed.settings
     if labeled and fused:
@@ -471,127 +388,3 @@ def _settings_of_call(
             stacklevel=5,
         )
     return None
-
-
-def _loss_forward(
-    model: Any,
-    settings: SelectiveHead,
-    *,
-    labels: Tensor | None = None,
-    shift_labels: Tensor | None = None,
-    num_items_in_batch: int | Tensor | None = None,
-    logits_to_keep: int | Tensor = 0,
-    return_dict: bool | None = None,
-    **kwargs: Any,
-) -> "SelectiveCausalLMOutput":
-    beside = {name: kwargs.pop(name, None) for name in FROM_THE_BATCH}
-    kwargs["use_cache"] = bool(kwargs.get("use_cache"))
-    balanced = _wants_router_logits(model, kwargs)
-    given = labels if shift_labels is None else shift_labels
-    assert given is not None
-    if shift_labels is None:
-        shift_labels = shifted(given, _IGNORE_INDEX)
-        beside = {name: None if value is None else shifted(value, 0.0) for name, value in beside.items()}
-    rows = None
-    if settings.skip_padding and _skips_padding(model, given.device):
-        predicts = shift_labels != _IGNORE_INDEX
-        rows = rows_to_run(kwargs, predicts, model.config.get_text_config(), every_token=balanced is not None)
-    backbone = backbone_of(model)
-    with linears_by_onednn(backbone):
-        outputs = backbone(**kwargs) if rows is None else run_rows(backbone, rows, kwargs)
-    hidden_states = outputs.last_hidden_state  # (B, S, D)
-    hidden_states = _kept_positions(hidden_states, given, logits_to_keep)
-    # The loss would take weights in place of an objective that does not read them, such as an evaluation's.
-    beside = {name: value for name, value in beside.items() if value is not None and name in settings.objective.needs}
-
-    def loss_of(hidden: Tensor, lm_head_weight: Tensor, bias: Tensor | None) -> tuple[Tensor, SelectiveLoss]:
-        device = hidden.device
-        result: SelectiveLoss = selective_linear_cross_entropy(
-            hidden,
-            lm_head_weight,
-            shift_labels.to(device),
-            shift=False,
-            objective=settings.objective,
-            bias=bias,
-            num_items_in_batch=num_items_in_batch if settings.normalize == "all" else None,
-            normalize=settings.normalize,
-            ignore_index=_IGNORE_INDEX,
-            logit_scale=settings.logit_scale,
-            final_logit_softcapping=settings.final_logit_softcapping,
-            **{name: value.to(device) for name, value in beside.items()},
-            statistics=settings.statistics,
-            likeliest=settings.likeliest,
-            gradient_budget=settings.gradient_budget,
-            chunk_size=settings.chunk_size,
-            backend=settings.backend,
-        )
-        return result.loss, result
-
-    loss, result = through_head(model, loss_of, hidden_states)
-    if settings.normalize == "kept" and num_items_in_batch is not None:
-        # A step without a label anywhere divides zero by one, not by zero.
-        num_items = torch.as_tensor(num_items_in_batch, device=loss.device).clamp(min=1)
-        loss = loss * (result.num_labels.to(loss.dtype) / num_items)
-    aux_loss = None
-    if balanced is not None:
-        aux_loss = balanced(outputs.router_logits, kwargs.get("attention_mask") if rows is None else None)
-        if settings.adds_aux_loss:
-            loss = loss + model.router_aux_loss_coef * aux_loss.to(loss.device)
-    return SelectiveCausalLMOutput(
-        loss=loss,
-        hidden_states=outputs.get("hidden_states"),
-        attentions=outputs.get("attentions"),
-        aux_loss=aux_loss,
-        selective=result,
-        **{_CACHE: outputs.get(_CACHE)},
-    )
-
-
-def _skips_padding(model: Any, device: torch.device) -> bool:
-    """Say whether the layers give the same without padding; tried at the first call, by every rank alike."""
-    if torch.compiler.is_compiling() or not can_skip_padding(model):
-        return False
-    installed = _require_installed(model)
-    if installed.skips_padding is None:
-        vocab_size = model.config.get_text_config().vocab_size
-        with _in_evaluation_mode(model):
-            installed.skips_padding = rows_are_independent(backbone_of(model), vocab_size, device)
-    return installed.skips_padding
-
-
-def _kept_positions(hidden_states: Tensor, labels: Tensor, logits_to_keep: int | Tensor) -> Tensor:
-    """Return the hidden states that belong to the labels: all, or where the labels were cut, those of the kept logits.
-
-    Args:
-        hidden_states: `(B, S, D)`.
-        labels: `(B, S)`, or `(B, K)` cut by the caller as the logits would be.
-        logits_to_keep: As transformers takes it: the last K (0: all), or positions `(K,)`, or a mask `(S,)`.
-    """
-    if labels.shape[1] == hidden_states.shape[1]:
-        return hidden_states  # no logits are formed, so those that nobody wants cost nothing
-    kept: Any = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep.squeeze()
-    selected = hidden_states[:, kept]
-    if labels.shape[1] != selected.shape[1]:
-        raise ValueError(
-            f"labels {tuple(labels.shape)} go neither with all {hidden_states.shape[1]} positions nor with the "
-            f"{selected.shape[1]} that logits_to_keep selects. Cut them by the same logits_to_keep, or leave it out."
-        )
-    return selected
-
-
-def _wants_router_logits(model: Any, kwargs: dict[str, Any]) -> Callable[..., Tensor] | None:
-    """Return the model family's load-balancing loss if the call or the configuration asks for it."""
-    requested = kwargs.get("output_router_logits")
-    if requested is None:
-        requested = getattr(model.config, "output_router_logits", False)
-    if not requested:
-        return None
-    function = getattr(sys.modules[type(model).__module__], "load_balancing_loss_func", None)
-    sizes = [getattr(model, name, None) for name in ("num_experts", "num_experts_per_tok", "router_aux_loss_coef")]
-    if function is None or None in sizes:
-        raise UnsupportedModelError(
-            f"{type(model).__name__} asks for a load-balancing loss that is not known here. "
-            "Set model.config.output_router_logits = False to train without it."
-        )
-    kwargs["output_router_logits"] = True
-    return lambda router_logits, attention_mask: function(router_logits, sizes[0], sizes[1], attention_mask)

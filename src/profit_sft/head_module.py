@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -31,8 +31,15 @@ def backbone_of(model: Any) -> Any:
     if base is model:  # Llama 4's backbone is not the attribute that its prefix names
         base = getattr(model, "model", model)
     parts = list(base.children())
-    # OPT's forward goes past a base model that does nothing but hold a decoder.
-    return parts[0] if len(parts) == 1 and parts[0] is model.get_decoder() else base
+    # OPT's forward goes past a base model that does nothing but hold a decoder; Gemma 4's without towers takes more.
+    holds_decoder = len(parts) == 1 and parts[0] is model.get_decoder()
+    return parts[0] if holds_decoder and _arguments_of(base) <= _arguments_of(parts[0]) else base
+
+
+def _arguments_of(module: nn.Module) -> set[str]:
+    """Return the names that its class's forward takes, further ones left out."""
+    parameters = inspect.signature(type(module).forward).parameters.values()
+    return {entry.name for entry in parameters if entry.kind not in (entry.VAR_POSITIONAL, entry.VAR_KEYWORD)}
 
 
 def head_linears(model: Any) -> list[nn.Linear]:
@@ -138,10 +145,7 @@ def _forward_exchanged(linear: nn.Linear, forward: Callable[[Tensor], Tensor]) -
     try:
         yield
     finally:
-        if before is None:
-            delattr(linear, name)
-        else:
-            setattr(linear, name, before)
+        put_back(linear, name, before)
 
 
 def _whole(model: Any, linear: nn.Linear) -> tuple[Tensor, Tensor | None]:
@@ -175,46 +179,50 @@ def _is_tensor_parallel(model: Any, linear: nn.Linear) -> bool:
 
 _MULTIPLIERS = ("logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")
 _PROBE_TOKENS = 3
+_PLACES = ("position_ids", "cache_position")  # 0, 1, 2, ... where a backbone is not told; some forwards tell it
 _PROBE_HIDDEN = 8.0  # spread of the hidden states and the raw logits: large enough that a soft cap bends them
 
 
-def tail_of(model: Any) -> tuple[float, float | None]:
+class Tail(NamedTuple):
+    """What a family's forward does around its backbone.
+
+    Attributes:
+        logit_scale: Factor on the head's product.
+        final_logit_softcapping: The soft cap, or None.
+        hands_labels: The backbone is given the labels, too (PaliGemma lets a prompt look ahead, and not an answer).
+    """
+
+    logit_scale: float
+    final_logit_softcapping: float | None
+    hands_labels: bool
+
+
+def tail_of(model: Any) -> Tail:
     """Return the scale and soft cap between head and logits, checked against the model's own forward.
 
     The forward is run with a backbone that returns given hidden states and a head that returns given raw logits, in
-    fp32. So it looks at what the family's code does, and at no weight: sharded, partitioned and empty models are
-    checked like any other.
+    fp32, as it trains and as it evaluates. So it looks at what the family's code does, and at no weight: sharded,
+    partitioned and empty models are checked like any other.
 
     Raises:
-        UnsupportedModelError: The logits are not the raw ones, scaled and capped as the configuration says, the head is
-            not given the backbone's hidden states, or the loss is not that of the next tokens.
+        UnsupportedModelError: The logits are not the raw ones, scaled and capped as the configuration says, the
+            backbone is not given what the model is, the head is not given the backbone's hidden states, or the loss is
+            not that of the next tokens.
     """
     config = model.config.get_text_config()
     softcap = getattr(config, "final_logit_softcapping", None)
     factor = next((v for name in _MULTIPLIERS if (v := getattr(config, name, None)) is not None), 1.0)
-    torch_state = torch.random.get_rng_state()
-    try:
-        with _probe(model) as probe:
-            outputs = probe.outputs()
-    except Exception as error:
-        raise UnsupportedModelError(
-            f"{type(model).__name__}.forward could not be run on given hidden states ({error}), so its head cannot be "
-            "checked. Call selective_linear_cross_entropy on your hidden states instead."
-        ) from error
-    finally:
-        torch.random.set_rng_state(torch_state)
-    if probe.head.received is None or not torch.equal(probe.head.received, probe.hidden_states):
-        raise UnsupportedModelError(
-            f"{type(model).__name__} does not hand its backbone's last hidden states to its head as they are. "
-            "Something happens in between, which the selective loss would leave out."
-        )
-    logits = outputs.logits.float()
-    scale = _matching_scale(probe.head.raw, logits, factor, softcap, eps=torch.finfo(outputs.logits.dtype).eps)
-    if scale is None:
-        raise UnsupportedModelError(
-            f"the logits of {type(model).__name__} are not its head's product with scale {factor} and soft cap "
-            f"{softcap}. Something else happens between head and logits, which the selective loss would leave out."
-        )
+    for training in (True, False):
+        # In training without labels: fused losses of other libraries then form no logits.
+        probe, outputs = _probed(model, training=training, labeled=not training)
+        _check_handed_over(model, probe)
+        logits = outputs.logits.float()
+        scale = _matching_scale(probe.head.raw, logits, factor, softcap, eps=torch.finfo(outputs.logits.dtype).eps)
+        if scale is None:
+            raise UnsupportedModelError(
+                f"the logits of {type(model).__name__} are not its head's product with scale {factor} and soft cap "
+                f"{softcap}. Something else happens between head and logits, which the selective loss would leave out."
+            )
     loss = math.nan if outputs.loss is None else outputs.loss.item()
     next_token = nn.functional.cross_entropy(logits[0, :-1], probe.labels[0, 1:]).item()
     if not math.isclose(loss, next_token, rel_tol=1e-2):  # of a family that rounds its loss
@@ -223,7 +231,61 @@ def tail_of(model: Any) -> tuple[float, float | None]:
             f"selective loss is made ({loss:.3f} where that is {next_token:.3f}): it takes them already shifted, or "
             "adds something. Call selective_linear_cross_entropy on your hidden states instead."
         )
-    return scale, softcap
+    assert scale is not None
+    return Tail(scale, softcap, hands_labels="labels" in probe.received)
+
+
+def _probed(model: Any, *, training: bool, labeled: bool) -> "tuple[_Probe, Any]":
+    """Return what the model's own forward made of given hidden states and logits; nothing of the model changes."""
+    torch_state = torch.random.get_rng_state()
+    try:
+        with in_mode(model, training=training), _probe(model) as probe:
+            return probe, probe.outputs(labeled=labeled)
+    except Exception as error:
+        raise UnsupportedModelError(
+            f"{type(model).__name__}.forward could not be run on given hidden states ({error}), so its head cannot be "
+            "checked. Call selective_linear_cross_entropy on your hidden states instead."
+        ) from error
+    finally:
+        torch.random.set_rng_state(torch_state)
+
+
+def _check_handed_over(model: Any, probe: "_Probe") -> None:
+    """Raise where a forward does something before its backbone, or between that and its head."""
+    others = {name for name, value in probe.received.items() if not probe.is_given(name, value)}
+    if "input_ids" not in probe.received:
+        others.add("input_ids")
+    if others:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} does not hand its backbone what it is given ({', '.join(sorted(others))}). "
+            "Something happens before its layers, which the selective loss would leave out."
+        )
+    if probe.head.received is None or not torch.equal(probe.head.received, probe.hidden_states):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} does not hand its backbone's last hidden states to its head as they are. "
+            "Something happens in between, which the selective loss would leave out."
+        )
+
+
+def put_back(owner: Any, name: str, before: Any) -> None:
+    """Give an instance the attribute it had before, None where it had none of its own."""
+    if before is None:
+        delattr(owner, name)
+    else:
+        setattr(owner, name, before)
+
+
+@contextmanager
+def in_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
+    """Put every module into training or evaluation mode, and each back into the mode it had: parts may differ."""
+    modes = [(module, module.training) for module in model.modules()]
+    for module, _ in modes:
+        module.training = training
+    try:
+        yield
+    finally:
+        for module, before in modes:
+            module.training = before
 
 
 def _matching_scale(raw: Tensor, logits: Tensor, factor: float, softcap: float | None, *, eps: float) -> float | None:
@@ -269,7 +331,7 @@ class _Probe:
     def __init__(self, model: Any) -> None:
         self.model = model
         head = model.get_output_embeddings()
-        linear = head_linears(model)[0]
+        linear = head_linears(model)[-1]  # PEFT's original: a copy that it ties has the sizes exchanged
         weight, width = linear.weight, linear.in_features
         generator = torch.Generator().manual_seed(0)
         device = torch.device("cpu") if weight.is_meta else weight.device
@@ -278,15 +340,36 @@ class _Probe:
         raw = _PROBE_HIDDEN * torch.randn((1, _PROBE_TOKENS, linear.out_features), generator=generator)
         self.head = _GivenHead(head, raw.to(device))
         self.labels = torch.arange(_PROBE_TOKENS, device=device)[None] % linear.out_features
+        self.given: dict[str, Tensor] = {}  # what the model is called with
+        self.received: dict[str, Tensor] = {}  # what it calls its backbone with
 
-    def outputs(self) -> Any:
+    def outputs(self, *, labeled: bool) -> Any:
         """Return the logits `(1, S, V)` of the given raw ones, and the loss."""
         own_forward = type(self.model).forward
+        parameters = inspect.signature(own_forward).parameters
         options: dict[str, Any] = {"use_cache": False}
-        if "output_router_logits" in inspect.signature(own_forward).parameters:
+        if "output_router_logits" in parameters:
             options["output_router_logits"] = False
+        self.given = {"input_ids": torch.zeros_like(self.labels)}
+        if "attention_mask" in parameters:
+            self.given["attention_mask"] = torch.ones_like(self.labels)
+            self.given["attention_mask"][0, 0] = labeled  # or padding, by which a forward may count places
+        if labeled:
+            self.given["labels"] = self.labels
         with torch.no_grad():
-            return own_forward(self.model, input_ids=torch.zeros_like(self.labels), labels=self.labels, **options)
+            return own_forward(self.model, **self.given, **options)
+
+    def backbone(self, names: list[str], *args: Any, **kwargs: Any) -> "_ProbeOutput":
+        """Note the tensors that the backbone is called with, of parameters of these names; return what it would."""
+        arguments = {**dict(zip(names, args, strict=False)), **kwargs}
+        self.received = {name: value for name, value in arguments.items() if isinstance(value, Tensor)}
+        return _ProbeOutput(last_hidden_state=self.hidden_states)
+
+    def is_given(self, name: str, value: Tensor) -> bool:
+        """Say whether the backbone would be called with that, or take it where it is not told."""
+        if name in _PLACES:
+            return value.shape[-1] == _PROBE_TOKENS and bool((value.cpu() == torch.arange(_PROBE_TOKENS)).all())
+        return name in self.given and torch.equal(value, self.given[name])
 
 
 @contextmanager
@@ -301,7 +384,8 @@ def _probe(model: Any) -> Iterator[_Probe]:
     hooks = {kind: getattr(backbone, kind) for kind in ("_forward_pre_hooks", "_forward_hooks")}
     for kind in hooks:  # an engine's hooks would gather parameters, on this rank alone
         setattr(backbone, kind, type(hooks[kind])())
-    backbone.forward = lambda *args, **kwargs: _ProbeOutput(last_hidden_state=probe.hidden_states)
+    names = list(inspect.signature(type(backbone).forward).parameters)[1:]
+    backbone.forward = partial(probe.backbone, names)
     parent._modules[name] = probe.head
     try:
         yield probe
@@ -309,10 +393,7 @@ def _probe(model: Any) -> Iterator[_Probe]:
         parent._modules[name] = head
         for kind, own in hooks.items():
             setattr(backbone, kind, own)
-        if before is None:
-            del backbone.forward
-        else:
-            backbone.forward = before
+        put_back(backbone, "forward", before)
 
 
 class _ProbeOutput(MoeModelOutputWithPast):

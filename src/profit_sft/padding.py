@@ -24,7 +24,7 @@ _ATTENTION = "sdpa"  # PyTorch's own, and the default of transformers
 # Below this share of a batch the tokens are not laid out anew, which costs about as much as it saves.
 _WORTH = 0.03
 # What a call of the backbone may name; anything else may belong to the layout of the padded batch.
-_ARGUMENTS = frozenset({"input_ids", "attention_mask", "output_router_logits", "return_dict"})
+_ARGUMENTS = frozenset({"input_ids", "labels", "attention_mask", "output_router_logits", "return_dict"})
 # Settings of a model that make it return something of every token of the batch.
 _OF_EVERY_TOKEN = ("output_hidden_states", "output_attentions")
 # Settings that keep attention from looking further back than so many tokens. Shorter rows do not notice.
@@ -153,10 +153,11 @@ def run_rows(backbone: nn.Module, rows: TokenRows, arguments: dict[str, Any]) ->
     positions = (rows.in_batch % rows.shape[1])[None]
     # A mask of four dimensions is passed on as it is; attention by rows does not read it.
     unread = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=input_ids.device)
+    of_tokens = {name: arguments[name] for name in ("input_ids", "labels") if arguments.get(name) is not None}
     outputs = backbone(
         **{
             **arguments,
-            "input_ids": input_ids.flatten()[rows.in_batch][None],
+            **{name: values.flatten()[rows.in_batch][None] for name, values in of_tokens.items()},
             "attention_mask": unread,
             "position_ids": positions,
             _ROWS: rows,

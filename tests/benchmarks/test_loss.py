@@ -4,7 +4,6 @@ import itertools
 import json
 import math
 import re
-import subprocess
 import sys
 from pathlib import Path
 from xml.etree import ElementTree
@@ -15,9 +14,10 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 import growth
 import loss as benchmark
+from forks import run_script
 from losses import VARIANTS, Variant
 
-GPU = str(Path(benchmark.__file__).with_name("gpu.py"))
+GPU = Path(benchmark.__file__).with_name("gpu.py")
 SMALL = ("--planted", "96,32,600", "--rounds", "2", "--thresholds", "0.5")
 HEADER = f"| {' | '.join(benchmark.COLUMNS)} |"
 
@@ -236,14 +236,12 @@ def test_growth_is_measured_written_and_drawn_and_drawn_again(tmp_path, monkeypa
     assert "peak memory, GiB: not measured" in picture.read_text()
 
 
-@pytest.mark.slow
-def test_without_a_gpu_its_table_is_refused_in_one_line():
+def test_without_a_gpu_its_table_is_refused_in_one_line(tmp_path):
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
-    command = [sys.executable, GPU, "--json", "figures.json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].endswith("finds no CUDA device; --device cpu only shows what is printed")
+    status, printed = run_script(GPU, "--json", "figures.json", folder=tmp_path)
+    assert status == 1
+    assert printed.splitlines()[-1].endswith("finds no CUDA device; --device cpu only shows what is printed")
 
 
 @pytest.mark.slow
@@ -251,11 +249,11 @@ def test_without_a_gpu_its_table_is_refused_in_one_line():
 def test_the_table_of_a_gpu_has_all_its_columns_on_a_cpu_too(tiny_folder, tmp_path):
     file = tmp_path / "figures.json"
     names = ("ours exact", "trl fused head", "liger, dft")
-    command = [sys.executable, GPU, "--device", "cpu", "--json", str(file)]
-    command += ["--planted", "512,32,9000", "--rounds", "2", "--only", *names, "--model_name_or_path", tiny_folder]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
-    lines = done.stdout.splitlines()
+    words = ["--device", "cpu", "--json", str(file)]
+    words += ["--planted", "512,32,9000", "--rounds", "2", "--only", *names, "--model_name_or_path", tiny_folder]
+    status, printed = run_script(GPU, *words, folder=tmp_path / "printed")
+    assert status == 0, printed[-4000:]
+    lines = printed.splitlines()
     assert HEADER in lines
     assert "- not run: liger, dft (needs a CUDA device)" in lines
     assert "| variant | median_ms | iqr_ms | speedup over trl nll |" in lines

@@ -70,19 +70,19 @@ def test_deepspeed_that_is_missing_is_told(flags, said, tiny_folder, tmp_path, c
     assert len(told.splitlines()) == 1
 
 
-# Of what an extra brings: the command, the package, and the extra.
+# Of what an extra brings: the command, the package, the extra, and what says so.
 OF_AN_EXTRA = [
-    (["eval", "MODEL", "--tasks", "generated"], "lm_eval", "eval"),
-    (["eval", "MODEL", "--tasks", "ifeval"], "langdetect", "eval"),
-    (["merge", "MODEL", "--out", "merged"], "peft", "train"),
-    (["train", "--model_name_or_path", "MODEL", "--dataset_name", "none.jsonl"], "trl", "train"),
-    (["score", "none.jsonl", "--model", "MODEL", "--out", "scored"], "pyarrow", "train"),
+    (["eval", "MODEL", "--tasks", "generated"], "lm_eval", "eval", "profit eval"),
+    (["eval", "MODEL", "--tasks", "ifeval"], "langdetect", "eval", "profit eval"),
+    (["merge", "MODEL", "--out", "merged"], "peft", "train", "profit merge"),
+    (["train", "--model_name_or_path", "MODEL", "--dataset_name", "none.jsonl"], "trl", "train", "this command"),
+    (["score", "none.jsonl", "--model", "MODEL", "--out", "scored"], "pyarrow", "train", "this command"),
 ]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("arguments", "package", "extra"), OF_AN_EXTRA, ids=lambda value: str(value))
-def test_a_missing_extra_is_told_by_the_command(arguments, package, extra, tiny_folder, tmp_path):
+@pytest.mark.parametrize(("arguments", "package", "extra", "who"), OF_AN_EXTRA, ids=lambda value: str(value))
+def test_a_missing_extra_is_told_by_the_command(arguments, package, extra, who, tiny_folder, tmp_path):
     """In a process of its own, since here the package has been imported already."""
     code = (
         f"import sys; sys.modules[{package!r}] = None; sys.argv[0] = 'profit'; from profit_sft.cli import main; main()"
@@ -93,7 +93,8 @@ def test_a_missing_extra_is_told_by_the_command(arguments, package, extra, tiny_
     )
     assert found.returncode == 2
     told = found.stderr.splitlines()[-1]
-    assert f"needs the extra '{extra}': {package} is not installed. Run pip install '.[{extra}]'" in told
+    needed = f"error: {who} needs the extra '{extra}': {package} is not installed. Run pip install '.[{extra}]'"
+    assert told.startswith(needed)
     assert "Traceback" not in found.stderr
 
 

@@ -14,8 +14,9 @@ from profit_sft.scores.store import load_scores
 @pytest.mark.filterwarnings("ignore:collapse:UserWarning")
 def test_quickstart_trains_measures_and_says_where_things_lie(smollm2_folder, tmp_path, capsys, monkeypatch):
     whole = quickstart.run_quickstart
+    monkeypatch.setattr(quickstart, "BATCH_SIZE", 4)
     monkeypatch.setattr(
-        quickstart, "run_quickstart", lambda *args, **kwargs: whole(*args, **kwargs, train_rows=24, held_out_rows=4)
+        quickstart, "run_quickstart", lambda *args, **kwargs: whole(*args, **kwargs, train_rows=12, held_out_rows=4)
     )
     output_dir = tmp_path / "quickstart"
     assert run_app(["quickstart", "--output_dir", str(output_dir)]) == 0
@@ -42,7 +43,7 @@ def test_quickstart_trains_measures_and_says_where_things_lie(smollm2_folder, tm
     assert "2 runs side by side" in (output_dir / "comparison.html").read_text()
     assert load_scores(output_dir / "scores" / "before").manifest.mean_nll == pytest.approx(before["nll"], rel=1e-4)
     assert load_scores(output_dir / "scores" / "after").manifest.mean_nll == pytest.approx(after["nll"], rel=1e-4)
-    assert (output_dir / "data" / "train.jsonl").read_text().count("\n") == 24
+    assert (output_dir / "data" / "train.jsonl").read_text().count("\n") == 12
     assert run_app(["quickstart", "--output_dir", str(output_dir)]) == 2
     assert run_app(["quickstart", "--output_dir", str(output_dir / "x"), "--threshold", "7"]) == 2
     assert "threshold must be a probability" in capsys.readouterr().err

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from forks import fork_children_of_studies
 from profit_sft.cli.app import run_app
 from profit_sft.study.plan import load_plan
 
@@ -36,7 +37,8 @@ def rows(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_study_runs_and_tells_what_it_found(study_file, tmp_path, capsys):
+def test_a_study_runs_and_tells_what_it_found(study_file, tmp_path, capsys, monkeypatch):
+    fork_children_of_studies(monkeypatch)
     folder = tmp_path / "out"
     assert run_app(["study", str(study_file), "--output-dir", str(folder)]) == 0
     out, err = capsys.readouterr()

@@ -6,8 +6,6 @@ import os
 import re
 import shlex
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -323,50 +321,53 @@ def test_an_earlier_run_is_not_overwritten_unasked(arguments, capsys):
     assert run_app([*arguments, "--overwrite_output_dir", "True"]) == 0
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("launches", [False, True], ids=["by itself", "launched"])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=str)
-def test_a_signal_saves_a_checkpoint_and_the_command_it_prints_goes_on(arguments, tmp_path, number, launches):
-    arguments[arguments.index("--max_steps") + 1] = "400"
-    if launches:
-        plan = tmp_path / "plan.yaml"
-        plan.write_text("distributed_type: 'NO'\nnum_processes: 1\nuse_cpu: true\n")
-        arguments += ["--accelerate_config", str(plan)]
-    environment, log = {**os.environ, "OMP_NUM_THREADS": "1"}, tmp_path / "log"
-    if launches:
-        with log.open("w") as file:
-            command = [sys.executable, "-m", "profit_sft.cli", *arguments]
-            process = subprocess.Popen(command, env=environment, stderr=file)
-    else:
-        process = start(arguments, log)
-    metrics = tmp_path / "run" / "metrics.jsonl"
+def end_by(number, process, metrics):
+    """Signal it once it has logged three lines, and return how it ends."""
     deadline = time.monotonic() + 120
-    while not (metrics.exists() and metrics.read_text().count("\n") > 2) and time.monotonic() < deadline:
-        time.sleep(0.05)
+    while not (metrics.exists() and metrics.read_text().count("\n") > 2):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
     os.kill(process.pid, number)
-    if launches:
-        assert process.wait(timeout=60) == 130
-    else:
-        process.join(60)
-        assert process.exitcode == 130
-    err = log.read_text()
-    # A launched process is told through a pipe, in which signals have no names.
-    assert f"Stopped by {signal.SIGTERM.name if launches else number.name} after step" in err
+    process.join(60)
+    return process.exitcode
+
+
+def stopped_at(run):
+    (checkpoint,) = run.glob("checkpoint-*")
+    return int(checkpoint.name.rsplit("-", 1)[1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=str)
+def test_a_signal_saves_a_checkpoint_and_the_command_it_prints_goes_on(arguments, tmp_path, number):
+    arguments[arguments.index("--max_steps") + 1] = "400"
+    run, log = tmp_path / "run", tmp_path / "log"
+    metrics = run / "metrics.jsonl"
+    assert end_by(number, start(arguments, log), metrics) == 130
+    err, step = log.read_text(), stopped_at(run)
+    assert f"Stopped by {number.name} after step" in err
     assert "Traceback" not in err
+    assert 2 < step < 400
     resume = err.split("profit train --config", 1)[1].split("\n")[0].split()
-    checkpoints = list((tmp_path / "run").glob("checkpoint-*"))
-    assert len(checkpoints) == 1
-    stopped_at = int(checkpoints[0].name.rsplit("-", 1)[1])
-    assert 2 < stopped_at < 400
-    if launches and number == signal.SIGINT:
-        return  # from the same checkpoint; two launches take half a minute
-    done = ["train", "--config", *resume, "--max_steps", str(stopped_at + 2)]
-    if launches:
-        subprocess.run([sys.executable, "-m", "profit_sft.cli", *done], env=environment, check=True)
-    else:
-        assert run_app(done) == 0
+    assert run_app(["train", "--config", *resume, "--max_steps", str(step + 2)]) == 0
     steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines() if '"loss"' in line]
-    assert steps == list(range(1, stopped_at + 3))
+    assert steps == list(range(1, step + 3))
+
+
+@pytest.mark.slow
+def test_a_single_process_that_was_launched_is_stopped_as_well(arguments, tmp_path):
+    """In tests/distributed/test_command.py several are, and go on by the command that they print."""
+    run, log, plan = tmp_path / "run", tmp_path / "log", tmp_path / "plan.yaml"
+    plan.write_text("distributed_type: 'NO'\nnum_processes: 1\nuse_cpu: true\n")
+    arguments[arguments.index("--max_steps") + 1] = "400"
+    process = start([*arguments, "--accelerate_config", str(plan)], log, OMP_NUM_THREADS="1")
+    assert end_by(signal.SIGINT, process, run / "metrics.jsonl") == 130
+    err = log.read_text()
+    # It is told through a pipe, in which signals have no names.
+    assert "Stopped by SIGTERM after step" in err
+    assert "profit train --config" in err
+    assert "Traceback" not in err
+    assert 2 < stopped_at(run) < 400
 
 
 @pytest.mark.slow
@@ -376,9 +377,9 @@ def test_the_main_job_runs_on_real_rows_and_plain_transformers_loads_it(smollm2_
         "train",
         *("--model_name_or_path", "embedded"),
         *("--dataset_name", str(shared_data / "gsm8k_train.jsonl")),
-        *("--max_samples", "8"),
+        *("--max_samples", "4"),
         *("--max_length", "256"),
-        *("--per_device_train_batch_size", "4"),
+        *("--per_device_train_batch_size", "2"),
         *("--num_train_epochs", "1"),
         *("--gradient_checkpointing", "False"),
         *("--logging_steps", "1"),

@@ -1,5 +1,7 @@
 """From a source to a data set and its report: what is used, cut, skipped, counted and fingerprinted."""
 
+import csv
+import gzip
 import hashlib
 import io
 import json
@@ -11,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import datasets
+import psutil
 import pytest
 from tokenizers import normalizers
 from transformers import AutoTokenizer
@@ -18,9 +21,10 @@ from transformers import AutoTokenizer
 from forks import run_ranks
 from profit_sft.data.prepare import prepare_dataset, stream_dataset, tokenizer_fingerprint
 from profit_sft.data.settings import DataSettings
+from profit_sft.data.sources import mixture_parts
 from profit_sft.data.tokenize import IGNORE_INDEX, TOKEN_KINDS
 from profit_sft.errors import DataError
-from tiny import chat_tokenizer
+from tiny import CHATML, chat_tokenizer
 
 USER, ASSISTANT = {"role": "user", "content": "What is 2+2?"}, {"role": "assistant", "content": "It is four."}
 CHAT = {"messages": [USER, ASSISTANT]}
@@ -105,6 +109,14 @@ def test_a_preparation_that_failed_or_was_broken_off_leaves_nothing_to_be_found(
     again = prepare(tokenizer, source, skip_bad_rows=True)
     assert again.report == made.report
     assert again.dataset[0]["input_ids"] == prepare(tokenizer, write(CHAT)).dataset[0]["input_ids"]
+
+
+def test_of_a_preparation_that_failed_no_file_is_held_while_the_error_is(tokenizer, write, prepare):
+    source = write(CHAT, {"messages": [USER]}, CHAT)
+    for settings in ({}, {"max_samples": 3}):
+        with pytest.raises(DataError, match="row 2") as told:
+            prepare(tokenizer, source, **settings)
+        assert source not in {file.path for file in psutil.Process().open_files()}, told
 
 
 PREPARE = """
@@ -192,6 +204,114 @@ def test_settings_reach_the_rows(tokenizer, write, prepare, trained_text):
     assert (found.report.rows_read, len(found.dataset)) == (1, 1)
     assert tokenizer.decode(found.dataset[0]["input_ids"]).startswith("<|im_start|>system\nGiven.<|im_end|>")
     assert trained_text(tokenizer, found.dataset[0]["labels"]) == "4<|im_end|>"
+
+
+TURNS = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "Four."}]
+BESIDE_TEXT = {  # columns beside one that is named as text, and whether that is read: as by `trl sft`
+    "alpaca": ({"instruction": "2+2?", "input": "", "output": "Four."}, True),
+    "instruction and response": ({"instruction": "2+2?", "response": "Four."}, True),
+    "question and answer": ({"question": "2+2?", "answer": "Four."}, True),
+    "problem and solution": ({"problem": "2+2?", "solution": "Four.", "text": "Other."}, True),
+    "messages": ({"messages": TURNS}, False),
+    "prompt and completion": ({"prompt": "2+2?", "completion": "Four."}, False),
+}
+
+
+@pytest.mark.parametrize("case", BESIDE_TEXT)
+def test_a_column_that_is_named_as_text_is_read_where_trl_would_read_it(tokenizer, write, prepare, case):
+    columns, is_text = BESIDE_TEXT[case]
+    source = write({**columns, "body": "All of this."})
+    for field in ("body", "text"):  # the second is no name that anyone gave
+        prepared = prepare(tokenizer, source, dataset_text_field=field)
+        whole = tokenizer.decode(prepared.dataset["input_ids"][0]) == "All of this.<|im_end|>"
+        assert whole == (is_text and field == "body"), (field, prepared.report.notes)
+        if whole:
+            assert {f"column '{name}' is not used" for name in columns if columns[name] and name != "text"} <= {
+                *prepared.report.notes
+            }
+
+
+def test_rows_of_a_mixture_without_the_column_that_is_named_as_text_are_read_as_they_are(tokenizer, write, prepare):
+    parts = (
+        write({"question": "2+2?", "answer": "Four.", "text": "Other."}, name="a.jsonl"),
+        write({"body": "All of this."}, name="b.jsonl"),
+    )
+    mixture = mixture_parts(parts)
+    found = prepare(tokenizer, "mixture", datasets=mixture, dataset_text_field="body").dataset["input_ids"]
+    chat, text = map(tokenizer.decode, found)
+    assert "assistant\nFour." in chat
+    assert text == "All of this.<|im_end|>"
+
+
+MERGED = [  # rows of several tables in one: each has its own columns, and nothing in those of the others
+    {"messages": json.dumps(TURNS)},
+    {"question": "2+2?", "answer": "Four."},
+    {"instruction": "2+2?", "output": "Four.", "weight": 0.5},
+    {"prompt": "2+2?", "completion": "Four."},
+    {"text": "Four."},
+]
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "csv.gz", "parquet", "jsonl", "saved"])
+def test_rows_of_merged_tables_are_read_alike_from_every_kind_of_file(
+    tokenizer, tmp_path, write, prepare, trained_text, kind
+):
+    path, names = tmp_path / f"merged.{kind}", dict.fromkeys(name for row in MERGED for name in row)
+    rows = [dict.fromkeys(names) | row for row in MERGED]
+    if kind == "jsonl":
+        write(*rows, name=path.name)
+    elif kind == "parquet":
+        datasets.Dataset.from_list(rows).to_parquet(path)
+    elif kind == "saved":
+        datasets.Dataset.from_list(rows).save_to_disk(path)
+    else:
+        with (gzip.open if kind.endswith("gz") else open)(path, "wt", newline="") as file:
+            table = csv.DictWriter(file, names, delimiter="\t" if kind == "tsv" else ",")
+            table.writeheader()
+            table.writerows(rows)
+    found = prepare(tokenizer, path).dataset
+    expected = prepare(tokenizer, write(*MERGED)).dataset
+    assert [trained_text(tokenizer, labels) for labels in found["labels"]] == ["Four.<|im_end|>"] * len(MERGED)
+    for column in ("input_ids", "labels", "token_weights"):
+        assert list(found[column]) == list(expected[column])
+
+
+PART = {"type": "text", "text": "Four."}
+CALL = {"function": {"name": "add", "arguments": {"a": 2}}}
+CALLING = {"role": "assistant", "content": "Four.", "tool_calls": [CALL]}
+MIXED = {  # rows that `datasets` writes as JSON text, in whole or in part, as their values are of several kinds
+    "text and parts": [TURNS, [TURNS[0], {**TURNS[1], "content": [PART]}]],
+    "text and numbers": [TURNS, [TURNS[0], {**TURNS[1], "content": 4}]],
+    "text that is JSON": [TURNS, [{**TURNS[0], "content": [PART]}, {**TURNS[1], "content": '{"four": 4}'}]],
+    "text with quotes": [
+        [TURNS[0], {**TURNS[1], "content": 'Say "four".\n'}],
+        [{**TURNS[0], "content": [PART]}, TURNS[1]],
+    ],
+    "arguments": [[TURNS[0], CALLING], [TURNS[0], json.loads(json.dumps(CALLING).replace("2", '"two"'))]],
+}
+
+
+@pytest.mark.skipif(not hasattr(datasets, "Json"), reason="this version of datasets has no such columns")
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+@pytest.mark.parametrize("case", MIXED)
+def test_values_of_mixed_kinds_that_datasets_wrote_as_json_are_what_they_were(tokenizer, tmp_path, prepare, case, kind):
+    tokenizer.chat_template = CHATML.replace(
+        "<|im_end|>", "{{ message.tool_calls[0].function if message.tool_calls }}<|im_end|>"
+    )
+    rows = [{"messages": chat, "note": index} for index, chat in enumerate(MIXED[case])]
+    source = tmp_path / "train.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    table = datasets.Dataset.from_list(rows, on_mixed_types="use_json")
+    assert "Json(" in repr(table.features)
+    if kind == "parquet":
+        path = tmp_path / "rows.parquet"
+        table.to_parquet(path)
+    else:
+        table.save_to_disk(tmp_path / "saved")
+        (path,) = (tmp_path / "saved").glob("*.arrow")
+    found, expected = (prepare(tokenizer, place).dataset for place in (path, source))
+    assert [*map(tokenizer.decode, found["input_ids"])] == [*map(tokenizer.decode, expected["input_ids"])]
+    assert list(found["labels"]) == list(expected["labels"])
 
 
 def test_train_on_last_reaches_the_labels(tokenizer, write, prepare, trained_text):

@@ -8,12 +8,16 @@ import json
 import lzma
 import re
 
+import psutil
 import pyarrow
 import pyarrow.parquet
 import pytest
 from datasets import Dataset, DatasetDict
 
+from profit_sft.data.row import chained, first, mapped, selected
 from profit_sft.data.rows import evaluation_split, has_splits, load_rows
+from profit_sft.data.settings import DataSettings
+from profit_sft.data.sources import open_source
 from profit_sft.errors import DataError
 
 ROWS = [{"question": f"What is {index}?", "answer": f'It is "{index}",\nno more: ü.'} for index in range(3)]
@@ -85,6 +89,24 @@ def test_every_kind_of_file_gives_the_same_numbered_rows_from_any_row_on(tmp_pat
         ]
 
 
+@pytest.mark.parametrize("name", KINDS)
+def test_a_reader_that_is_closed_holds_no_file(tmp_path, name):
+    path = tmp_path / name
+    path.write_bytes(KINDS[name](ROWS))
+    rows = load_rows(str(path))
+    for source in (
+        rows,
+        first(rows, 3),
+        mapped(rows, lambda row: row, "as it is"),
+        selected(rows, [0, 2], "two"),
+        chained("twice", [rows, rows]),
+    ):
+        reader = source.read(0)
+        next(reader)
+        reader.close()
+        assert str(path) not in {file.path for file in psutil.Process().open_files()}
+
+
 def test_every_row_of_a_large_table_is_numbered(tmp_path):
     many = [{"question": str(index), "answer": "x"} for index in range(1000)]
     for name in ("rows.parquet", "file.arrow"):
@@ -98,7 +120,7 @@ def test_what_a_source_is_known_by_changes_with_the_file(tmp_path):
     assert load_rows(str(path)).identity == before
     path.write_bytes(jsonl([*ROWS, *ROWS]))
     assert load_rows(str(path)).identity != before
-    assert load_rows(str(path), limit=2).identity != load_rows(str(path)).identity
+    assert first(load_rows(str(path)), 2).identity != load_rows(str(path)).identity
 
 
 FOLDERS = {  # files, the split asked for, the rows expected; each file's rows are named after it
@@ -206,7 +228,7 @@ def test_files_may_be_named_as_datasets_takes_them(tmp_path, source, options):
 def test_limit_bounds_length_and_rows_across_files(tmp_path, limit, count):
     for name in ("rows.csv", "rows.jsonl"):
         write_as(name, tmp_path)
-    rows = load_rows(str(tmp_path), limit=limit)
+    rows = open_source(DataSettings(dataset_name=str(tmp_path), max_samples=limit))
     assert len(rows) == len(list(rows)) == count
     for start in range(count):
         assert len(list(rows.read(start))) == count - start

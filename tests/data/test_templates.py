@@ -231,6 +231,16 @@ def test_labels_are_those_of_trl_but_for_what_is_listed(name):
             assert after in BEHIND_THE_END, kind
 
 
+def test_a_template_like_one_that_trl_ends_in_the_next_marker_is_ended_alike():
+    tokenizer = tokenizer_of("glm4moe")
+    for kind, chat in CHATS.items():
+        known = ours(tokenizer_of("glm4moe"), chat)
+        tokenizer.chat_template = (TEMPLATES / "glm4moe.jinja").read_text(encoding="utf-8") + "{# as a later GLM's #}"
+        unknown = ours(tokenizer, chat)
+        assert [(one.input_ids, one.labels) for one in unknown] == [(one.input_ids, one.labels) for one in known], kind
+        assert tokenizer.decode(unknown[-1].labels[-1:]) == "<|user|>", kind
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_the_raw_data_set_of_a_trainer_gives_what_the_file_of_a_command_gives(name, tmp_path):
     tokenizer = tokenizer_of(name)

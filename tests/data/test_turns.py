@@ -132,6 +132,36 @@ def test_the_marker_of_the_next_turn_ends_a_turn_that_has_no_end(rendered):
     assert trained == "It is four.<|im_start|>"
 
 
+@pytest.mark.parametrize(
+    ("template", "end"),
+    [
+        (MARKER, "<|im_start|>"),
+        (
+            CHATML.replace("<|im_end|>", "{{ '<|im_end|>' if message.role == 'user' or not loop.last }}"),
+            "<|im_end|>",
+        ),
+        (MARKED.replace("<|im_end|>{% else %}", "{{ '<|im_end|>' if not loop.last }}{% else %}"), "<|im_end|>"),
+    ],
+)
+def test_a_last_answer_without_an_end_gets_the_one_it_has_once_the_chat_goes_on(rendered, template, end):
+    for turns in ((ASSISTANT,), (ASSISTANT, USER, AGAIN)):
+        ((text, trained, notes),) = rendered(USER, *turns, template=template)
+        assert trained == "".join(turn["content"] + end for turn in turns if turn is not USER)
+        assert text.endswith(turns[-1]["content"] + end)
+        assert len(notes) == 1
+        assert "the one is put there that follows it once the chat goes on" in notes[0]
+    ((_, trained, _),) = rendered(USER, ASSISTANT, USER, template=template)
+    assert trained == ASSISTANT["content"] + end
+
+
+def test_a_last_answer_gets_an_end_where_a_template_wants_a_system_prompt(rendered):
+    wants = "{% if messages[0].role != 'system' %}{{ raise_exception('system first') }}{% endif %}"
+    template = wants + MARKER.replace("m.role == 'user'", "m.role != 'assistant'")
+    ((text, trained, _),) = rendered({"role": "system", "content": "Count."}, USER, ASSISTANT, template=template)
+    assert trained == ASSISTANT["content"] + "<|im_start|>"
+    assert text.count("Count.") == 1
+
+
 @pytest.mark.parametrize("think", ["<think>\n\n</think>\n\n", "<think></think>"])
 def test_an_empty_thought_is_trained_or_ignored(rendered, think):
     template = CHATML.replace("\n{{ message", f"\n{{{{ '{think}' if message.role == 'assistant' }}}}{{{{ message")
@@ -348,6 +378,16 @@ def test_what_would_be_lost_is_refused(rendered, case):
     messages, template, message = REFUSED[case]
     with pytest.raises(DataError, match=rf"^train\.jsonl, row 3: .*{message}"):
         rendered(*messages, template=template)
+
+
+@pytest.mark.parametrize("again", ["four{}", "{}four", "four{}?"], ids=["behind", "before", "within"])
+@pytest.mark.parametrize("written", ["", " | trim", " | tojson"])
+@pytest.mark.parametrize("role", ["user", "system", "tool"])
+def test_white_space_lets_no_message_take_the_place_of_another(rendered, again, written, role):
+    asked = {"role": role, "content": "Is it four?" if again.endswith("{}?") else "Is it four"}
+    padded = {"role": "user", "content": again.format(" \n" * 9)}
+    ((text, _, _),) = rendered(asked, ASSISTANT, padded, AGAIN, template=CHATML.replace("content", f"content{written}"))
+    assert "Is it four" in text
 
 
 def test_the_template_is_named_where_it_has_a_name(rendered, tokenizer):

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import torch.distributed
 from accelerate.commands.launch import launch_command, launch_command_parser
 
 from distributed import cpu_engines
 from forks import run_ranks
+from profit_sft.cli.app import run_app
 
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
 TIMEOUT_SECONDS = 600
@@ -45,6 +47,25 @@ def with_cpu_engines(target: Callable[..., int | None], *arguments: Any) -> int 
     """Call a function where accelerate takes up its engines on CPUs."""
     cpu_engines.install()
     return target(*arguments)
+
+
+def launch_as_node(flags: list[str], words: list[str]) -> None:
+    """Be `accelerate launch` of these words on one of several machines, which this process's rank counts."""
+    given = {name: os.environ.pop(name) for name in ("MASTER_ADDR", "MASTER_PORT", "RANK")}
+    for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE", "WORLD_SIZE"):
+        del os.environ[name]
+    address = ["--main_process_ip", given["MASTER_ADDR"], "--main_process_port", given["MASTER_PORT"]]
+    machine = [*address, "--machine_rank", given["RANK"]]
+    launch_command(launch_command_parser().parse_args([*flags, *machine, *words]))
+
+
+def train_and_part(words: list[str]) -> None:
+    """Train; the group of processes must be over by then.
+
+    What its threads still do while Python shuts down may abort a process whose work is done.
+    """
+    assert run_app(words) == 0
+    assert not torch.distributed.is_initialized()
 
 
 def import_deepspeed() -> None:

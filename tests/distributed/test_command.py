@@ -7,11 +7,9 @@ recipe's file asks for.
 import contextlib
 import json
 import os
+import shlex
 import shutil
 import signal
-import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -20,8 +18,15 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from distributed.launched import TIMEOUT_SECONDS, accelerate_environment, deepspeed_fault, environment, with_cpu_engines
-from forks import run_ranks
+from distributed.launched import (
+    TIMEOUT_SECONDS,
+    accelerate_environment,
+    deepspeed_fault,
+    environment,
+    launch_as_node,
+    with_cpu_engines,
+)
+from forks import run_ranks, start
 from profit_sft.cli.app import run_app
 from tiny import save_tiny_chat_model, write_questions
 
@@ -29,7 +34,6 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = (str(Path(__file__).with_name("cpu_engines.py")), "profit_sft.cli")
-PROFIT = (sys.executable, "-m", "profit_sft.cli")
 ROWS_A_STEP, STEPS, SAVED = 12, 4, 2
 ON_CPUS = {"DS_ACCELERATOR": "cpu"}
 
@@ -129,28 +133,15 @@ def test_zero3_trains_and_goes_on_as_one_process(flags, one_process, tmp_path):
 
 
 def test_two_nodes_train_as_one_process(flags, one_process, tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
     folder = tmp_path / "run"
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", *of_recipe("two_nodes")]
-    launcher += ["--main_process_ip", "127.0.0.1", "--main_process_port", port]
-    nodes = [
-        subprocess.Popen(
-            [*launcher, "--machine_rank", rank, *COMMAND, *flags, *batch(2), "--output_dir", str(folder)],
-            env=environment(**ON_CPUS),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in ("0", "1")
-    ]
-    try:
-        outputs = [node.communicate(timeout=TIMEOUT_SECONDS)[0] for node in nodes]
-    finally:
-        for node in nodes:
-            node.kill()
-    assert [node.returncode for node in nodes] == [0, 0], "\n".join(output[-4000:] for output in outputs)
+    words = [*COMMAND, *flags, *batch(2), "--output_dir", str(folder)]
+    statuses, printed = run_ranks(
+        *(launch_as_node, of_recipe("two_nodes"), words),
+        folder=tmp_path / "printed",
+        environment=environment(**ON_CPUS),
+        timeout_seconds=TIMEOUT_SECONDS,
+    )
+    assert statuses == [0, 0], printed[-8000:]
     check(folder, one_process, flags)
 
 
@@ -166,7 +157,7 @@ def on_cpus(tmp_path, monkeypatch):
         "    import cpu_engines\n"
         "    cpu_engines.install()\n"
     )
-    monkeypatch.setenv("PYTHONPATH", str(folder))
+    monkeypatch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
     settings = yaml.safe_load((ROOT / "recipes" / "accelerate" / "fsdp2_8gpu.yaml").read_text())
     file = tmp_path / "fsdp2.yaml"
     file.write_text(yaml.safe_dump(settings | {"mixed_precision": "no", "main_process_port": 0}))
@@ -176,14 +167,13 @@ def on_cpus(tmp_path, monkeypatch):
 def test_the_command_launches_itself_as_the_file_says_and_goes_on_from_its_own_settings(
     flags, one_process, on_cpus, tmp_path
 ):
-    """It goes on with another number of ranks; tests/cli/test_train.py has a run that launches itself again."""
+    """It goes on with another number of ranks; below is a run that launches itself again."""
     folder = tmp_path / "run"
     named = ["--accelerate_config", on_cpus, "--num_processes", "2"]
-    command = [*PROFIT, *flags, *batch(2), *named, "--output_dir", str(folder)]
-    done = subprocess.run(
-        command, env=environment(**ON_CPUS), capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
+    words = [*flags, *batch(2), *named, "--output_dir", str(folder)]
+    process = start(words, tmp_path / "log", **environment(**ON_CPUS))
+    process.join(TIMEOUT_SECONDS)
+    assert process.exitcode == 0, (tmp_path / "log").read_text()[-8000:]
     check(folder, one_process, flags)
     left = stopped(folder)
     words = ["train", "--config", str(folder / "config.yaml"), "--resume_from_checkpoint", "latest"]
@@ -203,28 +193,35 @@ def processes_of(folder: Path) -> list[str]:
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="processes are looked for in /proc, which is Linux's")
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=str)
-def test_however_the_command_ends_its_ranks_save_a_checkpoint_and_end_too(flags, on_cpus, tmp_path, number):
-    folder = tmp_path / "run"
+def test_however_the_command_ends_its_ranks_save_a_checkpoint_and_end_too_and_it_goes_on(flags, on_cpus, tmp_path):
+    """It is asked to stop, goes on by the command that it prints, and is killed."""
+    folder, log = tmp_path / "run", tmp_path / "log"
     long = ["--max_steps", "2000", "--save_strategy", "no", "--output_dir", str(folder)]
-    named = ["--accelerate_config", on_cpus, "--num_processes", "2"]
-    command = [*PROFIT, *flags, *batch(2), *named, *long]
-    with (tmp_path / "log").open("w") as log:
-        process = subprocess.Popen(command, env=environment(**ON_CPUS), stdout=log, stderr=log)
-    deadline = time.monotonic() + TIMEOUT_SECONDS
-    while not (folder / "metrics.jsonl").exists():
-        assert process.poll() is None, (tmp_path / "log").read_text()[-4000:]
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    process.send_signal(number)
-    assert process.wait(timeout=TIMEOUT_SECONDS) == (130 if number == signal.SIGTERM else -signal.SIGKILL)
-    while processes_of(folder):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    (checkpoint,) = folder.glob("checkpoint-*")
-    assert (checkpoint / "trainer_state.json").is_file()
-    assert "Go on with:" in (tmp_path / "log").read_text()
-    assert "Traceback" not in (tmp_path / "log").read_text()
+    words = [*flags, *batch(2), "--accelerate_config", on_cpus, "--num_processes", "2", *long]
+    metrics, before, saved = folder / "metrics.jsonl", 0, set()
+    for number, status in ((signal.SIGTERM, 130), (signal.SIGKILL, -signal.SIGKILL)):
+        process = start(words, log, **environment(**ON_CPUS))
+        deadline = time.monotonic() + TIMEOUT_SECONDS
+        while not metrics.exists() or metrics.read_text().count('"loss"') <= before:
+            assert process.is_alive(), log.read_text()[-4000:]
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        os.kill(process.pid, number)
+        process.join(TIMEOUT_SECONDS)
+        assert process.exitcode == status
+        while processes_of(folder):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        (checkpoint,) = set(folder.glob("checkpoint-*")) - saved
+        assert (checkpoint / "trainer_state.json").is_file()
+        saved.add(checkpoint)
+        steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines() if '"loss"' in line]
+        assert steps == list(range(1, len(steps) + 1))
+        before, said = len(steps), log.read_text()
+        assert "2 ranks, FSDP2" in said
+        assert "Traceback" not in said
+        words = shlex.split(said.split("Go on with:\n", 1)[1].splitlines()[0])[1:]
+    assert json.loads((folder / "environment.json").read_text())["world_size"] == 2
 
 
 def test_what_was_not_launched_as_the_file_says_is_refused(flags, on_cpus, tmp_path):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from distributed.launched import TORCHRUN, environment
+from distributed.launched import TORCHRUN, environment, train_and_part
 from forks import run_ranks
 from profit_sft.cli.app import run_app
 from tiny import save_tiny_chat_model
@@ -31,20 +31,11 @@ def train(tmp_path):
 
 
 def test_processes_on_cpus_train_one_model_one_of_them_speaks_and_they_part(train, tmp_path):
-    script = tmp_path / "once.py"
-    script.write_text(
-        "import sys, torch\nfrom profit_sft.cli.app import run_app\n"
-        "assert run_app(sys.argv[1:]) == 0\n"
-        # What a group's threads still do while Python shuts down may abort a process whose work is done.
-        "assert not torch.distributed.is_initialized()\n"
-    )
-    done = subprocess.run(
-        [*TORCHRUN, str(script), *train], env=environment(), capture_output=True, text=True, timeout=300, check=False
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    assert "batch      4 rows: 2 a device x 1 accumulated x 2 ranks" in done.stderr
-    assert "device     cpu, 2 ranks, DDP" in done.stderr
-    assert done.stderr.count("model      ") == done.stderr.count("Trained 3 steps") == 1
+    statuses, printed = run_ranks(train_and_part, train, folder=tmp_path / "printed")
+    assert statuses == [0, 0], printed[-4000:]
+    assert "batch      4 rows: 2 a device x 1 accumulated x 2 ranks" in printed
+    assert "device     cpu, 2 ranks, DDP" in printed
+    assert printed.count("model      ") == printed.count("Trained 3 steps") == 1
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3]
     assert json.loads((tmp_path / "run" / "environment.json").read_text())["world_size"] == 2

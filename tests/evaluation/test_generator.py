@@ -95,7 +95,7 @@ def test_a_server_gives_the_greedy_answers_of_hf(server, smollm2_folder, tmp_pat
     again = evaluate(
         settings(str(smollm2_folder), output_dir=tmp_path / "on", engine=engine, engine_args=arguments, **common)
     )
-    assert again.device == "not used"
+    assert again.device == server + path
 
 
 @pytest.mark.slow

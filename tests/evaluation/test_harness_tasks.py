@@ -12,7 +12,7 @@ from profit_sft.data.generated import generate_problems
 from profit_sft.errors import ConfigurationError, DataError, DownloadError
 from profit_sft.evaluation.generator import Answer
 from profit_sft.evaluation.grading import grade_math
-from profit_sft.evaluation.harness_tasks import fingerprint, load_task
+from profit_sft.evaluation.harness_tasks import fingerprint, generation_arguments, load_task
 from profit_sft.evaluation.runner import evaluate
 from profit_sft.evaluation.settings import DEFAULT_LONGEST, TASK_FOLDER, TASKS, EvalSettings, task_file, task_limits
 from profit_sft.evaluation.tasks import own
@@ -195,6 +195,85 @@ def test_a_plain_task_of_the_harness_is_one_too(plain, tiny_folder, made_data, t
 def test_a_plain_task_cannot_tell_samples_apart(plain, made_data):
     with pytest.raises(ConfigurationError, match="plain: its task file gives one grade a problem.*--samples 1"):
         load_task("plain", settings(made_data, **plain))
+
+
+@pytest.mark.parametrize("changed", ["{until: [w], max_gen_toks: 5}", "{until: ['Q:'], num_beams: 1, max_gen_toks: 5}"])
+def test_answers_with_other_stop_strings_are_not_taken_for_those_of_the_task(
+    plain, tiny_folder, made_data, tmp_path, changed
+):
+    asked = settings(made_data, model_name_or_path=tiny_folder, output_dir=tmp_path, greedy=True, limit=2, **plain)
+    evaluate(asked)
+    (plain["task_dir"] / "plain.yaml").write_text(PLAIN.replace('{until: ["Q:"], max_gen_toks: 5}', changed))
+    with pytest.raises(ConfigurationError, match="plain: generation_kwargs"):
+        evaluate(asked)
+
+
+def test_what_changes_neither_prompts_nor_grades_leaves_answers_and_grades_alone(
+    plain, tiny_folder, made_data, tmp_path, monkeypatch
+):
+    asked = settings(made_data, model_name_or_path=tiny_folder, output_dir=tmp_path, greedy=True, limit=2, **plain)
+    written = PLAIN.replace('["Q:"]', "['Q:', '\\n']")
+    (plain["task_dir"] / "plain.yaml").write_text(written)
+    evaluate(asked)
+    (plain["task_dir"] / "another.yaml").write_text(PLAIN.replace("task: plain_gsm8k", "task: another"))
+    monkeypatch.setattr("profit_sft.evaluation.runner.start_generator", lambda settings: pytest.fail("asks again"))
+    for same in (written, f"# A note.\n{written}", PLAIN.replace('["Q:"]', "['\\n', 'Q:']")):
+        (plain["task_dir"] / "plain.yaml").write_text(same)
+        assert evaluate(asked).task("plain").num_problems == 2
+
+
+@pytest.mark.parametrize(("one", "same"), [("'Q:'", "['Q:']"), ("['Q:', a]", "[a, 'Q:']"), ("[a, a]", "a")])
+def test_stop_strings_are_the_same_however_they_are_written(plain, made_data, one, same):
+    found = []
+    for until in (one, same):
+        (plain["task_dir"] / "plain.yaml").write_text(PLAIN.replace('["Q:"]', until))
+        found.append(generation_arguments(load_task("plain", settings(made_data, greedy=True, **plain))))
+    assert found[0] == found[1]
+
+
+def test_answers_are_graded_again_once_a_task_of_ones_own_grades_otherwise(plain, tiny_folder, made_data, tmp_path):
+    rated = {}
+    for value in ("0", "1"):
+        for row in with_metric(plain, tiny_folder, made_data, tmp_path, value, limit=None if value == "0" else 4):
+            rated.setdefault(row["problem"], []).append((row["answer"], row.get("correct")))
+    assert all(first[0] == second[0] for first, second in rated.values())
+    grades = [tuple(grade for _, grade in rated[problem]) for problem in range(6)]
+    assert grades == [(False, True)] * 4 + [(False, None)] * 2, "what was not asked for is to be graded again"
+    assert {row["correct"] for row in with_metric(plain, tiny_folder, made_data, tmp_path, "1")} == {True}
+    noted = json.loads((tmp_path / "job.json").read_text())["tasks"]["plain"]["grading"]
+    for name in ("rate.rate", "rate.other"):
+        (plain["task_dir"] / "plain.yaml").write_text(PLAIN + f"process_results: !function {name}\n")
+        rate = "def rate(doc, results):\n    return {'exact_match': 1}\n"
+        (plain["task_dir"] / "rate.py").write_text(rate + rate.replace("rate(", "other("))
+        evaluate(settings(made_data, model_name_or_path=tiny_folder, output_dir=tmp_path, greedy=True, **plain))
+        before, noted = noted, json.loads((tmp_path / "job.json").read_text())["tasks"]["plain"]["grading"]
+        assert before != noted, f"another function grades: {name}"
+    job = json.loads((tmp_path / "job.json").read_text())
+    assert set(job["tasks"]["plain"]) >= {"grading", "lowered_max_new_tokens"}
+
+
+@pytest.mark.parametrize(("value", "right"), [("1.0", True), ("False", False), ("0.0", False)])
+def test_a_metric_of_a_plain_task_is_right_or_wrong(plain, tiny_folder, made_data, tmp_path, value, right):
+    assert {row["correct"] for row in with_metric(plain, tiny_folder, made_data, tmp_path, value)} == {right}
+
+
+@pytest.mark.parametrize("value", ["0.5", "-1.0", "2", "'yes'", "None", "float('nan')", "(1, 0)", "[1, 0]"])
+def test_a_metric_that_is_neither_right_nor_wrong_is_refused_and_its_answers_stay(
+    plain, tiny_folder, made_data, tmp_path, value
+):
+    with pytest.raises(ConfigurationError, match="plain: rating of problem 0 is .*, but an answer is right"):
+        with_metric(plain, tiny_folder, made_data, tmp_path, value)
+    assert {row["correct"] for row in with_metric(plain, tiny_folder, made_data, tmp_path, "1")} == {True}
+
+
+def with_metric(plain, model, data, folder, value, **changes):
+    """Evaluate with a metric that is the same for every answer; return the samples' records."""
+    written = PLAIN.replace("exact_match", "rating") + "process_results: !function rate.rate\n"
+    (plain["task_dir"] / "plain.yaml").write_text(written)
+    module = plain["task_dir"] / "rate.py"
+    module.write_text(f"def rate(doc, results):\n    return {{'rating': {value}, 'characters': len(results[0])}}\n")
+    evaluate(settings(data, model_name_or_path=model, output_dir=folder, greedy=True, **plain, **changes))
+    return [json.loads(line) for line in (folder / "samples" / "plain.jsonl").read_text().splitlines()]
 
 
 def test_a_task_of_ones_own_has_a_limit_and_may_include_another_file(plain, made_data):

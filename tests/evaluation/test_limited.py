@@ -6,6 +6,8 @@ import threading
 from contextlib import closing
 from pathlib import Path
 
+import psutil
+
 from profit_sft.evaluation import limited
 from profit_sft.evaluation.grading import MathJudge
 
@@ -44,9 +46,10 @@ def test_the_limit_is_that_of_one_comparison():
     with closing(MathJudge(cpu_seconds=3)) as judge:
         judge.equal("$1$", ["$1$"])
         process = judge.process
-        slow = r"$\int_0^1 x^3 e^x \sin(x) dx$"
-        for _ in range(12):  # of half a second to one and a half each: together they pass the limit by far
-            judge.equal("$2$", [slow])
+        taken = psutil.Process(process.pid).cpu_times
+        end = taken().user + 6  # twice the limit, by comparisons of a twentieth of a second
+        while judge.process is process and taken().user < end:
+            judge.equal("$2$", [r"$\int_0^1 x e^x dx$"])
         assert judge.process is process
 
 

@@ -93,7 +93,7 @@ def test_code_of_a_model_runs_only_where_that_was_confirmed(settings, tmp_path, 
 def test_what_is_there_is_summed_up_without_the_model(settings, tmp_path):
     first = evaluate(settings())
     again = evaluate(settings(), progress=pytest.fail)
-    assert (first.device, again.device) == ("cpu" if not torch.cuda.is_available() else first.device, "not used")
+    assert first.device == again.device == ("cpu" if not torch.cuda.is_available() else torch.cuda.get_device_name())
     assert again.tasks == first.tasks
 
 

@@ -57,6 +57,7 @@ PIECES = [
         "`",
         "'",
     ),
+    *("\\color{r}{", "\\pmod{", "(mod {", "{\\choose ", "\u4e2a"),
     *("because ", " as ", "since 1 ", ", so ", "minus ", "million ", " million", "and ", "or ", ", "),
 ]
 
@@ -69,6 +70,7 @@ def texts():
     for opening, ending in (("[", "]"), ("(", ")"), ("{", "}"), ("\\frac{", "}{1}"), ("\\sqrt{", "}"), ("-(", ")")):
         yield f"The answer is ${opening * 3000}1{ending * 3000}$"
         yield f"\\boxed{{{opening * 100}1{ending * 100}}}"
+    yield f"The answer is 5{',' * LENGTH}"
     yield "The answer is 3 eggs" + " and more eggs and dollars" * 60 + " in 4 boxes."
     for digits in (400, 1100, 4301, 20_000):
         yield from (f"\\boxed{{{'9' * digits}}}", f"The answer is 0.{'3' * digits}", f"1/{'7' * digits}")

@@ -8,7 +8,7 @@ from transformers import Trainer, TrainerCallback
 
 from profit_sft import NLL, ProFit, ProFitCallback, apply_profit
 from profit_sft.errors import LossBypassedError, UnsupportedModelError
-from profit_sft.head import label_statistics
+from profit_sft.head import head_counts, label_statistics
 from profit_sft.runs.record import read_run
 from tiny import tiny_model
 
@@ -39,7 +39,7 @@ class _ScreenedTokens(TrainerCallback):
     """As after a step in which the prescreen of a large vocabulary has left log p of some tokens out."""
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
-        model._profit_head.counts._sums[2].fill_(float("nan"))
+        head_counts(model)._sums[2].fill_(float("nan"))
 
 
 class OwnLoss(Trainer):

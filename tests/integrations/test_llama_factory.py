@@ -10,6 +10,7 @@ import yaml
 from small_trainer import THRESHOLD, logs, oracle, shapes, trainer
 from transformers import Trainer
 
+from forks import start
 from profit_sft import ProFit
 from profit_sft.errors import ConfigurationError, LossBypassedError
 from profit_sft.integrations import llama_factory
@@ -199,8 +200,9 @@ def test_only_its_training_is_run(stand):
         llama_factory.main(["export", "config.yaml"])
 
 
-def test_without_it_there_is_one_line():
-    code = "import sys; from profit_sft.cli import main; sys.argv[1:] = ['llamafactory', 'train', 'x.yaml']; main()"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.strip().startswith("error: LLaMA-Factory is not installed in this environment.")
+def test_without_it_there_is_one_line(tmp_path):
+    log = tmp_path / "log"
+    process = start(["llamafactory", "train", "x.yaml"], log)
+    process.join()
+    assert (process.exitcode, log.with_suffix(".out").read_text()) == (2, "")
+    assert log.read_text().strip().startswith("error: LLaMA-Factory is not installed in this environment.")

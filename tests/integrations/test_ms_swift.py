@@ -77,7 +77,7 @@ def template(*, binary=True, parallel=1):
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def plugin_path():
     code = "import sys; from profit_sft.cli import main; sys.argv[1:] = ['plugin', 'ms-swift']; main()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -196,24 +196,32 @@ def selective_loss(place, hidden, lm_head_weight, labels, **options):
 
 def both(problem, objective, *, place, head=None, **options):
     """Run a backend and the float64 oracle on the same inputs; return (result, gradients) of each."""
-    head = {name: value for name, value in (head or {}).items() if name != "bias"}
+    return ours(problem, objective, place=place, head=head, **options), oracle(problem, objective, head=head, **options)
+
+
+def ours(problem, objective, *, place, head=None, **options):
+    """Run a backend; return its result and the gradients of hidden states, head and bias."""
     hidden, lm_head_weight, labels, bias, reference = problem
     inputs = [
         tensor.detach().clone().requires_grad_() for tensor in (hidden, lm_head_weight, bias) if tensor is not None
     ]
-    given = beside(objective, reference.view(labels.shape))
     result = selective_loss(
         place,
         *inputs[:2],
         labels,
         objective=objective,
         bias=inputs[2] if bias is not None else None,
-        **head,
-        **{**given, **options},
+        **without_bias(head),
+        **{**beside(objective, reference.view(labels.shape)), **options},
     )
-    gradients = torch.autograd.grad(result.loss, inputs)
-    exact = [tensor.detach().double().reshape(-1, tensor.shape[-1]) for tensor in inputs[:2]]
-    exact += [tensor.detach().double() for tensor in inputs[2:]]
+    return result, torch.autograd.grad(result.loss, inputs)
+
+
+def oracle(problem, objective, *, head=None, **options):
+    """Run the float64 oracle; return its loss, the same gradients, and its values by token."""
+    hidden, lm_head_weight, labels, bias, reference = problem
+    exact = [tensor.detach().double().reshape(-1, tensor.shape[-1]) for tensor in (hidden, lm_head_weight)]
+    exact += [] if bias is None else [bias.detach().double()]
     exact = [tensor.requires_grad_() for tensor in exact]
     kept_options = {
         name: options[name] for name in ("normalize", "num_items_in_batch", "ignore_index") if name in options
@@ -226,13 +234,17 @@ def both(problem, objective, *, place, head=None, **options):
         bias=exact[2] if bias is not None else None,
         **{
             name: value.double().reshape(-1)
-            for name, value in {**given, **options}.items()
+            for name, value in {**beside(objective, reference.view(labels.shape)), **options}.items()
             if name in FROM_THE_BATCH and value is not None
         },
-        **head,
+        **without_bias(head),
         **kept_options,
     )
-    return (result, gradients), (loss, torch.autograd.grad(loss, exact), values)
+    return loss, torch.autograd.grad(loss, exact), values
+
+
+def without_bias(head):
+    return {name: value for name, value in (head or {}).items() if name != "bias"}
 
 
 def assert_close(actual, expected, bound):

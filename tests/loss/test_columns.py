@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from problems import CPU, HEADS, THRESHOLD, assert_close, both, planted_problem, tolerance
+from problems import CPU, HEADS, THRESHOLD, assert_close, both, ours, planted_problem, tolerance
 
 from profit_sft import NLL, ProFit, selective_linear_cross_entropy
 from profit_sft.loss import columns as columns_of_loss
@@ -61,7 +61,7 @@ def test_gradients_stay_within_the_stated_bound(head, objective, gradient_budget
 
 def test_a_frozen_part_gets_no_product(always_split):
     hidden, lm_head_weight, labels, _, _ = planted_problem()
-    full = both((hidden, lm_head_weight, labels, None, torch.zeros(labels.shape)), NLL(), place=CPU)[0][1]
+    full = ours((hidden, lm_head_weight, labels, None, torch.zeros(labels.shape)), NLL(), place=CPU)[1]
     for wanted in (0, 1):
         inputs = [hidden.clone(), lm_head_weight.clone()]
         inputs[wanted].requires_grad_()

@@ -11,6 +11,7 @@ from problems import (
     assert_close,
     assert_within_budget,
     both,
+    ours,
     planted_problem,
     selective_loss,
     tolerance,
@@ -35,7 +36,7 @@ def test_prescreen_changes_neither_mask_nor_gradients(place, head, threshold, mo
     assert torch.equal(screened.token_weights[label_mask].double(), values["token_weights"])
     assert_close(found, exact, tolerance(torch.float32, *problem[:2], place))
     monkeypatch.setattr(chunked, "_MIN_SCREENED_VOCABULARY", 10**9)
-    (whole, gradients), _ = both(problem, ProFit(threshold=threshold), head=options, place=place)
+    whole, gradients = ours(problem, ProFit(threshold=threshold), head=options, place=place)
     assert not whole.log_probs.isnan().any()
     assert torch.equal(whole.token_weights, screened.token_weights)
     assert_close(gradients, exact, tolerance(torch.float32, *problem[:2], place))
@@ -97,7 +98,7 @@ def test_prescreen_switches_itself_off_where_it_does_not_pay(place):
 def test_objectives_without_a_floor_measure_every_token(place):
     problem = planted_problem(place)
     for objective in (DFT(), ProFit(threshold=THRESHOLD, direction="lower")):
-        (result, _), _ = both(problem, objective, place=place)
+        result, _ = ours(problem, objective, place=place)
         assert not result.log_probs.isnan().any()
 
 
@@ -119,7 +120,7 @@ def test_budget_leaves_out_at_most_its_share_and_keeps_the_stated_bound(place, g
 
 def test_budget_leaves_out_nothing_when_it_is_zero(place):
     problem = planted_problem(place)
-    (result, _), _ = both(problem, ProFit(threshold=THRESHOLD), place=place)
+    result, _ = ours(problem, ProFit(threshold=THRESHOLD), place=place)
     assert result.dropped_share == 0
 
 
@@ -128,7 +129,7 @@ def test_budget_leaves_out_nothing_where_nearly_every_column_is_needed(place, he
     options = HEADS[head]
     problem = planted_problem(place, **options)  # flat: 99.7% of the gradient lies in 97% of the columns
     found = [
-        both(problem, DFT(), head=options, place=place, gradient_budget=budget, chunk_size=place.chunk_size)[0]
+        ours(problem, DFT(), head=options, place=place, gradient_budget=budget, chunk_size=place.chunk_size)
         for budget in (0.0, 0.003)
     ]
     assert found[1][0].dropped_share == 0

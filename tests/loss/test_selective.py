@@ -14,6 +14,8 @@ from problems import (
     assert_close,
     beside,
     both,
+    oracle,
+    ours,
     planted_problem,
     selective_loss,
     skip_without_float64,
@@ -129,7 +131,7 @@ def test_asking_for_all_statistics_changes_nothing_else(place, objective, dtype)
     top1 = (problem[0].double() @ problem[1].double().T).argmax(-1) == problem[2]
     assert torch.equal(result.is_top1, top1 & label_mask)
     assert 0.1 < result.is_top1.double().mean() < 0.9
-    assert torch.equal(result.token_weights != 0, both(problem, objective, place=place)[0][0].token_weights != 0)
+    assert torch.equal(result.token_weights != 0, ours(problem, objective, place=place)[0].token_weights != 0)
 
 
 @pytest.mark.parametrize("ignore_index", [-1, 0])  # 0 is a token as well, such as a padding token
@@ -203,8 +205,8 @@ def test_gradients_agree_with_finite_differences(place):
 
 def test_token_weights_carry_no_gradient(place):
     problem = planted_problem(place)
-    (result, gradients), _ = both(problem, DFT(), place=place)
-    (_, fixed), _ = both(problem, NLL(), place=place, token_weights=result.token_weights)
+    result, gradients = ours(problem, DFT(), place=place)
+    _, fixed = ours(problem, NLL(), place=place, token_weights=result.token_weights)
     assert not result.token_weights.requires_grad
     for found, expected in zip(gradients, fixed, strict=True):
         assert (found - expected).norm() <= 1e-5 * expected.norm()
@@ -350,7 +352,7 @@ def test_what_is_frozen_gets_no_gradient(place, frozen):
     loss.backward()
     assert [name for name, tensor in inputs.items() if tensor.grad is None] == [frozen]
     problem = hidden, lm_head_weight, labels, bias, torch.zeros(len(labels))
-    (result, gradients), _ = both(problem, place=place, **options)
+    result, gradients = ours(problem, place=place, **options)
     assert loss.item() == pytest.approx(result.loss.item(), rel=1e-6)
     for (name, tensor), expected in zip(inputs.items(), gradients, strict=True):
         if name != frozen:
@@ -394,11 +396,9 @@ def test_autocast_rounds_the_operands_as_a_linear_layer_would(place, head, objec
     problem = planted_problem(place, **HEADS[head])
     hidden, lm_head_weight, labels, bias, reference = problem
     with torch.autocast(place.device.type, dtype=torch.bfloat16):
-        (result, gradients), _ = both(problem, objective, head=HEADS[head], place=place)
+        result, gradients = ours(problem, objective, head=HEADS[head], place=place)
     rounded = [None if tensor is None else tensor.bfloat16().float() for tensor in (hidden, lm_head_weight, bias)]
-    _, (loss, exact, values) = both(
-        (*rounded[:2], labels, rounded[2], reference), objective, head=HEADS[head], place=place
-    )
+    loss, exact, values = oracle((*rounded[:2], labels, rounded[2], reference), objective, head=HEADS[head])
     assert (values["log_probs"] - math.log(THRESHOLD)).abs().min() > 1e-5  # rounding the inputs moved no p onto it
     assert result.loss.item() == pytest.approx(loss.item(), rel=1e-5)
     assert all(gradient.dtype == torch.float32 for gradient in gradients)
@@ -439,7 +439,7 @@ def test_inside_a_compiled_function(place):
 def test_upstream_gradient_is_applied(place, normalize, change, factor):
     problem = planted_problem(place, bias=True)
     options = {"objective": ProFit(threshold=THRESHOLD), "normalize": normalize}
-    (_, once), _ = both(problem, place=place, **options)
+    _, once = ours(problem, place=place, **options)
     inputs = [tensor.clone().requires_grad_() for tensor in (problem[0], problem[1], problem[3])]
     result = selective_loss(place, *inputs[:2], problem[2], bias=inputs[2], **options)
     change(result.loss).backward()

@@ -5,7 +5,18 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from problems import HEADS, PLACES, THRESHOLD, assert_close, both, planted_problem, selective_loss, tolerance
+from problems import (
+    HEADS,
+    PLACES,
+    THRESHOLD,
+    assert_close,
+    both,
+    oracle,
+    ours,
+    planted_problem,
+    selective_loss,
+    tolerance,
+)
 from torch.nn import functional
 
 from profit_sft import NLL, Objective, ProFit
@@ -58,7 +69,7 @@ def test_mask_is_the_oracles_at_thresholds_on_both_sides_of_a_tokens_probability
     options = HEADS[head]
     problem = planted_problem(place, **options)
     counted = problem[2] != -100
-    _, (_, _, values) = both(problem, NLL(), head=options, place=place)
+    _, _, values = oracle(problem, NLL(), head=options)
     ordered = values["log_probs"].sort().values
     gap = 1e-3
     hidden, lm_head_weight, labels, bias, _ = problem
@@ -97,7 +108,7 @@ def test_first_and_last_token_of_the_vocabulary_are_labels_like_any_other(place,
 def test_half_precision_gradients_are_right_once_scaled(place, objective):
     # fp16 loses gradients below 6e-8, hence the scale that mixed-precision training uses as well.
     problem = planted_problem(place, torch.float16)
-    _, (_, exact, _) = both(problem, objective, place=place)
+    _, exact, _ = oracle(problem, objective)
     inputs = [tensor.clone().requires_grad_() for tensor in problem[:2]]
     result = selective_loss(place, *inputs, problem[2], objective=objective)
     (result.loss * 1024).backward()
@@ -143,7 +154,7 @@ def test_a_random_mask_follows_its_generator_and_costs_nothing_for_what_it_drops
     results = []
     for _ in range(2):
         objective = ProFit(direction="random", rate=0.4, generator=torch.Generator().manual_seed(3))
-        (result, gradients), _ = both(problem, objective, place=place)
+        result, gradients = ours(problem, objective, place=place)
         results.append(result)
     assert torch.equal(results[0].token_weights, results[1].token_weights)
     assert 0.25 < results[0].kept_share < 0.55
@@ -151,7 +162,7 @@ def test_a_random_mask_follows_its_generator_and_costs_nothing_for_what_it_drops
     assert results[0].log_probs[dropped].isnan().all()
     assert (gradients[0][results[0].token_weights == 0] == 0).all()
     # Given as known weights, the same mask gives the same gradients.
-    (_, expected), _ = both(problem, NLL(), place=place, token_weights=result.token_weights)
+    _, expected = ours(problem, NLL(), place=place, token_weights=result.token_weights)
     for found, wanted in zip(gradients, expected, strict=True):
         assert (found - wanted).norm() <= 1e-6 * wanted.norm()
 
@@ -198,7 +209,7 @@ def test_fewer_tokens_that_can_be_than_the_entropy_looks_at(place):
     possible = hidden, lm_head_weight[:16], labels, None, reference
     problem = hidden, lm_head_weight, labels, bias, reference
     (result, gradients), (loss, exact, _) = both(problem, EAFT(alpha=0.5), place=place)
-    _, (fewer, _, _) = both(possible, EAFT(alpha=0.5), place=place)
+    fewer, _, _ = oracle(possible, EAFT(alpha=0.5))
     assert result.loss.item() == pytest.approx(loss.item(), rel=1e-5)
     assert loss.item() == pytest.approx(fewer.item(), rel=1e-9)
     assert_close(gradients[:2], exact[:2], tolerance(torch.float32, hidden, lm_head_weight, place))
@@ -257,7 +268,7 @@ def test_kept_share_and_plain_nll_are_on_the_result(place, objective):
         assert not share.requires_grad
     assert result.kept_share.item() == pytest.approx((values["token_weights"] != 0).double().mean().item(), rel=1e-6)
     assert result.nll.item() == pytest.approx(-values["log_probs"].mean().item(), rel=1e-6)
-    (quick, _), _ = both(problem, objective, place=place)
+    quick, _ = ours(problem, objective, place=place)
     assert quick.kept_share == result.kept_share
     screened = bool(quick.log_probs[label_mask].isnan().any())
     assert screened == (objective == ProFit(threshold=THRESHOLD))

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from problems import PLACES, THRESHOLD, both, planted_problem, selective_loss
+from problems import PLACES, THRESHOLD, both, ours, planted_problem, selective_loss
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from profit_sft import NLL, ProFit, selective_linear_cross_entropy
@@ -105,7 +105,7 @@ def test_what_belongs_to_a_token_moves_with_it(place, case, ignore_index):
 def test_each_label_beside_what_predicts_it_is_not_moved():
     problem = planted_problem()
     (flat, _), (loss, _, _) = both(problem, NLL(), place=PLACES[0].values[0])
-    (rows, _), _ = both(
+    rows, _ = ours(
         (problem[0][None], problem[1], problem[2][None], None, problem[4][None]),
         NLL(),
         place=PLACES[0].values[0],

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from problems import HEADS, PLACES, Place, assert_close, both, planted_problem, tolerance
+from problems import HEADS, PLACES, Place, assert_close, both, ours, planted_problem, tolerance
 
 from profit_sft import NLL, selective_linear_cross_entropy
 from profit_sft.objectives import DFT
@@ -21,7 +21,7 @@ TRITON_PLACES = [row for row in PLACES if row.values[0].backend == "triton"]
 def test_the_budget_leaves_out_what_the_torch_backend_leaves_out(place, head, falling, gradient_budget):
     problem = planted_problem(place, falling=falling, **HEADS[head])
     shares = [
-        both(problem, DFT(), head=HEADS[head], place=where, gradient_budget=gradient_budget)[0][0].dropped_share
+        ours(problem, DFT(), head=HEADS[head], place=where, gradient_budget=gradient_budget)[0].dropped_share
         for where in (place, Place("chunked", place.device))
     ]
     assert shares[0].item() == pytest.approx(shares[1].item(), rel=1e-3)

@@ -252,7 +252,8 @@ def test_a_row_s_text_is_shown_as_text_and_nothing_runs(make_scores, text_exampl
     page.check("#template")
     assert page.locator(".flow").first.evaluate("flow => flow.textContent") == HOSTILE + HOSTILE
     assert ELEMENTS[0] in page.locator(".flow .t").all_inner_texts()
-    assert page.locator(".facts dd").first.evaluate("fact => fact.textContent") == HOSTILE
+    name = HOSTILE.replace("\u2028", "⟨U+2028⟩")  # no name breaks its line
+    assert page.locator(".facts dd").first.evaluate("fact => fact.textContent") == name
     page.select_option("#rank", "count")
     page.click("#more")
     assert ELEMENTS[1] in page.locator("#token-table button").all_inner_texts()
@@ -377,6 +378,21 @@ def test_the_text_comes_first(scores, make_scores, text_example, write_page, ope
     assert summary.index("likeliest token in") < summary.index("kept at p ≥ 0.1")
 
 
+def test_without_a_script_the_page_says_the_share_and_has_no_dead_controls(scores, write_page, browser):
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto(write_page(scores).as_uri())
+    shown = page.locator("body").inner_text()
+    controls = page.locator("button, input, select")
+    visible = [controls.nth(index).is_visible() for index in range(controls.count())]
+    context.close()
+    kept = likely(scores, 0.1)
+    assert f"{percent(kept.mean())} of {kept.size} label tokens kept, p ≥ 0.1. Mean NLL" in shown
+    assert "which is switched off here" in shown
+    assert "train.jsonl" in shown
+    assert not any(visible)
+
+
 def test_the_view_is_in_the_address(scores, write_page, open_page):
     path = write_page(scores)
     page = open_page(path)
@@ -493,6 +509,26 @@ def test_the_system_prompt_stands_once_and_turns_are_marked(make_scores, text_ex
     assert (
         cards.nth(1).locator(".text").evaluate("text => text.textContent").startswith("<|im_start|>system\nBe brief.")
     )
+
+
+@pytest.mark.parametrize(("answer", "order"), [("שלום עולם", -1), ("abcd", 1), ("\u202eabc", 1), ("a\u2067bc", 1)])
+def test_a_text_runs_as_its_script_does_and_no_token_turns_its_neighbors(
+    make_scores, text_example, write_page, open_page, answer, order
+):
+    page = open_page(write_page(make_scores([text_example(0, "What?", answer)])))
+    spans = [span for span in page.locator(".flow .t").all() if span.text_content()]
+    places = [span.bounding_box()["x"] for span in spans]
+    assert places == sorted(places, reverse=order < 0)
+    assert places[0] != places[-1]
+
+
+def test_what_is_found_is_marked_where_lower_case_is_longer(make_scores, text_example, write_page, open_page):
+    page = open_page(write_page(make_scores([text_example(0, "İİİ İZMİR is Four", "İİ Four")])))
+    page.fill("#search", "four")
+    assert page.locator("mark").all_inner_texts() == ["Four"]
+    assert "".join(page.locator(".t.hit").all_inner_texts()).strip() == "Four"
+    page.fill("#search", "İzm")
+    assert page.locator("mark").all_inner_texts() == ["İZM"]
 
 
 def test_n_and_p_go_to_masked_tokens(make_scores, text_example, write_page, open_page):

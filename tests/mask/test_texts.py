@@ -1,5 +1,7 @@
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from profit_sft.mask.texts import SORTS, TokenTexts
 from tiny import chat_tokenizer, tiny_tokenizer
@@ -11,10 +13,30 @@ def read(tokenizer, text):
     return token_ids, previous
 
 
-@pytest.mark.parametrize("text", [" two plus  2\n", "naïve 🎉, 答案!", "\u2028</script>"])
-def test_texts_in_context_are_the_text(text):
-    token_ids, _ = read(chat_tokenizer(), text)
-    assert "".join(TokenTexts(chat_tokenizer()).in_context(token_ids)) == text
+def byte_fallback_tokenizer():
+    """As Llama 2's and Gemma's: a token for each byte of what the vocabulary lacks."""
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "\u2581", *"acdefikpstuw"]
+    backend = Tokenizer(models.Unigram([(piece, -1.0) for piece in pieces], unk_id=0, byte_fallback=True))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
+    backend.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()])
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", unk_token="<unk>")
+
+
+@pytest.mark.parametrize("made", [chat_tokenizer, byte_fallback_tokenizer])
+@pytest.mark.parametrize(
+    "text",
+    [
+        " two plus  2\n",
+        "naïve 🎉, 答案!",
+        "\u2028</script>",
+        "e\u0301 👩\u200d👩\u200d👧 \u200b\ufeff\r\n",
+        "caf\ufffd",
+        "\ufffd\ufffd 🎉\ufffd🎉 答\ufffd",
+    ],
+)
+def test_texts_in_context_are_the_text(made, text):
+    token_ids, _ = read(made(), text)
+    assert "".join(TokenTexts(made()).in_context(token_ids)) == text
 
 
 def test_the_first_piece_of_a_character_gets_all_of_it():

@@ -46,6 +46,7 @@ def test_the_policy_allows_our_style_and_script_and_nothing_else():
 
 _MASK_VALUES = {
     "title": "",
+    "summary": "",
     "caveat": "",
     "facts": [],
     "label_tokens": "",
@@ -100,3 +101,8 @@ def test_a_text_is_shown_as_it_is_by_markdown_and_is_neither_html_nor_link(text,
     assert code.startswith("<p>text</p>\n<pre><code>")
     assert code.endswith("</code></pre>\n<p>more</p>\n")
     assert "<b>" not in code
+
+
+def test_no_name_turns_round_what_stands_beside_it():
+    html = render_page("base.html", data={}, values={"title": "a\u202eb\u2066c \udcff \U0001f469\u200d\U0001f467"})
+    assert "a⟨U+202E⟩b⟨U+2066⟩c ⟨U+DCFF⟩ \U0001f469\u200d\U0001f467" in html

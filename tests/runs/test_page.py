@@ -136,6 +136,41 @@ def test_a_run_that_goes_on_is_loaded_again_and_one_that_is_over_is_not(opened, 
     assert page.locator("#reload").is_hidden()
 
 
+def test_a_page_that_is_loaded_again_stands_as_it_was_left(opened, tmp_path):
+    folder = made_run(tmp_path / "on", ended=False)
+    (folder / "rows.json").write_text(json.dumps(made_rows()))
+    page = opened(write_run_page([folder]))
+    as_logged = page.locator("#curves polyline").first.get_attribute("points")
+    page.uncheck("#reload")
+    page.check("input[value='0.93']", force=True)
+    page.click("#theme")
+    for summary in page.locator("summary").all():
+        summary.click()
+    smooth = page.locator("#curves polyline").first.get_attribute("points")
+    assert smooth != as_logged
+    page.reload()
+    assert not page.locator("#reload").is_checked()
+    assert page.locator("input[value='0.93']").is_checked()
+    assert page.locator("#curves polyline").first.get_attribute("points") == smooth
+    assert page.evaluate("document.documentElement.dataset.theme") == "dark"
+    assert page.locator("details").count() == page.locator("details[open]").count() == 2
+
+
+@pytest.mark.parametrize(("text", "order"), [("שלום", -1), ("abcd", 1), ("\u202eabc", 1), ("a\u2067bc", 1)])
+def test_a_row_runs_as_its_script_does_and_no_token_turns_its_neighbors(opened, tmp_path, text, order):
+    folder = made_run(tmp_path / "run")
+    rows = made_rows()
+    rows["rows"][0] |= {
+        "tokens": ["?", *text],
+        **{side: {"p": [None, *[0.5] * 4], "w": [0, *[1] * 4], "nll": 0.7} for side in ("start", "now")},
+    }
+    (folder / "rows.json").write_text(json.dumps(rows))
+    page = opened(write_run_page([folder]))
+    places = [span.bounding_box()["x"] for span in page.locator("#rows .flow").first.locator(".t").all()]
+    assert places == sorted(places, reverse=order < 0)
+    assert places[0] != places[-1]
+
+
 def test_more_runs_than_can_be_told_apart_are_refused(tmp_path):
     with pytest.raises(ConfigurationError, match="7 runs cannot be told apart on one page. Name 6 at most"):
         write_run_page([tmp_path] * 7)

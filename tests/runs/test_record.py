@@ -1,5 +1,6 @@
 """A run read from its folder, whole or half written."""
 
+import json
 import os
 
 import pytest
@@ -23,6 +24,18 @@ def test_a_run_that_goes_on_says_how_long_the_rest_takes(tmp_path):
     (folder / "run.json").write_text(about.replace('"max_steps": 40', '"max_steps": 100'))
     os.utime(folder / "metrics.jsonl", (1080.0, 1080.0))
     assert read_run(folder).standing == "Step 40 of 100, 2 min 0 s left"
+
+
+@pytest.mark.parametrize("updated", [900.0, 1080.0])
+@pytest.mark.parametrize("start_step", [0, 40, 50])
+def test_how_long_the_rest_takes_is_never_negative(tmp_path, updated, start_step):
+    """Whatever the clock was set to, and however the steps of several sessions follow each other."""
+    folder = made_run(tmp_path / "run", steps=40, ended=False)
+    about = json.loads((folder / "run.json").read_text()) | {"max_steps": 100, "start_step": start_step}
+    (folder / "run.json").write_text(json.dumps(about))
+    os.utime(folder / "metrics.jsonl", (updated, updated))
+    told = ", 2 min 0 s left" if (updated, start_step) == (1080.0, 0) else ""
+    assert read_run(folder).standing == f"Step 40 of 100{told}"
 
 
 def test_a_run_that_was_stopped(tmp_path):

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from forks import fork_children_of_studies
 from profit_sft.study.plan import load_plan
 from profit_sft.study.runner import run_study
 
@@ -47,6 +48,8 @@ def study_file(tiny_folder, tmp_path_factory) -> Path:
 def finished_study(study_file, tmp_path_factory) -> Path:
     """The folder of that study after an undisturbed run, two cells at a time."""
     folder = tmp_path_factory.mktemp("finished")
-    result = run_study(load_plan(study_file), folder, jobs=2)
+    with pytest.MonkeyPatch.context() as patch:
+        fork_children_of_studies(patch)
+        result = run_study(load_plan(study_file), folder, jobs=2)
     assert result.failed == {}
     return folder

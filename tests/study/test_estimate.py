@@ -93,12 +93,12 @@ def test_a_try_costs_its_own_value_and_a_cell_the_costliest():
     plan = plan_with(tune=tune, train=settings, estimate={"train_tokens_per_second": 100, "mean_new_tokens": 10})
     found = {cell.slug: _costliest(plan, cell, DATA, 2e9) for cell in plan.runs}
     assert {slug: cell.steps for slug, cell in found.items()} == {
-        "nll-num_train_epochs1-try": 125,
-        "nll-num_train_epochs4-try": 500,
+        "nll-num_train_epochs1-s0-try": 125,
+        "nll-num_train_epochs4-s0-try": 500,
         "untrained": 0,
         "nll-s0": 500,
     }
-    assert found["nll-num_train_epochs1-try"].new_tokens == 100 * 10
+    assert found["nll-num_train_epochs1-s0-try"].new_tokens == 100 * 10
     assert found["nll-s0"].new_tokens == (1319 + 30) * 8 * 10
 
 

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,8 +13,10 @@ from profit_sft.data.prepare import prepare_dataset
 from profit_sft.data.settings import DataSettings
 from profit_sft.data.sources import data_to_evaluate
 from profit_sft.models.pretrained import load_model, load_tokenizer
-from profit_sft.study.layout import CellFolder
+from profit_sft.study.cells import measure as measure_cell
+from profit_sft.study.layout import CellFolder, StudyFolder
 from profit_sft.study.measure import eval_settings, heldout_nll, measure, with_chat_template
+from profit_sft.study.plan import parse_plan
 from tiny import CHATML
 
 
@@ -76,7 +79,10 @@ def test_a_base_model_is_measured_with_the_template_of_the_runs(tiny_folder, hel
     assert json.loads(folder.heldout.read_text())["nll"] > 0
     results = json.loads((folder.evaluation / "results.json").read_text())
     assert results["tasks"][0]["num_problems"] == 2
-    assert results["device"] != "not used"
+    (folder.evaluation / "results.json").unlink()  # killed once all was answered
+    measure(folder)
+    again = json.loads((folder.evaluation / "results.json").read_text())
+    assert {**again, "seconds": None} == {**results, "seconds": None}
     assert "<|im_start|>" in (folder.evaluation / "samples" / "generated.jsonl").read_text()
 
 
@@ -95,6 +101,32 @@ def test_the_untrained_model_is_measured_on_what_the_runs_are_trained_on(tiny_fo
     labels = tokenizer("two plus two is four<|im_start|>")["input_ids"][1:]
     assert json.loads(folder.heldout.read_text())["label_tokens"] == len(labels)
     assert request["heldout"]["dataset_text_field"] == "body"
+
+
+@pytest.mark.parametrize(
+    "own",
+    [{"max_length": 16}, {"dataset_text_field": "body"}, {"dtype": "bfloat16"}],
+    ids=lambda own: next(iter(own)),
+)
+def test_a_variant_of_other_training_data_is_measured_on_the_same_tokens(tmp_path, own):
+    plan = parse_plan(
+        {
+            "model_name_or_path": "absent",
+            "dataset_name": "generated",
+            "heldout_dataset_name": "generated",
+            "train": {"max_length": 64, "dtype": "float32"},
+            "cells": [{"objective": "nll"}, {"objective": "dft", "name": "own", "train": own}],
+        }
+    )
+    asked = {}
+    for cell in plan.cells:
+        study = StudyFolder(tmp_path)
+        run = SimpleNamespace(plan=plan, cell=cell, study=study, folder=study.cell(cell.slug), child=lambda *_: None)
+        measure_cell(run)
+        request = json.loads(run.folder.request.read_text())
+        asked[cell.slug] = {key: request[key] for key in ("heldout", "dtype")}
+    assert asked["own-s0"] == asked["nll-s0"] == asked["untrained"]
+    assert asked["own-s0"]["heldout"]["max_length"] == 64
 
 
 def test_evaluation_settings_come_from_plain_values(tmp_path):

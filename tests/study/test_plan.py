@@ -187,7 +187,7 @@ def test_a_random_mask_that_cannot_be_is_refused(entry, message):
     assert message in str(caught.value)
 
 
-def test_every_variant_and_model_tries_every_value_with_one_seed():
+def test_every_variant_and_model_tries_every_value_with_every_seed():
     models = [{"model_name_or_path": name, "train": {"bf16": True}} for name in ("a", "b")]
     cells = [{"objective": ["nll", "dft"], "seed": [3, 4]}]
     plan = plan_with(
@@ -195,20 +195,21 @@ def test_every_variant_and_model_tries_every_value_with_one_seed():
         models=models,
         cells=cells,
         evaluate={"tasks": ["math500"]},
-        tune={"learning_rate": [0.0001, 1e-5], "seed": 7, "evaluate": {"tasks": ["gsm8k"]}},
+        tune={"learning_rate": [0.0001, 1e-5], "seed": [7, 0], "evaluate": {"tasks": ["gsm8k"]}},
     )
-    assert [(cell.slug, cell.seed) for cell in plan.tries[:4]] == [
-        ("a.nll-lr1e-05-try", 7),
-        ("a.nll-lr0.0001-try", 7),
-        ("a.dft-lr1e-05-try", 7),
-        ("a.dft-lr0.0001-try", 7),
+    assert [(cell.slug, cell.seed) for cell in plan.tries[:5]] == [
+        ("a.nll-lr1e-05-s7-try", 7),
+        ("a.nll-lr1e-05-s0-try", 0),
+        ("a.nll-lr0.0001-s7-try", 7),
+        ("a.nll-lr0.0001-s0-try", 0),
+        ("a.dft-lr1e-05-s7-try", 7),
     ]
-    assert len(plan.tries) == 8
-    assert plan.train_settings(plan.tries[1]) == {"bf16": True, "learning_rate": 0.0001}
+    assert len(plan.tries) == 16
+    assert plan.train_settings(plan.tries[2]) == {"bf16": True, "learning_rate": 0.0001}
     assert plan.eval_settings(plan.tries[1]) == {"tasks": ["gsm8k"]}
     assert plan.eval_settings(plan.cells[1]) == {"tasks": ["math500"]}
     untrained, first = plan.cells[:2]
-    assert [tried.slug for tried in plan.tries_of(first)] == ["a.nll-lr1e-05-try", "a.nll-lr0.0001-try"]
+    assert plan.tries_of(first) == plan.tries[:4]
     assert plan.tries_of(untrained) == plan.tries_of(plan.tries[0]) == ()
     assert plan_with().runs == plan_with().cells
 
@@ -225,10 +226,13 @@ def test_every_variant_and_model_tries_every_value_with_one_seed():
         ({"learning_rate": [1e-5, float("nan")]}, "tune.learning_rate must hold numbers, got nan."),
         ({"learning_rate": [1e-5, 1e-5]}, "tune.learning_rate holds 1e-05 twice."),
         ({"learning_rate": "absent", "threshold": [0.1, 0.2]}, "tune.threshold is set by `cells`. Take it out."),
-        ({"learning_rate": [1e-5, 1.0000001e-5]}, "two cells would be called 'nll-lr1e-05-try'."),
+        ({"learning_rate": [1e-5, 1.0000001e-5]}, "two cells would be called 'nll-lr1e-05-s0-try'."),
         ({"evaluate": None}, "tune.evaluate is missing"),
         ({"evaluate": {}}, "tune.evaluate is empty"),
-        ({"seed": -1}, "tune.seed must be greater than or equal to 0, got -1."),
+        ({"seed": -1}, "tune.seed must be greater than or equal to 0, or a list of them, got -1."),
+        ({"seed": [3, -1]}, "tune.seed[1] must be greater than or equal to 0, got -1."),
+        ({"seed": [3, 3]}, "tune.seed holds 3 twice."),
+        ({"seed": []}, "tune.seed is empty"),
     ],
 )
 def test_what_cannot_be_tried_is_refused(changes, message):

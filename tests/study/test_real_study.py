@@ -7,8 +7,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -17,7 +15,7 @@ import yaml
 from real_study import CELLS, figures, metric_lines
 
 import profit_sft
-from forks import start
+from forks import fork_children_of_studies, start
 from profit_sft.errors import ConfigurationError
 from profit_sft.study.cells import CellFailed, imitated_share
 from profit_sft.study.flags import check_flags
@@ -113,7 +111,8 @@ def test_a_finished_study_is_left_alone_and_other_settings_are_refused(study_fil
 
 
 @pytest.mark.slow
-def test_a_variant_is_tried_on_validation_problems_and_trained_at_its_best_value(study_file, tmp_path):
+def test_a_variant_is_tried_on_validation_problems_and_trained_at_its_best_value(study_file, tmp_path, monkeypatch):
+    fork_children_of_studies(monkeypatch)
     problems = tmp_path / "validation" / "gsm8k_test.jsonl"
     problems.parent.mkdir()
     problems.write_text(
@@ -133,7 +132,7 @@ def test_a_variant_is_tried_on_validation_problems_and_trained_at_its_best_value
     write_report(plan, study.path, command="")
     found = json.loads((study.path / "results.json").read_text())["tuning"]["rows"][0]
     assert list(found["accuracies"]) == ["0.001", "0.01"]
-    tried = {rate: study.cell(f"nll-lr{rate}-try") for rate in found["accuracies"]}
+    tried = {rate: study.cell(f"nll-lr{rate}-s5-try") for rate in found["accuracies"]}
     for rate, cell in tried.items():
         config, summary = yaml.safe_load(cell.config.read_text()), json.loads(cell.finished.read_text())
         assert (config["learning_rate"], config["seed"]) == (float(rate), 5)
@@ -197,21 +196,21 @@ def node(**resources):
     return {"object_store_memory": 80 * 2**20, **resources}
 
 
-def start_on_ray(study_file, folder, *more):
-    command = [sys.executable, "-m", "profit_sft.cli", "study", str(study_file), "--output_dir", str(folder)]
-    return subprocess.Popen([*command, "--executor", "ray", *more], stderr=subprocess.PIPE, text=True)
+def start_on_ray(study_file, folder, log, *more):
+    words = ["study", str(study_file), "--output_dir", str(folder), "--executor", "ray", *more]
+    return start(words, log, RAY_ADDRESS=os.environ["RAY_ADDRESS"])
 
 
 def attempts(cell):
     return [json.loads(line) for line in cell.attempts.read_text().splitlines()]
 
 
-def wait_for_steps(cell, steps, process):
+def wait_for_steps(cell, steps, process, log):
     metrics = cell.run / "metrics.jsonl"
     deadline = time.monotonic() + 300
     while not metrics.exists() or metrics.read_text().count("\n") < steps:
         assert time.monotonic() < deadline
-        assert process.poll() is None, process.communicate()
+        assert process.is_alive(), log.read_text()
         time.sleep(0.01)
 
 
@@ -230,24 +229,26 @@ def test_a_study_is_stopped_and_loses_a_node_and_ends_as_on_one_machine(cluster,
     for _ in range(2):
         cluster.add_node(**node(num_cpus=1))
     folder = tmp_path / "out"
-    cell = StudyFolder(folder).cell("nll-s0")
+    cell, log = StudyFolder(folder).cell("nll-s0"), tmp_path / "log"
 
-    process = start_on_ray(study_file, folder)
-    wait_for_steps(cell, 6, process)
-    process.send_signal(signal.SIGINT)
-    _, messages = process.communicate()
-    assert process.returncode == 130, messages
+    process = start_on_ray(study_file, folder, log)
+    wait_for_steps(cell, 6, process, log)
+    os.kill(process.pid, signal.SIGINT)
+    process.join()
+    messages = log.read_text()
+    assert process.exitcode == 130, messages
     assert "nll-s0: stopped; it goes on from here next time" in messages
     assert "Stopped by SIGINT. The same command goes on." in messages
     assert len(list(cell.run.glob("checkpoint-*/trainer_state.json"))) == 1
     assert not cell.trained.exists()
 
     steps = (cell.run / "metrics.jsonl").read_text().count("\n")
-    process = start_on_ray(study_file, folder)
-    wait_for_steps(cell, steps + 6, process)
+    process = start_on_ray(study_file, folder, log)
+    wait_for_steps(cell, steps + 6, process, log)
     kill_node(cluster, attempts(cell)[-1]["pid"])
-    _, messages = process.communicate()
-    assert process.returncode == 0, messages
+    process.join()
+    messages = log.read_text()
+    assert process.exitcode == 0, messages
     assert messages.count("nll-s0: going on after step") == 2
     assert figures(folder) == figures(finished_study)
     for slug in CELLS[1:]:
@@ -264,15 +265,15 @@ def test_cells_share_the_gpus_of_a_node(cluster, tmp_path):
         "dataset_name": "absent.jsonl",
         "cells": [{"objective": "nll"}],
     }
-    study_file, study = tmp_path / "study.yaml", StudyFolder(tmp_path / "out")
+    study_file, study, log = tmp_path / "study.yaml", StudyFolder(tmp_path / "out"), tmp_path / "log"
     study_file.write_text(yaml.safe_dump(content))
-    process = start_on_ray(study_file, study.path, "--cells", "*untrained")
-    _, messages = process.communicate()
-    assert process.returncode == 0, messages
+    process = start_on_ray(study_file, study.path, log, "--cells", "*untrained")
+    process.join()
+    assert process.exitcode == 0, log.read_text()
     gpus = [attempts(study.cell(f"m{index}.untrained"))[0]["gpus"] for index in range(4)]
     assert set(gpus) <= {"0", "1"}
     study_file.write_text(yaml.safe_dump(content | {"train": {"accelerate_config": EIGHT}}))
-    process = start_on_ray(study_file, tmp_path / "other")
-    _, messages = process.communicate()
-    assert process.returncode == 2
-    assert "trains on 8 GPUs, and no node of the Ray cluster has more than 2." in messages
+    process = start_on_ray(study_file, tmp_path / "other", log)
+    process.join()
+    assert process.exitcode == 2
+    assert "trains on 8 GPUs, and no node of the Ray cluster has more than 2." in log.read_text()

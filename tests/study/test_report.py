@@ -126,12 +126,12 @@ def test_the_color_of_a_map_is_that_of_sign_and_size(points, look):
 
 TUNE = {"learning_rate": [1e-5, 1e-4, 1e-3], "evaluate": {"tasks": ["gsm8k"]}}
 TRIED = {
-    "nll-lr1e-05-try": 0.2,
-    "nll-lr0.0001-try": 0.4,
-    "nll-lr0.001-try": 0.3,
-    "dft-lr1e-05-try": 0.1,
-    "dft-lr0.0001-try": 0.25,
-    "dft-lr0.001-try": 0.5,
+    "nll-lr1e-05-s0-try": 0.2,
+    "nll-lr0.0001-s0-try": 0.4,
+    "nll-lr0.001-s0-try": 0.3,
+    "dft-lr1e-05-s0-try": 0.1,
+    "dft-lr0.0001-s0-try": 0.25,
+    "dft-lr0.001-s0-try": 0.5,
 }
 
 
@@ -141,9 +141,10 @@ def test_values_tried_are_told_and_enter_nothing_else(tmp_path):
     ran_at = {
         cell.slug: {"learning_rate": 1e-4 if cell.variant.name == "nll" else 1e-3} for cell in tuned.cells[1:]
     } | {"nll-s2": {"learning_rate": 1e-5}}
-    made_study(tmp_path, tuned, RATES | TRIED, ran_at=ran_at)
+    made_study(tmp_path, tuned, RATES | TRIED)
     write_report(plain, tmp_path, command=COMMAND)
     without = json.loads((tmp_path / "results.json").read_text())
+    made_study(tmp_path, tuned, RATES | TRIED, ran_at=ran_at)
     write_report(tuned, tmp_path, command=COMMAND)
     found, text = json.loads((tmp_path / "results.json").read_text()), (tmp_path / "report.md").read_text()
     for name in without.keys() - {"tuning", "cost"}:
@@ -176,7 +177,7 @@ def test_a_random_mask_of_a_variant_that_has_run_again_is_told(tmp_path):
     plan = made_plan(cells=[{"objective": "nll", "seed": [0, 1]}, like], tune=TUNE)
     tried = {cell.slug: 0.3 for cell in plan.tries}
     made_study(tmp_path, plan, RATES | tried | {"random-as-nll": 0.4})
-    for slug, rate in (("random-as-nll-lr1e-05-try", 1.0), ("random-as-nll-s0", 1.0), ("random-as-nll-s1", 0.8)):
+    for slug, rate in (("random-as-nll-lr1e-05-s0-try", 1.0), ("random-as-nll-s0", 1.0), ("random-as-nll-s1", 0.8)):
         path = tmp_path / "cells" / slug / "cell.json"
         summary = json.loads(path.read_text())
         summary["training"]["rate"] = rate
@@ -187,9 +188,23 @@ def test_a_random_mask_of_a_variant_that_has_run_again_is_told(tmp_path):
     assert text.count(" was run at rate ") == 1, "nll keeps all"
 
 
+def test_of_several_seeds_the_mean_is_told(tmp_path):
+    plan = made_plan(cells=[{"objective": "nll"}], tune=TUNE | {"seed": [0, 4]})
+    second = {"nll-lr1e-05-s4-try": 0.5, "nll-lr0.0001-s4-try": 0.1, "nll-lr0.001-s4-try": 0.2}
+    made_study(tmp_path, plan, RATES | TRIED | second, skip=("nll-s0",))
+    write_report(plan, tmp_path, command=COMMAND)
+    text, page = ((tmp_path / f"report.{kind}").read_text() for kind in ("md", "html"))
+    assert "| nll | 35.0% | 25.0% | 25.0% | 1e-05 |" in text
+    assert "with seeds 0, 4" in text
+    assert "with seeds 0, 4" in page
+    made_study(tmp_path / "half", plan, RATES | TRIED | second, skip=("nll-s0", "nll-lr0.001-s4-try"))
+    write_report(plan, tmp_path / "half", command=COMMAND)
+    assert f"| nll | 35.0% | 25.0% | {_DASH} | {_DASH} |" in (tmp_path / "half" / "report.md").read_text()
+
+
 def test_before_the_tries_are_finished_nothing_is_chosen(tmp_path):
     plan = made_plan(cells=[{"objective": ["nll", "dft"]}], tune=TUNE)
-    made_study(tmp_path, plan, RATES | TRIED, skip=("nll-lr0.0001-try", *(cell.slug for cell in plan.cells)))
+    made_study(tmp_path, plan, RATES | TRIED, skip=("nll-lr0.0001-s0-try", *(cell.slug for cell in plan.cells)))
     write_report(plan, tmp_path, command=COMMAND)
     text = (tmp_path / "report.md").read_text()
     assert f"| nll | 20.0% | {_DASH} | 30.0% | {_DASH} |" in text
@@ -264,6 +279,24 @@ def test_the_page_fits_a_phone_and_both_themes(page):
     background = page.evaluate("getComputedStyle(document.body).backgroundColor")
     page.locator("#theme").click()
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") != background
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [360, 1100])
+def test_names_of_any_length_need_no_sideways_scrolling(open_page, tmp_path, width):
+    name = "profit_threshold_0.1_reference_scores_of_the_untrained_model"
+    cells = [{"objective": "nll", "seed": [0, 1]}, {"objective": "profit", "name": name, "seed": [0, 1]}]
+    models = [{"model_name_or_path": "embedded", "name": short} for short in ("small", f"a{name}")]
+    plan = made_plan(model_name_or_path=None, models=models, cells=cells, question=f"{name}?" * 9)
+    made_study(tmp_path, plan, RATES | {name: 0.8}, collapsed=(name,), not_probed=("nll",))
+    write_report(plan, tmp_path, command=COMMAND)
+    page = open_page(tmp_path)
+    page.set_viewport_size({"width": width, "height": 740})
+    for summary in page.locator("summary").all():
+        summary.click()
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    boxes = [label.bounding_box() for label in page.locator("#forest text").all()]
+    assert all(0 <= box["x"] <= width - box["width"] for box in boxes)
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ import threading
 
 import pytest
 
+from forks import fork_children_of_studies
 from profit_sft.errors import ConfigurationError, DataError
 from profit_sft.files import write_text
 from profit_sft.study.cells import CellFailed, cell_settings, data_contents, needs_scores
@@ -27,7 +28,8 @@ def plan_without_measuring(**changes):
     return parse_plan(content | changes)
 
 
-def test_a_failed_cell_is_reported_and_the_others_run(tmp_path):
+def test_a_failed_cell_is_reported_and_the_others_run(tmp_path, monkeypatch):
+    fork_children_of_studies(monkeypatch)
     lines = []
     result = run_study(plan_without_measuring(), tmp_path, cells="[!n]*", say=lines.append)
     assert result.finished == ("untrained",)
@@ -64,7 +66,8 @@ def test_a_torn_file_of_a_cell_is_named_with_the_way_out(tmp_path, name, torn):
             read_results(plan, tmp_path)
 
 
-def test_cells_of_other_rows_of_the_same_name_are_not_mixed(tmp_path):
+def test_cells_of_other_rows_of_the_same_name_are_not_mixed(tmp_path, monkeypatch):
+    fork_children_of_studies(monkeypatch)
     data, study = tmp_path / "rows.jsonl", StudyFolder(tmp_path / "study")
     folder = study.cell("nll-s0")
 
@@ -124,14 +127,17 @@ TUNED = {
     "evaluate": {"tasks": ["generated"]},
 }
 VALIDATION = {
-    "nll-lr1e-05-try": 0.3,
-    "nll-lr0.0001-try": 0.5,
-    "nll-lr0.001-try": 0.5,  # as good: the smaller value
-    "nll-lr0.01-try": 0.9,
-    "random-as-nll-lr1e-05-try": 0.6,
-    "random-as-nll-lr0.0001-try": 0.5,
-    "random-as-nll-lr0.001-try": 0.4,
-    "random-as-nll-lr0.01-try": 0.4,
+    "nll-lr1e-05-s7-try": 0.3,
+    "nll-lr0.0001-s7-try": 0.5,
+    "nll-lr0.001-s7-try": 0.5,  # as good: the smaller value
+    "nll-lr0.01-s7-try": 0.9,
+    "nll-lr1e-05-s8-try": 0.3,
+    "nll-lr0.0001-s8-try": 0.0,
+    "nll-lr0.001-s8-try": 0.2,
+    "random-as-nll-lr1e-05-s7-try": 0.6,
+    "random-as-nll-lr0.0001-s7-try": 0.5,
+    "random-as-nll-lr0.001-s7-try": 0.4,
+    "random-as-nll-lr0.01-s7-try": 0.4,
 }
 
 
@@ -165,17 +171,17 @@ def test_a_cell_runs_at_the_best_of_the_values_its_variant_tried(tmp_path, jobs)
     }
     order = [slug for slug, _ in ran]
     # The tries of a random mask take its share from the cell that it imitates, which waits for its own tries.
-    assert order.index("nll-lr0.001-try") < order.index("nll-s1") < order.index("random-as-nll-lr1e-05-try")
+    assert order.index("nll-lr0.001-s7-try") < order.index("nll-s1") < order.index("random-as-nll-lr1e-05-s7-try")
     assert json.loads(StudyFolder(tmp_path).cell("nll-s1").settings.read_text())["train"] == {"learning_rate": 1e-4}
     assert run_tuned(tmp_path) == ([], {}), "a finished study is left alone"
 
 
 def test_a_failed_try_fails_what_needs_it_and_nothing_else(tmp_path):
-    ran, failed = run_tuned(tmp_path, fails=("random-as-nll-lr0.0001-try",))
+    ran, failed = run_tuned(tmp_path, fails=("random-as-nll-lr0.0001-s7-try",))
     assert failed["random-as-nll-s1"] == (
-        "random-as-nll-s1: random-as-nll-lr0.0001-try, which it needs for its learning_rate, has failed."
+        "random-as-nll-s1: random-as-nll-lr0.0001-s7-try, which it needs for its learning_rate, has failed."
     )
-    assert list(failed) == ["random-as-nll-lr0.0001-try", "random-as-nll-s1"]
+    assert list(failed) == ["random-as-nll-lr0.0001-s7-try", "random-as-nll-s1"]
     assert ("nll-s2", 1e-4) in ran
 
 
@@ -184,20 +190,27 @@ def test_values_may_change_until_a_cell_has_run_at_another_than_the_best(tmp_pat
     only = {"cells": "nll*"}
     run_tuned(tmp_path, tune=TUNED["tune"] | {"learning_rate": fewer}, cells="nll*-try")
     ran, _ = run_tuned(tmp_path, tune=TUNED["tune"] | {"learning_rate": more}, cells="nll*-[ts][r1]*")
-    assert ran == [("nll-lr0.01-try", 1e-2), ("nll-s1", 1e-2)], "tries that are there stay"
+    assert ran == [("nll-lr0.01-s7-try", 1e-2), ("nll-s1", 1e-2)], "tries that are there stay"
     plan = plan_without_measuring(**(TUNED | {"tune": TUNED["tune"] | {"learning_rate": fewer}}))
     refusal = r"nll-s1 was run with train\.learning_rate = 0\.01, the best of those tried is 0\.0001\. Choose another"
     with pytest.raises(ConfigurationError, match=refusal):
         run_study(plan, tmp_path, **only)
-    with pytest.raises(ConfigurationError, match=r"nll-lr1e-05-try was run with seed = 7, the study file says 8"):
-        run_study(plan_without_measuring(**(TUNED | {"tune": TUNED["tune"] | {"seed": 8}})), tmp_path, **only)
+
+
+def test_of_several_seeds_the_mean_chooses_and_seeds_that_are_there_stay(tmp_path):
+    """The rate that does best with the first seed collapses with the second."""
+    run_tuned(tmp_path, cells="nll*-try")
+    ran, failed = run_tuned(tmp_path, cells="nll*", tune=TUNED["tune"] | {"seed": [7, 8]})
+    assert failed == {}
+    tries = {f"nll-lr{rate:g}-s8-try": rate for rate in (1e-5, 1e-4, 1e-3)}
+    assert dict(ran) == tries | {"nll-s1": 1e-3, "nll-s2": 1e-3}
 
 
 def test_a_cell_at_another_value_than_a_later_try_shows_best_fails_by_name(tmp_path):
     run_tuned(tmp_path, cells="nll*")
     more = TUNED["tune"] | {"learning_rate": [1e-5, 1e-4, 1e-2]}
     ran, failed = run_tuned(tmp_path, tune=more, cells="nll*")
-    assert ran == [("nll-lr0.01-try", 1e-2)]
+    assert ran == [("nll-lr0.01-s7-try", 1e-2)]
     assert list(failed) == ["nll-s1", "nll-s2"]
     assert "was run with train.learning_rate = 0.0001, the best of those tried is 0.01." in failed["nll-s1"]
 
@@ -205,16 +218,20 @@ def test_a_cell_at_another_value_than_a_later_try_shows_best_fails_by_name(tmp_p
 def test_a_whole_number_stays_one_on_its_way_to_training(tmp_path):
     tune = {"num_train_epochs": [2, 1], "evaluate": {"tasks": ["gsm8k"]}}
     run_tuned(tmp_path, tune=tune, cells="nll*")
-    for slug in ("nll-num_train_epochs1-try", "nll-s1"):
+    for slug in ("nll-num_train_epochs1-s0-try", "nll-s1"):
         settings = json.loads(StudyFolder(tmp_path).cell(slug).settings.read_text())["train"]
         assert repr(settings) == "{'num_train_epochs': 1}"
 
 
 def test_a_cell_and_its_tries_are_chosen_together(tmp_path):
     plan = plan_without_measuring(**TUNED)
-    with pytest.raises(ConfigurationError, match=r"nll-s1 takes its learning_rate from nll-lr1e-05-try, which is not"):
+    with pytest.raises(
+        ConfigurationError, match=r"nll-s1 takes its learning_rate from nll-lr1e-05-s7-try, which is not"
+    ):
         run_study(plan, tmp_path, cells="nll-s1")
-    with pytest.raises(ConfigurationError, match=r"random-as-nll-lr1e-05-try takes its rate from nll-s1, which is not"):
+    with pytest.raises(
+        ConfigurationError, match=r"random-as-nll-lr1e-05-s7-try takes its rate from nll-s1, which is not"
+    ):
         run_study(plan, tmp_path, cells="random*")
 
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from datasets import Dataset
+from transformers import DataCollatorForSeq2Seq, DataCollatorWithFlattening
 
 from profit_sft import ProFitConfig, ProFitTrainer
 from profit_sft.train.beside import CollatesBeside
@@ -91,6 +92,40 @@ def test_weights_stay_with_their_tokens(tmp_path, settings):
             assert label == -100 or weight == weight_of(token)
             trained += label != -100
     assert trained > 20
+
+
+def padded(side):
+    tokenizer = tiny_tokenizer()
+    tokenizer.padding_side = side
+    return DataCollatorForSeq2Seq(tokenizer, pad_to_multiple_of=8)
+
+
+@pytest.mark.parametrize(
+    "collator", [padded("right"), padded("left"), DataCollatorWithFlattening()], ids=["right", "left", "end to end"]
+)
+def test_weights_stay_with_their_tokens_in_a_collator_of_ones_own(collator):
+    rows = [{**row, "reference_log_probs": [-1.0 * token for token in row["input_ids"]]} for row in weighted_rows()]
+    batch = CollatesBeside(collator)(rows)
+    names = ("input_ids", "labels", "token_weights", "reference_log_probs")
+    places = list(zip(*(batch[name].flatten().tolist() for name in names), strict=True))
+    trained = [place for place in places if place[1] != -100]
+    assert len(trained) == sum(len(row["input_ids"]) - 2 for row in rows)
+    assert all(weight == weight_of(token) and log_prob == -token for token, _, weight, log_prob in trained)
+
+
+def test_a_mask_that_numbers_the_texts_of_a_row_moves_no_weights():
+    ids = torch.tensor([[1, 2, 3, 4]])
+    batch = {"input_ids": ids, "labels": ids, "attention_mask": torch.tensor([[1, 1, 2, 2]])}
+    weights = [0.5, 1.0, 0.25, 1.0]
+    laid_out = CollatesBeside(lambda examples: batch)([{"input_ids": [1, 2, 3, 4], "token_weights": weights}])
+    assert laid_out["token_weights"].tolist() == [weights]
+
+
+@pytest.mark.parametrize("mask", [None, torch.ones(1, 4)], ids=["no mask", "mask"])
+def test_a_collator_that_moves_tokens_is_refused(mask):
+    batch = {"input_ids": torch.tensor([[1, 2, 9, 3]]), "labels": torch.tensor([[1, 2, 9, 3]]), "attention_mask": mask}
+    with pytest.raises(ValueError, match="row 0 of a batch does not hold the 3 input_ids of its example in a row"):
+        CollatesBeside(lambda examples: batch)([{"input_ids": [1, 2, 3], "token_weights": [1.0, 1.0, 0.5]}])
 
 
 def test_tokens_of_weight_zero_never_reach_the_head(tmp_path):

@@ -35,6 +35,7 @@ def test_without_a_global_batch_size_nothing_is_settled(tmp_path):
             r"global_batch_size 30 is not a multiple of 4 rows \(per_device_train_batch_size 4 x 1 ranks\)",
         ),
         ({"global_batch_size": 32, "per_device_train_batch_size": 2}, 3, "32 is not a multiple of 6 rows"),
+        ({"global_batch_size": 32, "auto_find_batch_size": True}, 1, "is 32, which auto_find_batch_size would change"),
         ({"global_batch_size": 4, "per_device_train_batch_size": 8}, 1, "4 is not a multiple of 8 rows"),
         ({"global_batch_size": 0, "per_device_train_batch_size": 8}, 1, "0 is not a multiple of 8 rows"),
         (

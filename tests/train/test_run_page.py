@@ -102,6 +102,21 @@ def test_a_resumed_run_keeps_the_rows_of_its_start(tmp_path):
     assert rows["rows"][0]["now"] != before[0]["now"]
 
 
+def test_a_run_that_is_gone_on_with_has_not_ended_before_its_first_log_either(tmp_path):
+    trainer(tmp_path, max_steps=4, save_strategy="steps", save_steps=2).train()
+    assert read_run(tmp_path).has_ended
+    seen = []
+
+    class Looks(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            seen.append(read_run(tmp_path).has_ended)
+
+    resumed = trainer(tmp_path, [Looks()], max_steps=8, logging_steps=4)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert seen == [False] * 4
+    assert read_run(tmp_path).has_ended
+
+
 def test_a_warning_is_shown_logged_once_and_stands_on_page_and_card(tmp_path):
     run = trainer(tmp_path, [Warns()])
     with pytest.warns(UserWarning, match="look out"):

@@ -1,5 +1,7 @@
 """ProFitConfig and ProFitTrainer; exactness over ranks is in tests/distributed."""
 
+import contextlib
+import copy
 import json
 import math
 
@@ -169,6 +171,55 @@ def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tmp_path, normaliz
     last = [log[-2] for log in (whole.state.log_history, interrupted.state.log_history)]
     for name in ("loss", "nll", "kept_share"):
         assert last[0][name] == last[1][name], name
+
+
+@pytest.mark.parametrize("normalize", ["all", "kept"])
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("CUDA out of memory.")], ids=["Ctrl-C", "memory"])
+def test_a_step_that_begins_anew_forgets_the_micro_batches_before_it(tmp_path, error, normalize):
+    model = tiny_model()
+    start = copy.deepcopy(model).double()
+    run = trainer(
+        tmp_path,
+        model=model,
+        max_steps=1,
+        gradient_accumulation_steps=4,
+        normalize=normalize,
+        auto_find_batch_size=True,
+    )
+    batches, gradients = [], {}
+    compute_loss, clip = run.compute_loss, run.accelerator.clip_grad_norm_
+
+    def failing_once(model, inputs, *args, **kwargs):
+        batches.append({name: inputs[name] for name in ("input_ids", "labels")})
+        loss = compute_loss(model, inputs, *args, **kwargs)
+        if len(batches) == 2:
+            raise error
+        return loss
+
+    def noting(*args, **kwargs):
+        gradients.update({name: parameter.grad.clone() for name, parameter in model.named_parameters()})
+        return clip(*args, **kwargs)
+
+    run.compute_loss, run.accelerator.clip_grad_norm_ = failing_once, noting
+    with contextlib.suppress(KeyboardInterrupt):
+        run.train()
+    if not gradients:
+        run.train()
+    found = []
+    for batch in batches[2:]:
+        labels = batch["labels"][:, 1:]
+        dense = start(input_ids=batch["input_ids"]).logits[:, :-1].log_softmax(-1)[labels != -100]
+        found.append(dense.gather(-1, labels[labels != -100][:, None])[:, 0])
+    log_probs = torch.cat(found)
+    kept = log_probs >= math.log(1 / 64)
+    assert 0.2 < kept.double().mean() < 0.8
+    loss = -log_probs[kept].sum() / (len(kept) if normalize == "all" else kept.sum())
+    loss.backward()
+    log = next(entry for entry in run.state.log_history if "loss" in entry)
+    assert log["loss"] == pytest.approx(loss.item(), rel=1e-5, abs=LOGGED_LOSS_ROUNDING)
+    assert log["kept_share"] == pytest.approx(kept.double().mean().item())
+    for name, parameter in start.named_parameters():
+        assert (gradients[name] - parameter.grad).norm() <= 1e-5 * parameter.grad.norm(), name
 
 
 def test_metrics_file_has_each_step_once_after_a_resume(tmp_path):

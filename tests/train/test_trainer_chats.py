@@ -5,6 +5,7 @@ import json
 import pytest
 from datasets import Dataset, IterableDataset
 from transformers import ByT5Tokenizer
+from trl import SFTConfig, SFTTrainer
 
 from profit_sft.data.prepare import prepare_dataset
 from profit_sft.data.settings import DataSettings
@@ -150,6 +151,35 @@ def test_other_shapes_of_chats_are_read_as_by_the_command(tmp_path, columns):
     run = trainer(tmp_path, Dataset.from_dict(columns))
     (labels,) = trained_rows(run.get_train_dataloader()).values()
     assert run.processing_class.decode([label for label in labels if label != -100]) == "Hello! How are you?<|im_end|>"
+
+
+BESIDE_TEXT = {
+    "question and answer": {"question": ["2+2?"], "answer": ["Four."]},
+    "alpaca": {"instruction": ["2+2?"], "input": [""], "output": ["Four."]},
+    "instruction and response": {"instruction": ["2+2?"], "response": ["Four."]},
+    "JSON text": {"messages": [json.dumps(CHATS[1])]},
+    "messages": {"messages": CHATS[1:]},
+    "conversations": {"conversations": [sharegpt(CHATS[1])]},
+}
+
+
+@pytest.mark.parametrize("field", ["text", "body"])
+@pytest.mark.parametrize("case", BESIDE_TEXT)
+def test_text_that_trl_would_train_is_trained_whatever_columns_are_beside_it(tmp_path, case, field):
+    dataset = Dataset.from_dict({**BESIDE_TEXT[case], field: ["## My own format: Hello!"]})
+    options = {"dataset_text_field": field, "max_length": 60, "report_to": [], "bf16": False, "use_cpu": True}
+    tokenizer = chat_tokenizer()
+    theirs = SFTTrainer(
+        tiny_model(vocab_size=len(tokenizer)),
+        SFTConfig(str(tmp_path), **options),
+        train_dataset=dataset,
+        processing_class=tokenizer,
+    )
+    expected = trained_rows(theirs.get_train_dataloader())
+    found = trained_rows(trainer(tmp_path, dataset, **options).get_train_dataloader())
+    assert (found == expected) == (case not in ("messages", "conversations"))  # of which TRL trains every turn
+    texts = [[tokenizer.decode(ids) for ids in rows] for rows in (expected, found)]
+    assert ["My own" in text for (text,) in texts] == [case not in ("messages", "conversations")] * 2
 
 
 def test_chats_for_a_slow_tokenizer_are_trained_whole_after_a_warning(tmp_path):

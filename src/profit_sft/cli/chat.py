@@ -1,5 +1,7 @@
 """`profit chat`: talk to a run, or any model, in the terminal."""
 
+import io
+import math
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -9,7 +11,7 @@ import typer
 
 from profit_sft.cli.options import AllowMissingWeights, ChatTemplatePath, flag
 from profit_sft.cli.progress import quiet_libraries
-from profit_sft.errors import ConfigurationError
+from profit_sft.errors import ConfigurationError, blamed_on
 from profit_sft.terminal import console
 
 if TYPE_CHECKING:
@@ -50,7 +52,8 @@ def chat_command(
     date_chats(tokenizer, model_name_or_path)
     model = load_model(model_name_or_path, dtype=dtype, allow_missing_weights=allow_missing_weights)
     model.to(default_device())  # type: ignore[arg-type]  # transformers wraps it
-    settings: dict[str, Any] = {"max_new_tokens": max_new_tokens}
+    # One answer, shown as it is written, whatever the model's own settings say.
+    settings: dict[str, Any] = {"max_new_tokens": max_new_tokens, "num_beams": 1, "num_return_sequences": 1}
     if temperature is not None:
         settings |= {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
     beginning = [{"role": "system", "content": system_prompt}] if system_prompt else []
@@ -58,9 +61,11 @@ def chat_command(
     return 0
 
 
-def _talk(beginning: Messages, answer: Callable[[Messages], str]) -> None:
+def _talk(beginning: Messages, answer: Callable[[Messages], str | None]) -> None:
     out, messages = console(), list(beginning)
     typed = sys.stdin.isatty()
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")  # bytes that are no text are none of a question
     if typed:
         out.print(_HELP, style="dim")
     while True:
@@ -74,13 +79,17 @@ def _talk(beginning: Messages, answer: Callable[[Messages], str]) -> None:
             messages = list(beginning)
         elif question:
             messages.append({"role": "user", "content": question})
-            messages.append({"role": "assistant", "content": answer(messages)})
+            said = answer(messages)
+            if said is None:
+                messages.pop()
+            else:
+                messages.append({"role": "assistant", "content": said})
 
 
 def _answer(
     model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", settings: dict[str, Any], messages: Messages
-) -> str:
-    """Write the answer to the terminal as it comes; return it."""
+) -> str | None:
+    """Write the answer to the terminal as it comes; return it, or None where the model takes no more."""
     import torch
     from transformers import TextStreamer
 
@@ -92,19 +101,33 @@ def _answer(
         def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
             out.print(text, end="\n" if stream_end else "")  # no sequence in it can steer the terminal
 
-    batch: Any = tokenizer.apply_chat_template(
-        messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"
-    )
+    with blamed_on(
+        "the model's chat template takes no such conversation",
+        "Leave out --system_prompt if it knows none, or name another template with --chat_template_path.",
+        ConfigurationError,
+    ):
+        batch: Any = tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"
+        )
+    asked = batch["input_ids"].shape[1]
+    room = getattr(model.config.get_text_config(), "max_position_embeddings", None) or math.inf
+    if asked >= room:
+        out.print(
+            f"(a conversation of {asked:,} tokens, and the model takes {room:,}: /clear begins anew)", style="dim"
+        )
+        return None
+    most = min(settings["max_new_tokens"], room - asked)
     ends = end_tokens(model, tokenizer.eos_token_id)
     with torch.no_grad():
         generated: Any = model.generate(  # type: ignore[operator]  # transformers types it as Tensor | Module
             **batch.to(model.device),
-            **settings,
+            **settings | {"max_new_tokens": most},
             eos_token_id=ends,
             pad_token_id=tokenizer.pad_token_id,
             streamer=Shown(tokenizer, skip_prompt=True, skip_special_tokens=True),
         )
-    new_tokens = generated[0, batch["input_ids"].shape[1] :]
+    new_tokens = generated[0, asked:]
     if new_tokens[-1].item() not in ends:
-        out.print(f"(cut off at {len(new_tokens)} tokens: --max_new_tokens)", style="dim")
+        why = "--max_new_tokens" if most == settings["max_new_tokens"] else "the model takes no more"
+        out.print(f"(cut off at {len(new_tokens)} tokens: {why})", style="dim")
     return str(tokenizer.decode(new_tokens, skip_special_tokens=True))

@@ -1,12 +1,13 @@
-"""`profit train`: YAML and flags in, one training run out."""
+"""`profit train`: YAML and flags in, one training run out, here or under `accelerate launch` of the same command."""
 
 import dataclasses
 import json
 import os
 import shlex
 import signal
+import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import typer
@@ -14,15 +15,18 @@ from rich.table import Table
 
 from profit_sft.cli.data import data_facts, print_notes
 from profit_sft.cli.progress import quiet_libraries
+from profit_sft.interrupts import signals_handled, stop_with_parent
 from profit_sft.ranks import works_here
 from profit_sft.terminal import console
 
 if TYPE_CHECKING:
     from profit_sft.runs.record import RunRecord
+    from profit_sft.train.arguments import RunArguments
     from profit_sft.train.dry_run import DryRunReport, SettingsReport
     from profit_sft.train.run import RunResult
 
 _ON_CPU = ("--use_cpu", "True")
+_LAUNCHED = "PROFIT_LAUNCHED"  # a launcher leaves no mark of its own in a single process
 
 
 def train_command(context: typer.Context) -> int:
@@ -30,7 +34,6 @@ def train_command(context: typer.Context) -> int:
     import torch
     from accelerate import PartialState
 
-    from profit_sft.cli.launch import follow_launch, is_launched, is_launched_here, launch
     from profit_sft.cli.train_flags import names_a_launch, normalized, parse
     from profit_sft.cli.training_bar import TrainingBar
     from profit_sft.train.dry_run import dry_run
@@ -40,7 +43,8 @@ def train_command(context: typer.Context) -> int:
     dry = "--dry_run" in map(normalized, context.args)
     if dry and not works_here("train --dry-run"):
         return 0
-    follow_launch()
+    if is_launched_here():
+        stop_with_parent()  # `launch`, which also tells it to
     environment = dict(os.environ)
     launches = not dry and not is_launched() and names_a_launch(context.args)
     # What only launches leaves the accelerators to what it launches; a dry run can do without.
@@ -61,6 +65,53 @@ def train_command(context: typer.Context) -> int:
     return 0 if result.stopped_by is None or is_launched_here() else 130
 
 
+def is_launched() -> bool:
+    """Say whether a launcher started this process, `launch` among them."""
+    return "WORLD_SIZE" in os.environ or is_launched_here()
+
+
+def is_launched_here() -> bool:
+    """Say whether `launch` started this process."""
+    return _LAUNCHED in os.environ
+
+
+def launch(run: "RunArguments", arguments: Sequence[str], environment: Mapping[str, str]) -> int:
+    """Run `accelerate launch` of the same `profit train`, as `run.accelerate_config` says, and return its exit status.
+
+    Launchers pass a signal on to their processes with 30 seconds to live, or not at all. So these are out of the reach
+    of the terminal's, and are told by the end of a pipe that they have inherited: at the first SIGINT or SIGTERM, or
+    when this process is killed. They save a checkpoint then. A second signal ends them at once.
+
+    Args:
+        run: Names the file, which `check_before_launch` has looked at, and perhaps another number of processes.
+        arguments: The command line after `profit train`.
+        environment: As it was before settings left their marks in it.
+    """
+    assert run.accelerate_config is not None
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--config_file", run.accelerate_config]
+    if run.num_processes is not None:
+        command += ["--num_processes", str(run.num_processes)]
+    command += ["-m", "profit_sft.cli", "train", *arguments]
+    sys.stdout.flush()
+    sys.stderr.flush()
+    process = subprocess.Popen(
+        command, env={**environment, _LAUNCHED: "1"}, stdin=subprocess.PIPE, start_new_session=True
+    )
+    assert process.stdin is not None
+    pipe, stopped = process.stdin, False
+
+    def stop(number: int) -> None:
+        nonlocal stopped
+        if stopped:
+            os.killpg(process.pid, signal.SIGTERM)
+        stopped = True
+        pipe.close()
+
+    with signals_handled(stop):
+        status = process.wait()
+    return 130 if stopped else int(status != 0)
+
+
 def print_facts(facts: Mapping[str, str]) -> None:
     """Print what a run has on stderr, a line a fact."""
     messages = console(stderr=True)
@@ -70,7 +121,6 @@ def print_facts(facts: Mapping[str, str]) -> None:
 
 def print_result(result: "RunResult", *, as_json: bool) -> int:
     """Say how the run ended and how to go on; return the exit status."""
-    from profit_sft.cli.launch import is_launched_here
     from profit_sft.data.blocks import LISTED_ROWS
     from profit_sft.runs.record import duration, read_run
 

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -133,7 +133,7 @@ class BlockPreparer:
         self._tokenizer = tokenizer
         self._block_rows = block_rows
         self._folder = folder
-        self._reader: Iterator[Row] | None = None  # a copy in another process opens its own
+        self._reader: Generator[Row] | None = None  # a copy in another process opens its own
         self._position = 0
         self._format: Format | None = None
 
@@ -144,7 +144,17 @@ class BlockPreparer:
             self._reader = self._rows.read(start)
         self._position = start + self._block_rows
         tally, examples = Tally(), _Examples()
-        rows = islice(self._reader, self._block_rows)
+        try:
+            self._prepare(self._reader, tally, examples)
+        except BaseException:
+            self._reader.close()  # or its file stays open for as long as somebody holds what was raised
+            raise
+        with (self._folder / f"tally-{os.getpid()}.jsonl").open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps({"start": start, **dataclasses.asdict(tally)}) + "\n")
+        return examples.table()
+
+    def _prepare(self, reader: Iterator[Row], tally: Tally, examples: "_Examples") -> None:
+        rows = islice(reader, self._block_rows)
         for row, found in prepare_rows(rows, self._settings, self._tokenizer, known_format=self._format):
             tally.rows_read += 1
             if isinstance(found, DataError):
@@ -157,9 +167,6 @@ class BlockPreparer:
             tally.dataset_format = str(self._format)
             tally.rows_of_no_weight += not found
             examples.add(row, found, self._settings, tally)
-        with (self._folder / f"tally-{os.getpid()}.jsonl").open("a", encoding="utf-8") as lines:
-            lines.write(json.dumps({"start": start, **dataclasses.asdict(tally)}) + "\n")
-        return examples.table()
 
 
 def read_tally(folder: Path) -> Tally:

@@ -7,6 +7,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from profit_sft.data.formats import detect_format, to_conversation
+from profit_sft.data.messages import is_given
 from profit_sft.data.row import Row
 from profit_sft.data.tokenize import IGNORE_INDEX, Tokenized, tokenize_conversation
 from profit_sft.errors import DataError
@@ -19,9 +20,17 @@ _OTHER_WAYS = (
 )
 
 
-def is_chat(example: dict[str, Any]) -> bool:
-    """Say whether a data set with this first row is raw chats, of which TRL would train every turn."""
+def is_chat(example: dict[str, Any], text_field: str) -> bool:
+    """Say whether a data set with this first row is raw chats, of which TRL would train every turn, or could not read.
+
+    Args:
+        example: The row.
+        text_field: Column of text that TRL trains where rows have no messages, whatever other columns there are.
+    """
     if "input_ids" in example or {"prompt", "completion"} <= example.keys():
+        return False
+    has_messages = any(isinstance(example.get(name), list) for name in ("messages", "conversations"))
+    if is_given(example.get(text_field)) and not has_messages:
         return False
     return detect_format(example) in _CHATS
 

@@ -1,5 +1,6 @@
 """A tokenizer's chat template as one conversation uses it: alike on every day, with its marks and its end tokens."""
 
+import copy
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -19,6 +20,9 @@ from profit_sft.models.pretrained import EMBEDDED
 Span = tuple[int, int]  # characters, the end exclusive
 _MARKS = r"\{%-?\s*generation\s*-?%\}"
 _SPACE = re.compile(r"\s*")
+QUESTION: Message = {"role": "user", "content": "?"}
+_ANSWER: Message = {"role": "assistant", "content": "?"}
+_RESULT: Message = {"role": "tool", "name": "?", "content": "?"}
 _DIRECTIVES = ("-d", "-m", "d", "m", "Y", "y", "B", "b", "A", "a", "H", "I", "M", "S", "j", "p", "F", "D", "T")
 
 
@@ -33,6 +37,10 @@ class CannotLabel(Exception):
     def __init__(self, text: str, *, refused: bool = False) -> None:
         super().__init__(text)
         self.refused = refused
+
+
+class EndsNowhere(CannotLabel):
+    """A turn ends in no token that a model could stop at."""
 
 
 class ChatTemplate:
@@ -65,6 +73,7 @@ class ChatTemplate:
         self.tells_date = "strftime_now" in self.source
         self._dated = on_date(self.source, template_date) if self.tells_date else self.source
         self.own_options, self.date = options, template_date
+        self._ends: dict[bool, tuple[str, str]] | None = None  # see `with_markers`; by whether the last answer calls
         self.added_tokens, self._end_tokens = _added_tokens(
             tokenizer, len(tokenizer), tokenizer.bos_token, eos_token(tokenizer)
         )
@@ -81,14 +90,25 @@ class ChatTemplate:
             return None
         return ChatTemplate(self._tokenizer, self.tools, self.own_options, self.date, source)
 
+    def with_markers(self) -> "ChatTemplate":
+        """Return one that puts behind a chat's last answer the token that follows once the chat goes on.
+
+        Models like GLM stop at the marker of the next turn. TRL's training template of GLM writes it, too.
+        """
+        made = copy.copy(self)
+        made._ends = {}
+        return made
+
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> str:
         """Return a chat as text."""
-        return self._rendered(messages, tools=self._tools, add_generation_prompt=add_generation_prompt)[0]
+        text = self._rendered(messages, tools=self._tools, add_generation_prompt=add_generation_prompt)[0]
+        return text if add_generation_prompt else self._ended(text, messages)
 
     def writes_the_same(self, text: str, messages: Sequence[Message], *, without_tools: bool = False) -> bool:
         """Say whether a chat without something, such as the tools, is still this text."""
         try:
-            return self._rendered(messages, tools=None if without_tools else self._tools)[0] == text
+            written = self._rendered(messages, tools=None if without_tools else self._tools)[0]
+            return self._ended(written, messages) == text
         except CannotLabel:  # it needs what is left out
             return False
 
@@ -101,7 +121,42 @@ class ChatTemplate:
                 spans[-1] = (spans[-1][0], end)
             elif start < end:
                 spans.append((start, end))
-        return text, spans
+        ended = self._ended(text, messages)
+        written = shared_length(text, ended)
+        return ended, [(start, min(end, written)) for start, end in spans]
+
+    def _ended(self, text: str, messages: Sequence[Message]) -> str:
+        """Put the token behind a chat's last answer that stands there once the chat goes on; see `with_markers`."""
+        if self._ends is None or not messages or messages[-1]["role"] != "assistant":
+            return text
+        if text.rstrip().endswith(self._end_tokens):
+            return text
+        calls = "tool_calls" in messages[-1]
+        if calls not in self._ends:
+            self._ends[calls] = self._end_once_it_goes_on(messages)
+        space, end = self._ends[calls]
+        return text.removesuffix(space) + end if text.endswith(space) else text
+
+    def _end_once_it_goes_on(self, messages: Sequence[Message]) -> tuple[str, str]:
+        """Return the white space behind a chat's last answer, and what stands there in its place once the chat goes on.
+
+        Both are empty where no token follows that could end an answer.
+        """
+        last = messages[-1]
+        calls = {"tool_calls": last["tool_calls"]} if "tool_calls" in last else {}
+        # With the system prompt, without which some templates take no chat.
+        chat = [*(message for message in messages[:1] if message["role"] in ("system", "developer")), QUESTION]
+        # Without its words: of a thought, templates leave out what is no longer the last.
+        answered = [*chat, {**_ANSWER, **calls}]
+        ends = self._rendered(answered, tools=self._tools)[0]
+        goes_on = self._rendered([*answered, _RESULT if calls else QUESTION], tools=self._tools)[0]
+        shared = shared_length(ends, goes_on)
+        behind = _SPACE.match(goes_on, shared).end()  # type: ignore[union-attr]  # it always matches
+        token = next((token for token in self._end_tokens if goes_on.startswith(token, behind)), "")
+        # What begins the assistant's own turn, such as <|im_start|>, tells no turn's end.
+        if not token or ends[shared:].strip() or token in self.generation_prompt(chat):
+            return "", ""
+        return ends[shared:], goes_on[shared:behind] + token
 
     def _rendered(self, messages: Sequence[Message], **options: Any) -> tuple[str, list[Span]]:
         variables = {**self._tokenizer.special_tokens_map, **self.own_options}

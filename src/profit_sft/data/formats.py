@@ -9,9 +9,9 @@ from typing import Any
 from profit_sft.data.messages import (
     Message,
     checked_text,
+    is_blank,
     is_chat_in_text,
     is_given,
-    is_no_weight,
     is_text,
     read_list,
     read_messages,
@@ -82,16 +82,20 @@ def detect_format(columns: Collection[str], options: DataOptions = AS_USUAL) -> 
     given = columns
     if isinstance(columns, Mapping):
         given = [name for name, value in columns.items() if value is not None]
-    return _format_of(tuple(given)) or _format_of(tuple(columns))
+    return _format_of(tuple(given), options.names_text) or _format_of(tuple(columns), options.names_text)
 
 
 @lru_cache(maxsize=64)
-def _format_of(names: tuple[str, ...]) -> Format | None:
+def _format_of(names: tuple[str, ...], names_text: bool) -> Format | None:
     columns = {*names, *map(str.lower, names)}
-    for name, fields in REQUIRED_FIELDS.items():
-        if any(all(field in columns for field in needed) for needed in (fields, *_ALSO.get(name, ()))):
-            return name
-    return None
+    found: list[Format] = [
+        name
+        for name, fields in REQUIRED_FIELDS.items()
+        if any(all(field in columns for field in needed) for needed in (fields, *_ALSO.get(name, ())))
+    ]
+    if names_text and "text" in found and found[0] in ("alpaca", "question_answer"):
+        return "text"
+    return next(iter(found), None)
 
 
 def to_conversation(row: Row, options: DataOptions = AS_USUAL) -> Conversation:
@@ -187,7 +191,7 @@ class _Columns:
         """Return the first of these columns that holds text, or None where all are absent or empty."""
         for name in names:
             value = self.get(name)
-            if value is None or value != value or (isinstance(value, str) and not value.strip()):
+            if is_blank(value):
                 continue
             if not is_text(value):
                 raise self.row.error(f"'{name}' must be text or absent, got {shown(value)}. Mend or drop the row.")
@@ -223,7 +227,7 @@ def _row_weight(columns: _Columns) -> float:
     weight = 1.0
     for name in ("weight", "train"):
         given = columns.get(name)
-        weight *= 1.0 if is_no_weight(given) else read_weight(columns.row, f"the row has {name}", given)
+        weight *= 1.0 if is_blank(given) else read_weight(columns.row, f"the row has {name}", given)
     return weight
 
 

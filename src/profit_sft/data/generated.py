@@ -13,7 +13,6 @@ from pathlib import Path
 from random import Random
 from typing import Any, Literal, TypeVar
 
-from profit_sft.data.row import AnswerSpan
 from profit_sft.files import write_text
 
 T = TypeVar("T")
@@ -35,6 +34,15 @@ TEST_SHARE = 0.2  # of all number combinations
 MAX_STEPS = 3
 MAX_PROBLEMS = 50_000  # ten seconds
 _MAX_MISSES = 100_000  # one after the other; of one step there are 2,000 problems, of two 80,000
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerSpan:
+    """Characters `start` to `end` (exclusive) of an answer, all of one kind."""
+
+    start: int
+    end: int
+    kind: SpanKind
 
 
 @dataclass(frozen=True, slots=True)

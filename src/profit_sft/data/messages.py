@@ -60,7 +60,7 @@ def read_messages(row: Row, field: str, given: Any) -> list[tuple[Message, float
         )
     found: list[tuple[Message, float]] = []
     was_call = False
-    for position, turn in enumerate(turns):
+    for position, turn in enumerate(map(_parsed, turns)):  # `datasets` writes messages of mixed kinds as JSON text
         for given_message in _messages_of(turn):
             if _says_nothing(given_message):
                 continue
@@ -101,7 +101,7 @@ def _read_message(row: Row, place: str, turn: Any) -> tuple[Message, float]:
         raise row.error(f"{place} must be an object with role and content, got {shown(turn)}. Mend or drop the row.")
     rest = {key: value for key, value in turn.items() if value is not None}
     for key in rest.keys() & _WEIGHT_KEYS:
-        if is_no_weight(rest[key]):
+        if is_blank(rest[key]):
             del rest[key]
     named = rest.pop("role" if "role" in rest else "from", None)
     role = _ROLES.get(named.lower()) if isinstance(named, str) else None
@@ -288,8 +288,8 @@ def _tool_call(row: Row, place: str, call: Any) -> dict[str, Any]:
     )
 
 
-def is_no_weight(value: Any) -> bool:
-    """Say whether nothing is given as a weight: null, NaN as pandas writes it, or an empty cell."""
+def is_blank(value: Any) -> bool:
+    """Say whether nothing is given: null, NaN as pandas writes it, or an empty cell."""
     return value is None or value != value or (isinstance(value, str) and not value.strip())
 
 

@@ -1,6 +1,6 @@
 """A row with its place, and rows that are counted and read from anywhere without being held."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -30,27 +30,19 @@ class Row:
         return DataError(f"{self.file}, row {self.number}: {text}")
 
 
-@dataclass(frozen=True, slots=True)
-class AnswerSpan:
-    """Characters `start` to `end` (exclusive) of an answer, all of one kind: `core` or `style`."""
-
-    start: int
-    end: int
-    kind: str
-
-
 class RowSource:
     """Rows that can be counted and read, any number of times, from any of them on, without holding them all.
 
     Args:
         source: What it is called.
-        read: Called with a number of rows to leave out, returns the others in order.
+        read: Called with a number of rows to leave out, returns the others in order. To `close` what it returns closes
+            the file.
         count: Returns their number; called once, when `len` is first asked for.
         identity: Text that changes when the rows do: path, size and time of a file, fingerprint of a data set.
     """
 
     def __init__(
-        self, source: str, read: Callable[[int], Iterator[Row]], *, count: Callable[[], int], identity: str
+        self, source: str, read: Callable[[int], Generator[Row]], *, count: Callable[[], int], identity: str
     ) -> None:
         self.source = source
         self.read = read
@@ -79,7 +71,7 @@ def chained(source: str, parts: Sequence[RowSource]) -> RowSource:
     )
 
 
-def _read_chained(parts: Sequence[RowSource], start: int) -> Iterator[Row]:
+def _read_chained(parts: Sequence[RowSource], start: int) -> Generator[Row]:
     for part in parts:
         if start and start >= len(part):
             start -= len(part)
@@ -98,7 +90,7 @@ def selected(rows: RowSource, indices: Sequence[int], why: str) -> RowSource:
     )
 
 
-def _read_selected(rows: RowSource, indices: Sequence[int], start: int) -> Iterator[Row]:
+def _read_selected(rows: RowSource, indices: Sequence[int], start: int) -> Generator[Row]:
     place = None
     for index in islice(indices, start, None):
         if place is None:
@@ -113,7 +105,7 @@ def first(rows: RowSource, limit: int) -> RowSource:
     """Return the first rows, at most this many."""
     return RowSource(
         rows.source,
-        lambda start: islice(rows.read(start), max(0, limit - start)),
+        lambda start: (row for row in islice(rows.read(start), max(0, limit - start))),
         count=lambda: min(len(rows), limit),
         identity=f"{rows.identity}\nfirst {limit}",
     )
@@ -123,7 +115,7 @@ def mapped(rows: RowSource, change: Callable[[Row], Row], why: str) -> RowSource
     """Return the rows after a change of each; `why` is what it does, for the identity."""
     return RowSource(
         rows.source,
-        lambda start: map(change, rows.read(start)),
+        lambda start: (change(row) for row in rows.read(start)),
         count=rows.__len__,
         identity=f"{rows.identity}\n{why}",
     )

@@ -8,7 +8,7 @@ import json
 import lzma
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import islice
@@ -54,7 +54,7 @@ def open_file(path: Path) -> RowSource:
     )
 
 
-def _read(read: Callable[[Path], Iterator[Row]], path: Path, start: int) -> Iterator[Row]:
+def _read(read: Callable[[Path], Iterator[Row]], path: Path, start: int) -> Generator[Row]:
     with _in_words(path):
         yield from islice(read(path), start, None)
 
@@ -202,7 +202,8 @@ def _csv_rows(path: Path) -> Iterator[Row]:
                 if None in values or None in values.values():
                     yield Row({}, str(path), number, "has another number of cells than the header.")
                 else:
-                    yield Row(dict(values), str(path), number)
+                    # An empty cell is a null: of merged tables a row has the columns of its own.
+                    yield Row({name: cell or None for name, cell in values.items()}, str(path), number)
         except csv.Error as error:
             raise DataError(
                 f"'{path}' is not CSV from row {number + 1} on ({error} at line {reader.line_num}). A quote may "
@@ -252,13 +253,39 @@ def _arrow_batches(file: Any) -> Iterator[Any]:
 
 
 def _batch_rows(batches: Iterator[Any], path: Path) -> Iterator[Row]:
-    number = 0
+    number, decoded = 0, None
     for batch in batches:
         _refuse_twice(batch.schema.names, path)
+        decoded = decoded or _reader_of_values(batch.schema)
         for start in range(0, batch.num_rows, _ROWS_A_BATCH):
             for values in batch.slice(start, _ROWS_A_BATCH).to_pylist():
                 number += 1
-                yield Row(values, str(path), number)
+                yield Row(decoded(values), str(path), number)
+
+
+def _reader_of_values(schema: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """Return what reads a row of a table in which `datasets` wrote values of mixed kinds as JSON text, and said so.
+
+    Of such a value text alone, and nothing, are read here. Any other stays the text that it is: that may be an answer,
+    and chats, calls and tools are read from text as well.
+    """
+    told = (schema.metadata or {}).get(b"huggingface", b"")
+    if b'"Json"' not in told:
+        return dict
+    kinds = json.loads(told)["info"]["features"]
+    return lambda values: {name: _read_text(value, kinds.get(name)) for name, value in values.items()}
+
+
+def _read_text(value: Any, kind: Any) -> Any:
+    is_named = isinstance(kind, dict) and isinstance(kind.get("_type"), str)  # and not an object with such a key
+    if is_named and kind["_type"] == "Json":
+        return json.loads(value) if isinstance(value, str) and (value[:1] == '"' or value == "null") else value
+    within = kind.get("feature") if is_named else kind[0] if isinstance(kind, list) else kind
+    if isinstance(value, list):
+        return [_read_text(item, within) for item in value]
+    if isinstance(value, dict) and isinstance(within, dict):
+        return {name: _read_text(item, within.get(name)) for name, item in value.items()}
+    return value
 
 
 _READERS: dict[str, Callable[[Path], Iterator[Row]]] = {

@@ -2,12 +2,12 @@
 
 import difflib
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from profit_sft.data.row import Row, RowSource, chained, first, selected
+from profit_sft.data.row import Row, RowSource, chained, selected
 from profit_sft.data.row_files import COMPRESSED, SUFFIXES, kind_of, open_file
 from profit_sft.data.settings import TEST_SPLIT
 from profit_sft.errors import DataError, first_line
@@ -23,7 +23,6 @@ def load_rows(
     *,
     name: str | None = None,
     split: str = "train",
-    limit: int | None = None,
     data_dir: str | None = None,
     data_files: DataFiles | None = None,
     streaming: bool = False,
@@ -41,7 +40,6 @@ def load_rows(
         source: A file, a folder, or a hub name. A file is one split, whatever its name.
         name: Configuration of a folder or hub data set.
         split: Split of a folder or hub data set, or a part of one, as `train[:1000]`.
-        limit: Leave out all rows after this many.
         data_dir: Folder inside a folder or hub data set.
         data_files: Files of it, in place of those of the split rules; also with `json`, `csv`, `parquet` or `arrow` as
             the source.
@@ -74,7 +72,7 @@ def load_rows(
         rows = _loaded(source, name, split, {key: value for key, value in files.items() if value}, streaming=streaming)
     if not streaming and len(rows) == 0:
         raise DataError(f"'{source}' has no rows. Name a file or split with at least one.")
-    return rows if limit is None else first(rows, limit)
+    return rows
 
 
 def means_a_file(source: str) -> bool:
@@ -219,7 +217,7 @@ def _table(dataset: Any, source: str) -> RowSource:
     return RowSource(source, partial(_table_rows, dataset, source), count=lambda: len(dataset), identity=identity)
 
 
-def _table_rows(dataset: Any, source: str, start: int) -> Iterator[Row]:
+def _table_rows(dataset: Any, source: str, start: int) -> Generator[Row]:
     rest = dataset.skip(start) if start else dataset
     for number, values in zip(itertools.count(start + 1), rest):
         yield Row(values, source, number)

@@ -76,6 +76,11 @@ class DataOptions:
         return weights_by_kind(self.given_weights)
 
     @property
+    def names_text(self) -> bool:
+        """Whether a column was named as text, so that it is read before those of formats that TRL does not know."""
+        return False
+
+    @property
     def weighs_parts(self) -> bool:
         """Whether a turn's thought, content or calls have a weight, so that they must be found in what is rendered."""
         return not self.kind_weights.keys().isdisjoint(("thought", "content", "tool_call", "tool_call_turn"))
@@ -141,6 +146,11 @@ class DataSettings(DataOptions, DataSource):
     truncation_mode: str = "keep_start"
     dataset_num_proc: int | None = field(default=None, metadata={"help": "Processes that prepare the rows."})
     dataset_text_field: str = field(default="text", metadata={"help": "Column of rows that are one text."})
+
+    @property
+    def names_text(self) -> bool:
+        """Whether a column was named as text, so that it is read before those of formats that TRL does not know."""
+        return self.dataset_text_field != "text"
 
     def __post_init__(self) -> None:
         for name, choices in (

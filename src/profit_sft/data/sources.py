@@ -163,8 +163,10 @@ def _with_text(column: str, row: Row, *, is_one_of_several: bool) -> Row:
         return replace(row, values={**rest, "text": row.values[column]})
     # In a mixture other rows may be chats, of which no text is read.
     is_chat = detect_format(rest) is not None
-    if row.problem is not None or (is_one_of_several and is_chat):
+    if row.problem is not None:
         return row
+    if is_one_of_several and is_chat:
+        return replace(row, values=rest)
     columns = ", ".join(map(repr, row.values)) or "none"
     return replace(row, problem=f"has no column '{column}' (--dataset_text_field); its columns are {columns}.")
 

@@ -119,11 +119,11 @@ def first_left_out(messages: Sequence[Message], trained: Collection[int], prompt
             words = _THINK_TAGS.split(words)[-1]
         if index not in trained:
             said.append((words, index))
-    said.sort(key=lambda one: -len(one[0]))  # what is within another text must not take its place
     for write in (_as_given, _written):
         rest = prompt if write is _as_given else _bare_text(prompt)
         lost = []
-        for words, index in said:
+        # What is within another text, as it is looked for, must not take its place.
+        for words, index in sorted(said, key=lambda one: -len(write(one[0])[0])):
             without = _without([words], write, rest, backward=False)
             if without is not None:
                 rest = without

@@ -2,7 +2,7 @@
 
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import chain
@@ -14,9 +14,9 @@ from transformers import PreTrainedTokenizerBase
 from profit_sft.data.chat_template import eos_token
 from profit_sft.data.formats import AS_USUAL, Conversation
 from profit_sft.data.messages import read_list, shown
-from profit_sft.data.row import AnswerSpan, Row
+from profit_sft.data.row import Row
 from profit_sft.data.settings import DataOptions
-from profit_sft.data.turns import Rendered, render_conversation
+from profit_sft.data.turns import KindSpan, Rendered, render_conversation
 from profit_sft.data.weights import WeightedPart, check_parts, given_weights, shifted_parts, spread, weights_of_parts
 
 IGNORE_INDEX = -100
@@ -90,7 +90,7 @@ def label_conversation(
                     f"'{column}' cannot be placed, since the chat template changes the answer's text. Drop that "
                     "column, or name another template with --chat_template_path."
                 )
-            spans, parts = _shifted(spans, example.place), shifted_parts(parts, example.place)
+            spans, parts = shifted_parts(spans, example.place), shifted_parts(parts, example.place)
         notes = conversation.notes + example.notes
         parts = [*parts, *((start, end, weights[kind]) for start, end, kind in example.kinds if kind in weights)]
         examples.append(replace(example, spans=spans, parts=parts, notes=notes, kind_weights=weights))
@@ -104,11 +104,29 @@ def tokenize_texts(examples: Sequence[Rendered | Tokenized], tokenizer: PreTrain
         return [example for example in examples if isinstance(example, Tokenized)]
     # Not verbose: that a text is longer than the model's limit is for the report to say.
     encoded = tokenizer(list(chain(*texts)), add_special_tokens=False, return_attention_mask=False, verbose=False)
-    encodings, of_text = iter(encoded.encodings or ()), iter(texts)
+    encodings, of_text, places_of = iter(encoded.encodings or ()), iter(texts), _reader_of_places(tokenizer)
     return [
-        _labeled(example, *_joined(next(of_text), encodings)) if isinstance(example, Rendered) else example
+        _labeled(example, *_joined(next(of_text), encodings, places_of)) if isinstance(example, Rendered) else example
         for example in examples
     ]
+
+
+_Places = list[tuple[int, int]]  # of tokens: characters, the end exclusive
+
+
+def _reader_of_places(tokenizer: PreTrainedTokenizerBase) -> Callable[[_Places], _Places]:
+    """Return what makes a tokenizer's offsets the places of its tokens, with the spaces that they begin with.
+
+    Some byte-level ones (GPT-NeoX's, so OLMo's) trim these, so that a token of spaces is empty and stands at its end.
+    """
+    processor = tokenizer.backend_tokenizer.post_processor
+    trims = processor is not None and b'"trim_offsets":true' in processor.__getstate__()
+    return _untrimmed if trims else list
+
+
+def _untrimmed(offsets: _Places) -> _Places:
+    ends = [0, *(end for _, end in offsets)]
+    return [(min(start, before), end) for (start, end), before in zip(offsets, ends, strict=False)]
 
 
 def pieces(text: str, tokenizer: PreTrainedTokenizerBase) -> list[str]:
@@ -138,15 +156,17 @@ def _found_first(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> tuple[r
     return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)"), frozenset(alone)
 
 
-def _joined(texts: Sequence[str], encodings: Iterator[Encoding]) -> tuple[list[int], list[tuple[int, int]]]:
-    """Return ids and offsets of a text, given its pieces; taken one text at a time, as offsets are large."""
+def _joined(
+    texts: Sequence[str], encodings: Iterator[Encoding], places_of: Callable[[_Places], _Places]
+) -> tuple[list[int], _Places]:
+    """Return ids and places of a text, given its pieces; taken one text at a time, as offsets are large."""
     if len(texts) == 1:
         encoding = next(encodings)
-        return encoding.ids, encoding.offsets
+        return encoding.ids, places_of(encoding.offsets)
     input_ids, offsets, place = [], [], 0
     for text, encoding in zip(texts, encodings, strict=False):
         input_ids += encoding.ids
-        offsets += [(start + place, end + place) for start, end in encoding.offsets]
+        offsets += [(start + place, end + place) for start, end in places_of(encoding.offsets)]
         place += len(text)
     return input_ids, offsets
 
@@ -158,12 +178,9 @@ def _labeled(example: Rendered, input_ids: list[int], offsets: Sequence[tuple[in
     token = 0
     for (first, last), weight in zip(example.trained, example.weights, strict=True):
         # A token that reaches into the stretch is of it: where a prompt ends in a space, the first word may have it.
-        # So is an empty one that ends in it, as tokenizers with `trim_offsets` (GPT-NeoX's, so OLMo's) report spaces.
         # Tokens come in order, so that both their beginnings and their ends rise.
         begin = bisect_right(offsets, first, token, key=itemgetter(1))
         token = bisect_left(offsets, last, begin, key=itemgetter(0))
-        while token < len(offsets) and offsets[token] == (last, last):
-            token += 1
         labels[begin:token] = input_ids[begin:token]
         if weights is not None:
             weights[begin:token] = [weight] * (token - begin)
@@ -211,43 +228,36 @@ def weighed(examples: list[Tokenized], row: Row) -> list[Tokenized]:
     return [replace(example, token_weights=[a * b for a, b in zip(own, others, strict=True)])]
 
 
-def _of_answer(row: Row, answer: str) -> tuple[list[AnswerSpan], list[WeightedPart]]:
+def _of_answer(row: Row, answer: str) -> tuple[list[KindSpan], list[WeightedPart]]:
     """Read what a row says of the characters of its last answer."""
     parts = given_weights(row)[1]
     check_parts(row, parts, answer)
     return _answer_spans(row, answer), parts
 
 
-def _answer_spans(row: Row, answer: str) -> list[AnswerSpan]:
+def _answer_spans(row: Row, answer: str) -> list[KindSpan]:
     """Read the row's `answer_spans`, if it has any."""
     given = read_list(row, "answer_spans", row.values.get("answer_spans"))
     try:
-        spans = [AnswerSpan(span["start"], span["end"], span["kind"]) for span in given]
+        spans = [(span["start"], span["end"], span["kind"]) for span in given]
     except (TypeError, KeyError):
         raise row.error(
             f"'answer_spans' must be a list of objects with start, end and kind, got {shown(given)}. Mend or drop it."
         ) from None
-    for span in spans:
-        if span.kind not in ("core", "style"):
-            raise row.error(f"'answer_spans' has kind {span.kind!r}; known are 'core' and 'style'.")
-        if not (
-            isinstance(span.start, int) and isinstance(span.end, int) and 0 <= span.start < span.end <= len(answer)
-        ):
+    for start, end, kind in spans:
+        if kind not in ("core", "style"):
+            raise row.error(f"'answer_spans' has kind {kind!r}; known are 'core' and 'style'.")
+        if not (isinstance(start, int) and isinstance(end, int) and 0 <= start < end <= len(answer)):
             raise row.error(
-                f"'answer_spans' has start {span.start!r} and end {span.end!r}, but the last answer has {len(answer)} "
+                f"'answer_spans' has start {start!r} and end {end!r}, but the last answer has {len(answer)} "
                 "characters. Count both from its beginning, start before end."
             )
     return spans
 
 
-def _shifted(spans: Sequence[AnswerSpan], by: int) -> list[AnswerSpan]:
-    return [AnswerSpan(span.start + by, span.end + by, span.kind) for span in spans]
-
-
-def _kind(spans: Sequence[AnswerSpan], start: int, end: int) -> int:
+def _kind(spans: Sequence[KindSpan], start: int, end: int) -> int:
     """A token that overlaps a core span is core; the end-of-turn token lies in no span and is neither."""
-    start = min(start, end - 1)  # an empty token of spaces stands at its end
-    overlapping = {span.kind for span in spans if span.start < end and start < span.end}
+    overlapping = {kind for first, last, kind in spans if first < end and start < last}
     return TOKEN_KINDS["core" if "core" in overlapping else "style" if overlapping else "none"]
 
 
@@ -261,21 +271,22 @@ def _plain_text(
     spans, parts = _of_answer(row, completion)
     if "content" in kind_weights and completion:
         parts = [*parts, (0, len(completion), kind_weights["content"])]
-    spans, parts = _shifted(spans, len(prompt)), shifted_parts(parts, len(prompt))
+    spans, parts = shifted_parts(spans, len(prompt)), shifted_parts(parts, len(prompt))
     eos = eos_token(tokenizer) or ""
     text = prompt + completion if completion.endswith(eos) else prompt + completion + eos
     prompt_ids: list[int] = tokenizer(prompt)["input_ids"]
     encoded = tokenizer(text, return_offsets_mapping=True)
     input_ids: list[int] = encoded["input_ids"]
+    offsets = _reader_of_places(tokenizer)(encoded["offset_mapping"])
     shared = 0
     while shared < min(len(prompt_ids), len(input_ids)) and prompt_ids[shared] == input_ids[shared]:
         shared += 1
     if shared == len(input_ids):
         raise row.error("'completion' adds no token to 'prompt', nothing to train on. Mend or drop the row.")
-    kinds = [_kind(spans, start, end) for start, end in encoded["offset_mapping"][shared:]]
+    kinds = [_kind(spans, start, end) for start, end in offsets[shared:]]
     kinds = [TOKEN_KINDS["none"]] * shared + kinds
     labels = [IGNORE_INDEX] * shared + input_ids[shared:]
-    weights = weights_of_parts([conversation.weights[0]] * len(labels), encoded["offset_mapping"], parts)
+    weights = weights_of_parts([conversation.weights[0]] * len(labels), offsets, parts)
     if spans:
         weights = _weights_of_kinds(weights, kinds, kind_weights)
     return Tokenized(input_ids, labels, kinds if spans else None, weights, conversation.notes)

@@ -13,11 +13,11 @@ from dataclasses import dataclass, field, replace
 
 from transformers import PreTrainedTokenizerBase
 
-from profit_sft.data.chat_template import CannotLabel, ChatTemplate, Span, shared_length
+from profit_sft.data.chat_template import QUESTION, CannotLabel, ChatTemplate, EndsNowhere, Span, shared_length
 from profit_sft.data.formats import Conversation
 from profit_sft.data.long_chats import KnownTurns
 from profit_sft.data.messages import Message, is_given, shown
-from profit_sft.data.row import AnswerSpan, Row
+from profit_sft.data.row import Row
 from profit_sft.data.settings import DataOptions
 from profit_sft.data.spellings import first_left_out, left_out, spellings, with_known_roles
 from profit_sft.data.weights import WeightedPart
@@ -25,13 +25,16 @@ from profit_sft.data.weights import WeightedPart
 _EMPTY_THOUGHT = re.compile(r"\s*(?:(?:<think>\s*)?</think>|<\|channel>thought\s*<channel\|>)\s*")
 KindSpan = tuple[int, int, str]  # characters from, up to, and of which kind
 _FEW_TURNS = 4  # as many cost less to render one by one than to find
-_QUESTION: Message = {"role": "user", "content": "?"}
 _TRAINING_TEMPLATE = (
     "the chat template does not write all that the assistant said as it is generated, so such rows are rendered by "
     "TRL's training template of its family, which does; the saved tokenizer keeps its own"
 )
 _EACH_TURN = (
     "the chat template rewrites earlier turns, so each trained turn is an example of its own, rendered as it is served"
+)
+_MARKER = (
+    "the chat template ends a chat's last answer in no token, so the one is put there that follows it once the chat "
+    "goes on"
 )
 _TEMPLATE_FIX = "Name another template with --chat_template_path."
 _IN_THE_CONTENT = "Or write it into the content as that model does."
@@ -65,7 +68,7 @@ class Rendered:
     place: int | None
     kinds: tuple[KindSpan, ...] = ()
     notes: tuple[str, ...] = ()
-    spans: Sequence[AnswerSpan] = ()
+    spans: Sequence[KindSpan] = ()
     parts: Sequence[WeightedPart] = ()
     kind_weights: Mapping[str, float] = field(default_factory=dict)
 
@@ -131,6 +134,17 @@ class _Chat:
 
 
 def _examples(chat: _Chat) -> list[Rendered]:
+    """Return the examples of a chat, with an end behind its last answer where the template writes none."""
+    try:
+        return _by_first_way(chat)
+    except EndsNowhere as error:
+        with suppress(CannotLabel):
+            ended = _by_first_way(replace(chat, template=chat.template.with_markers()))
+            return [_with_note(example, _MARKER) for example in ended]
+        raise error from None
+
+
+def _by_first_way(chat: _Chat) -> list[Rendered]:
     """Return the examples of the first way that labels all of a chat, or raise why the last one does not."""
     with suppress(CannotLabel):
         return [_by_marks(chat) if chat.template.has_marks else _by_extension(chat)]
@@ -184,7 +198,7 @@ def _start_of(chat: _Chat, turn: int, ended: str) -> tuple[int, str]:
     """Return where a turn begins that ends a chat, and what its prompt has that the chat does not go on with."""
     prompt = _prompt_of(chat, turn)
     if prompt is None:
-        header = chat.template.generation_prompt([_QUESTION])
+        header = chat.template.generation_prompt([QUESTION])
         place = ended.find(header) if header else -1
         if place < 0:
             raise CannotLabel(f"{chat.template.name} does not begin an opening turn as its generation prompt does.")
@@ -206,7 +220,7 @@ def _prompt_of(chat: _Chat, turn: int) -> str | None:
 def _end_of(chat: _Chat, turn: int, text: str, start: int, end: int) -> int:
     found = chat.template.end_of_turn(text, start, end)
     if found is None:
-        raise CannotLabel(
+        raise EndsNowhere(
             f"{chat.template.name} ends turn {turn + 1} in no special token that the tokenizer has, so a model would "
             f"not learn to stop. {_TEMPLATE_FIX} Or add its end token to the tokenizer."
         )
@@ -259,7 +273,7 @@ def _brought_by_prompt(chat: _Chat, turn: int, text: str, start: int) -> str:
         if not prompt.startswith(text[:start]):
             raise CannotLabel(f"{chat.template.name} rewrites what stands before turn {turn + 1} once it is answered.")
         return prompt[start:]
-    header = chat.template.generation_prompt([_QUESTION])
+    header = chat.template.generation_prompt([QUESTION])
     written = max(length for length in range(len(header) + 1) if text[:start].endswith(header[:length]))
     return header[written:]
 

@@ -1,10 +1,12 @@
 """Weights that come with a row, for the objective `given`: of the row, of a turn, of tokens, of parts of the answer."""
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 from profit_sft.data.messages import read_list, read_weight, shown
 from profit_sft.data.row import Row
 
+_T = TypeVar("_T")
 COLUMN = "token_weights"
 WeightedPart = tuple[int, int, float]  # characters from, up to, and their weight
 
@@ -64,9 +66,9 @@ def spread(row: Row, weights: Sequence[float], labeled: Sequence[bool]) -> list[
     return [next(given) if counts else 1.0 for counts in labeled]
 
 
-def shifted_parts(parts: Sequence[WeightedPart], by: int) -> list[WeightedPart]:
-    """Count the characters of the parts from another beginning."""
-    return [(start + by, end + by, weight) for start, end, weight in parts]
+def shifted_parts(parts: Sequence[tuple[int, int, _T]], by: int) -> list[tuple[int, int, _T]]:
+    """Count the characters of parts, whatever is said of them, from another beginning."""
+    return [(start + by, end + by, what) for start, end, what in parts]
 
 
 def weights_of_parts(

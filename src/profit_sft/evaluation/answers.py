@@ -8,9 +8,10 @@ all that follows. The rest is searched in this order; the first rule that finds 
     stated    the sentence behind the last "answer is", "answer:", "answer = " and the like
     fallback  the last formula or number
 
-Of a text that was cut off only a complete answer is taken: one whose sentence or line goes on to the end of the text
-may lack its last digits, and the last number so far is no answer at all. Every search takes time in proportion to its
-text.
+What an answer is said not to be is left out, and of a statement that is taken back at once ("8. Wait, no, it is 7")
+what follows counts. Of a text that was cut off only a complete answer is taken: one whose sentence or line goes on to
+the end of the text may lack its last digits, and the last number so far is no answer at all. Every search takes time in
+proportion to its text.
 
 Which of the letters A to D a text chooses is found likewise: a letter counts where a box holds it; else where the text
 says that it is the answer ("the answer is C", "option C is correct", "I choose (C)"), the last such place; else the
@@ -25,7 +26,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from profit_sft.evaluation.formulas import delimited_formulas, last_formula, outside
-from profit_sft.evaluation.numbers import tidy
+from profit_sft.evaluation.numbers import BESIDE_IDEOGRAPH, closing_brackets, tidy, unwrapped
 
 Rule = Literal["boxed", "hashes", "stated", "fallback"]
 
@@ -55,7 +56,7 @@ def find_answer(text: str, *, truncated: bool = False) -> FoundAnswer | None:
         FoundAnswer(text='12 dollars', rule='stated')
         >>> find_answer("The answer is 12", truncated=True)
     """
-    text = _BOLD.sub("", without_thoughts(text))
+    text = _DENIED.sub(" ", _BOLD.sub("", without_thoughts(text)))
     for rule, find in _EXPLICIT.items():
         found = find(text, truncated)
         if found:
@@ -95,7 +96,6 @@ def without_thoughts(text: str) -> str:
 _THOUGHT = re.compile(r"<think>|</think>\s*", re.IGNORECASE)
 _BOLD = re.compile(r"(?<!\w)\*\*|\*\*(?!\w)")  # not the power in x**2
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*(?:\{|([^\s{}$\\]+))")
-_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # with what is escaped, which is to be skipped
 _LAYOUT = re.compile(r"\\(?:q?quad|[,;:! ()\[\]\\])|\\text *\{|[\s${}&*~]")
 _BETWEEN_BOXES = re.compile(r"(?:[A-Za-z]{1,12})??[,;]?(?:and|or|aswellas)?[,;]?(?:\\?[A-Za-z](?:_\w)?=)?")
 _MAX_BETWEEN_BOXES = 60
@@ -104,18 +104,36 @@ _MARKER = re.compile(
     r"<answer>\s*|\banswers?\b(?:,?\s+[\w'$\\{}-]+){0,8}?\s*(?:[:=]|\b(?:is|are|was|equals|be)\b)[ \t]*:?\s*",
     re.IGNORECASE,
 )
-# A period ends a sentence where white space or nothing follows, so not in "3.5" or "a.m".
+_VALUE = r"[-\u2212]?[$\\(√π∞\d]"
+# What an answer is said not to be: "the answer is not 8 but 7".
+_DENIED = re.compile(
+    r"\banswers?\b(?:,?\s+[\w'$\\{}-]+){0,4}?\s+(?:(?:is|was|be)\s+not|cannot\s+be|(?:is|was|ca)n['\u2019]t(?:\s+be)?)\s+"
+    rf"(?={_VALUE})\S+",
+    re.IGNORECASE,
+)
+# An answer that is taken back at once: "the answer is 8. Wait, no, it is 7".
+_TAKEN_BACK = r"(?:wait|no|oops|sorry|actually|correction|scratch that|or rather|i mean)\b[\s,.:;!-]{0,4}"
+_CORRECTION = re.compile(
+    rf"[\s,.;!?()$*_\u2014\u2026-]{{0,12}}\b{_TAKEN_BACK}(?:{_TAKEN_BACK}){{0,3}}"
+    r"(?:(?:it|that|the answer)(?:['\u2019]s| is| should be| must be) |make (?:that|it) "
+    r"|(?<=wait, )|(?<=no, )|(?<=rather )|(?<=mean ))"
+    # A value, and not "No, 3 of them are red" or "Actually, that is 5 more than before".
+    rf"(?={_VALUE})(?!\S{{0,40}}(?<![,.;:!?])(?: \w+)? (?:is|are|was|were|of|than)\b)",
+    re.IGNORECASE,
+)
+_CLAUSE = re.compile(r"[,;(\u2014\u2026]|\.\.")
 _FOLLOWS = re.compile(r"(?:(?:given |shown )?(?:below|as follows|by|here)|the following)[.:]?", re.IGNORECASE)
 _HEADING = re.compile(
     r"[*_ ]*(?:step|part|case|section|problem|question|(?:final )?answer)\b|[^\d\\$√π∞]*$", re.IGNORECASE
 )
+# A period ends a sentence where white space or nothing follows, so not in "3.5" or "a.m".
 _SENTENCE_END = re.compile(r"(?<!\\)(?<!\bapprox)(?<!\bRs)(?<!\bNo)[.!?](?=[\s\"')\]]|$)|\n|</answer>")
 
 
 def _boxed(text: str, truncated: bool) -> str | None:
     """Return what the last box holds, and those that are joined to it; boxes within a box are only drawn."""
     boxes: list[tuple[int, int, str]] = []
-    closing = _closing_braces(text)
+    closing = closing_brackets(text, "{}")
     for match in _BOX.finditer(text):
         end = match.end() if match[1] else closing.get(match.end())
         inner = boxes and match.start() < boxes[-1][1]
@@ -126,7 +144,9 @@ def _boxed(text: str, truncated: bool) -> str | None:
         if not _joined(text[box[1] : joined[0][0]]):
             break
         joined.insert(0, box)
-    return ", ".join(dict.fromkeys(content for content in (_unboxed(box[2]) for box in joined) if content))
+    return ", ".join(
+        dict.fromkeys(content for content in (unwrapped(box[2], _BOX).strip() for box in joined) if content)
+    )
 
 
 def _joined(between: str) -> bool:
@@ -136,30 +156,6 @@ def _joined(between: str) -> bool:
     return not between or (
         bool(re.search(r"[,;]|and|or|aswellas", between)) and bool(_BETWEEN_BOXES.fullmatch(between))
     )
-
-
-def _unboxed(content: str) -> str:
-    if r"\boxed" not in content and r"\fbox" not in content:
-        return content.strip()
-    closing = _closing_braces(content)
-    drop: set[int] = set()
-    for match in _BOX.finditer(content):
-        end = None if match[1] else closing.get(match.end())
-        drop.update(range(match.start(), match.start(1) if match[1] else match.end()))
-        drop.update([] if end is None else [end - 1])
-    return "".join(sign for place, sign in enumerate(content) if place not in drop).strip()
-
-
-def _closing_braces(text: str) -> dict[int, int]:
-    """Return where each group ends, its closing brace included, by where its content starts."""
-    closing: dict[int, int] = {}
-    open_groups: list[int] = []
-    for match in _BRACE.finditer(text):
-        if match[0] == "{":
-            open_groups.append(match.end())
-        elif match[0] == "}" and open_groups:
-            closing[open_groups.pop()] = match.end()
-    return closing
 
 
 def _hashes(text: str, truncated: bool) -> str | None:
@@ -179,8 +175,16 @@ def _stated(text: str, truncated: bool) -> str | None:
     for marker in reversed(list(_MARKER.finditer(text))):
         piece = _sentence(text, marker.end(), ends) if outside(formulas, marker.start()) else ""
         if piece:
-            return piece
+            start = text.index(piece, marker.end())
+            corrections = (_CORRECTION.match(text, place) for place in _clauses(text, start, start + len(piece)))
+            corrected = next((found for found in corrections if found), None)
+            return piece if corrected is None else _sentence(text, corrected.end(), ends) or None
     return None
+
+
+def _clauses(text: str, start: int, end: int) -> list[int]:
+    """Return where what may take an answer back can begin: at a comma or dash within its sentence, and behind it."""
+    return [match.start() for match in _CLAUSE.finditer(text, start, end)] + [end]
 
 
 def _sentence(text: str, start: int, ends: list[int]) -> str:
@@ -209,6 +213,10 @@ _BEFORE = re.compile(
     r"(?: (?:clearly|therefore|thus|indeed|simply|most likely|likely|probably|definitely))?"
     r"(?: (?:either|both|neither|not))?(?: (?:the )?(?:option|choice|letter|answer|statement)s?)?[\s:]*"
     r"|<answer>\s*|\bcorrect: ?|\bit (?:must|has to|should) be "
+    r"|(?:\bit(?:'s|\u2019s| is) |\bi(?:'d|\u2019d| would)? (?:say|think) (?:it(?:'s|\u2019s| is) |that )?"
+    r"|\b(?:therefore|thus|hence|so)[,:]? |^\W{0,3}(?:choose|pick|select) )"
+    r"(?=[\x02(]?(?-i:[A-D])[\x03)]?(?:[.!;\n]|,? (?:because|since)\b|$))"
+    r"|\bbut (?:rather )?(?=[\x02(]?(?-i:[A-D])[\x03)]?(?:[.!;\n]|$))"
     r"|\b(?:i|we)(?:'d| would| will|'ll)? (?:choose|chose|pick|select|go with)(?: (?:option|choice|answer))?:? ?"
     r"|\b(?:therefore|thus|hence|so|conclusion)[,:]? (?:it is |it's |it must be )?(?:option|choice|answer) ",
     re.IGNORECASE,
@@ -223,6 +231,7 @@ _CONTINUES = re.compile(r" (?:because|since|as|for|is|which|and|or|with|due|here
 _BEGINNING = re.compile(
     r"\W*(?:(?i:option|choice) )?([A-D])(?:[.):,\x03](?!\s*(?:is|are|was|would|can)\b)| because\b|\W*$)"
 )
+_ONLY = re.compile(r"\W*([a-d])\W*")
 _ALONE = re.compile(
     rf"\x02[A-D]\x03(?:{_JOINED}\x02[A-D]\x03){{0,5}}|^(?:[^\w\n]|_)*[A-D](?:[^\w\n]|_)*$", re.MULTILINE
 )
@@ -260,7 +269,7 @@ def _boxed_letters(box: str) -> str:
 def _marked(text: str) -> str:
     r"""Write letters in brackets, quotes or bold between \x02 and \x03, and LaTeX's texts as texts."""
     text = re.sub(r"\\(?:text(?:bf|it|rm)?|mathrm|mathbf|mbox) ?\{([^{}]*)\}", r"\1", text)
-    text = re.sub(r"\\[()\[\]]", "$", text)
+    text = re.sub(r"\\[()\[\]]", "$", BESIDE_IDEOGRAPH.sub(" ", text))
     text = re.sub(r"[ \t\x02\x03]+", " ", text)
     text = _WRAPPED.sub(lambda match: f"\x02{match[1].upper()}\x03", text)
     return re.sub(r"\*\*|__", "", text)
@@ -287,6 +296,8 @@ def _is_article(text: str, chosen: "re.Match[str]") -> bool:
 
 
 def _guessed(text: str) -> str:
+    if only := _ONLY.fullmatch(text):
+        return only[1]
     begins = _BEGINNING.match(text)
     if begins and len(re.findall(r"^[^\w\n]*[A-D][.):]", text, re.MULTILINE)) <= 1:
         chosen = re.compile(_LETTERS).search(text, max(0, begins.start(1) - 1))

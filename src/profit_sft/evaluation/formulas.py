@@ -9,7 +9,7 @@ import re
 from bisect import bisect_left
 from dataclasses import dataclass
 
-from profit_sft.evaluation.numbers import NUMBER, tidy
+from profit_sft.evaluation.numbers import COMMAS, COUNTER, IDEOGRAPH, LOOKS, NUMBER, closing_brackets, tidy, unwrapped
 
 _DELIMITER = re.compile(r"\\[()\[\]]|\$\$|(?<!\\)\$")
 _CLOSING = {r"\(": r"\)", r"\[": r"\]", "$$": "$$", "$": "$"}
@@ -303,6 +303,8 @@ _TO_LATEX = tuple(
         (r"(?<=\d )x(?= \d)", r"\\cdot "),
         (r"÷", "/"),
         (r"±", r"\\pm "),
+        # Of \choose, math-verify knows what stands in braces of its own.
+        (r"((?<!\\)\{[^{}]*\\choose[^{}]*(?<!\\)\}|(?<![\w\\])\w+ ?\\choose ?\w+(?! ?[\w}]))", r"{\1}"),
         (r"≤|<=|=<", r"\\le "),
         (r"≥|>=", r"\\ge "),
         (r"≠|!=", r"\\ne "),
@@ -315,7 +317,8 @@ _TO_LATEX = tuple(
     )
 )
 _UNITS = re.compile(
-    r"(?: *\\(?:text|mbox|mathrm) ?\{ ?[A-Za-z][A-Za-z .]*\}|(?<=[\d}) ]) *(?!\\)(?<![\\A-Za-z])[A-Za-z]{3,}\.?)"
+    r"(?: *\\(?:text|mbox|mathrm) ?\{ ?[A-Za-z][A-Za-z .]*\}|(?<=[\d}) ]) *(?!\\)(?<![\\A-Za-z])[A-Za-z]{3,}\.?"
+    rf"|(?<=[\w}}) ])(?<![{IDEOGRAPH}]){COUNTER})"
     r"(?: ?\^ ?\{?[23]\}?)?$"
 )
 _NAMES = ("alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta")
@@ -332,6 +335,7 @@ def as_latex(formula: str) -> str:
         >>> as_latex("x**10")
         'x^{10}'
     """
+    formula = unwrapped(formula, LOOKS).translate(COMMAS)
     for pattern, replacement in _TO_LATEX:
         formula = pattern.sub(replacement, formula)
     for name, sign in _GREEK.items():
@@ -343,27 +347,15 @@ def as_latex(formula: str) -> str:
 
 def _with_braces(formula: str) -> str:
     """Put braces around what a root or a power without braces takes: a group in brackets, or all digits of a number."""
-    closing = _closing(formula)
+    closing = closing_brackets(formula, "()")
     drop: dict[int, str] = {}
     for match in _ARGUMENT.finditer(formula):
         if match[2]:
-            end = closing.get(match.start(2))
+            end = closing.get(match.end(2))
             if end is not None:
-                drop[match.start(2)], drop[end] = "{", "}"
+                drop[match.start(2)], drop[end - 1] = "{", "}"
         else:
             drop[match.start(3)] = "{" + formula[match.start(3)]
             last = match.end(3) - 1
             drop[last] = (drop[last] if last in drop else formula[last]) + "}"
     return "".join(drop.get(place, sign) for place, sign in enumerate(formula))
-
-
-def _closing(text: str) -> dict[int, int]:
-    """Return where each round bracket closes, by where it opens."""
-    closing: dict[int, int] = {}
-    opened: list[int] = []
-    for place, sign in enumerate(text):
-        if sign == "(":
-            opened.append(place)
-        elif sign == ")" and opened:
-            closing[opened.pop()] = place
-    return closing

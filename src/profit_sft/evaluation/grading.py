@@ -32,6 +32,10 @@ from profit_sft.evaluation.numbers import (
 )
 
 _ABOUT = re.compile(r"≈|\\approx(?![A-Za-z])")  # "x = 1/3 ≈ 0.33" gives both
+_MODULUS = re.compile(
+    r" ?(?:\\pmod ?(?:\{(?:[^{}]|\{[^{}]*\})*\}|\w+)"
+    r"|\( ?(?:\\?mod|\\(?:text|mathrm|operatorname) ?\{ ?mod ?\})(?![A-Za-z])(?:[^(){}]|\{[^{}]*\})*\))"
+)
 _MAX_VALUES = 4
 MAX_FORMULA = 1000  # characters; the longest reference answer of the benchmarks has 62
 
@@ -147,6 +151,8 @@ def _readings(sentence: str) -> list[str]:
 
 def _same(mine: str, expected: str, judge: MathJudge | None) -> bool | None:
     """Say whether two answers are the same; None: not judged."""
+    if not _MODULUS.search(expected):
+        mine = _MODULUS.sub("", mine)
     values = [part for part in _ABOUT.split(mine) if part.strip()]
     if len(values) > 1 and not _ABOUT.search(expected):
         verdicts = [_same(part, expected, judge) for part in values[:_MAX_VALUES]]

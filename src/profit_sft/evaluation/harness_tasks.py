@@ -1,6 +1,7 @@
 """Tasks of lm-evaluation-harness from the files in `evaluation/tasks`, set up as the evaluation's settings say."""
 
 import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,6 +76,29 @@ def fingerprint(task: "ConfigurableTask") -> str:
         digest.update(f"{prompt}\0{task.doc_to_target(problem)}\0".encode())
     seed_examples(task)
     return digest.hexdigest()
+
+
+def grading_fingerprint(name: str, task: "ConfigurableTask", settings: EvalSettings) -> str | None:
+    """Return a SHA-256 of what grades a task of one's own: its file, its rows, the Python beside it; None of ours."""
+    folder = task_files(settings.task_dir)[name].parent
+    if folder == TASK_FOLDER:
+        return None
+    told = task_file(name, settings.task_dir)
+    grading = {key: told[key] for key in sorted(told) if key not in ("include", "generation_kwargs")}
+    digest = hashlib.sha256(json.dumps(grading, default=str).encode())
+    for path in sorted(folder.glob("*.py")):
+        digest.update(f"{path.name}\0".encode() + path.read_bytes())
+    for row in task.eval_docs:
+        digest.update(json.dumps(row, default=str).encode())
+    return digest.hexdigest()
+
+
+def generation_arguments(task: "ConfigurableTask") -> dict[str, Any]:
+    """Return what the file of a task says of generation but for the length and the sampling, such as stop strings."""
+    given = task.config.generation_kwargs.items()
+    told = {name: value for name, value in given if name not in (*_SAMPLING, "max_gen_toks")}
+    until = told.get("until") or []  # in any order, and one without a list
+    return {**told, "until": sorted({until} if isinstance(until, str) else {*until})}
 
 
 def seed_examples(task: "ConfigurableTask") -> None:

@@ -38,6 +38,7 @@ _TIDYING = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
         (r"[ \t\r\n\f\v]+", " "),
+        ("\u2044", "/"),
         (r"\\! ?|\\left\b|\\right\b|\\displaystyle\b|\\(?:dis)?limits\b", ""),
         (r"(?<=\d)(?:\\,|\{,\}|[\u00a0\u2009\u202f])(?=\d{3}(?!\d))", ","),
         (r"\\[,;: ]|\\q?quad\b|~|[\u00a0\u2009\u202f]", " "),
@@ -61,9 +62,34 @@ _TIDYING = tuple(
         (r"^ | ?\.? ?$", ""),
     )
 )
+# What a formula only looks like, up to the brace that opens it where there is one.
+LOOKS = re.compile(
+    r"\\(?:(?:text|math)?color|colorbox|fcolorbox ?\{[^{}]*\}) ?(?:\[[^][{}]*\] ?)?\{[^{}]*\} ?\{?|\\underline ?\{"
+)
+_BRACE = re.compile(r"\\.|[(){}]", re.DOTALL)  # with what is escaped, which is to be skipped
+_REPEATING = re.compile(r"(?<!\d)(\d*)\.(\d*)\\(?:overline|bar) ?\{(\d+)\}")
+# Powers but a lone square or cube, which other patterns read: "10\u207b\u00b3", "2\u00b9\u2070".
+_SUPERSCRIPTS = "\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079\u207b"
+_SUPERSCRIPT = re.compile(
+    rf"(?<=[\dA-Za-z)}}\]])(?:[\u00b2\u00b3](?=[{_SUPERSCRIPTS}])|[\u2070\u00b9\u2074-\u2079\u207b])[{_SUPERSCRIPTS}]*"
+)
+_FROM_SUPERSCRIPT = str.maketrans(_SUPERSCRIPTS, "0123456789-")
+COMMAS = str.maketrans({"\u3001": ", ", "\uff0c": ","})  # the first is never one of thousands
+# Where a script without spaces meets a number, a letter or a formula.
+IDEOGRAPH = "\u3001-\u30ff\u3400-\u9fff\uac00-\ud7af\uff0c\uff1a"
+BESIDE_IDEOGRAPH = re.compile(
+    rf"(?<=[{IDEOGRAPH}])(?=[-\w\\$(])(?![{IDEOGRAPH}])|(?<=[\w)$}}])(?<![{IDEOGRAPH}])(?=[{IDEOGRAPH}])"
+)
 # "pi" and "sqrt" are words as units are, and none.
 _NO_UNIT = re.compile(r"(?:pi|sqrt|sin|cos|tan|cot|sec|csc|log|ln|and|or|to)\b")
-_UNIT = re.compile(r"[ /-]*(?:([A-Za-zµ]{2,})\.?|(?<![A-Za-z])[mgshL](?![A-Za-z])|°[CF]?)(?: ?\^\{?-?\d\}?|[²³])?")
+# What counts in such a script: none of its numerals (10,000 is one sign), no "and", "half", "more" or "less".
+COUNTER = (
+    r"(?![万萬亿億兆京百十仟佰拾割成和与或到至と多余餘半만천억백십와반여]|千(?![米克瓦卡焦帕伏赫牛])|조(?!각)|과(?!목)|분의|分[之の]|ダース"
+    rf"|[{IDEOGRAPH}]{{0,5}}(?:以[上下]|未[満满]|이[상하]|미만|초과))[{IDEOGRAPH}]{{1,6}}(?<!半)"
+)
+_UNIT = re.compile(
+    rf"[ /-]*(?:([A-Za-zµ]{{2,}})\.?|{COUNTER}|(?<![A-Za-z])[mgshL](?![A-Za-z])|°[CF]?)(?: ?\^\{{?-?\d\}}?|[²³])?"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,9 +174,22 @@ def tidy(text: str) -> str:
     r"""Write a text without LaTeX's spaces, `\text`, currency signs, numeric `\frac`, and a last period."""
     if not text.isascii():
         text = "".join(str(unicodedata.decimal(sign)) if sign.isdecimal() else sign for sign in text)
+        text = BESIDE_IDEOGRAPH.sub(" ", text.translate(COMMAS))
+        text = _SUPERSCRIPT.sub(lambda match: f"^{{{match[0].translate(_FROM_SUPERSCRIPT)}}}", text)
+    text = _REPEATING.sub(_as_fraction, unwrapped(text, LOOKS))
     for pattern, replacement in _TIDYING:
         text = pattern.sub(replacement, text)
     return text
+
+
+def _as_fraction(match: re.Match[str]) -> str:
+    r"""Write a decimal that repeats as the fraction it is: `0.1\overline{6}` as 1/6."""
+    whole, fixed, repeated = match.groups(default="")
+    if len(match[0]) > MAX_DIGITS:
+        return match[0]
+    begins, both = int(whole + fixed or 0), int(whole + fixed + repeated)
+    value = Fraction(both - begins, (10 ** len(repeated) - 1) * 10 ** len(fixed))
+    return rf"\frac{{{value.numerator}}}{{{value.denominator}}}"
 
 
 def _is_units(text: str, position: int) -> bool:
@@ -184,7 +223,7 @@ def _read(match: re.Match[str]) -> PlainNumber | None:
     )
 
 
-_EQUALS = re.compile(r"(?<![<>!\\=:])==?(?![=<>])|≈|\\approx(?![A-Za-z])")
+_EQUALS = re.compile(r"(?<![<>!\\=:])==?(?![=<>])|[≈≡]|\\(?:approx|equiv)(?![A-Za-z])")
 _COMMA = re.compile(r"[,;](?!\d{3}(?!\d))|[,;](?= )|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])|\\text ?\{ ?(?:and|or) ?\}")
 _BRACKET = re.compile(r"\\begin\{|\\end\{|[(\[{]|[)\]}]")
 _FUNCTIONS = re.compile(r"\\(?:sqrt|[dtc]?frac|log|ln|exp|sum|prod|int|lim|binom|begin|max|min)(?![A-Za-z])")
@@ -195,6 +234,7 @@ _NAME = (
 )
 _SINGLE_NAME = re.compile(_NAME)
 _NAMES = re.compile(rf"{_NAME}(?: ?(?:[-+*/]|\\cdot|\\times) ?{_NAME}){{0,7}}")
+_TUPLE_OF_NAMES = re.compile(rf"\( ?{_NAME}(?: ?, ?{_NAME}){{1,7}} ?\)")
 _WORDS = re.compile(r"[A-Za-z'\u2019. -]*")
 _FRACTION_OF_NAMES = re.compile(r"\\[dt]?frac ?\{([A-Za-z]+)\} ?\{([A-Za-z]+)\}")
 _SHORT_UNITS = frozenset("cm mm km kg mg ml mL ft in hr hrs min sec mi yd oz lb lbs".split())  # noqa: SIM905
@@ -239,7 +279,7 @@ def value_side(text: str) -> str | None:
 
 
 def is_name(side: str, *, single: bool = False) -> bool:
-    r"""Say whether the left side of an equation only names a value: `x`, `f(3)`, `\angle ABC`, "Total cost".
+    r"""Say whether the left side of an equation only names a value: `x`, `f(3)`, `\angle ABC`, `(x, y)`, "Total cost".
 
     Args:
         side: The left side.
@@ -250,6 +290,8 @@ def is_name(side: str, *, single: bool = False) -> bool:
     side = side if single else _FRACTION_OF_NAMES.sub(r"\1/\2", side)
     if _FUNCTIONS.search(side):
         return False
+    if _TUPLE_OF_NAMES.fullmatch(side):
+        return True
     names = _SINGLE_NAME if single else _NAMES
     words = bool(re.search(r"[A-Za-z]{3}", side)) and not re.search(r" -|- ", side)
     return not side or bool(names.fullmatch(side)) or (words and bool(_WORDS.fullmatch(side)))
@@ -260,3 +302,32 @@ def is_computation(side: str) -> bool:
     side = re.sub(r"\\[A-Za-z]+|(?<=\d) ?x ?(?=\d)|(?<![A-Za-z])(?:pi|sqrt)(?![A-Za-z])", " ", side)
     words = re.findall(r"[A-Za-z]+", side)
     return any(map(str.isdigit, side)) and all(len(word) > 2 or word in _SHORT_UNITS for word in words)
+
+
+def unwrapped(text: str, commands: "re.Pattern[str]") -> str:
+    """Leave out commands, but not their group, and the brace that closes what a match opens with its last sign."""
+    matches = list(commands.finditer(text))
+    closing = closing_brackets(text, "{}") if matches else {}
+    drop: set[int] = set()
+    for match in matches:
+        drop.update(range(match.start(), match.start(1) if match.lastindex else match.end()))
+        if not match.lastindex and match.end() in closing:
+            drop.add(closing[match.end()] - 1)
+    return "".join(sign for place, sign in enumerate(text) if place not in drop) if drop else text
+
+
+def closing_brackets(text: str, pair: str) -> dict[int, int]:
+    """Return where each group in brackets ends, the closing one included, by where its content starts.
+
+    Args:
+        text: What a backslash escapes in it is no bracket.
+        pair: The two brackets: `{}` or `()`.
+    """
+    closing: dict[int, int] = {}
+    opened: list[int] = []
+    for match in _BRACE.finditer(text):
+        if match[0] == pair[0]:
+            opened.append(match.end())
+        elif match[0] == pair[1] and opened:
+            closing[opened.pop()] = match.end()
+    return closing

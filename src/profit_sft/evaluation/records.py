@@ -78,8 +78,12 @@ class EvalFolder:
             self._started = True
 
     def noted(self, task: str, name: str) -> Any:
-        """Return what was written down."""
-        return self._content["tasks"][task][name]
+        """Return what was written down; None: nothing was."""
+        return self._content["tasks"][task].get(name)
+
+    def devices(self, tasks: Iterable[str]) -> str:
+        """Name where the answers of tasks were made, whichever call made them."""
+        return ", ".join(sorted({device for task in tasks for device in self.noted(task, "devices") or ()}))
 
     def samples(self, task: str) -> "SampleFile":
         """Return the samples of a task."""
@@ -150,8 +154,16 @@ class SampleFile:
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
                 self._records[record["problem"], record["sample"]] = record
 
-    def grade(self, grades: Mapping[tuple[int, int], Record]) -> None:
-        """Add grades to samples, and rewrite the file in the order of problems and samples."""
+    def grade(self, grades: Mapping[tuple[int, int], Record], *, anew: bool = False) -> None:
+        """Add grades to samples, and rewrite the file in the order of problems and samples.
+
+        Args:
+            grades: By problem and sample.
+            anew: What graded the others before does no longer; they are to be graded again.
+        """
+        if anew:
+            for record in self._records.values():
+                record.pop("correct", None)
         for key, grade in grades.items():
             self._records[key] = {**self._records[key], **grade}
         lines = (json.dumps(self._records[key], ensure_ascii=False) for key in sorted(self._records))
@@ -177,14 +189,16 @@ class SampleFile:
         return list(samples.values())
 
 
-def task_fingerprints(output_dir: Path) -> dict[str, str]:
-    """Return what tells the problems of each task apart that was answered in a folder, its file and data included.
+def task_fingerprints(output_dir: Path) -> dict[str, dict[str, Any]]:
+    """Return what tells each task apart that was answered in a folder: its problems, how they are asked and graded.
 
     Raises:
         DataError: Its job.json cannot be read.
     """
     content = _read_job(output_dir / _JOB)
-    return {} if content is None else {name: task["fingerprint"] for name, task in content["tasks"].items()}
+    tasks = {} if content is None else content["tasks"]
+    names = ("fingerprint", "generation_kwargs", "grading")
+    return {task: {name: noted[name] for name in names if name in noted} for task, noted in tasks.items()}
 
 
 def unsolved_share(output_dir: Path, *, tries: int) -> float:

@@ -83,7 +83,7 @@ class EvalReport:
         settings: All `EvalSettings` as plain values.
         tasks: One result a task, in the order asked for.
         versions: Of the packages that decide about the figures; None: not installed.
-        device: Where the model ran, or `not used` where every sample was there already.
+        device: Where the model ran; of answers from several, each, set apart by commas.
         seconds: Wall-clock time of this call.
         output_dir: Where `results.json` and the records are.
     """

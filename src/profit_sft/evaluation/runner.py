@@ -3,7 +3,9 @@
 import dataclasses
 import inspect
 import logging
+import math
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial, partialmethod
@@ -15,7 +17,14 @@ from profit_sft.errors import ConfigurationError, brief, require_extra
 from profit_sft.evaluation.budgets import accuracy_by_budget, budget_file, budgets_up_to, write_budgets
 from profit_sft.evaluation.code_check import confirm_run_unsafe_code
 from profit_sft.evaluation.generator import Answer, Generator, ServedGenerator
-from profit_sft.evaluation.harness_tasks import fingerprint, grades_each_sample, load_task, seed_examples
+from profit_sft.evaluation.harness_tasks import (
+    fingerprint,
+    generation_arguments,
+    grades_each_sample,
+    grading_fingerprint,
+    load_task,
+    seed_examples,
+)
 from profit_sft.evaluation.records import EvalFolder, SampleFile
 from profit_sft.evaluation.results import EvalReport, Record, TaskResult, summarize
 from profit_sft.evaluation.settings import EvalSettings, resolved
@@ -43,7 +52,7 @@ def evaluate(
 
     Samples are kept as soon as their batch is done. The same call after an interruption goes on without answering
     anything twice; so does a call with more tasks, problems or samples. What is asked for and already there is only
-    summed up, without loading the model.
+    summed up, without loading the model; but graded again where a task of one's own, or its data, has been edited.
 
     Args:
         settings: What to evaluate and how.
@@ -70,6 +79,7 @@ def evaluate(
                 "problems": len(task.eval_docs),
                 "fingerprint": fingerprint(task),
                 "max_new_tokens": task.config.generation_kwargs["max_gen_toks"],
+                "generation_kwargs": generation_arguments(task),
             }
             for name, task in tasks.items()
         }
@@ -84,7 +94,7 @@ def evaluate(
                 settings={**_plain_settings(settings), **decoding},
                 tasks=tuple(run.task(name, task) for name, task in tasks.items()),
                 versions=package_versions(_PACKAGES),
-                device=run.device_name,
+                device=folder.devices(tasks),
                 seconds=time.perf_counter() - started,
                 output_dir=settings.output_dir,
             )
@@ -138,16 +148,15 @@ class _Run:
         self._say, self._progress = say, progress
         self._generator: Generator | None = None
 
-    @property
-    def device_name(self) -> str:
-        return "not used" if self._generator is None else self._generator.device_name
-
     def task(self, name: str, task: "ConfigurableTask") -> TaskResult:
         settings = self._by_task[name]
         wanted = (min(len(task.eval_docs), settings.limit or len(task.eval_docs)), settings.samples_per_problem)
         samples = self._folder.samples(name)
-        if not samples.is_complete(*wanted):
-            self._answer(name, task, samples)
+        grading = grading_fingerprint(name, task, settings)
+        anew = self._folder.noted(name, "grading") != grading
+        if anew or not samples.is_complete(*wanted):
+            samples.grade(self._answer(name, task, samples), anew=anew)
+            self._folder.start(name, grading=grading)
         records = samples.select(*wanted)
         found = summarize(name, records, max_new_tokens=self._folder.noted(name, "lowered_max_new_tokens"))
         found = self._with_budgets(found, task, records)
@@ -169,8 +178,8 @@ class _Run:
         write_budgets(budget_file(self._settings.output_dir, found.task), table)
         return dataclasses.replace(found, by_budget=table.rows, inexact_cut_share=table.inexact_cut_share)
 
-    def _answer(self, name: str, task: "ConfigurableTask", samples: SampleFile) -> None:
-        """Have the harness ask and grade, which takes from the records what they hold."""
+    def _answer(self, name: str, task: "ConfigurableTask", samples: SampleFile) -> dict[tuple[int, int], Record]:
+        """Have the harness ask and grade, which takes from the records what they hold; return the grades."""
         # Not simple_evaluate, which does the same and spends five seconds on a list of the machine's libraries.
         from lm_eval.evaluator import evaluate as evaluate_by_harness
 
@@ -187,21 +196,23 @@ class _Run:
         }
         lowered = self._max_new_tokens(name, task, self._generator, prompts)
         task.set_config("generation_kwargs", {"max_gen_toks": lowered}, update=True)
+        devices = sorted({*(self._folder.noted(name, "devices") or ()), self._generator.device_name})
         answers = KeptAnswers(
             self._generator,
             name,
             samples,
             seed=settings.seed,
             batch_size=settings.batch_size,
-            started=partial(self._folder.start, name, lowered_max_new_tokens=lowered),
+            started=partial(self._folder.start, name, lowered_max_new_tokens=lowered, devices=devices),
             say=self._say,
             progress=self._progress,
         )
+        task.aggregation = _no_aggregation  # sums of ours follow from the samples; some metrics' own need more packages
         tasks = {"tasks": {task.task_name: task}}
         found = evaluate_by_harness(
             answers, tasks, limit=settings.limit, bootstrap_iters=0, confirm_run_unsafe_code=True, **prompts
         )
-        samples.grade(_grades(found["samples"][task.task_name]))
+        return _grades(name, found["samples"][task.task_name])
 
     def _max_new_tokens(
         self, name: str, task: "ConfigurableTask", generator: Generator, prompts: dict[str, Any]
@@ -235,14 +246,28 @@ def _grade_cut_off(task: "ConfigurableTask", problem: int, text: str) -> bool | 
     return correct
 
 
-def _grades(problems: Sequence[Record]) -> dict[tuple[int, int], Record]:
-    """Return the grade of each sample of what the harness found: our tasks' list of them, or a number of one sample."""
+def _no_aggregation() -> Mapping[str, Callable[[Sequence[Any]], float]]:
+    return defaultdict(lambda: lambda grades: math.nan)
+
+
+def _grades(name: str, problems: Sequence[Record]) -> dict[tuple[int, int], Record]:
+    """Return the grade of each sample of what the harness found: our tasks' list of them, or 0 or 1 of one sample.
+
+    Raises:
+        ConfigurationError: The first metric of the task says something else, such as a share of words.
+    """
     grades = {}
     for problem in problems:
         if problem["filter"] != problems[0]["filter"]:
             continue  # another way to read the same answers
         found = problem[problem["metrics"][0]]
-        if not isinstance(found, list):
+        if not isinstance(found, list) or not all(isinstance(grade, Mapping) for grade in found):
+            if found not in (0, 1):
+                raise ConfigurationError(
+                    f"{name}: {problem['metrics'][0]} of problem {problem['doc_id']} is {found!r}, but an answer is "
+                    "right (1) or wrong (0). Put such a metric first in the task file, or have its process_results "
+                    "say that; the answers are kept."
+                )
             text = str(problem["filtered_resps"][0])
             found = [{"correct": bool(found), "extracted": text, "rule": "task" if text.strip() else None}]
         for sample, grade in enumerate(found):

@@ -201,10 +201,10 @@ def paper_decoding(model_type: str) -> Mapping[str, Any]:
 
 
 class _TaskFile(yaml.SafeLoader):
-    """Reads a task file, without the functions that it names."""
+    """Reads a task file; a function is its name."""
 
 
-_TaskFile.add_constructor("!function", lambda loader, node: None)
+_TaskFile.add_constructor("!function", lambda loader, node: node.value)
 
 
 def task_file(task: str, task_dir: Path | None = None) -> dict[str, Any]:

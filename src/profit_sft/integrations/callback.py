@@ -145,9 +145,8 @@ class ProFitCallback(TrainerCallback):
 
 
 def _followers(objective: str) -> Sequence[TrainerCallback]:
-    from profit_sft.train.callbacks import MetricsFile
+    from profit_sft.train.callbacks import MetricsFile, RunWarnings
     from profit_sft.train.run_page import RunPage
-    from profit_sft.train.run_warnings import RunWarnings
 
     page = RunPage()
     page.facts["objective"] = objective

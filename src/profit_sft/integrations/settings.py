@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from profit_sft.errors import ConfigurationError
-from profit_sft.head import SelectiveHead
-from profit_sft.objectives import Objective, make_objective
+from profit_sft.head_forward import SelectiveHead
+from profit_sft.objectives import FROM_THE_BATCH, Objective, make_objective
 
 # Beside `objective` and `objective_kwargs`; what is none of these is a field of the objective.
 _HEAD_OPTIONS = ("gradient_budget", "statistics", "skip_padding", "chunk_size", "backend")
-_BESIDE_THE_LABELS = {"reference_log_probs", "token_weights"}
 _PREFIX = "PROFIT_"
 # Of this package's other parts.
 _NOT_SETTINGS = {"PROFIT_LAUNCHED", "PROFIT_CACHE", "PROFIT_EMBEDDED_MODEL"}
@@ -59,7 +58,7 @@ def read_settings(given: Mapping[str, Any], *, place: str) -> Settings:
             f"{place}: normalize {normalize!r} is exact in ProFitTrainer alone, since the kept tokens of a step are "
             "known only after its last micro-batch. Say 'all' to divide by the labels, or train with profit train."
         )
-    beside = sorted(objective.needs & _BESIDE_THE_LABELS)
+    beside = sorted(objective.needs.intersection(FROM_THE_BATCH))
     if beside:
         raise ConfigurationError(
             f"{place}: {objective} needs {', '.join(beside)} beside the labels, which this trainer does not hand over. "

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from profit_sft.data.tokenize import TOKEN_KINDS
 from profit_sft.mask.texts import NUMBER, SORTS, WORD_START, TokenTexts
-from profit_sft.mask.tokens import LabelTokens, levels
+from profit_sft.mask.tokens import LabelTokens, indices_of, levels
 
 Direction = Literal["higher", "lower", "middle"]
 KINDS = tuple(sorted(TOKEN_KINDS, key=TOKEN_KINDS.__getitem__))  # none, core, style
@@ -191,7 +191,7 @@ def count_figures(
         total=_group(counted, np.arange(len(sorts)), "all"),
         by_kind=()
         if tokens.token_kinds is None
-        else tuple(_group(counted, where, KINDS[kind], kind=KINDS[kind]) for kind, where in _members(kinds)),
+        else tuple(_group(counted, where, KINDS[kind], kind=KINDS[kind]) for kind, where in indices_of(kinds)),
         by_sort=tuple(_by_sort(counted, sorts, kinds)),
         by_position=tuple(
             _group(counted, where, str(last) if first == last else f"{first}-{last}")
@@ -229,17 +229,8 @@ def _kind_name(counted: _Counted, kind: int) -> str:
     return "" if counted.tokens.token_kinds is None else KINDS[kind]
 
 
-def _members(keys: NDArray[Any]) -> Iterator[tuple[int, NDArray[np.int64]]]:
-    """Yield each key, ascending, with the indices that have it."""
-    if keys.size == 0:  # data without one word or number
-        return
-    order = np.argsort(keys, kind="stable")
-    unique, starts = np.unique(keys[order], return_index=True)
-    yield from zip(unique.tolist(), np.split(order, starts[1:]), strict=True)
-
-
 def _by_sort(counted: _Counted, sorts: NDArray[np.int8], kinds: NDArray[np.int8]) -> Iterator[Group]:
-    for key, where in _members(sorts.astype(np.int64) * len(KINDS) + kinds):
+    for key, where in indices_of(sorts.astype(np.int64) * len(KINDS) + kinds):
         sort, kind = divmod(key, len(KINDS))
         yield _group(counted, where, SORTS[sort], sort=SORTS[sort], kind=_kind_name(counted, kind))
 
@@ -260,7 +251,7 @@ def _listed(
         place = np.arange(len(order)) - begins[unique[order] % categories]
         chosen[order[(place < _LISTED) & (found[order] > 0)]] = True
     wanted = np.flatnonzero(chosen[group])
-    for index, where in _members(group[wanted]):
+    for index, where in indices_of(group[wanted]):
         key, rest = divmod(int(unique[index]), categories)
         sort, kind = divmod(rest, len(KINDS))
         yield _group(counted, there[wanted[where]], label(key), sort=SORTS[sort], kind=_kind_name(counted, kind))

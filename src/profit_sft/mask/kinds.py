@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from profit_sft.data.tokenize import TOKEN_KINDS
 from profit_sft.errors import DataError
-from profit_sft.mask.tokens import THRESHOLDS, LabelTokens, checked_thresholds, kept_mask, label_tokens
+from profit_sft.mask.tokens import THRESHOLDS, LabelTokens, checked_thresholds, indices_of, kept_mask, label_tokens
 from profit_sft.scores.store import ScoreSet
 
 Floats = npt.NDArray[np.float64]
@@ -254,7 +254,9 @@ def _within_examples(core: _Kind, style: _Kind) -> WithinExamples | None:
     both = np.intersect1d(core.examples, style.examples)
     if both.size == 0:
         return None
-    core_of, style_of = _by_example(core), _by_example(style)
+    core_of, style_of = (
+        {example: kind.log_probs[where] for example, where in indices_of(kind.examples)} for kind in (core, style)
+    )
     aucs = np.array([_auc(core_of[example], style_of[example]) for example in both.tolist()])
     # scipy divides by zero where nothing differs.
     p_value = float(stats.wilcoxon(aucs - 0.5).pvalue) if (aucs != 0.5).any() else 1.0
@@ -264,12 +266,6 @@ def _within_examples(core: _Kind, style: _Kind) -> WithinExamples | None:
         above_half_share=float((aucs > 0.5).mean()),
         p_value=p_value,
     )
-
-
-def _by_example(kind: _Kind) -> dict[int, Floats]:
-    order = np.argsort(kind.examples, kind="stable")
-    names, starts = np.unique(kind.examples[order], return_index=True)
-    return dict(zip(names.tolist(), np.split(kind.log_probs[order], starts[1:]), strict=True))
 
 
 def _auc(core: Floats, style: Floats) -> float:

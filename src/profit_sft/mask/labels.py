@@ -1,7 +1,9 @@
 """Which tokens carry labels: the first thing to look at before a run, as text and in a terminal."""
 
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -67,12 +69,23 @@ def _marked_row(row: int, input_ids: list[int], labels: list[int], texts: TokenT
     )
 
 
+def label_ends(rows: Iterable[Mapping[str, Any]]) -> Counter[int]:
+    """Count the tokens that stretches of labels end in; the first token of a row is never predicted.
+
+    Args:
+        rows: With `labels`; one without them counts for nothing.
+    """
+    counts: Counter[int] = Counter()
+    for row in rows:
+        given = row.get("labels")
+        labels = np.append(np.array([] if given is None else given, np.int64)[1:], IGNORE_INDEX)
+        counts.update(labels[:-1][(labels[:-1] != IGNORE_INDEX) & (labels[1:] == IGNORE_INDEX)].tolist())
+    return counts
+
+
 def turn_ends(data: PreparedData, tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
     """Return the last token of the stretches with labels over all rows, as text, with how many end so; most first."""
-    counts: Counter[int] = Counter()
-    for row in data.dataset.select_columns(["labels"]).with_format("numpy"):
-        labels = np.append(row["labels"][1:], IGNORE_INDEX)  # the first token is never predicted
-        counts.update(labels[:-1][(labels[:-1] != IGNORE_INDEX) & (labels[1:] == IGNORE_INDEX)].tolist())
+    counts = label_ends(data.dataset.select_columns(["labels"]).with_format("numpy"))
     texts = TokenTexts(tokenizer)
     return {texts.text(token): count for token, count in counts.most_common()}
 

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from profit_sft.files import write_text
 from profit_sft.mask.figures import KINDS
-from profit_sft.mask.report import MaskReport
+from profit_sft.mask.report import MaskReport, kept_share
 from profit_sft.mask.texts import ROLES, TokenTexts, stretches
 from profit_sft.mask.tokens import floors
 from profit_sft.pages.render import render_page
@@ -77,6 +77,7 @@ class MaskPage:
             scripts=_SCRIPTS,
             values={
                 "title": f"What the mask hides in {Path(report.manifests[0].data['dataset_name']).name}",
+                "summary": _summary(report),
                 "caveat": _CAVEAT,
                 "facts": _facts(report, today),
                 "label_tokens": f"{report.figures.total.count:,}",
@@ -110,6 +111,17 @@ def _facts(report: MaskReport, today: date) -> list[tuple[str, str]]:
         ("Mean NLL", " → ".join(f"{manifest.mean_nll:.3f}" for manifest in report.manifests) + " nats"),
         ("Date", today.isoformat()),
     ]
+
+
+def _summary(report: MaskReport) -> str:
+    """Say in a sentence what the page's script says, where no script runs."""
+    total, models = report.figures.total, range(len(report.score_sets))
+    if report.objective is None:
+        said = " → ".join(f"{kept_share(report, total, model):.1%}" for model in models)
+        said += f" of {total.count:,} label tokens kept, {report.rule}"
+    else:
+        said = f"{report.rule}: mean weight " + " → ".join(f"{value:.3f}" for value in total.mean_weight)
+    return f"{said}. Mean NLL " + " → ".join(f"{manifest.mean_nll:.3f}" for manifest in report.manifests) + " nats."
 
 
 def _versions(manifests: Sequence[ScoreManifest]) -> str:

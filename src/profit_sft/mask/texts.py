@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 SORTS: Final = ("word start", "word continuation", "number", "punctuation", "whitespace", "special")
 WORD_START, WORD_CONTINUATION, NUMBER, PUNCTUATION, WHITESPACE, SPECIAL = range(len(SORTS))
-_BROKEN = "\ufffd"  # what a piece of a character's bytes decodes to
+_BROKEN = "\ufffd"  # what a piece of a character's bytes decodes to; texts may have it, too
 _MOST_PIECES = 8  # tokens whose bytes may join; a character of UTF-8 has four, and pieces may overlap two characters
 
 
@@ -29,6 +29,8 @@ class TokenTexts:
         # Many decoders drop the space in front of the first token, so no token is decoded alone.
         self._anchor: list[int] = tokenizer("a", add_special_tokens=False)["input_ids"]
         self._anchor_text = self._decode([self._anchor])[0]
+        spelled = (tokenizer(f"a{text}", add_special_tokens=False)["input_ids"] for text in (_BROKEN, f" {_BROKEN}"))
+        self._broken_itself = {tuple(ids[len(self._anchor) :]) for ids in spelled}
         self._texts: dict[int, str] = {}
         self._together: dict[tuple[int, ...], str] = {}
 
@@ -64,7 +66,7 @@ class TokenTexts:
             if _BROKEN in texts[first]:
                 for end in range(first + 2, min(first + _MOST_PIECES, len(ids)) + 1):
                     whole = self._whole(tuple(ids[first:end]))
-                    if _BROKEN not in whole:
+                    if _BROKEN not in whole or tuple(ids[first:end]) in self._broken_itself:
                         texts[first:end] = [whole] + [""] * (end - first - 1)
                         last = end
                         break

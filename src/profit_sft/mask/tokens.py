@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -112,6 +113,15 @@ def _check_same_data(first: ScoreSet, second: ScoreSet) -> None:
             f"'{first.folder}' and '{second.folder}' are not scores of the same data: {'; '.join(differences)}. "
             "Score the same rows with the same settings under both models."
         )
+
+
+def indices_of(keys: NDArray[Any]) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """Yield each of the keys, ascending, with the indices that have it."""
+    if keys.size == 0:  # data without one word or number
+        return
+    order = np.argsort(keys, kind="stable")
+    unique, starts = np.unique(keys[order], return_index=True)
+    yield from zip(unique.tolist(), np.split(order, starts[1:]), strict=True)
 
 
 def kept_mask(log_probs: NDArray[np.floating], threshold: float) -> NDArray[np.bool_]:

@@ -264,21 +264,103 @@ def load_model(
     """
     path = pretrained_path(name)
     base = adapter_base(Path(path))
-    if base is not None:  # loaded at once, it would not tell what the base lacks
+    if base is not None:
         model = load_model(
             base, dtype=dtype, trust_remote_code=trust_remote_code, allow_missing_weights=allow_missing_weights
         )
-        with told_as_models(path):
-            found = model.load_adapter(path)
-        info = {} if found is None else found.to_dict()  # transformers 4 does not tell
-    else:
-        with told_as_models(path):
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                path, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code, output_loading_info=True
-            )
-        model, info = loaded
+        whole: PreTrainedModel = adapted(path, model, allow_missing_weights).get_base_model()
+        return whole
+    with told_as_models(path):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            path, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code, output_loading_info=True
+        )
+    model, info = loaded
     model.eval()
     return checked_weights(path, model, info, allow_missing_weights=allow_missing_weights)
+
+
+def adapted(path: str, model: PreTrainedModel, allow_missing_weights: bool = False) -> Any:
+    """Put an adapter into the model that it is for, by PEFT as in training: transformers lacks DoRA's magnitudes.
+
+    Args:
+        path: Folder of the adapter.
+        model: Its base. Changed in place.
+        allow_missing_weights: As for `checked_weights`.
+
+    Returns:
+        The `PeftModel` around it, in evaluation mode.
+
+    Raises:
+        ConfigurationError: It cannot be loaded, is not whole, or lies outside of the model's layers.
+    """
+    from peft import PeftConfig, PeftModel
+
+    if hasattr(model, "peft_config"):
+        raise ConfigurationError(
+            f"model_name_or_path: the base of the adapter in '{path}' is an adapter itself. Put that one into its "
+            "model first (profit merge), and name the result as base_model_name_or_path in adapter_config.json."
+        )
+    with told_as_models(path):
+        config = PeftConfig.from_pretrained(path)
+    if config.is_prompt_learning:
+        raise ConfigurationError(
+            f"model_name_or_path: the adapter in '{path}' ({config.peft_type.value}) learns a prompt, not weights, and "
+            "only PEFT can run it. Train with LoRA instead."
+        )
+    with told_as_models(path), _ties_seen_to():
+        config.inference_mode = True
+        whole = PeftModel(model, config)
+        found = whole.load_adapter(path, "default")
+    whole.eval()
+    info = {
+        name: [key.removeprefix("base_model.model.") for key in getattr(found, name)]
+        for name in ("missing_keys", "unexpected_keys")
+    }
+    checked_weights(path, whole.get_base_model(), info, allow_missing_weights=allow_missing_weights)
+    return whole
+
+
+def merged(path: str, model: PreTrainedModel) -> PreTrainedModel:
+    """Put an adapter into its base for good. Embeddings that were one and are told apart by it are no longer tied.
+
+    Args:
+        path: Folder of the adapter.
+        model: Its base. Changed in place.
+
+    Raises:
+        ConfigurationError: As `adapted`, or PEFT cannot merge it.
+    """
+    tied = bool(getattr(model.config, "tie_word_embeddings", False))
+    whole = adapted(path, model)
+    _untie(whole)
+    what = f"the adapter in '{path}' cannot be put into its model for good"
+    with blamed_on(what, "profit chat, eval and score take it as it is.", ConfigurationError), _ties_seen_to():
+        found: PreTrainedModel = whole.merge_and_unload()
+        head: Any = found.get_output_embeddings()
+        embedding: Any = found.get_input_embeddings()
+        found.config.tie_word_embeddings = tied and head is not None and torch.equal(head.weight, embedding.weight)
+        found.tie_weights()
+    return found
+
+
+@contextmanager
+def _ties_seen_to() -> Iterator[None]:
+    """Leave out PEFT's warnings of tied embeddings."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", message=r"(Model (has|with) `tie_word_|Input and output embeddings are no long)"
+        )
+        yield
+
+
+def _untie(model: torch.nn.Module) -> None:
+    """Give every module its own weights: what is merged into one must not change another."""
+    seen = set()
+    for module in model.modules():
+        for name, weights in module._parameters.items():
+            if weights is not None and id(weights) in seen:
+                module._parameters[name] = torch.nn.Parameter(weights.detach().clone(), requires_grad=False)
+            seen.add(id(weights))
 
 
 def outline(name: str | None, *, revision: str | None = None, attention: str | None = None) -> PreTrainedModel:

@@ -20,9 +20,16 @@ from markupsafe import Markup
 from profit_sft.files import package_versions
 from profit_sft.terminal import harmless
 
+
+def _shown(value: Any) -> Any:
+    """Return what a template writes: of a text nothing that could turn round what stands beside it."""
+    return harmless(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
 _ENVIRONMENT = jinja2.Environment(
     loader=jinja2.PackageLoader("profit_sft.pages"),
     autoescape=True,
+    finalize=_shown,
     undefined=jinja2.StrictUndefined,
     trim_blocks=True,
     lstrip_blocks=True,

@@ -15,6 +15,7 @@ METRICS_FILE = "metrics.jsonl"
 ABOUT_FILE = "run.json"
 ROWS_FILE = "rows.json"
 PAGE = "report.html"
+END = "train_runtime"  # the key of the log with which a training ends, or stops
 PACKAGES = ("profit-sft", "torch", "transformers", "trl", "datasets", "peft")  # whose versions a run tells
 
 
@@ -69,16 +70,18 @@ class RunRecord:
     @property
     def _end(self) -> Mapping[str, Any] | None:
         """The log of the end. That of a stop is none once a resumed run has logged later steps."""
-        return next((log for log in reversed(self.logs) if "train_runtime" in log and log["step"] == self.step), None)
+        return next((log for log in reversed(self.logs) if END in log and log["step"] == self.step), None)
 
     @property
     def seconds_left(self) -> float | None:
         """How long the rest takes at the pace of this session; None: nothing to go by, or nothing left."""
-        done = self.step - self.about.get("start_step", 0)
-        if self.has_ended or not done or self.max_steps is None or "started" not in self.about:
+        done = self.step - int(self.about.get("start_step", 0))
+        if self.has_ended or self.max_steps is None or "started" not in self.about:
             return None
-        pace: float = (self.updated - float(self.about["started"])) / done
-        return pace * (self.max_steps - self.step)
+        seconds = self.updated - float(self.about["started"])
+        if done <= 0 or seconds < 0:  # a clock that was set back tells no pace
+            return None
+        return seconds / done * max(0, self.max_steps - self.step)
 
     @property
     def warnings(self) -> list[tuple[int, str]]:
@@ -92,7 +95,7 @@ class RunRecord:
         if self._end is None:
             left = f", {duration(self.seconds_left)} left" if self.seconds_left is not None else ""
             return f"Step {self.step:,}{of}{left}"
-        seconds = float(self._end["train_runtime"])
+        seconds = float(self._end[END])
         word = "Stopped at" if self.max_steps and self.step < self.max_steps else "Done:"
         return f"{word} step {self.step:,}{of}, {duration(seconds)}"
 

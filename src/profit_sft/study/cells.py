@@ -157,18 +157,23 @@ def check_settings(plan: StudyPlan, cell: Cell, folder: CellFolder) -> None:
                 f"{folder.path} was run with other contents of '{name}' than are there now, so cells could not be "
                 "compared. Choose another --output_dir, or delete that folder to run the cell again."
             )
+    refuse_other_settings(plan, cell, before, folder.path)
+
+
+def refuse_other_settings(plan: StudyPlan, cell: Cell, before: Mapping[str, Any], folder: Path) -> None:
+    """Raise ConfigurationError where a cell's settings are not those that its folder was run with, `before`."""
     now = cell_settings(plan, cell)
     for name in now:
-        if before.get(name) != now[name]:
-            what, old, new, says = name, before.get(name), now[name], "the study file says"
+        if name in before and before[name] != now[name]:
+            what, old, new, says = name, before[name], now[name], "the study file says"
             if isinstance(old, dict) and isinstance(new, dict):
-                key = next(key for key in [*new, *old] if old.get(key) != new.get(key))
+                key = next(key for key in [*new, *old] if (key in old, old.get(key)) != (key in new, new.get(key)))
                 what, old, new = f"{name}.{key}", old.get(key), new.get(key)
                 if name == "train" and key in cell.tuned and not cell.is_try:
                     says = "the best of those tried is"
             raise ConfigurationError(
-                f"{folder.path} was run with {what} = {old!r}, {says} {new!r}. Choose another "
-                "--output_dir, or delete that folder to run the cell again."
+                f"{folder} was run with {what} = {old!r}, {says} {new!r}. Choose another --output_dir, or delete that "
+                "folder to run the cell again."
             )
 
 
@@ -229,7 +234,7 @@ def ensure_scores(run: CellRun) -> None:
 
 def score_request(run: CellRun) -> dict[str, Any]:
     """Return what the scoring process is to do: the data as the training runs read it, under the starting model."""
-    settings = {**run.plan.train, **run.cell.model.train}
+    settings = run.plan.shared_settings(run.cell.model)
     data = data_to_train({**settings, "dataset_name": training_data(run)})
     return {
         "model_name_or_path": run.cell.model.model_name_or_path,
@@ -292,18 +297,18 @@ def measure(run: CellRun) -> None:
     name, evaluate = _heldout_dataset_name(plan, cell), plan.eval_settings(cell)
     if name is None and not evaluate:
         return
-    train_settings = plan.train_settings(cell)
+    settings = plan.shared_settings(cell.model)
     heldout = None
     if name is not None:
         name = str(run.study.heldout_file) if name == GENERATED else name
-        heldout = asdict(data_to_evaluate({**train_settings, "max_samples": None}, name))
+        heldout = asdict(data_to_evaluate({**settings, "max_samples": None}, name))
     trained = cell.variant.objective is not None
     request = {
         "model_name_or_path": str(run.folder.run) if trained else cell.model.model_name_or_path,
-        "dtype": train_settings.get("dtype", "float32"),
+        "dtype": settings.get("dtype", "float32"),
         # The trained model was saved with the template and the token.
-        "chat_template_path": None if trained else train_settings.get("chat_template_path"),
-        "eos_token": None if trained else train_settings.get("eos_token"),
+        "chat_template_path": None if trained else settings.get("chat_template_path"),
+        "eos_token": None if trained else settings.get("eos_token"),
         "heldout": heldout,
         "evaluate": evaluate,
     }

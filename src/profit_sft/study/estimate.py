@@ -118,7 +118,7 @@ def dry_run(plan: StudyPlan, output_dir: Path, *, cells: str | None = None) -> S
 
 
 def _training_data(plan: StudyPlan, model: ModelPlan) -> TrainingData:
-    settings: dict[str, Any] = {**plan.train, **model.train}
+    settings = plan.shared_settings(model)
     with tempfile.TemporaryDirectory() as folder:
         name = plan.dataset_name
         if name == GENERATED:

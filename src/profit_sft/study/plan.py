@@ -182,6 +182,10 @@ class StudyPlan:
             *((("cells", variant.entry, "train"), variant.train) for variant in variants),
         ]
 
+    def of_model(self, name: str) -> str:
+        """Return what is put behind a figure of a model: its name in brackets, nothing where the study has one."""
+        return f" ({name})" if len(self.models) > 1 else ""
+
     def tries_of(self, cell: Cell) -> tuple[Cell, ...]:
         """Return the tries that choose the cell's value; none for a try and the untrained model."""
         return tuple(
@@ -192,7 +196,11 @@ class StudyPlan:
 
     def train_settings(self, cell: Cell) -> dict[str, Any]:
         """Return the cell's settings of `profit train`, but for its objective."""
-        return {**self.train, **cell.model.train, **cell.variant.train, **cell.tuned}
+        return {**self.shared_settings(cell.model), **cell.variant.train, **cell.tuned}
+
+    def shared_settings(self, model: ModelPlan) -> dict[str, Any]:
+        """Return the settings of `profit train` of all variants of a model, by which all are scored and measured."""
+        return {**self.train, **model.train}
 
     def eval_settings(self, cell: Cell) -> Mapping[str, Any]:
         """Return the cell's settings of `profit eval`."""
@@ -297,7 +305,7 @@ def _cells(
     cells = []
     untrained = Variant(name=UNTRAINED, objective=None)
     for model in models:
-        prefix = f"{model.name}." if len(models) > 1 else ""
+        prefix = _prefix(model, models)
         cells.append(Cell(slug=f"{prefix}{UNTRAINED}", model=model, variant=untrained, seed=None))
         for round_ in range(max(len(entry) for entry in seeds.values())):
             for variant in variants:
@@ -308,22 +316,28 @@ def _cells(
     return tuple(cells)
 
 
+def _prefix(model: ModelPlan, models: Sequence[ModelPlan]) -> str:
+    """Return what a cell's name begins with."""
+    return f"{model.name}." if len(models) > 1 else ""
+
+
 def _tries(models: Sequence[ModelPlan], variants: Sequence[Variant], tune: Tuning | None) -> tuple[Cell, ...]:
-    """List a cell for every model, variant and value."""
+    """List a cell for every model, variant, value and seed of `tune`."""
     if tune is None:
         return ()
     return tuple(
         Cell(
-            slug=f"{f'{model.name}.' if len(models) > 1 else ''}{variant.name}-{short(tune.setting, value)}-try",
+            slug=f"{_prefix(model, models)}{variant.name}-{short(tune.setting, value)}-s{seed}-try",
             model=model,
             variant=variant,
-            seed=tune.seed,
+            seed=seed,
             is_try=True,
             tuned={tune.setting: value},
         )
         for model in models
         for variant in variants
         for value in tune.values
+        for seed in tune.seed
     )
 
 

@@ -60,16 +60,12 @@ def ray_cluster(plan: StudyPlan, cells: Sequence[Cell]) -> Iterator[Callable[[Ce
 def _check_gpus(plan: StudyPlan, cells: Sequence[Cell], node_gpus: int) -> None:
     """Refuse a cell that Ray would let wait for ever."""
     for cell in cells:
-        ranks = _ranks(plan, cell)
+        ranks = planned_ranks(plan.train_settings(cell))
         if ranks > node_gpus > 0:
             raise ConfigurationError(
                 f"{cell.slug} trains on {ranks} GPUs, and no node of the Ray cluster has more than {node_gpus}. Start "
                 "one that has, or name fewer num_processes."
             )
-
-
-def _ranks(plan: StudyPlan, cell: Cell) -> int:
-    return planned_ranks(plan.train_settings(cell))
 
 
 class _Cluster:
@@ -84,7 +80,7 @@ class _Cluster:
         """Take the cell to its end, as `profit_sft.study.cells.run_cell` does on this machine; raises the same."""
         import ray
 
-        ranks = _ranks(run.plan, run.cell)
+        ranks = planned_ranks(run.plan.train_settings(run.cell))
         task = ray.remote(_run_on_node).options(
             num_cpus=ranks, num_gpus=ranks if self._has_gpus else 0, max_retries=_RETRIES, name=run.cell.slug
         )

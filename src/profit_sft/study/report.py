@@ -68,7 +68,7 @@ def write_report(plan: StudyPlan, output_dir: Path, *, command: str) -> Analysis
         "tuning": None if plan.tune is None else plan.tune.model_dump() | {"rows": [asdict(row) for row in rows]},
     }
     write_text(output_dir / "results.json", json.dumps(content | {"cost": values["cost"]}, indent=1) + "\n")
-    write_text(output_dir / "report.md", render_markdown(values))
+    write_text(output_dir / "report.md", render_text("study.md", values))
     write_text(output_dir / "report.html", render_html(plan, results, analysis, budgets, values))
     return analysis
 
@@ -163,11 +163,6 @@ def _end_of(prompt: str) -> str:
     return prompt if len(prompt) <= _MOST_CHARACTERS else f"\N{HORIZONTAL ELLIPSIS}{prompt[-_MOST_CHARACTERS:]}"
 
 
-def render_markdown(values: Mapping[str, Any]) -> str:
-    """Return the report as Markdown; `values` as the template needs them."""
-    return render_text("study.md", values)
-
-
 def report_values(plan: StudyPlan, results: Sequence[CellResult], analysis: Analysis, command: str) -> dict[str, Any]:
     """Return what both templates show, numbers already as text."""
     return {
@@ -219,7 +214,7 @@ def tuning_values(plan: StudyPlan, rows: Sequence[TunedRow], warnings: Sequence[
     return {
         "setting": plan.tune.setting,
         "tasks": ", ".join(plan.tune.evaluate.get("tasks", ())),
-        "seed": plan.tune.seed,
+        "seeds": f"seed{'s' if len(plan.tune.seed) > 1 else ''} {', '.join(map(str, plan.tune.seed))}",
         "warnings": warnings,
         "values": [f"{value:g}" for value in plan.tune.values],
         "rows": [

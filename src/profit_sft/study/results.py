@@ -1,5 +1,6 @@
 """Read the finished cells of a study back from its folder."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from profit_sft.evaluation.budgets import BudgetAccuracies, budget_file, read_bu
 from profit_sft.evaluation.records import SampleFile, task_fingerprints
 from profit_sft.evaluation.results import judged_accuracy
 from profit_sft.files import read_json
-from profit_sft.study.cells import FORMAT, read_metrics
+from profit_sft.study.cells import FORMAT, read_metrics, refuse_other_settings
 from profit_sft.study.layout import StudyFolder
 from profit_sft.study.plan import Cell, StudyPlan
 from profit_sft.train.callbacks import CollapseWarning
@@ -28,7 +29,7 @@ class CellResult:
         metrics: Its training logs.
         accuracies: By task, that of each problem over its samples, in the order of the task.
         samples: By task, the file of its samples.
-        fingerprints: By task, that of its problems.
+        fingerprints: By task, what tells its problems apart, and how they were asked and graded.
         by_budget: By task, accuracies by token budget; empty for cells that were measured before there were any.
     """
 
@@ -37,7 +38,7 @@ class CellResult:
     metrics: Sequence[Mapping[str, Any]]
     accuracies: Mapping[str, Sequence[float]]
     samples: Mapping[str, Path]
-    fingerprints: Mapping[str, str]
+    fingerprints: Mapping[str, Mapping[str, Any]]
     by_budget: Mapping[str, Sequence[BudgetAccuracies]]
 
     @property
@@ -55,6 +56,7 @@ def read_results(plan: StudyPlan, output_dir: Path, *, tries: bool = False) -> l
     """Return the finished cells, or the finished tries, in the plan's order.
 
     Raises:
+        ConfigurationError: A cell was run with other settings than the plan has for it now.
         DataError: A file is of another format, or cells were measured on different problems.
     """
     study = StudyFolder(output_dir)
@@ -68,11 +70,11 @@ def read_results(plan: StudyPlan, output_dir: Path, *, tries: bool = False) -> l
                     f"{found[0].cell.slug} has {len(found[0].accuracies[task])}. All cells must be measured on the "
                     "same problems: delete the folder of the one that differs and run the study again."
                 )
-            problems = [cell.fingerprints.get(task) for cell in (found[0], result)]
-            if None not in problems and problems[0] != problems[1]:
+            first, other = (cell.fingerprints.get(task, {}) for cell in (found[0], result))
+            if any(first[name] != other[name] for name in first.keys() & other.keys()):
                 raise DataError(
-                    f"{study.cell(result.cell.slug).path}: {task} had other problems than for {found[0].cell.slug}; "
-                    "its file or data was changed in between. Delete the folders of the cells that have the ones you "
+                    f"{study.cell(result.cell.slug).path}: {task} was another task than for {found[0].cell.slug}; its "
+                    "file or data was changed in between. Delete the folders of the cells that have the ones you "
                     "do not want, and run the study again."
                 )
     return found
@@ -86,6 +88,7 @@ def _read_cell(plan: StudyPlan, study: StudyFolder, cell: Cell) -> CellResult:
             f"{folder.finished} has format {summary.get('format')!r}, this version reads {FORMAT}. Delete "
             f"{folder.path} and run the study again."
         )
+    refuse_other_settings(plan, _as_it_ran(plan, cell, summary), summary["settings"], folder.path)
     tasks = plan.eval_settings(cell).get("tasks", ())
     samples = {task: folder.evaluation / "samples" / f"{task}.jsonl" for task in tasks}
     return CellResult(
@@ -100,6 +103,14 @@ def _read_cell(plan: StudyPlan, study: StudyFolder, cell: Cell) -> CellResult:
         fingerprints=task_fingerprints(folder.evaluation),
         by_budget={task: rows for task in tasks if (rows := read_budgets(budget_file(folder.evaluation, task)))},
     )
+
+
+def _as_it_ran(plan: StudyPlan, cell: Cell, summary: Mapping[str, Any]) -> Cell:
+    """Return the cell with its own value of what is tuned: that another is the best now, the report warns of."""
+    if not plan.tries_of(cell) or plan.tune is None:
+        return cell
+    ran = summary["settings"]["train"].get(plan.tune.setting)
+    return cell if ran is None else dataclasses.replace(cell, tuned={plan.tune.setting: ran})
 
 
 def read_answers(path: Path, most: int) -> list[dict[str, str]]:

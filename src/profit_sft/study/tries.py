@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 from profit_sft.files import read_json
@@ -10,6 +11,7 @@ from profit_sft.study.cells import imitated_cell
 from profit_sft.study.layout import StudyFolder
 from profit_sft.study.plan import Cell, StudyPlan
 from profit_sft.study.results import CellResult
+from profit_sft.study.tuning import Tuning
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -19,7 +21,7 @@ class TunedRow:
     Attributes:
         model: Name of the model.
         variant: Name of the variant.
-        accuracies: Of the validation problems, of several tasks the mean, by rising value; None: not finished.
+        accuracies: Of the validation problems, the mean of tasks and seeds, by rising value; None: not finished.
         chosen: The value of the best; None while a try is not finished.
     """
 
@@ -44,26 +46,36 @@ def with_best_value(plan: StudyPlan, cell: Cell, study: StudyFolder) -> Cell | N
         if not folder.finished.exists():
             return None
         summary = read_json(folder.finished, f"Delete {folder.path} and run the study again.")
-        accuracies[tried.tuned[plan.tune.setting]] = _accuracy(summary)
-    return dataclasses.replace(cell, tuned={plan.tune.setting: plan.tune.best(accuracies)})
+        accuracies[tried.slug] = _accuracy(summary)
+    chosen = _row(plan.tune, tries, accuracies).chosen
+    return None if chosen is None else dataclasses.replace(cell, tuned={plan.tune.setting: chosen})
 
 
-def tuned_rows(plan: StudyPlan, tries: Sequence[CellResult]) -> tuple[TunedRow, ...]:
+def tuned_rows(plan: StudyPlan, results: Sequence[CellResult]) -> tuple[TunedRow, ...]:
     """Gather the accuracies of the finished tries, one row a model and variant."""
     if plan.tune is None:
         return ()
-    found = {
-        (tried.cell.model.name, tried.cell.variant.name, tried.cell.tuned[plan.tune.setting]): _accuracy(tried.summary)
-        for tried in tries
-    }
-    rows = []
-    for model in plan.models:
-        for variant in plan.variants:
-            accuracies = {value: found.get((model.name, variant.name, value)) for value in plan.tune.values}
-            known = {value: accuracy for value, accuracy in accuracies.items() if accuracy is not None}
-            chosen = plan.tune.best(known) if len(known) == len(accuracies) else None
-            rows.append(TunedRow(model=model.name, variant=variant.name, accuracies=accuracies, chosen=chosen))
-    return tuple(rows)
+    accuracies = {result.cell.slug: _accuracy(result.summary) for result in results}
+    of_row: dict[tuple[str, str], list[Cell]] = {}
+    for tried in plan.tries:
+        of_row.setdefault((tried.model.name, tried.variant.name), []).append(tried)
+    return tuple(_row(plan.tune, tries, accuracies) for tries in of_row.values())
+
+
+def _row(tune: Tuning, tries: Sequence[Cell], accuracies: Mapping[str, float]) -> TunedRow:
+    """Gather what one variant tried on one model; `accuracies` has those of the finished cells by name."""
+    means: dict[float, float | None] = {}
+    for value in tune.values:
+        cells = [tried.slug for tried in tries if tried.tuned[tune.setting] == value]
+        finished = all(cell in accuracies for cell in cells)
+        means[value] = fmean(accuracies[cell] for cell in cells) if finished else None
+    known = {value: accuracy for value, accuracy in means.items() if accuracy is not None}
+    return TunedRow(
+        model=tries[0].model.name,
+        variant=tries[0].variant.name,
+        accuracies=means,
+        chosen=tune.best(known) if len(known) == len(means) else None,
+    )
 
 
 def warnings(
@@ -78,7 +90,7 @@ def warnings(
     setting, values = plan.tune.setting, plan.tune.values
     said = []
     for edge, end, further in ((values[0], "smallest", "smaller"), (values[-1], "largest", "larger")):
-        names = [f"{row.variant}{_on(plan, row.model)}" for row in rows if row.chosen == edge]
+        names = [f"{row.variant}{plan.of_model(row.model)}" for row in rows if row.chosen == edge]
         if names:
             said.append(
                 f"The best {setting} is the {end} of those tried, {edge:g}, for {', '.join(names)}: a {further} one "
@@ -105,10 +117,6 @@ def warnings(
                 f"again since and keeps {share:.4g}. Delete its folder and run again."
             )
     return said
-
-
-def _on(plan: StudyPlan, model: str) -> str:
-    return f" ({model})" if len(plan.models) > 1 else ""
 
 
 def _accuracy(summary: Mapping[str, Any]) -> float:

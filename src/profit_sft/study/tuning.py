@@ -7,20 +7,20 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, Field, NonNegativeInt, model_validator
 
 from profit_sft.study.study_file import Section, key_errors
-from profit_sft.study.variants import leave_the_studys_own
+from profit_sft.study.variants import OneOrMore, leave_the_studys_own
 
 
 class Tuning(Section):
     """Values of one setting that every variant and model tries; the setting is the section's further key.
 
     Attributes:
-        seed: Seed of the tries.
+        seed: Seeds that every value is tried with; what counts is the mean.
         evaluate: Settings of `profit eval` for the validation problems that judge them.
     """
 
     model_config = ConfigDict(extra="allow")
 
-    seed: NonNegativeInt = 0
+    seed: OneOrMore[NonNegativeInt] = Field(default=[0])
     evaluate: Annotated[dict[str, Any], Field(min_length=1)]
 
     @model_validator(mode="after")
@@ -39,8 +39,10 @@ class Tuning(Section):
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
                 hint = " YAML reads 1e-5 as text; write 1.0e-5." if isinstance(value, str) else ""
                 raise key_errors({self.setting: f" must hold numbers, got {value!r}.{hint}"})
-            if values.count(value) > 1:
-                raise key_errors({self.setting: f" holds {value!r} twice."})
+        for key, listed in ((self.setting, values), ("seed", self.seed)):
+            for value in listed:
+                if listed.count(value) > 1:
+                    raise key_errors({key: f" holds {value!r} twice."})
         return self
 
     @property

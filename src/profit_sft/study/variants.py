@@ -53,7 +53,7 @@ def _folder_name(name: str) -> str:
 TrainSettings = Annotated[dict[str, Any], AfterValidator(leave_the_studys_own)]
 
 _T = TypeVar("_T")
-_OneOrMore = Annotated[list[_T], BeforeValidator(one_or_more), Field(min_length=1)]
+OneOrMore = Annotated[list[_T], BeforeValidator(one_or_more), Field(min_length=1)]
 
 
 class CellEntry(Section):
@@ -61,11 +61,11 @@ class CellEntry(Section):
 
     model_config = ConfigDict(extra="allow")
 
-    objective: _OneOrMore[str]
-    seed: _OneOrMore[NonNegativeInt] = Field(default=[0])
-    normalize: _OneOrMore[Literal["all", "kept"] | None] = Field(default=[None])
-    kept_share_of: _OneOrMore[str | None] = Field(default=[None])
-    kept_share_from: _OneOrMore[Literal["run", "scores"] | None] = Field(default=[None])
+    objective: OneOrMore[str]
+    seed: OneOrMore[NonNegativeInt] = Field(default=[0])
+    normalize: OneOrMore[Literal["all", "kept"] | None] = Field(default=[None])
+    kept_share_of: OneOrMore[str | None] = Field(default=[None])
+    kept_share_from: OneOrMore[Literal["run", "scores"] | None] = Field(default=[None])
     name: Annotated[str, AfterValidator(_folder_name)] | None = None
     train: TrainSettings = Field(default_factory=dict)
 

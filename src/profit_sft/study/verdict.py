@@ -18,7 +18,6 @@ def headline(plan: StudyPlan, analysis: Analysis) -> list[str]:
 
 def summary(plan: StudyPlan, analysis: Analysis) -> list[str]:
     """Return the outcome in a few sentences, the first of which stands for all."""
-    several = len(plan.models) > 1
     rows = analysis.main_comparisons
     against = [row for row in rows if row.second == plan.baseline and row.first != UNTRAINED]
     sentences = list(_edges(plan, analysis))
@@ -30,7 +29,7 @@ def summary(plan: StudyPlan, analysis: Analysis) -> list[str]:
     elif not nothing_to_see or any(row.shown != "no difference" for row in against):
         sentences += _sentences_on_baseline(plan, analysis, against)
     for row in rows:
-        where = f" ({row.model})" if several else ""
+        where = plan.of_model(row.model)
         if row.first == UNTRAINED and row.second == plan.baseline and not row.shown.startswith("worse"):
             sentences.append(f"{plan.baseline} is not shown to be better than the untrained model{where}.")
         elif row.second != plan.baseline:
@@ -40,10 +39,9 @@ def summary(plan: StudyPlan, analysis: Analysis) -> list[str]:
 
 def _sentences_on_baseline(plan: StudyPlan, analysis: Analysis, rows: Sequence[ComparisonRow]) -> list[str]:
     """Say of each variant, best first, how it compares with the baseline, in numbers."""
-    several = len(plan.models) > 1
     accuracies = {(row.model, row.variant): row.scores[0] for row in analysis.rows if row.scores}
     bases = [
-        (f"{model.name} " if several else "")
+        (f"{model.name} " if len(plan.models) > 1 else "")
         + f"{100 * base.mean:.1f}% ({100 * base.low:.1f} to {100 * base.high:.1f})"
         for model in plan.models
         if (base := accuracies.get((model.name, plan.baseline))) is not None
@@ -53,7 +51,7 @@ def _sentences_on_baseline(plan: StudyPlan, analysis: Analysis, rows: Sequence[C
         best = max(rows, key=lambda row: accuracies[row.model, row.first].mean)
         return [
             f"No difference shown between {baseline}, and any of {len(rows)} other variants; the best of these, "
-            f"{_in_numbers(best, accuracies, several=several)}."
+            f"{_in_numbers(plan, best, accuracies)}."
         ]
     sentences = []
     for shown, words in (
@@ -65,7 +63,7 @@ def _sentences_on_baseline(plan: StudyPlan, analysis: Analysis, rows: Sequence[C
     ):
         found = sorted((row for row in rows if row.shown == shown), key=lambda row: -row.comparison.difference)
         if found:
-            told = "; ".join(_in_numbers(row, accuracies, several=several) for row in found)
+            told = "; ".join(_in_numbers(plan, row, accuracies) for row in found)
             sentences.append(f"{words}: {told}.")
     if not any(row.shown.startswith("better") for row in rows):
         sentences.insert(0, f"No variant is shown to be better than {baseline}.")
@@ -73,10 +71,10 @@ def _sentences_on_baseline(plan: StudyPlan, analysis: Analysis, rows: Sequence[C
     return [sentences[0], *(sentence.replace(baseline, plan.baseline, 1) for sentence in sentences[1:])]
 
 
-def _in_numbers(row: ComparisonRow, accuracies: Mapping[tuple[str, str], Accuracy], *, several: bool) -> str:
+def _in_numbers(plan: StudyPlan, row: ComparisonRow, accuracies: Mapping[tuple[str, str], Accuracy]) -> str:
     """Return as in "dft 46.0%, 8.8 points less (5.3 to 12.4)"; where nothing is shown, the difference with its sign."""
     found = row.comparison
-    name = f"{row.first}{f' ({row.model})' if several else ''} {100 * accuracies[row.model, row.first].mean:.1f}%"
+    name = f"{row.first}{plan.of_model(row.model)} {100 * accuracies[row.model, row.first].mean:.1f}%"
     if row.shown == "no difference" or found.low < 0 < found.high:
         return f"{name}, {100 * found.difference:+.1f} points ({100 * found.low:+.1f} to {100 * found.high:+.1f})"
     ends = sorted((abs(100 * found.low), abs(100 * found.high)))
@@ -88,7 +86,7 @@ def _edges(plan: StudyPlan, analysis: Analysis) -> Iterator[str]:
     """Say on which tasks nothing could have been seen, because all variants are at the floor or at the ceiling."""
     for model in plan.models:
         rows = [row for row in analysis.rows if row.model == model.name and row.variant != UNTRAINED]
-        where = f" ({model.name})" if len(plan.models) > 1 else ""
+        where = plan.of_model(model.name)
         for outcome in analysis.num_problems:
             accuracies = [accuracy for row in rows for accuracy in row.scores if accuracy.outcome == outcome]
             if accuracies and all(accuracy.low <= _EDGE for accuracy in accuracies):
@@ -104,20 +102,17 @@ def _edges(plan: StudyPlan, analysis: Analysis) -> Iterator[str]:
 
 
 def _nll_and_collapses(plan: StudyPlan, analysis: Analysis) -> Iterator[str]:
-    several = len(plan.models) > 1
     baselines = {row.model: row.heldout_nll for row in analysis.rows if row.variant == plan.baseline}
     higher, collapsed = [], []
     for row in analysis.rows:
-        name = row.variant + (f" ({row.model})" if several else "")
+        name = f"{row.variant}{plan.of_model(row.model)}"
         base = baselines.get(row.model)
         if row.variant != UNTRAINED and base and row.heldout_nll and row.heldout_nll > (1 + _NLL_RISE) * base:
             higher.append(f"{name} {row.heldout_nll:.3f}")
         if row.collapsed:
             collapsed.append(f"{name}, {row.collapsed} of {len(row.seeds)} runs")
     if higher:
-        bases = ", ".join(
-            f"{value:.3f}" + (f" ({model})" if several else "") for model, value in baselines.items() if value
-        )
+        bases = ", ".join(f"{value:.3f}{plan.of_model(model)}" for model, value in baselines.items() if value)
         yield (
             f"Plain NLL on held-out data is more than {_NLL_RISE:.0%} above that of {plan.baseline}, {bases}: "
             f"{', '.join(higher)} (not tested)."
@@ -131,7 +126,7 @@ def standings(plan: StudyPlan, analysis: Analysis) -> list[str]:
     baselines = {row.model: row for row in analysis.rows if row.variant == plan.baseline}
     lines = []
     for row, against in best_first(plan, analysis):
-        where = f" ({row.model})" if len(plan.models) > 1 else ""
+        where = plan.of_model(row.model)
         lines.append(f"{row.variant}{where} {_standing(row, against, baselines.get(row.model))}")
     return [line for line in lines if not line.endswith(" ")]
 

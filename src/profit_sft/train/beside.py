@@ -38,7 +38,7 @@ def packed(dataset: Any, args: SFTConfig) -> Any:
 
 
 class CollatesBeside:
-    """A collator that lays the columns out as the wrapped one does `labels`: padded, or end to end.
+    """A collator that lays the columns out as the wrapped one does the tokens: padded at either side, or end to end.
 
     Rows without them, such as those of an evaluation, are left to the wrapped one.
     """
@@ -52,20 +52,47 @@ class CollatesBeside:
         batch: dict[str, Any] = self._collator(
             [{name: value for name, value in example.items() if name not in names} for example in examples]
         )
-        return {**batch, **{name: _laid_out(examples, name, batch["labels"].shape) for name in names}}
+        _check_lengths(examples, names)
+        places = _places(examples, batch, names) if names else []
+        return {**batch, **{name: _laid_out(examples, name, places, batch["input_ids"].shape) for name in names}}
 
 
-def _laid_out(examples: list[dict[str, Any]], name: str, shape: torch.Size) -> torch.Tensor:
+def _check_lengths(examples: list[dict[str, Any]], names: list[str]) -> None:
     for index, example in enumerate(examples):
-        if len(example[name]) != len(example["input_ids"]):
+        size = len(example["input_ids"])
+        for name in names:
+            if len(example[name]) != size:
+                raise ValueError(
+                    f"row {index} of a batch has {size} input_ids and {len(example[name])} {name}. Give "
+                    "every token one; anything where there is no label."
+                )
+
+
+def _places(examples: list[dict[str, Any]], batch: dict[str, Any], names: list[str]) -> list[tuple[int, slice]]:
+    """Return where each example's tokens lie in the batch: the row, and the places in it."""
+    input_ids, mask = batch["input_ids"], batch.get("attention_mask")
+    # Behind the padding of a collator that pads at the left.
+    begins = [0] * len(input_ids) if mask is None or mask.dim() != 2 else mask.bool().int().argmax(dim=1).tolist()
+    places = []
+    for index, example in enumerate(examples):
+        row = index if len(input_ids) == len(examples) else 0  # padding_free
+        own = torch.as_tensor(example["input_ids"])
+        place = slice(begins[row], begins[row] + len(own))
+        if not torch.equal(input_ids[row, place], own):
             raise ValueError(
-                f"row {index} of a batch has {len(example['input_ids'])} input_ids and {len(example[name])} {name}. "
-                "Give every token one; anything where there is no label."
+                f"row {index} of a batch does not hold the {len(own)} input_ids of its example in a row, so that its "
+                f"{' and '.join(names)} cannot be laid beside them. Take a data_collator that pads rows, or lays them "
+                "end to end."
             )
-    rows = [torch.tensor(example[name], dtype=torch.float32) for example in examples]
-    if shape[0] != len(examples):  # padding_free
-        rows = [torch.cat(rows)]
+        begins[row] = place.stop
+        places.append((row, place))
+    return places
+
+
+def _laid_out(
+    examples: list[dict[str, Any]], name: str, places: list[tuple[int, slice]], shape: torch.Size
+) -> torch.Tensor:
     values = torch.zeros(shape, dtype=torch.float32)
-    for index, row in enumerate(rows):
-        values[index, : len(row)] = row
+    for example, place in zip(examples, places, strict=True):
+        values[place] = torch.tensor(example[name], dtype=torch.float32)
     return values

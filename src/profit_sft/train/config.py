@@ -14,6 +14,7 @@ from trl import SFTConfig
 
 from profit_sft.errors import ConfigurationError, brief, first_line
 from profit_sft.files import read_json
+from profit_sft.head_forward import SelectiveHead
 from profit_sft.objectives import OBJECTIVES, Objective, make_objective
 from profit_sft.ranges import check_values
 from profit_sft.train.collapse_probe import LEAST_ROWS
@@ -156,6 +157,11 @@ class ProFitConfig(SFTConfig):
                 f"ddp_backend is {self.ddp_backend!r}, but this is one process, which talks to no other. Launch "
                 "several with torchrun or accelerate launch, or leave it out."
             )
+        if self.global_batch_size is not None and self.auto_find_batch_size:
+            raise ValueError(
+                f"global_batch_size is {self.global_batch_size}, which auto_find_batch_size would change: it makes "
+                "micro-batches smaller and accumulates as many as before. Leave one of them out."
+            )
         self._asked_accumulation = self.gradient_accumulation_steps
         self.gradient_accumulation_steps = self._asked_accumulation or 1
         # Before transformers hands it on to DeepSpeed. How many ranks a launcher is yet to start is not known here.
@@ -178,15 +184,14 @@ class ProFitConfig(SFTConfig):
             )
         if self.label_smoothing_factor:
             raise ValueError("label_smoothing_factor changes the loss under the objective; set it to 0.")
-        objective = self.make_objective()  # refuse a wrong one now, not after the model has been loaded
+        objective = self.make_objective()
         if self.normalize is None:
             self.normalize = getattr(objective, "normalize", "all")
-        if self.normalize not in ("all", "kept"):
-            raise ValueError(f"normalize must be 'all' or 'kept', got {self.normalize!r}.")
+        # What the head takes, it checks: here, before the model has been loaded.
+        options: dict[str, Any] = {"normalize": self.normalize, "gradient_budget": self.gradient_budget}
+        SelectiveHead(objective=objective, **options)
         if self.normalize == "kept" and not counts_over_ranks:
             raise ValueError("normalize='kept' counts over all ranks; leave average_tokens_across_devices on.")
-        if self.gradient_budget is not None and not 0.0 <= self.gradient_budget < 1.0:
-            raise ValueError(f"gradient_budget must be a share in [0, 1), got {self.gradient_budget}.")
         if self.probe_rows and self.probe_rows < LEAST_ROWS:
             raise ValueError(f"probe_rows must be 0 for no probe, or at least {LEAST_ROWS}, got {self.probe_rows}.")
         if self.probe_measurements is not None and self.probe_measurements < 1:

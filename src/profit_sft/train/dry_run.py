@@ -180,7 +180,6 @@ def _settings_report(job: TrainJob, engine: Engine, settings: str) -> SettingsRe
     if not reasons:
         return None
     config = job.config
-    rows, micro_batches = config.per_device_train_batch_size, config.gradient_accumulation_steps
     memory_gib = None
     if model is not None and config.max_length is not None and not job.model_config.use_peft:
         memory_gib = _memory_gib(model, job, engine, longest=config.max_length)
@@ -188,7 +187,7 @@ def _settings_report(job: TrainJob, engine: Engine, settings: str) -> SettingsRe
     return SettingsReport(
         config=settings,
         engine=str(engine),
-        batch=f"{rows * micro_batches * engine.ranks} rows: {step_of(rows, micro_batches, engine.ranks)}",
+        batch=step_of(config, engine),
         not_checked=[f"{what}: {reason}" for reason in reasons],
         memory_gib=memory_gib,
     )

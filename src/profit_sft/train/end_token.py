@@ -5,14 +5,13 @@ A base model's EOS is often not what a chat template ends its turns with (Qwen3'
 """
 
 import warnings
-from collections import Counter
 from collections.abc import Iterable, Mapping
-from itertools import islice, pairwise
+from itertools import islice
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from profit_sft.data.tokenize import IGNORE_INDEX
+from profit_sft.mask.labels import label_ends
 from profit_sft.models.pretrained import end_tokens
 
 _ROWS = 256  # looked at; a template ends every turn alike
@@ -26,10 +25,7 @@ def trained_end(rows: Iterable[Mapping[str, Any]]) -> int | None:
     Args:
         rows: With `labels`; only the first are looked at.
     """
-    counts: Counter[int] = Counter()
-    for row in islice(rows, _ROWS):
-        labels = [*(row.get("labels") or ()), IGNORE_INDEX]
-        counts.update(label for label, following in pairwise(labels) if following == IGNORE_INDEX != label)
+    counts = label_ends(islice(rows, _ROWS))
     token, count = max(counts.items(), key=lambda item: item[1], default=(None, 0))
     return token if 2 * count > counts.total() else None
 

@@ -55,9 +55,10 @@ class Engine:
         return self.is_fsdp or self.zero_stage == 3
 
 
-def step_of(rows: int, micro_batches: int, ranks: int) -> str:
+def step_of(config: ProFitConfig, engine: Engine) -> str:
     """Say in words what the rows of an optimizer step are made of."""
-    return f"{rows} a device x {micro_batches} accumulated x {ranks} ranks"
+    rows, micro_batches, ranks = config.per_device_train_batch_size, config.gradient_accumulation_steps, engine.ranks
+    return f"{rows * micro_batches * ranks} rows: {rows} a device x {micro_batches} accumulated x {ranks} ranks"
 
 
 def planned_steps(

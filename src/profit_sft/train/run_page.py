@@ -16,8 +16,8 @@ from profit_sft.files import package_versions, read_json, write_text
 from profit_sft.mask.texts import TokenTexts
 from profit_sft.runs.page import write_run_page
 from profit_sft.runs.record import ABOUT_FILE, PACKAGES, ROWS_FILE
+from profit_sft.train.callbacks import tell_trackers
 from profit_sft.train.collapse_probe import ProbeRow
-from profit_sft.train.run_warnings import tell_trackers
 
 _TIME_SHARE = 20  # a page that took a second to write is not written again for twenty
 

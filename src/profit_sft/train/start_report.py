@@ -35,8 +35,7 @@ def settled_facts(job: TrainJob, engine: Engine) -> dict[str, str]:
     to_evaluate = job.evaluation_data()
     if to_evaluate is not None:
         facts["evaluation"] = _name(to_evaluate)
-    rows, steps = config.per_device_train_batch_size, config.gradient_accumulation_steps
-    facts["batch"] = f"{rows * steps * engine.ranks} rows: {step_of(rows, steps, engine.ranks)}"
+    facts["batch"] = step_of(config, engine)
     facts["device"] = f"{device_name(config.device)}, {engine}"
     in_fp32 = compute is None and model_config.dtype in (None, "float32")
     if in_fp32 and config.device.type == "cpu" and cpu_multiplies_bf16():

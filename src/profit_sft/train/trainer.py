@@ -20,7 +20,7 @@ from profit_sft.files import write_text
 from profit_sft.head import apply_profit, selective_head
 from profit_sft.objectives import FROM_THE_BATCH
 from profit_sft.train.beside import CollatesBeside, columns_beside, cut_beside, packed
-from profit_sft.train.callbacks import CollapseWarning, MetricsFile
+from profit_sft.train.callbacks import CollapseWarning, MetricsFile, RunWarnings
 from profit_sft.train.checkpoints import (
     MANIFEST,
     SAVING,
@@ -42,7 +42,6 @@ from profit_sft.train.metrics import StepMetrics, memory_in_use_gib
 from profit_sft.train.model_card import base_card, render_model_card
 from profit_sft.train.run_folder import check_reaches
 from profit_sft.train.run_page import RunPage
-from profit_sft.train.run_warnings import RunWarnings
 
 
 class ProFitTrainer(SFTTrainer):
@@ -62,7 +61,8 @@ class ProFitTrainer(SFTTrainer):
     tokenizer's EOS, and so that of the model that is saved (`trained_end`).
 
     Of chats (`messages` or `conversations`) only what the assistant says is trained, as by `profit train`; TRL's
-    `assistant_only_loss` leaves that to the chat template. Rows may also bring `input_ids` and `labels`.
+    `assistant_only_loss` leaves that to the chat template. Of other rows the column `dataset_text_field` is trained
+    whole where there is one, as in TRL. Rows may also bring `input_ids` and `labels`.
 
     Checkpoints appear whole or not at all, with a manifest (`profit_sft.train.checkpoints`); the oldest are deleted by
     step. A run that is resumed at its last step trains nothing more. A step whose loss or gradient norm is not finite
@@ -124,17 +124,21 @@ class ProFitTrainer(SFTTrainer):
         self.add_callback(RunWarnings(lambda: self.callback_handler.callbacks))
         self.run_page = RunPage(lambda: self._probe.seen, lambda: self.callback_handler.callbacks)
         self.add_callback(self.run_page)
-        self._step_kept: Tensor | None = None  # of the optimizer step under way, this rank
-        self._step_loss: Tensor | None = None  # as reported for its micro-batches so far
-        self._step_metrics = StepMetrics()
         self.fixed: Mapping[str, Any] = {}  # what a resumed run must not change, for the manifests of checkpoints
-        self._finite = FiniteCheck(self, args.max_skipped_steps)
         if not args.max_grad_norm and not self.is_deepspeed_enabled:
             args.max_grad_norm = math.inf  # clips nothing; without it transformers 4 does not tell the norm
+        self._begin_step_anew()
         self._num_tokens = 0  # trained on, up to the last log
         self._first_step = 0  # the one this run is resumed at
         self._resumed_from = Path()
         self._saves_aside = False
+
+    def _begin_step_anew(self) -> None:
+        """Forget the micro-batches of a step that was not finished, as its gradients are."""
+        self._step_kept: Tensor | None = None  # of the optimizer step under way, this rank
+        self._step_loss: Tensor | None = None  # as reported for its micro-batches so far
+        self._step_metrics = StepMetrics()
+        self._finite = FiniteCheck(self, self.args.max_skipped_steps)
 
     def _refuse_split_batches(self) -> None:
         if self.args.n_gpu > 1:
@@ -158,7 +162,8 @@ class ProFitTrainer(SFTTrainer):
         formatting_func: Any,
         dataset_name: str,
     ) -> Any:
-        if formatting_func is None and not args.assistant_only_loss and is_chat(next(iter(dataset))):
+        asks_trl = formatting_func is not None or args.assistant_only_loss
+        if not asks_trl and is_chat(next(iter(dataset)), args.dataset_text_field):
             dataset = assistant_turns(dataset, processing_class, name=dataset_name, num_proc=args.dataset_num_proc)
         labeled = "labels" in (dataset.column_names or ())
         if labeled and columns_beside(dataset):
@@ -303,7 +308,11 @@ class ProFitTrainer(SFTTrainer):
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def set_initial_training_values(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the lengths of the training: no epochs where the checkpoint is of the last step already."""
+        """Return the lengths of the training: no epochs where the checkpoint is of the last step already.
+
+        Called wherever training begins, also once more after a batch that was found too large.
+        """
+        self._begin_step_anew()
         values = super().set_initial_training_values(*args, **kwargs)
         max_steps = values[-1]
         check_reaches(self._resumed_from, self._first_step, max_steps)

@@ -23,7 +23,7 @@ from profit_sft.evaluation.code_check import check_confirmed, passes
 from profit_sft.evaluation.grading import Grade, grade_math
 from profit_sft.evaluation.results import Record
 from profit_sft.evaluation.tasks import each_sample
-from profit_sft.evaluation.tasks.own import judge
+from profit_sft.evaluation.tasks.own import judge, math_answer
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -40,7 +40,7 @@ _CODE_BLOCK = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)(?:```|\Z)", re.IGNOREC
 
 def gsm8k_target(doc: Doc) -> str:
     """Return the number behind the `####` of a GSM8K solution."""
-    return str(doc["answer"]).rpartition("####")[2].strip().replace(",", "")
+    return math_answer(doc).replace(",", "")
 
 
 def grade_last_number(doc: Doc, text: str, truncated: bool = False) -> Grade:

@@ -1,4 +1,4 @@
-// Shared by every page: its data, three helpers to build the document, and the theme switch.
+// Shared by every page: its data, helpers to build the document, and the theme switch.
 const DATA = JSON.parse(document.getElementById("data").textContent);
 
 /** Return the element with this id. */
@@ -17,6 +17,13 @@ function svg(name, attributes = {}, ...children) {
   const node = document.createElementNS("http://www.w3.org/2000/svg", name);
   for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
   node.append(...children);
+  return node;
+}
+
+/** Make the span of a token; one with a control of direction (an override, an embedding) is known by its class. */
+function tokenEl(text, attributes) {
+  const node = el("span", attributes, text);
+  node.classList.toggle("turning", /[\u202a-\u202e\u2066-\u2069]/.test(text));
   return node;
 }
 

@@ -46,6 +46,9 @@ const partsOf = (points) => {
   return found.filter((part) => part.length);
 };
 
+/** A name in so many characters. */
+const shortened = (name, most) => (name.length > most ? `${name.slice(0, most - 1)}…` : name);
+
 /** Label the lines' ends, apart from each other. */
 function endLabels(ends, top, bottom) {
   ends.sort((a, b) => a.y - b.y);
@@ -114,7 +117,7 @@ function drawChart(place, chart, { axis, first, last, ticksAt, logarithmic, smoo
   if (several) {
     endLabels(ends, top, bottom);
     const most = Math.max(6, Math.floor((room - 10) / 6.2));
-    for (const { name, at } of ends) picture.append(svg("text", { class: "end", x: right + 9, y: at + 4 }, name.length > most ? `${name.slice(0, most - 1)}…` : name));
+    for (const { name, at } of ends) picture.append(svg("text", { class: "end", x: right + 9, y: at + 4 }, shortened(name, most)));
   }
   const cursor = svg("line", { class: "cursor hidden", y1: top, y2: bottom });
   picture.append(cursor);
@@ -184,11 +187,16 @@ function drawKeys() {
   }
 }
 
-/** Let the buttons called `smoothing` smooth the charts of a group. */
+/** Let the buttons called `smoothing` smooth the charts of a group, and the address say how. */
 function smoothByButtons(group) {
-  for (const choice of document.querySelectorAll("input[name=smoothing]")) {
+  const choices = [...document.querySelectorAll("input[name=smoothing]")];
+  const chosen = choices.find(({ value }) => value === ADDRESS.get("smoothing")) ?? choices[0];
+  chosen.checked = true;
+  group.smoothing = Number(chosen.value);
+  for (const choice of choices) {
     choice.addEventListener("change", () => {
       group.smoothing = Number(choice.value);
+      ADDRESS.set({ smoothing: choice === choices[0] ? null : choice.value });
       group.draw();
     });
   }

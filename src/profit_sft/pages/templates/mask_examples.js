@@ -12,6 +12,11 @@ const stretchesOf = (example) => Array.from({ length: example.stretches }, (_, i
   const [role, start, length, labeled] = STRETCHES.subarray(4 * (example.stretch + index), 4 * (example.stretch + index) + 4);
   return { role: ROLES[role], start, end: start + length, labeled: labeled === 1 };
 });
+/** Lower case with every character in its place: one that would become two, as İ does, stays. */
+const lowered = (text) => {
+  const low = text.toLowerCase();
+  return low.length === text.length ? low : text.replace(/./gsu, (one) => (one.toLowerCase().length === one.length ? one.toLowerCase() : one));
+};
 const isMarked = (marks, start, end) => marks.some(([from, to]) => from < end && start < to);
 
 // ---- The system prompt, once ----
@@ -48,9 +53,9 @@ let chosen = EXAMPLES; // after search and sorting
 
 function choose() {
   const wanted = /^\s*row:\s*(\d+)\s*$/i.exec(state.query);
-  const needle = state.query.toLowerCase();
+  const needle = lowered(state.query);
   chosen = EXAMPLES.filter((example) =>
-    wanted ? example.row === Number(wanted[1]) : needle === "" || textOf(example).toLowerCase().includes(needle));
+    wanted ? example.row === Number(wanted[1]) : needle === "" || lowered(textOf(example)).includes(needle));
   const key = ORDERS[state.order];
   if (key) {
     const keys = new Map(chosen.map((example) => [example, key(example)]));
@@ -155,8 +160,7 @@ function labelSpans(card, start, end, marks, offsets) {
 }
 
 function tokenSpan(text, label) {
-  const span = el("span", { class: "t", "data-label": label });
-  span.textContent = text;
+  const span = tokenEl(text, { class: "t", "data-label": label });
   if (text.includes("\n")) span.classList.add("line");
   if (text === "") span.classList.add("part");
   if (KINDS !== null && KINDS[label] > 0) span.classList.add(KIND_NAMES[KINDS[label]]);
@@ -188,10 +192,10 @@ function marked(text, marks) {
 
 /** Return where the query stands in a text, as [start, end) pairs. */
 function hits(text) {
-  const needle = /^\s*row:/i.test(state.query) ? "" : state.query.toLowerCase();
+  const needle = /^\s*row:/i.test(state.query) ? "" : lowered(state.query);
   const found = [];
   if (needle === "") return found;
-  const low = text.toLowerCase();
+  const low = lowered(text);
   for (let at = low.indexOf(needle); at >= 0; at = low.indexOf(needle, at + needle.length)) found.push([at, at + needle.length]);
   return found;
 }

@@ -17,7 +17,7 @@ function drawRows() {
         const weight = side.w[index];
         const level = weight > 0 ? Math.max(1, Math.min(10, Math.round(10 * weight))) : 0;
         const told = `p ${row.start.p[index].toPrecision(3)} at the start, ${row.now.p[index].toPrecision(3)} at step ${DATA.rows.step}; weight ${Number(weight.toPrecision(3))}`;
-        flow.append(el("span", { class: `t w${level}`, title: told }, text));
+        flow.append(tokenEl(text, { class: `t w${level}`, title: told }));
       }
       const kept = labels.filter(({ index }) => side.w[index] > 0).length;
       return el("div", {}, el("h4", {}, `${title}: ${kept} of ${labels.length} label tokens have a weight, NLL ${side.nll === null ? "not finite" : side.nll.toFixed(3)}`), flow);
@@ -32,13 +32,21 @@ function drawRows() {
 drawKeys();
 smoothByButtons(curves);
 
-(function followTheRun() {
+/** A page that is loaded again stands as it was left: its switch, and what was opened. */
+function followTheRun() {
   const waits = DATA.reload && Date.now() / 1000 - DATA.updated < DATA.stale_seconds;
+  const reload = byId("reload");
   byId("reload-field").classList.toggle("hidden", !waits);
-  byId("reload").checked = waits && location.hash !== "#still";
-  byId("reload").addEventListener("change", () => history.replaceState(null, "", byId("reload").checked ? "#" : "#still"));
-  if (waits) setInterval(() => { if (byId("reload").checked && !document.hidden && curves.at === null) location.reload(); }, 20000);
-})();
+  reload.checked = waits && ADDRESS.get("reload") !== "off";
+  reload.addEventListener("change", () => ADDRESS.set({ reload: reload.checked ? null : "off" }));
+  const foldings = [...document.querySelectorAll("details")];
+  for (const place of ADDRESS.get("open")?.split(" ") ?? []) foldings[place]?.setAttribute("open", "");
+  for (const folding of foldings) {
+    folding.addEventListener("toggle", () => ADDRESS.set({ open: foldings.flatMap(({ open }, place) => (open ? [place] : [])).join(" ") }));
+  }
+  if (waits) setInterval(() => { if (reload.checked && !document.hidden && curves.at === null) location.reload(); }, 20000);
+}
 
 drawRows();
+followTheRun();
 new ResizeObserver(curves.draw).observe(byId("main"));

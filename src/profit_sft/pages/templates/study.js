@@ -38,7 +38,7 @@ function drawForest() {
     const name = narrow ? { x: left, y: y - 14 } : { x: left - 14, y: y + 4, "text-anchor": "end" };
     const group = svg("g", { class: look },
       svg("title", {}, entry.verdict),
-      svg("text", { class: "name", ...name }, entry.label),
+      svg("text", { class: "name", ...name }, shortened(entry.label, Math.floor((narrow ? right - 150 : left - 14) / 7.2))),
       svg("line", { class: "whisker", x1: x(from), x2: x(to), y1: y, y2: y }),
       svg("circle", { class: "point", cx: x(at), cy: y, r: 5 }),
       svg("text", { class: "figures", x: width, y: narrow ? y - 14 : y + 4, "text-anchor": "end" }, `${signed(at)}  (${signed(from)} to ${signed(to)})`));
