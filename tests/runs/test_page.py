@@ -52,7 +52,7 @@ def test_one_run_shows_its_curves_marks_rows_and_figures(opened, tmp_path):
         *("w10", "w0"),
         *("w10", "w5"),
     ]
-    assert "p 0.0100 at the start, 0.250 at step 40; weight 0.5" in tokens.nth(3).get_attribute("title")
+    assert "p 0.01 at the start, 0.25 at step 40; weight 0.5" in tokens.nth(3).get_attribute("title")
     assert "profit train 'a b'" in page.locator("pre").inner_text()
 
 
@@ -148,12 +148,25 @@ def test_a_page_that_is_loaded_again_stands_as_it_was_left(opened, tmp_path):
         summary.click()
     smooth = page.locator("#curves polyline").first.get_attribute("points")
     assert smooth != as_logged
+    page.wait_for_function("/open=0.+1/.test(location.hash)")  # a browser tells of what was opened a moment later
     page.reload()
     assert not page.locator("#reload").is_checked()
     assert page.locator("input[value='0.93']").is_checked()
     assert page.locator("#curves polyline").first.get_attribute("points") == smooth
     assert page.evaluate("document.documentElement.dataset.theme") == "dark"
     assert page.locator("details").count() == page.locator("details[open]").count() == 2
+
+
+def test_what_a_broken_model_thought_of_a_row_is_not_finite(opened, tmp_path):
+    folder = made_run(tmp_path / "run")
+    rows = made_rows()
+    rows["rows"][0]["now"] = {"p": [math.nan] * 4, "w": [0, 0, math.nan, math.nan], "nll": math.nan}
+    (folder / "rows.json").write_text(json.dumps(rows))
+    page = opened(write_run_page([folder]))
+    assert "p 0.25 at the start, not finite at step 40; weight not finite" in [
+        token.get_attribute("title") for token in page.locator("#rows .t").all()
+    ]
+    assert "At step 40: 0 of 2 label tokens have a weight, NLL not finite" in page.locator("#rows").inner_text()
 
 
 @pytest.mark.parametrize(("text", "order"), [("שלום", -1), ("abcd", 1), ("\u202eabc", 1), ("a\u2067bc", 1)])

@@ -76,30 +76,30 @@ def test_rows_are_those_of_the_probe_token_by_token_at_the_start_and_now(tmp_pat
     run = trainer(tmp_path, max_steps=6)
     run.train()
     rows = read_run(tmp_path).rows
-    assert rows["step"] == 6
-    assert len(rows["rows"]) == 6
-    for row in rows["rows"]:
-        source = run.train_dataset[row["row"] - 1]
-        assert [token.strip() for token in row["tokens"]] == [f"w{index}" for index in source["input_ids"]]
+    assert rows.step == 6
+    assert len(rows.rows) == 6
+    for row in rows.rows:
+        source = run.train_dataset[row.row - 1]
+        assert [token.strip() for token in row.tokens] == [f"w{index}" for index in source["input_ids"]]
         labeled = [label != -100 for label in source["labels"]]
-        for side in (row["start"], row["now"]):
-            assert [p is not None for p in side["p"]] == labeled
-            kept = [0.0 if p is None else float(p >= 1 / 64) for p in side["p"]]
-            assert side["w"] == kept
-        assert row["start"]["p"] != row["now"]["p"]
+        for side in (row.start, row.now):
+            assert [p is not None for p in side.p] == labeled
+            kept = [0.0 if p is None else float(p >= 1 / 64) for p in side.p]
+            assert side.w == kept
+        assert row.start.p != row.now.p
     first = next(log for log in run.state.log_history if "probe_nll" in log)
-    assert 0.5 < sum(row["start"]["nll"] for row in rows["rows"]) / 6 / first["probe_nll"] < 2
+    assert 0.5 < sum(row.start.nll for row in rows.rows) / 6 / first["probe_nll"] < 2
 
 
 def test_a_resumed_run_keeps_the_rows_of_its_start(tmp_path):
     trainer(tmp_path, max_steps=4, save_strategy="steps", save_steps=2).train()
-    before = read_run(tmp_path).rows["rows"]
+    before = read_run(tmp_path).rows.rows
     resumed = trainer(tmp_path, max_steps=8, save_strategy="steps", save_steps=2)
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
     rows = read_run(tmp_path).rows
-    assert rows["step"] == 8
-    assert [row["start"] for row in rows["rows"]] == [row["start"] for row in before]
-    assert rows["rows"][0]["now"] != before[0]["now"]
+    assert rows.step == 8
+    assert [row.start for row in rows.rows] == [row.start for row in before]
+    assert rows.rows[0].now != before[0].now
 
 
 def test_a_run_that_is_gone_on_with_has_not_ended_before_its_first_log_either(tmp_path):

@@ -1,6 +1,7 @@
 """The figures of a training's logs: what each is called, how it is written, its course, and how it began and ended."""
 
 import math
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -103,8 +104,7 @@ def points(logs: Logs, name: str) -> Points:
     found = {
         int(log["step"]): log[name] for log in logs if name in log and (log[name] is None or _is_number(log[name]))
     }
-    values = ((step, None if value is None else float(value)) for step, value in sorted(found.items()))
-    return [(step, value if value is not None and math.isfinite(value) else None) for step, value in values]
+    return [(step, float(value) if is_finite(value) else None) for step, value in sorted(found.items())]
 
 
 def thinned(course: Points, most: int = MOST_POINTS) -> tuple[Points, int]:
@@ -143,6 +143,11 @@ def before_after(logs: Logs, names: Iterable[str] = _BEFORE_AFTER) -> list[tuple
         if course:
             found.append((metric(name), course[0][1], course[-1][1]))
     return found
+
+
+def is_finite(value: object) -> bool:
+    """Say whether a value of a log is a number that a figure can have."""
+    return _is_number(value) and abs(value) <= sys.float_info.max  # type: ignore[arg-type]  # also of long integers
 
 
 def _is_number(value: object) -> bool:

@@ -69,8 +69,8 @@ def render_run_page(records: Sequence[RunRecord]) -> str:
             "differences": _differences(records),
             "warned": any(record.warnings for record in records),
             "rows": first.rows if single else None,
-            "command": shlex.join(first.about.get("command", [])),
-            "versions": ", ".join(f"{name} {number}" for name, number in first.about.get("versions", {}).items()),
+            "command": shlex.join(first.about.command),
+            "versions": ", ".join(f"{name} {number}" for name, number in first.about.versions.items()),
             "updated": datetime.fromtimestamp(first.updated, timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC"),
         },
     )
@@ -85,7 +85,7 @@ def page_data(records: Sequence[RunRecord], names: Sequence[str]) -> dict[str, A
     return {
         "charts": _charts_of_one(records[0]) if single else _charts_of_several(records, names),
         "marks": _marks(records[0]) if single else [],
-        "rows": records[0].rows if single else None,
+        "rows": records[0].rows.model_dump() if single and records[0].rows else None,
         "reload": single and not records[0].has_ended,
         "updated": records[0].updated,
         "stale_seconds": _STALE_SECONDS,

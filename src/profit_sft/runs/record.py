@@ -5,11 +5,13 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from profit_sft.errors import ConfigurationError
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError, model_validator
+
+from profit_sft.errors import ConfigurationError, DataError
 from profit_sft.files import check_regular_file, read_json, write_text
-from profit_sft.runs.figures import Logs, warnings_in
+from profit_sft.runs.figures import Logs, is_finite, warnings_in
 
 METRICS_FILE = "metrics.jsonl"
 ABOUT_FILE = "run.json"
@@ -19,25 +21,68 @@ END = "train_runtime"  # the key of the log with which a training ends, or stops
 PACKAGES = ("profit-sft", "torch", "transformers", "trl", "datasets", "peft")  # whose versions a run tells
 
 
+class _FromFile(BaseModel):
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+
+
+class About(_FromFile):
+    """`run.json`: what a run is, and how its last session started; `started` in seconds since 1970."""
+
+    facts: dict[str, str] = {}
+    command: list[str] = []
+    versions: dict[str, str] = {}
+    started: float | None = None
+    start_step: NonNegativeInt = 0
+    max_steps: NonNegativeInt | None = None
+
+
+class RowSide(_FromFile):
+    """What a model thought of a row: of each token its probability, None where it is no label, and its weight."""
+
+    p: list[float | None]
+    w: list[float | None]
+    nll: float | None
+
+
+class ShownRow(_FromFile):
+    """A training row, token by token."""
+
+    row: int
+    tokens: list[str]
+    start: RowSide
+    now: RowSide
+
+    @model_validator(mode="after")
+    def _a_value_each(self) -> "ShownRow":
+        if {len(values) for side in (self.start, self.now) for values in (side.p, side.w)} - {len(self.tokens)}:
+            raise ValueError(f"p and w do not have one value for each of the {len(self.tokens)} tokens")
+        return self
+
+
+class ShownRows(_FromFile):
+    """`rows.json`: a few training rows at the start of a run and as they were measured last."""
+
+    step: NonNegativeInt
+    rows: list[ShownRow]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunRecord:
     """What the files of a run say.
 
     Attributes:
         folder: Where they lie.
-        about: `run.json`: `facts` by name, `command`, `started` (seconds since 1970), `start_step`, `max_steps`. Empty
-            for a run of an earlier version.
+        about: `run.json`; for a run of an earlier version one that says nothing.
         logs: The lines of metrics.jsonl.
-        rows: `rows.json`: a few training rows and what the model thought of them at the start and last. None: not
-            looked at.
+        rows: `rows.json`. None: none were looked at.
         checkpoints: Steps of the checkpoints that are there.
         updated: When the last line was logged, seconds since 1970.
     """
 
     folder: Path
-    about: Mapping[str, Any]
+    about: About
     logs: Logs
-    rows: Mapping[str, Any] | None
+    rows: ShownRows | None
     checkpoints: tuple[int, ...]
     updated: float
 
@@ -49,8 +94,7 @@ class RunRecord:
     @property
     def facts(self) -> Mapping[str, str]:
         """Model, objective, data and so on, in words."""
-        facts: Mapping[str, str] = self.about.get("facts", {})
-        return facts
+        return self.about.facts
 
     @property
     def step(self) -> int:
@@ -60,7 +104,7 @@ class RunRecord:
     @property
     def max_steps(self) -> int | None:
         """Optimizer steps of the whole run; None: not known."""
-        return self.about.get("max_steps")
+        return self.about.max_steps
 
     @property
     def has_ended(self) -> bool:
@@ -75,10 +119,10 @@ class RunRecord:
     @property
     def seconds_left(self) -> float | None:
         """How long the rest takes at the pace of this session; None: nothing to go by, or nothing left."""
-        done = self.step - int(self.about.get("start_step", 0))
-        if self.has_ended or self.max_steps is None or "started" not in self.about:
+        done = self.step - self.about.start_step
+        if self.has_ended or self.max_steps is None or self.about.started is None:
             return None
-        seconds = self.updated - float(self.about["started"])
+        seconds = self.updated - self.about.started
         if done <= 0 or seconds < 0:  # a clock that was set back tells no pace
             return None
         return seconds / done * max(0, self.max_steps - self.step)
@@ -129,9 +173,9 @@ def read_run(folder: str | Path) -> RunRecord:
         )
     return RunRecord(
         folder=folder,
-        about=_json(folder / ABOUT_FILE) or {},
+        about=_read(folder / ABOUT_FILE, About) or About(),
         logs=read_metrics(folder),
-        rows=_json(folder / ROWS_FILE),
+        rows=_read(folder / ROWS_FILE, ShownRows),
         checkpoints=tuple(sorted(map(step_number, checkpoints(folder)))),
         updated=path.stat().st_mtime,
     )
@@ -193,13 +237,26 @@ def read_metrics(folder: Path, say: Callable[[str], None] = lambda text: None) -
     for number, line in enumerate(lines, start=1):
         try:
             entry = json.loads(line)
-            entry["step"] + 0
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, RecursionError):
+            entry = None
+        if not isinstance(entry, dict) or not is_finite(entry.get("step")) or not is_finite(entry.get(END, 0)):
             say(f"'{path}', line {number} is torn or no log, and is left out.")
             continue
         found.append(entry)
     return found
 
 
-def _json(path: Path) -> dict[str, Any] | None:
-    return read_json(path, "Delete it; the page does without.") if path.exists() else None
+_Content = TypeVar("_Content", bound=_FromFile)
+
+
+def _read(path: Path, kind: type[_Content]) -> _Content | None:
+    """Return what a file of the run says; None where there is none."""
+    if not path.exists():
+        return None
+    fix = "Delete it; the page does without."
+    try:
+        return kind.model_validate(as_json(read_json(path, fix)))
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        place = ".".join(map(str, wrong["loc"]))
+        raise DataError(f"'{path}': {place or 'its content'}: {wrong['msg']}. {fix}") from None

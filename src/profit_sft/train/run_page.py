@@ -15,7 +15,7 @@ from profit_sft.errors import ProFitError
 from profit_sft.files import package_versions, read_json, write_text
 from profit_sft.mask.texts import TokenTexts
 from profit_sft.runs.page import write_run_page
-from profit_sft.runs.record import ABOUT_FILE, PACKAGES, ROWS_FILE
+from profit_sft.runs.record import ABOUT_FILE, PACKAGES, ROWS_FILE, as_json
 from profit_sft.train.callbacks import tell_trackers
 from profit_sft.train.collapse_probe import ProbeRow
 
@@ -117,7 +117,7 @@ class RunPage(TrainerCallback):
             if start is None or start["tokens"] != shown["tokens"]:
                 start = self._starts[row.row] = {**shown, "start": shown["now"]}
             rows.append({**shown, "start": start["start"]})
-        write_text(path, json.dumps({"step": state.global_step, "rows": rows}) + "\n")
+        write_text(path, json.dumps(as_json({"step": state.global_step, "rows": rows}), allow_nan=False) + "\n")
         self._shown_rows = seen
 
 

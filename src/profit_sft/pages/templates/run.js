@@ -6,6 +6,7 @@ byId("more").classList.toggle("hidden", !DATA.charts.some(({ more }) => more));
 function drawRows() {
   const place = byId("rows");
   if (!place) return;
+  const figure = (value) => (value === null ? "not finite" : Number(value.toPrecision(3)));
   for (const row of DATA.rows.rows) {
     const labels = row.tokens.map((text, index) => ({ text, index })).filter(({ index }) => row.start.p[index] !== null);
     const head = row.tokens.slice(0, labels.length ? labels[0].index : row.tokens.length).join("");
@@ -13,10 +14,10 @@ function drawRows() {
       const flow = el("div", { class: "flow" });
       for (const [index, text] of row.tokens.entries()) {
         if (index < (labels[0]?.index ?? 0)) continue;
-        if (side.p[index] === null) { flow.append(el("span", { class: "prompt" }, text)); continue; }
+        if (row.start.p[index] === null) { flow.append(el("span", { class: "prompt" }, text)); continue; }
         const weight = side.w[index];
         const level = weight > 0 ? Math.max(1, Math.min(10, Math.round(10 * weight))) : 0;
-        const told = `p ${row.start.p[index].toPrecision(3)} at the start, ${row.now.p[index].toPrecision(3)} at step ${DATA.rows.step}; weight ${Number(weight.toPrecision(3))}`;
+        const told = `p ${figure(row.start.p[index])} at the start, ${figure(row.now.p[index])} at step ${DATA.rows.step}; weight ${figure(weight)}`;
         flow.append(tokenEl(text, { class: `t w${level}`, title: told }));
       }
       const kept = labels.filter(({ index }) => side.w[index] > 0).length;
