@@ -299,6 +299,23 @@ def test_names_of_any_length_need_no_sideways_scrolling(open_page, tmp_path, wid
     assert all(0 <= box["x"] <= width - box["width"] for box in boxes)
 
 
+def test_answers_are_shown_where_one_variant_said_nothing_and_not_where_none_did(tmp_path):
+    plan = made_plan(cells=[{"objective": ["nll", "dft"], "seed": [0]}])
+    made_study(tmp_path, plan, RATES)
+
+    def shown():
+        write_report(plan, tmp_path, command=COMMAND)
+        content = (tmp_path / "report.html").read_text().split('id="data">')[1].split("</script>")[0]
+        (model,) = json.loads(content)["models"]
+        return [[text for _, _, text in task["problems"][0]["answers"]] for task in model["answers"]]
+
+    assert shown() == [[f"<b>0</b> of {name}" for name in ("untrained", "nll", "dft")]]
+    for cells, left in (("untrained", [["", "<b>0</b> of nll", "<b>0</b> of dft"]]), ("[nd]*", [])):
+        for path in tmp_path.glob(f"cells/{cells}/**/samples/generated.jsonl"):
+            path.write_text(re.sub(r'"answer": "[^"]*"', '"answer": ""', path.read_text()))
+        assert shown() == left
+
+
 @pytest.mark.slow
 def test_answers_are_found_by_who_is_right(page):
     def shown(**filters):

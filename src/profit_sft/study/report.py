@@ -138,8 +138,7 @@ def answers_of(results: Sequence[CellResult]) -> list[dict[str, Any]]:
     found = []
     for task in results[0].samples if results else ():
         texts = {name: read_answers(of[0].samples[task], _MOST_PROBLEMS) for name, of in by_variant.items()}
-        first = next(iter(texts.values()))
-        if not any(entry["answer"] for entry in first):
+        if not any(entry["answer"] for entries in texts.values() for entry in entries):  # choices, ranked by log p
             continue
         shares = {name: np.mean([result.accuracies[task] for result in of], axis=0) for name, of in by_variant.items()}
         problems = [
@@ -152,7 +151,7 @@ def answers_of(results: Sequence[CellResult]) -> list[dict[str, Any]]:
                     if index < len(texts[name])
                 ],
             }
-            for index, entry in enumerate(first)
+            for index, entry in enumerate(next(iter(texts.values())))
         ]
         seeds = {name: [result.cell.seed for result in of] for name, of in by_variant.items()}
         found.append({"task": task, "problems": problems, "of": len(next(iter(shares.values()))), "seeds": seeds})
