@@ -280,27 +280,29 @@ def answers(learner: Learner, problems: list[Problem], *, temperature: float) ->
     for index, problem in enumerate(problems):
         by_length.setdefault(len(learner.coder.encode(problem.prompt)[0]), []).append(index)
     found: list[tuple[bool, int]] = [(False, 0)] * len(problems)
-    for indices in by_length.values():
-        current = torch.tensor([learner.coder.encode(problems[index].prompt)[0] for index in indices])
-        cache, open_rows = DynamicCache(), torch.arange(len(indices))  # rows whose answers have not ended
-        said = torch.full((len(indices), LARGEST_ANSWER), learner.coder.eos)
-        for place in range(LARGEST_ANSWER):
-            logits = learner(input_ids=current, past_key_values=cache, use_cache=True).logits[:, -1].float()
-            if temperature == 0:
-                token = logits.argmax(-1)
-            else:
-                token = torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator)[:, 0]
-            said[open_rows, place] = token
-            going_on = (token != learner.coder.eos).nonzero()[:, 0]
-            if len(going_on) == 0:
-                break
-            if len(going_on) < len(open_rows):
-                cache.batch_select_indices(going_on)
-                open_rows, token = open_rows[going_on], token[going_on]
-            current = token[:, None]
-        for index, ids in zip(indices, said.tolist(), strict=True):
-            text = learner.coder.answer_of(ids)
-            found[index] = (last_number(text) == problems[index].answer, len(text))
+    # One context for all: in one of its own, every token would cast every weight anew.
+    with torch.autocast("cpu", torch.bfloat16, enabled=learner.autocast):
+        for indices in by_length.values():
+            current = torch.tensor([learner.coder.encode(problems[index].prompt)[0] for index in indices])
+            cache, open_rows = DynamicCache(), torch.arange(len(indices))  # rows whose answers have not ended
+            said = torch.full((len(indices), LARGEST_ANSWER), learner.coder.eos)
+            for place in range(LARGEST_ANSWER):
+                logits = learner(input_ids=current, past_key_values=cache, use_cache=True).logits[:, -1].float()
+                if temperature == 0:
+                    token = logits.argmax(-1)
+                else:
+                    token = torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator)[:, 0]
+                said[open_rows, place] = token
+                going_on = (token != learner.coder.eos).nonzero()[:, 0]
+                if len(going_on) == 0:
+                    break
+                if len(going_on) < len(open_rows):
+                    cache.batch_select_indices(going_on)
+                    open_rows, token = open_rows[going_on], token[going_on]
+                current = token[:, None]
+            for index, ids in zip(indices, said.tolist(), strict=True):
+                text = learner.coder.answer_of(ids)
+                found[index] = (last_number(text) == problems[index].answer, len(text))
     learner.model.train(training)
     return found
 
