@@ -180,6 +180,7 @@ FRACTIONS = [
 ]
 
 SETS_TUPLES_INTERVALS = [
+    ("The answer is 1 and 8. Wait, no, 1 and 7.", r"\{1,7\}", R),
     (r"\boxed{3, 5}", "5, 3", R),
     (r"\boxed{3,5}", "3, 5", R),
     (r"\boxed{3 \text{ and } 5}", "3, 5", R),
@@ -600,6 +601,11 @@ CHOICES = [
     ("The answer is A.</think>C", "C"),
     ("<answer>C</answer>", "C"),
     ("The answer is C. Wait, no, it's B.", "B"),
+    ("The answer is C. No, I think it's B.", "B"),
+    ("The answer is (C). Check: compound A is oxidized to B, so B.", "C"),
+    ("The correct answer is D. In the DNA strand opposite T it is A.", "D"),
+    ("Answer: B\n\nThe two genes are A and B; gene A is epistatic, hence A.", "B"),
+    ("Option B is correct: A binds C, but A.", "B"),
     ("It's B.", "B"),
     ("It is (B).", "B"),
     ("I think it's B", "B"),
@@ -632,6 +638,9 @@ CHOICES = [
 ]
 
 TUPLES_OF_NAMES_REPEATING_DECIMALS_AND_SCRIPTS = [
+    (r"\boxed{1,333.\overline{3}}", r"\frac{4000}{3}", R),
+    (r"\boxed{12{,}345.\bar{6}}", r"\frac{37037}{3}", R),
+    (r"\boxed{(2,0.\overline{3})}", r"(2,\frac13)", R),
     (r"\boxed{(x,y) = (2,3)}", "(2,3)", R),
     (r"\boxed{(2,3)}", "(x,y) = (2,3)", R),
     (r"\boxed{(x, y, z) = (1, 2, 3)}", "(1,2,3)", R),
@@ -739,6 +748,24 @@ TAKEN_BACK_OR_DENIED = [
     ("The answer cannot be 8. It is 7.", "8", W),
     ("The answer is not 8 but 7.", "7", R),
     ("The answer is 7, not 8.", "7", R),
+    ("The answer to the problem is not 8, it is 7.", "7", R),
+    (r"Thus the answer is $\boxed{3}$ and it cannot be $-3$.", "3", R),
+    (r"So the answer is $\boxed{12}$, which is not $13$.", "12", R),
+    (r"Thus the answer is \boxed{3} since x cannot be -3.", "3", R),
+    ("The answer is 3, it cannot be -3.", "3", R),
+    ("The answer is 5, which is not 6.", "5", R),
+    ("The answer is 3 since x cannot be -3. So x = -3 is rejected.", "3", R),
+    ("The answer equals 3 and x is not -3.", "3", R),
+    (r"The answer is not \boxed{8}, it is \boxed{7}.", "7", R),
+    ("The answer is 72. Wait, 48/2 = 24 and 48+24 = 72.", "72", R),
+    ("The answer is 45. Wait, 5*8 = 40, plus 5 = 45.", "45", R),
+    ("The answer is 72. Wait, 24 clips in May plus 48 clips in April makes 72.", "72", R),
+    ("The answer is 18. Wait, 9 eggs at $2 each give 18, so yes.", "18", R),
+    ("The answer is 3 (no, 4 would be too many).", "3", R),
+    ("The answer is 3. No, 4=2+2.", "3", R),
+    ("The answer is 8 dollars. Wait, 7 dollars.", "7", R),
+    ("The answer is $x=8$. Wait, no, $x = 7$.", "7", R),
+    ("The answer is $8$. Wait, no, $7$.", "7", R),
     ("The answer is not $\\frac{1}{2}$; it is $\\frac{1}{3}$.", "1/3", R),
 ]
 

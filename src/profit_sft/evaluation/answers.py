@@ -107,17 +107,21 @@ _MARKER = re.compile(
 _VALUE = r"[-\u2212]?[$\\(√π∞\d]"
 # What an answer is said not to be: "the answer is not 8 but 7".
 _DENIED = re.compile(
-    r"\banswers?\b(?:,?\s+[\w'$\\{}-]+){0,4}?\s+(?:(?:is|was|be)\s+not|cannot\s+be|(?:is|was|ca)n['\u2019]t(?:\s+be)?)\s+"
-    rf"(?={_VALUE})\S+",
+    # Words between, of which none says what it is: "the answer is 3, it cannot be -3" denies another value.
+    r"\banswers?\b(?:,?\s+(?!(?:is|are|was|were|equals|be)\b)[A-Za-z'\u2019-]+){0,4}?"
+    rf"\s+(?:(?:is|was|be)\s+not|cannot\s+be|(?:is|was|ca)n['\u2019]t(?:\s+be)?)\s+(?={_VALUE})\S+",
     re.IGNORECASE,
 )
+# A value with its unit, or two.
+_BARE_VALUE = rf"(?:\$[^$\n]*\$|{_VALUE}[^\s=]*)(?: (?:and|or) {_VALUE}[^\s=]*| [A-Za-z%]+){{0,2}}[ \t]*"
 # An answer that is taken back at once: "the answer is 8. Wait, no, it is 7".
 _TAKEN_BACK = r"(?:wait|no|oops|sorry|actually|correction|scratch that|or rather|i mean)\b[\s,.:;!-]{0,4}"
 _CORRECTION = re.compile(
     rf"[\s,.;!?()$*_\u2014\u2026-]{{0,12}}\b{_TAKEN_BACK}(?:{_TAKEN_BACK}){{0,3}}"
     r"(?:(?:it|that|the answer)(?:['\u2019]s| is| should be| must be) |make (?:that|it) "
-    r"|(?<=wait, )|(?<=no, )|(?<=rather )|(?<=mean ))"
-    # A value, and not "No, 3 of them are red" or "Actually, that is 5 more than before".
+    # Without a verb the value alone, and not "Wait, 48/2 = 24 and 48+24 = 72" or "No, 3 of them are red".
+    rf"|(?:(?<=wait, )|(?<=no, )|(?<=rather )|(?<=mean ))(?={_BARE_VALUE}(?:[.!?)](?:[\s)]|$)|\n|$)))"
+    # And not "Actually, that is 5 more than before".
     rf"(?={_VALUE})(?!\S{{0,40}}(?<![,.;:!?])(?: \w+)? (?:is|are|was|were|of|than)\b)",
     re.IGNORECASE,
 )
@@ -213,14 +217,19 @@ _BEFORE = re.compile(
     r"(?: (?:clearly|therefore|thus|indeed|simply|most likely|likely|probably|definitely))?"
     r"(?: (?:either|both|neither|not))?(?: (?:the )?(?:option|choice|letter|answer|statement)s?)?[\s:]*"
     r"|<answer>\s*|\bcorrect: ?|\bit (?:must|has to|should) be "
-    r"|(?:\bit(?:'s|\u2019s| is) |\bi(?:'d|\u2019d| would)? (?:say|think) (?:it(?:'s|\u2019s| is) |that )?"
-    r"|\b(?:therefore|thus|hence|so)[,:]? |^\W{0,3}(?:choose|pick|select) )"
-    r"(?=[\x02(]?(?-i:[A-D])[\x03)]?(?:[.!;\n]|,? (?:because|since)\b|$))"
-    r"|\bbut (?:rather )?(?=[\x02(]?(?-i:[A-D])[\x03)]?(?:[.!;\n]|$))"
     r"|\b(?:i|we)(?:'d| would| will|'ll)? (?:choose|chose|pick|select|go with)(?: (?:option|choice|answer))?:? ?"
     r"|\b(?:therefore|thus|hence|so|conclusion)[,:]? (?:it is |it's |it must be )?(?:option|choice|answer) ",
     re.IGNORECASE,
 )
+# What also says it, where nothing of the above does: of what explains an answer, "so B" may be a compound or a gene.
+_IN_PASSING = re.compile(
+    r"(?:\bit(?:'s|\u2019s| is) |\bi(?:'d|\u2019d| would)? (?:say|think) (?:it(?:'s|\u2019s| is) |that )?"
+    r"|\b(?:therefore|thus|hence|so)[,:]? |^\W{0,3}(?:choose|pick|select) )"
+    r"(?=[\x02(]?(?-i:[A-D])[\x03)]?(?:[.!;\n]|,? (?:because|since)\b|$))"
+    r"|\bbut (?:rather )?(?=[\x02(]?(?-i:[A-D])[\x03)]?(?:[.!;\n]|$))",
+    re.IGNORECASE,
+)
+_TAKES_BACK = re.compile(rf"\b(?:{_TAKEN_BACK}){{1,4}}$", re.IGNORECASE)
 _CHOSEN = re.compile(rf"{_LETTERS}|[a-d](?=[.)]?\s*$)", re.MULTILINE)
 _AFTER = re.compile(
     rf"({_LETTERS}) ?(?:(?:is|are|was|seems|must be|would be) (?:both |therefore |thus |clearly |indeed |also )?"
@@ -277,16 +286,25 @@ def _marked(text: str) -> str:
 
 def _stated_letters(text: str, end: int) -> str:
     """Return the letters of the last place that says what the answer is, of those that are complete at `end`."""
-    found = (-1, "")
-    for match in _BEFORE.finditer(text):
-        chosen = _CHOSEN.match(text, match.end())
-        if chosen and chosen.end() <= end and not _NEGATION.search(match[0]) and not _is_article(text, chosen):
-            found = max(found, (chosen.start(), chosen[0]))
+    found = _places(_BEFORE, text, end)
     for match in _AFTER.finditer(text):
         before = text[max(0, match.start() - _NEAR) : match.start()].rpartition(".")[2]
         if match.end() <= end and not _NEGATION.search(before):
-            found = max(found, (match.start(1), match[1]))
-    return _letters(found[1])
+            found.append((match.start(1), match.start(), match[1]))
+    said = _places(_IN_PASSING, text, end)
+    if found:
+        said = [place for place in said if _TAKES_BACK.search(text, max(0, place[1] - _NEAR), place[1])]
+    return _letters(max([*found, *said], default=(-1, -1, ""))[2])
+
+
+def _places(pattern: "re.Pattern[str]", text: str, end: int) -> list[tuple[int, int, str]]:
+    """Return of each place that names letters where these and it begin, and the letters."""
+    found = []
+    for match in pattern.finditer(text):
+        chosen = _CHOSEN.match(text, match.end())
+        if chosen and chosen.end() <= end and not _NEGATION.search(match[0]) and not _is_article(text, chosen):
+            found.append((chosen.start(), match.start(), chosen[0]))
+    return found
 
 
 def _is_article(text: str, chosen: "re.Match[str]") -> bool:

@@ -67,7 +67,7 @@ LOOKS = re.compile(
     r"\\(?:(?:text|math)?color|colorbox|fcolorbox ?\{[^{}]*\}) ?(?:\[[^][{}]*\] ?)?\{[^{}]*\} ?\{?|\\underline ?\{"
 )
 _BRACE = re.compile(r"\\.|[(){}]", re.DOTALL)  # with what is escaped, which is to be skipped
-_REPEATING = re.compile(r"(?<!\d)(\d*)\.(\d*)\\(?:overline|bar) ?\{(\d+)\}")
+_REPEATING = re.compile(r"(?<!\d)(\d{1,3}(?:\{?,\}?\d{3})+|\d*)\.(\d*)\\(?:overline|bar) ?\{(\d+)\}")
 # Powers but a lone square or cube, which other patterns read: "10\u207b\u00b3", "2\u00b9\u2070".
 _SUPERSCRIPTS = "\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079\u207b"
 _SUPERSCRIPT = re.compile(
@@ -187,6 +187,7 @@ def _as_fraction(match: re.Match[str]) -> str:
     whole, fixed, repeated = match.groups(default="")
     if len(match[0]) > MAX_DIGITS:
         return match[0]
+    whole = re.sub(r"\D", "", whole)  # commas between thousands
     begins, both = int(whole + fixed or 0), int(whole + fixed + repeated)
     value = Fraction(both - begins, (10 ** len(repeated) - 1) * 10 ** len(fixed))
     return rf"\frac{{{value.numerator}}}{{{value.denominator}}}"
