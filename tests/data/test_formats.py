@@ -6,7 +6,7 @@ import pytest
 
 from profit_sft.data.formats import REQUIRED_FIELDS, detect_format, to_conversation
 from profit_sft.data.row import Row
-from profit_sft.data.settings import FORMATS, DataOptions
+from profit_sft.data.settings import FORMATS, DataOptions, DataSettings
 from profit_sft.errors import DataError
 
 USER, ASSISTANT = {"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "Four."}
@@ -109,6 +109,19 @@ def test_alpaca_input_follows_the_instruction():
     found = converted({"instruction": "double", "input": 5, "output": 10})
     assert [message["content"] for message in found.messages] == ["double\n\n5", "10"]
     assert converted({"instruction": "Add.", "input": float("nan"), "output": "4"}).messages[0]["content"] == "Add."
+
+
+@pytest.mark.parametrize(
+    ("question", "answer"),
+    [("instruction", "output"), ("prompt", "completion"), ("question", "answer"), ("Input", "Solution")],
+)
+def test_a_question_without_its_answer_is_not_trained_as_the_text_beside_it(question, answer):
+    """As of Alpaca's own table, which has the whole prompt in a column of text."""
+    row = {question: "2+2?", answer: None, "text": "Below is an instruction. 2+2?"}
+    with pytest.raises(DataError, match=rf"'{answer.lower()}' must be text that is not empty, got None"):
+        converted(row)
+    assert converted({**row, question: None}).completion == row["text"]  # of a merged table
+    assert detect_format(row, DataSettings(dataset_name="x", dataset_text_field="body")) == "text"
 
 
 def test_the_context_of_a_question_follows_it():

@@ -75,27 +75,45 @@ def detect_format(columns: Collection[str], options: DataOptions = AS_USUAL) -> 
     """Return the format these columns have, or None. Columns that the options name mean question and answer.
 
     Of a row's values those that are null are passed over where the others have a format: of merged tables a row has the
-    columns of its own, and null in those of others.
+    columns of its own, and null in those of others. But a question without its answer is no plain text, of which every
+    token is trained, whatever stands in a column of text beside it.
     """
     if options.prompt_column is not None or options.response_column is not None:
         return "question_answer"
-    given = columns
-    if isinstance(columns, Mapping):
-        given = [name for name, value in columns.items() if value is not None]
-    return _format_of(tuple(given), options.names_text) or _format_of(tuple(columns), options.names_text)
+    of_all = _format_of(tuple(columns), options.names_text)
+    if not isinstance(columns, Mapping):
+        return of_all
+    given = tuple(name for name, value in columns.items() if value is not None)
+    found = _format_of(given, options.names_text)
+    if found == "text" and not options.names_text:
+        return next((name for name in _formats_of(tuple(columns)) if _fields_of(name) & _lowered(given)), found)
+    return found or of_all
 
 
 @lru_cache(maxsize=64)
 def _format_of(names: tuple[str, ...], names_text: bool) -> Format | None:
-    columns = {*names, *map(str.lower, names)}
-    found: list[Format] = [
-        name
-        for name, fields in REQUIRED_FIELDS.items()
-        if any(all(field in columns for field in needed) for needed in (fields, *_ALSO.get(name, ())))
-    ]
+    found = _formats_of(names)
     if names_text and "text" in found and found[0] in ("alpaca", "question_answer"):
         return "text"
     return next(iter(found), None)
+
+
+def _formats_of(names: tuple[str, ...]) -> list[Format]:
+    """Return every format whose columns are all there, the one that goes before the others first."""
+    columns = _lowered(names)
+    return [
+        name
+        for name, fields in REQUIRED_FIELDS.items()
+        if any(columns.issuperset(of) for of in (fields, *_ALSO.get(name, ())))
+    ]
+
+
+def _fields_of(name: Format) -> set[str]:
+    return {field for fields in (REQUIRED_FIELDS[name], *_ALSO.get(name, ())) for field in fields}
+
+
+def _lowered(names: Collection[str]) -> set[str]:
+    return {*names, *map(str.lower, names)}
 
 
 def to_conversation(row: Row, options: DataOptions = AS_USUAL) -> Conversation:
