@@ -16,7 +16,7 @@ from profit_sft.errors import LossBypassedError, UnsupportedModelError
 from profit_sft.head_module import backbone_of, through_head
 from profit_sft.linears import linears_by_onednn
 from profit_sft.loss import SelectiveLoss, selective_linear_cross_entropy
-from profit_sft.loss.selective import Backend, Normalize, Statistics, shifted
+from profit_sft.loss.selective import Backend, Normalize, Statistics, check_weighting, shifted
 from profit_sft.objectives import FROM_THE_BATCH, Objective
 from profit_sft.padding import rows_to_run, run_rows
 
@@ -58,10 +58,7 @@ class SelectiveHead:
     hands_labels: bool = False
 
     def __post_init__(self) -> None:
-        if not isinstance(self.objective, Objective):
-            raise TypeError(f"objective must be an Objective such as ProFit(threshold=0.1), got {self.objective!r}.")
-        if self.normalize not in ("all", "kept"):
-            raise ValueError(f"normalize must be 'all' or 'kept', got {self.normalize!r}.")
+        check_weighting(self.objective, self.normalize)
         if self.statistics not in ("objective", "all", "ranks"):
             raise ValueError(f"statistics must be 'objective', 'all' or 'ranks', got {self.statistics!r}.")
         if not isinstance(self.skip_padding, bool):

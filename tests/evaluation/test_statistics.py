@@ -12,11 +12,9 @@ from profit_sft.evaluation.statistics import average_interval, estimate_mean, sh
 
 def test_problems_are_the_units_not_samples():
     found = estimate_mean([[1, 0], [1, 1], [0, 0]])
-    # Means of the problems: 1/2, 1, 0; their standard deviation is 1/2. Variances within: 1/2, 0, 0.
+    # Means of the problems: 1/2, 1, 0; their standard deviation is 1/2.
     assert found.mean == pytest.approx(0.5)
-    assert found.between_problems == pytest.approx(0.5)
     assert found.standard_error == pytest.approx(0.5 / math.sqrt(3))
-    assert found.within_problem == pytest.approx(math.sqrt(1 / 6))
 
 
 def test_more_samples_of_the_same_problems_do_not_make_the_mean_surer():
@@ -29,7 +27,6 @@ def test_weighted_mean_has_the_standard_error_of_a_ratio():
     found = estimate_mean([[0, 0], [1, 1]], [1, 3])
     assert found.mean == pytest.approx(0.75)
     assert found.standard_error == pytest.approx(0.375)
-    assert found.between_problems == pytest.approx(math.sqrt(0.5))
 
 
 def test_equal_weights_of_any_size_change_nothing():
@@ -39,11 +36,8 @@ def test_equal_weights_of_any_size_change_nothing():
     assert weighted.standard_error == pytest.approx(plain.standard_error)
 
 
-def test_what_one_problem_or_one_sample_cannot_tell_is_none():
-    found = estimate_mean([[1, 0]])
-    assert (found.standard_error, found.between_problems) == (None, None)
-    assert found.within_problem == pytest.approx(math.sqrt(0.5))
-    assert estimate_mean([[1], [0]]).within_problem is None
+def test_one_problem_does_not_tell_how_sure_it_is():
+    assert estimate_mean([[1, 0]]).standard_error is None
 
 
 @pytest.mark.parametrize("scores", [[], [[1], []]])

@@ -19,16 +19,12 @@ class Estimate:
         low: Lower end of its 95% interval over problems, see `share_interval`.
         high: Upper end.
         standard_error: Its standard error, which is 0 where all grades are alike; None with fewer than two problems.
-        between_problems: Standard deviation of the problems' own means; None with fewer than two problems.
-        within_problem: Root of the mean variance of the samples of one problem; None with one sample a problem.
     """
 
     mean: float
     low: float
     high: float
     standard_error: float | None
-    between_problems: float | None
-    within_problem: float | None
 
 
 def estimate_mean(grades: Sequence[Sequence[float]], weights: Sequence[float] | None = None) -> Estimate:
@@ -62,21 +58,12 @@ def estimate_mean(grades: Sequence[Sequence[float]], weights: Sequence[float] | 
     n, total = len(grades), sum(weights)
     means = [sum(samples) / len(samples) for samples in grades]
     mean = sum(weight * value for weight, value in zip(weights, means, strict=True)) / total
-    error = between = None
+    error = None
     if n > 1:
         squares = sum((weight * (value - mean)) ** 2 for weight, value in zip(weights, means, strict=True))
         error = math.sqrt(n / (n - 1) * squares) / total
-        center = sum(means) / n
-        between = math.sqrt(sum((value - center) ** 2 for value in means) / (n - 1))
     low, high = share_interval(means, weights)
-    return Estimate(
-        mean=mean,
-        low=low,
-        high=high,
-        standard_error=error,
-        between_problems=between,
-        within_problem=_within(grades, means),
-    )
+    return Estimate(mean=mean, low=low, high=high, standard_error=error)
 
 
 def share_interval(means: ArrayLike, weights: ArrayLike | None = None) -> tuple[float, float]:
@@ -133,12 +120,3 @@ def average_interval(means: Sequence[float], intervals: Sequence[tuple[float, fl
     below = math.hypot(*(value - low for value, (low, _) in zip(means, intervals, strict=True)))
     above = math.hypot(*(high - value for value, (_, high) in zip(means, intervals, strict=True)))
     return mean - below / len(means), mean + above / len(means)
-
-
-def _within(grades: Sequence[Sequence[float]], means: Sequence[float]) -> float | None:
-    variances = [
-        sum((grade - mean) ** 2 for grade in samples) / (len(samples) - 1)
-        for samples, mean in zip(grades, means, strict=True)
-        if len(samples) > 1
-    ]
-    return math.sqrt(sum(variances) / len(variances)) if variances else None

@@ -11,6 +11,7 @@ import yaml
 
 from profit_sft.files import write_text
 from profit_sft.pages.render import render_page, render_text
+from profit_sft.runs.figures import metric
 from profit_sft.study.analysis import CURVES, Analysis, ComparisonRow, VariantRow, analyze
 from profit_sft.study.budgets import BudgetFindings, BudgetPoint, findings_by_budget
 from profit_sft.study.plan import StudyPlan
@@ -30,12 +31,6 @@ _SHOWN = {
     "better here": "better, these models",
     "worse here": "worse, these models",
     "no difference": "not shown",
-}
-_CURVE_TITLES = {
-    "nll": ("Plain NLL of the training batches, nats a token", "number"),
-    "kept_share": ("Kept share of label tokens", "share"),
-    "loss": ("Loss that is minimized (not comparable between objectives)", "number"),
-    "mean_token_accuracy": ("Token accuracy on the training batches", "share"),
 }
 
 
@@ -116,7 +111,7 @@ def render_html(
         for model in plan.models
     ]
     curves: list[dict[str, Any]] = [
-        {"name": name, "title": _CURVE_TITLES[name][0], "form": _CURVE_TITLES[name][1]} for name in CURVES
+        {"name": name, "title": metric(name).title, "form": metric(name).form} for name in CURVES
     ]
     for task, limits_of_task in _budgets_of(budgets).items():
         curves.append(
