@@ -51,6 +51,7 @@ TABLES: dict[str, tuple[str, ...] | None] = {
     "map-other-starts": None,
     "map-three-seeds": None,
     "map-smollm2": None,
+    "map-smollm2-again": None,
 }
 # A theme each: paper, ink, paler ink, lines, no difference; then ahead of plain SFT and behind it, by size. Blue and
 # orange are told apart with any kind of color vision.
