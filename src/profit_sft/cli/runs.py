@@ -5,7 +5,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 from statistics import fmean
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Group, RenderableType
@@ -19,8 +19,10 @@ from rich.text import Text
 from profit_sft.cli.options import flag
 from profit_sft.errors import ConfigurationError
 from profit_sft.runs.figures import CHARTS, Points, metric, points
-from profit_sft.runs.record import RunRecord, read_run
 from profit_sft.terminal import console
+
+if TYPE_CHECKING:
+    from profit_sft.runs.record import RunRecord
 
 _BARS = "▁▂▃▄▅▆▇█"
 _STALE_SECONDS = 600
@@ -48,6 +50,8 @@ def watch_command(
     once: Annotated[bool, typer.Option("--once", help="Print it as it stands now, and end.")] = False,
 ) -> int:
     """Show a run in the terminal while it goes on: how far, how long, and every figure's course. Ends with the run."""
+    from profit_sft.runs.record import read_run
+
     if not interval > 0:
         raise ConfigurationError(f"interval must be seconds above 0, got {interval}.")
     out = console(wrap=False)
@@ -64,7 +68,7 @@ def watch_command(
     return 0
 
 
-def view(record: RunRecord, *, width: int, now: float | None = None) -> RenderableType:
+def view(record: "RunRecord", *, width: int, now: float | None = None) -> RenderableType:
     """Return what is shown of a run.
 
     Args:
@@ -87,7 +91,7 @@ def view(record: RunRecord, *, width: int, now: float | None = None) -> Renderab
     return Group(*parts)
 
 
-def _figures(record: RunRecord, width: int) -> Table:
+def _figures(record: "RunRecord", width: int) -> Table:
     table = Table(box=None, pad_edge=False, expand=True)
     for title, justify in (("", "left"), ("first", "right"), ("last", "right")):
         table.add_column(title, justify=justify, no_wrap=True)  # type: ignore[arg-type]  # one of rich's literals
