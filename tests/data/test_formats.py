@@ -120,7 +120,8 @@ def test_a_question_without_its_answer_is_not_trained_as_the_text_beside_it(ques
     row = {question: "2+2?", answer: None, "text": "Below is an instruction. 2+2?"}
     with pytest.raises(DataError, match=rf"'{answer.lower()}' must be text that is not empty, got None"):
         converted(row)
-    assert converted({**row, question: None}).completion == row["text"]  # of a merged table
+    for nothing in (None, "", " "):
+        assert converted({**row, question: None, answer: nothing}).completion == row["text"]  # of a merged table
     assert detect_format(row, DataSettings(dataset_name="x", dataset_text_field="body")) == "text"
 
 

@@ -126,7 +126,7 @@ def test_a_comparison_without_end_is_neither_right_nor_wrong(judge, monkeypatch)
         (r"\boxed{A}", "A", "boxed"),
         (r"\boxed{\text{(B)}}", "B", "boxed"),
         ("Not (A). So (D)", "D", "stated"),
-        ("Since $A = 3$ here, it is (D)", "D", "stated"),
+        ("Since $A = 3$ here, it is (D)", "D", "fallback"),
         ("Thinking.\n\nB.\n", "B", "fallback"),
     ],
 )

@@ -86,7 +86,8 @@ def detect_format(columns: Collection[str], options: DataOptions = AS_USUAL) -> 
     given = tuple(name for name, value in columns.items() if value is not None)
     found = _format_of(given, options.names_text)
     if found == "text" and not options.names_text:
-        return next((name for name in _formats_of(tuple(columns)) if _fields_of(name) & _lowered(given)), found)
+        filled = _lowered([name for name in given if not is_blank(columns[name])])
+        return next((name for name in _formats_of(tuple(columns)) if _fields_of(name) & filled), found)
     return found or of_all
 
 

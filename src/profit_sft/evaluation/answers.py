@@ -108,19 +108,24 @@ _VALUE = r"[-\u2212]?[$\\(√π∞\d]"
 # What an answer is said not to be: "the answer is not 8 but 7".
 _DENIED = re.compile(
     # Words between, of which none says what it is: "the answer is 3, it cannot be -3" denies another value.
-    r"\banswers?\b(?:,?\s+(?!(?:is|are|was|were|equals|be)\b)[A-Za-z'\u2019-]+){0,4}?"
-    rf"\s+(?:(?:is|was|be)\s+not|cannot\s+be|(?:is|was|ca)n['\u2019]t(?:\s+be)?)\s+(?={_VALUE})\S+",
+    r"\banswers?\b(?:,?\s+(?!(?:is|are|was|were|equals|be)\b)"
+    r"(?:(?:part|question|problem)\s+\(?\w{1,3}\)?|[A-Za-z'\u2019-]+)){0,4}?"
+    r"\s+(?:(?:is|was|be)\s+not|(?:cannot|(?:can|should|would|will|could)\s+(?:not|never))\s+be"
+    rf"|(?:is|was|ca)n['\u2019]t(?:\s+be)?)\s+(?={_VALUE})\S+",
     re.IGNORECASE,
 )
 # A value with its unit, or two.
-_BARE_VALUE = rf"(?:\$[^$\n]*\$|{_VALUE}[^\s=]*)(?: (?:and|or) {_VALUE}[^\s=]*| [A-Za-z%]+){{0,2}}[ \t]*"
+_UNIT_WORD = r"(?!(?:also|too|in|works?|fails?|sold)\b)[A-Za-z%]+"
+_BARE_VALUE = rf"(?:\$[^$\n]*\$|{_VALUE}[^\s=]*)(?: (?:and|or) {_VALUE}[^\s=]*| {_UNIT_WORD}){{0,2}}[ \t]*"
 # An answer that is taken back at once: "the answer is 8. Wait, no, it is 7".
 _TAKEN_BACK = r"(?:wait|no|oops|sorry|actually|correction|scratch that|or rather|i mean)\b[\s,.:;!-]{0,4}"
 _CORRECTION = re.compile(
     rf"[\s,.;!?()$*_\u2014\u2026-]{{0,12}}\b{_TAKEN_BACK}(?:{_TAKEN_BACK}){{0,3}}"
-    r"(?:(?:it|that|the answer)(?:['\u2019]s| is| should be| must be) |make (?:that|it) "
+    # Behind "wait" alone "that's 2 hours" says the same in other words.
+    r"(?:(?:it|the answer|(?:(?<=no, )|(?<=no )|(?<=sorry, )|(?<=oops, ))that)(?:['\u2019]s| is| should be| must be) "
+    r"|make (?:that|it) |(?<=wait, no, )|(?<=rather )|(?<=mean )"
     # Without a verb the value alone, and not "Wait, 48/2 = 24 and 48+24 = 72" or "No, 3 of them are red".
-    rf"|(?:(?<=wait, )|(?<=no, )|(?<=rather )|(?<=mean ))(?={_BARE_VALUE}(?:[.!?)](?:[\s)]|$)|\n|$)))"
+    rf"|(?:(?<=wait, )|(?<=no, ))(?={_BARE_VALUE}(?:[.!?)](?:[\s)]|$)|\n|$)))"
     # And not "Actually, that is 5 more than before".
     rf"(?={_VALUE})(?!\S{{0,40}}(?<![,.;:!?])(?: \w+)? (?:is|are|was|were|of|than)\b)",
     re.IGNORECASE,
@@ -230,12 +235,14 @@ _IN_PASSING = re.compile(
     re.IGNORECASE,
 )
 _TAKES_BACK = re.compile(rf"\b(?:{_TAKEN_BACK}){{1,4}}$", re.IGNORECASE)
+_STARTS = re.compile(r"(?:\A|[.!?\n])\W*(?:(?:therefore|thus|hence|so|then|but)[,:]? )?\Z", re.IGNORECASE)  # a sentence
+_ENDS = re.compile(r"\W*\Z")
 _CHOSEN = re.compile(rf"{_LETTERS}|[a-d](?=[.)]?\s*$)", re.MULTILINE)
 _AFTER = re.compile(
     rf"({_LETTERS}) ?(?:(?:is|are|was|seems|must be|would be) (?:both |therefore |thus |clearly |indeed |also )?"
     r"(?:the )?(?:only |most |best )?(?:correct|right|true|best|answer|accurate|appropriate)\b)"
 )
-_NEGATION = re.compile(r"\b(?:not|neither)\b|n't\b", re.IGNORECASE)
+_NEGATION = re.compile(r"\b(?:not|neither|cannot|never)\b|n['\u2019]t\b", re.IGNORECASE)
 _CONTINUES = re.compile(r" (?:because|since|as|for|is|which|and|or|with|due|here|in|given|but|not)\b")
 _BEGINNING = re.compile(
     r"\W*(?:(?i:option|choice) )?([A-D])(?:[.):,\x03](?!\s*(?:is|are|was|would|can)\b)| because\b|\W*$)"
@@ -264,7 +271,10 @@ def stated_choice(text: str, *, truncated: bool = False) -> FoundAnswer | None:
     stated = _stated_letters(plain, end)
     if stated:
         return _single(stated, "stated")
-    return None if truncated else _single(_guessed(plain), "fallback")
+    guessed = "" if truncated else _guessed(plain)
+    if guessed:
+        return _single(guessed, "fallback")
+    return _single(_letters(max(_places(_IN_PASSING, plain, end), default=(-1, -1, ""))[2]), "stated")
 
 
 def _boxed_letters(box: str) -> str:
@@ -291,10 +301,20 @@ def _stated_letters(text: str, end: int) -> str:
         before = text[max(0, match.start() - _NEAR) : match.start()].rpartition(".")[2]
         if match.end() <= end and not _NEGATION.search(before):
             found.append((match.start(1), match.start(), match[1]))
+    letters = _letters(max(found, default=(-1, -1, ""))[2])
     said = _places(_IN_PASSING, text, end)
-    if found:
-        said = [place for place in said if _TAKES_BACK.search(text, max(0, place[1] - _NEAR), place[1])]
+    if len(set(letters.upper())) == 1:  # which only a correction or the last sentence takes back
+        backs = [place for place in said if _TAKES_BACK.search(text, max(0, place[1] - _NEAR), place[1])]
+        said = backs + [
+            place for place in said[-1:] if _begins(text, place) and _ENDS.match(text, place[0] + len(place[2]))
+        ]
+    elif not found:
+        said = [place for place in said if _begins(text, place)]
     return _letters(max([*found, *said], default=(-1, -1, ""))[2])
+
+
+def _begins(text: str, place: tuple[int, int, str]) -> bool:
+    return bool(_STARTS.search(text, max(0, place[1] - _NEAR), place[1]))
 
 
 def _places(pattern: "re.Pattern[str]", text: str, end: int) -> list[tuple[int, int, str]]:

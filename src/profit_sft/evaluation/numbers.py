@@ -67,7 +67,8 @@ LOOKS = re.compile(
     r"\\(?:(?:text|math)?color|colorbox|fcolorbox ?\{[^{}]*\}) ?(?:\[[^][{}]*\] ?)?\{[^{}]*\} ?\{?|\\underline ?\{"
 )
 _BRACE = re.compile(r"\\.|[(){}]", re.DOTALL)  # with what is escaped, which is to be skipped
-_REPEATING = re.compile(r"(?<!\d)(\d{1,3}(?:\{?,\}?\d{3})+|\d*)\.(\d*)\\(?:overline|bar) ?\{(\d+)\}")
+# Bounded, or a list of a thousand groups would be read anew from each of them.
+_REPEATING = re.compile(r"(?<!\d)(\d{1,3}(?:\{?,\}?\d{3}){1,9}|\d*)\.(\d*)\\(?:overline|bar) ?\{(\d+)\}")
 # Powers but a lone square or cube, which other patterns read: "10\u207b\u00b3", "2\u00b9\u2070".
 _SUPERSCRIPTS = "\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079\u207b"
 _SUPERSCRIPT = re.compile(

@@ -5,9 +5,9 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, ValidationError, model_validator
 
 from profit_sft.errors import ConfigurationError, DataError
 from profit_sft.files import check_regular_file, read_json, write_text
@@ -31,9 +31,9 @@ class About(_FromFile):
     facts: dict[str, str] = {}
     command: list[str] = []
     versions: dict[str, str] = {}
-    started: float | None = None
+    started: NonNegativeFloat | None = None
     start_step: NonNegativeInt = 0
-    max_steps: NonNegativeInt | None = None
+    max_steps: Annotated[int, Field(ge=0, lt=2**63)] | None = None
 
 
 class RowSide(_FromFile):

@@ -238,16 +238,12 @@ def probe_rows(rows: Sequence[int], input_ids: Tensor, found: SelectiveLoss) -> 
             ProbeRow(
                 row=row,
                 input_ids=input_ids[index, :size].tolist(),
-                probs=[None, *(_prob(log_p[at]) if has_label[at] else None for at in range(size - 1))],
+                probs=[None, *(math.exp(log_p[at]) if has_label[at] else None for at in range(size - 1))],
                 token_weights=[0.0, *(weights[index, at].item() if has_label[at] else 0.0 for at in range(size - 1))],
                 nll=mean if math.isfinite(mean) else None,
             )
         )
     return seen
-
-
-def _prob(log_p: float) -> float:
-    return 0.0 if math.isnan(log_p) else math.exp(log_p)
 
 
 def _drawing_alike(objective: Objective) -> Objective:
