@@ -63,8 +63,12 @@ class Learner:
 
     def __call__(self, **inputs: Any) -> Any:
         """Return the model's output."""
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.autocast):
+        with self.precision():
             return self.model(**inputs)
+
+    def precision(self) -> torch.autocast:
+        """Return the context in which its layers compute; one around many calls casts the weights once."""
+        return torch.autocast("cpu", torch.bfloat16, enabled=self.autocast)
 
 
 def new_learner() -> Learner:
@@ -280,8 +284,7 @@ def answers(learner: Learner, problems: list[Problem], *, temperature: float) ->
     for index, problem in enumerate(problems):
         by_length.setdefault(len(learner.coder.encode(problem.prompt)[0]), []).append(index)
     found: list[tuple[bool, int]] = [(False, 0)] * len(problems)
-    # One context for all: in one of its own, every token would cast every weight anew.
-    with torch.autocast("cpu", torch.bfloat16, enabled=learner.autocast):
+    with learner.precision():  # or every token would cast every weight anew
         for indices in by_length.values():
             current = torch.tensor([learner.coder.encode(problems[index].prompt)[0] for index in indices])
             cache, open_rows = DynamicCache(), torch.arange(len(indices))  # rows whose answers have not ended

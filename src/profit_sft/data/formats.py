@@ -85,7 +85,7 @@ def detect_format(columns: Collection[str], options: DataOptions = AS_USUAL) -> 
         return of_all
     given = tuple(name for name, value in columns.items() if value is not None)
     found = _format_of(given, options.names_text)
-    if found == "text" and not options.names_text:
+    if found == "text" != of_all and not options.names_text:
         filled = _lowered([name for name in given if not is_blank(columns[name])])
         return next((name for name in _formats_of(tuple(columns)) if _fields_of(name) & filled), found)
     return found or of_all
@@ -102,15 +102,16 @@ def _format_of(names: tuple[str, ...], names_text: bool) -> Format | None:
 def _formats_of(names: tuple[str, ...]) -> list[Format]:
     """Return every format whose columns are all there, the one that goes before the others first."""
     columns = _lowered(names)
-    return [
-        name
-        for name, fields in REQUIRED_FIELDS.items()
-        if any(columns.issuperset(of) for of in (fields, *_ALSO.get(name, ())))
-    ]
+    return [name for name in REQUIRED_FIELDS if any(columns.issuperset(of) for of in _choices_of(name))]
+
+
+def _choices_of(name: Format) -> tuple[tuple[str, ...], ...]:
+    """Return the sets of columns of which a format needs one."""
+    return (REQUIRED_FIELDS[name], *_ALSO.get(name, ()))
 
 
 def _fields_of(name: Format) -> set[str]:
-    return {field for fields in (REQUIRED_FIELDS[name], *_ALSO.get(name, ())) for field in fields}
+    return {field for fields in _choices_of(name) for field in fields}
 
 
 def _lowered(names: Collection[str]) -> set[str]:

@@ -251,7 +251,8 @@ _ONLY = re.compile(r"\W*([a-d])\W*")
 _ALONE = re.compile(
     rf"\x02[A-D]\x03(?:{_JOINED}\x02[A-D]\x03){{0,5}}|^(?:[^\w\n]|_)*[A-D](?:[^\w\n]|_)*$", re.MULTILINE
 )
-_NEAR = 24  # characters in which "not" belongs to a letter
+_Place = tuple[int, int, str]  # where letters begin, where what names them begins, and the letters
+_NEAR = 24  # characters in which "not" belongs to a letter, or a correction to what follows it
 _SHORT = 40  # characters of a box that is searched for letters
 
 
@@ -268,13 +269,14 @@ def stated_choice(text: str, *, truncated: bool = False) -> FoundAnswer | None:
         return _single(letters, "boxed")
     plain = _marked(text)
     end = max(plain.rfind(sign) for sign in ".!?\n") if truncated else len(plain)
-    stated = _stated_letters(plain, end)
+    in_passing = _places(_IN_PASSING, plain, end)
+    stated = _stated_letters(plain, end, in_passing)
     if stated:
         return _single(stated, "stated")
     guessed = "" if truncated else _guessed(plain)
     if guessed:
         return _single(guessed, "fallback")
-    return _single(_letters(max(_places(_IN_PASSING, plain, end), default=(-1, -1, ""))[2]), "stated")
+    return _single(_last(in_passing), "stated")
 
 
 def _boxed_letters(box: str) -> str:
@@ -294,31 +296,37 @@ def _marked(text: str) -> str:
     return re.sub(r"\*\*|__", "", text)
 
 
-def _stated_letters(text: str, end: int) -> str:
+def _stated_letters(text: str, end: int, in_passing: list[_Place]) -> str:
     """Return the letters of the last place that says what the answer is, of those that are complete at `end`."""
     found = _places(_BEFORE, text, end)
     for match in _AFTER.finditer(text):
         before = text[max(0, match.start() - _NEAR) : match.start()].rpartition(".")[2]
         if match.end() <= end and not _NEGATION.search(before):
             found.append((match.start(1), match.start(), match[1]))
-    letters = _letters(max(found, default=(-1, -1, ""))[2])
-    said = _places(_IN_PASSING, text, end)
-    if len(set(letters.upper())) == 1:  # which only a correction or the last sentence takes back
-        backs = [place for place in said if _TAKES_BACK.search(text, max(0, place[1] - _NEAR), place[1])]
-        said = backs + [
-            place for place in said[-1:] if _begins(text, place) and _ENDS.match(text, place[0] + len(place[2]))
-        ]
-    elif not found:
-        said = [place for place in said if _begins(text, place)]
-    return _letters(max([*found, *said], default=(-1, -1, ""))[2])
+    if not found:
+        said = [place for place in in_passing if _stands_behind(_STARTS, text, place)]
+    elif len(set(_last(found).upper())) != 1:
+        said = in_passing
+    else:  # one letter, which only a correction or the last sentence takes back
+        said = [place for place in in_passing if _stands_behind(_TAKES_BACK, text, place)]
+        for place in in_passing[-1:]:
+            if _stands_behind(_STARTS, text, place) and _ENDS.match(text, place[0] + len(place[2])):
+                said.append(place)
+    return _last([*found, *said])
 
 
-def _begins(text: str, place: tuple[int, int, str]) -> bool:
-    return bool(_STARTS.search(text, max(0, place[1] - _NEAR), place[1]))
+def _stands_behind(pattern: "re.Pattern[str]", text: str, place: _Place) -> bool:
+    """Say whether what stands right before a place ends in a pattern."""
+    return bool(pattern.search(text, max(0, place[1] - _NEAR), place[1]))
 
 
-def _places(pattern: "re.Pattern[str]", text: str, end: int) -> list[tuple[int, int, str]]:
-    """Return of each place that names letters where these and it begin, and the letters."""
+def _last(places: list[_Place]) -> str:
+    """Return the letters of the last place; none where there is none."""
+    return _letters(max(places)[2]) if places else ""
+
+
+def _places(pattern: "re.Pattern[str]", text: str, end: int) -> list[_Place]:
+    """Return each place where a pattern names letters."""
     found = []
     for match in pattern.finditer(text):
         chosen = _CHOSEN.match(text, match.end())

@@ -175,7 +175,7 @@ def read_run(folder: str | Path) -> RunRecord:
         folder=folder,
         about=_read(folder / ABOUT_FILE, About) or About(),
         logs=read_metrics(folder),
-        rows=_read(folder / ROWS_FILE, ShownRows),
+        rows=read_rows(folder),
         checkpoints=tuple(sorted(map(step_number, checkpoints(folder)))),
         updated=path.stat().st_mtime,
     )
@@ -244,6 +244,15 @@ def read_metrics(folder: Path, say: Callable[[str], None] = lambda text: None) -
             continue
         found.append(entry)
     return found
+
+
+def read_rows(folder: Path) -> ShownRows | None:
+    """Return a run folder's `rows.json`; None where there is none.
+
+    Raises:
+        DataError: It is damaged.
+    """
+    return _read(folder / ROWS_FILE, ShownRows)
 
 
 _Content = TypeVar("_Content", bound=_FromFile)

@@ -12,10 +12,10 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from profit_sft.errors import ProFitError
-from profit_sft.files import package_versions, read_json, write_text
+from profit_sft.files import package_versions, write_text
 from profit_sft.mask.texts import TokenTexts
 from profit_sft.runs.page import write_run_page
-from profit_sft.runs.record import ABOUT_FILE, PACKAGES, ROWS_FILE, as_json
+from profit_sft.runs.record import ABOUT_FILE, PACKAGES, ROWS_FILE, as_json, read_rows
 from profit_sft.train.callbacks import tell_trackers
 from profit_sft.train.collapse_probe import ProbeRow
 
@@ -108,7 +108,7 @@ class RunPage(TrainerCallback):
             return
         path = folder / ROWS_FILE
         if self._starts is None:  # a resumed run has its start in the file
-            self._starts = _stored_rows(path) if state.global_step else {}
+            self._starts = _stored_rows(folder) if state.global_step else {}
         texts = TokenTexts(tokenizer)
         rows = []
         for row in seen:
@@ -121,10 +121,11 @@ class RunPage(TrainerCallback):
         self._shown_rows = seen
 
 
-def _stored_rows(path: Path) -> dict[int, Any]:
+def _stored_rows(folder: Path) -> dict[int, Any]:
     """Return the rows of `rows.json` by number; none where it cannot be read."""
-    with suppress(ProFitError, KeyError, TypeError):
-        return {row["row"]: row for row in read_json(path, "")["rows"]}
+    with suppress(ProFitError):
+        stored = read_rows(folder)
+        return {} if stored is None else {row.row: row.model_dump() for row in stored.rows}
     return {}
 
 
